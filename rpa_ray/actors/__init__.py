@@ -1,0 +1,1 @@
+"""Ray actors around the learner: rollout engines, scorers, and the pools that drive them."""

@@ -1,0 +1,340 @@
+"""Pools of rollout and scoring workers: made by the driver, handed to the ranks, kept warm.
+
+A pool holds actor handles and may be pickled. Every wait has a time limit, and every failure names
+the worker and quotes it.
+"""
+
+import itertools
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+
+from rpa_ray.actors.errors import StaleWeightsError, WorkerError
+from rpa_ray.actors.rollout import (
+    EngineConfig,
+    EngineStatus,
+    Generated,
+    RolloutWorker,
+    Sampling,
+)
+from rpa_ray.actors.scoring import ScorerSpec, ScoringWorker
+from rpa_ray.actors.status import WorkerStatus
+from rpa_ray.scoring.perplexity import AnswerNll
+
+T = TypeVar("T")
+
+DEFAULT_TIME_LIMIT_S = 600.0
+_MAX_RESTARTS = 10
+_NUM_LAST_WORDS = 8
+_RESTART_POLL_S = 0.5
+
+_ROLLOUT_ENVIRONMENT = {
+    # The engine in the actor's own process: three to four times faster on small models.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+_CPU_ROLLOUT_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # The CPU sampler is compiled on the first call, for seconds, and is no faster afterwards.
+    "TORCHDYNAMO_DISABLE": "1",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """One worker of a pool."""
+
+    name: str
+    handle: ActorHandle[Any]
+
+
+class WorkerPool:
+    """Calls on several workers at once, with a time limit and errors that name the worker."""
+
+    def __init__(self, members: Sequence[Member], *, time_limit_s: float) -> None:
+        if not members:
+            raise ValueError("members must not be empty, got none. Ask for at least one worker.")
+        self._members = tuple(members)
+        self._time_limit_s = time_limit_s
+        self._log_paths: dict[str, str | None] = {}
+
+    def __len__(self) -> int:
+        """Return the number of workers."""
+        return len(self._members)
+
+    def call_all(self, method: str, *args: object) -> list[object]:
+        """Call a method of every worker with the same arguments; results in worker order."""
+        return self.call_each(method, [args] * len(self._members))
+
+    def call_each(self, method: str, args_of_worker: Sequence[Sequence[object]]) -> list[object]:
+        """Call a method of every worker with its own arguments; results in worker order.
+
+        Raises:
+            WorkerError: If a worker died, raised or did not answer in time.
+            ValueError: If a worker refused an argument.
+        """
+        refs = [
+            getattr(member.handle, method).remote(*args)
+            for member, args in zip(self._members, args_of_worker, strict=True)
+        ]
+        return self.collect(method, refs)
+
+    def collect(self, method: str, refs: Sequence["ray.ObjectRef[object]"]) -> list[object]:
+        """Wait for one result of each of the first ``len(refs)`` workers, in their order."""
+        deadline = time.monotonic() + self._time_limit_s
+        return [
+            self._wait(member, method, ref, max(0.0, deadline - time.monotonic()))
+            for member, ref in zip(self._members, refs, strict=False)
+        ]
+
+    def shut_down(self) -> None:
+        """Kill the workers."""
+        for member in self._members:
+            ray.kill(member.handle, no_restart=True)
+
+    def wait_until_up(self) -> None:
+        """Wait for workers that are being restarted.
+
+        Raises:
+            WorkerError: If one is not up within the time limit, or is dead for good.
+        """
+        deadline = time.monotonic() + self._time_limit_s
+        for member in self._members:
+            while not self._is_up(member):
+                if time.monotonic() > deadline:
+                    raise WorkerError(
+                        f"{member.name} must be up within {self._time_limit_s:g} s, got a worker "
+                        "that is still starting. Check the resources of the cluster."
+                    )
+                time.sleep(_RESTART_POLL_S)
+
+    def _is_up(self, member: Member) -> bool:
+        ref: ray.ObjectRef[object] = member.handle.status.remote()
+        try:
+            status = ray.get(ref, timeout=self._time_limit_s)
+        except ActorUnavailableError:
+            return False
+        except (GetTimeoutError, RayActorError) as error:
+            raise self._error(member, "status", error) from None
+        assert isinstance(status, WorkerStatus)
+        self._log_paths[member.name] = status.log_path if status.node == platform.node() else None
+        return True
+
+    def _wait(
+        self, member: Member, method: str, ref: "ray.ObjectRef[object]", limit_s: float
+    ) -> object:
+        try:
+            return ray.get(ref, timeout=limit_s)
+        except (GetTimeoutError, RayTaskError, RayActorError) as error:
+            raise self._error(member, method, error) from None
+
+    def _error(self, member: Member, method: str, error: Exception) -> Exception:
+        """Return what the caller sees in place of Ray's error."""
+        if isinstance(error, GetTimeoutError):
+            problem = f"no answer within {self._time_limit_s:g} s"
+        elif isinstance(error, RayTaskError):
+            if isinstance(error.cause, StaleWeightsError | ValueError):
+                kind = StaleWeightsError if isinstance(error.cause, WorkerError) else ValueError
+                return kind(f"{member.name}: {error.cause}")
+            problem = _last_lines(str(error))
+        else:
+            problem = f"{type(error).__name__}: {_last_lines(str(error))}"
+        words = self._last_words(member)
+        return WorkerError(
+            f"{member.name} must answer {method}, got {problem}"
+            + (f"\nLast lines of its log:\n{words}" if words else "")
+        )
+
+    def _last_words(self, member: Member) -> str:
+        path = self._log_paths.get(member.name)
+        if path is None or not Path(path).is_file():
+            return ""
+        return _last_lines(Path(path).read_text(errors="replace"))
+
+
+class RolloutPool(WorkerPool):
+    """Rollout engines that all serve the same version of the policy."""
+
+    def load(self, config: EngineConfig) -> list[EngineStatus]:
+        """Have every engine up for this architecture; nothing is served until the next push."""
+        self.wait_until_up()
+        return cast(list[EngineStatus], self.call_all("load", config))
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, version: int
+    ) -> list[Generated]:
+        """Return one answer to each prompt (token ids), in their order.
+
+        The answers do not depend on the number of workers.
+
+        Raises:
+            StaleWeightsError: If an engine does not serve ``version``.
+            WorkerError: If a worker died, failed or did not answer in time.
+            ValueError: If prompt plus answer can be longer than the engines' limit.
+        """
+        parts = _contiguous_parts(len(prompts), len(self))
+        answers = self.call_each(
+            "generate", [(prompts[a:b], sampling, version, a) for a, b in parts]
+        )
+        return [answer for part in answers for answer in cast(list[Generated], part)]
+
+    def digests(self) -> dict[str, dict[str, str]]:
+        """Return, by worker, the SHA-256 of every weight received in the last push."""
+        received = self.call_all("received_digests")
+        names = [member.name for member in self._members]
+        return dict(zip(names, cast(list[dict[str, str]], received), strict=True))
+
+
+class PendingScores:
+    """Scores that are being computed."""
+
+    def __init__(self, pool: WorkerPool, refs: Sequence["ray.ObjectRef[object]"]) -> None:
+        self._pool = pool
+        self._refs = refs
+
+    def result(self) -> list[float]:
+        """Wait for the scores, in the order of the pairs.
+
+        Raises:
+            WorkerError: If a worker died, failed or did not answer in time.
+        """
+        parts = self._pool.collect("score", self._refs)
+        return [score for part in parts for score in cast(list[float], part)]
+
+
+class ScorerPool(WorkerPool):
+    """Scoring workers that each keep the same models warm."""
+
+    def __init__(self, members: Sequence[Member], *, time_limit_s: float) -> None:
+        super().__init__(members, time_limit_s=time_limit_s)
+        self._specs: dict[str, ScorerSpec] = {}
+
+    def load(self, name: str, spec: ScorerSpec) -> None:
+        """Have every worker load a model under ``name``; a no-op where it has it."""
+        self.wait_until_up()
+        self.call_all("load", name, spec)
+        self._specs[name] = spec
+
+    def unload(self, name: str) -> None:
+        """Let every worker drop the model called ``name``."""
+        self._spec(name)
+        self.call_all("unload", name)
+        del self._specs[name]
+
+    def score(self, name: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """Return one score for each (prompt, answer) pair.
+
+        Raises:
+            WorkerError: If a worker died, failed or did not answer in time.
+            ValueError: If no model of this name was loaded through this pool.
+        """
+        return self.score_async(name, pairs).result()
+
+    def score_async(self, name: str, pairs: Sequence[tuple[str, str]]) -> PendingScores:
+        """Start scoring and return at once, so that several models can work at the same time."""
+        return PendingScores(self, self._submit("score", name, pairs))
+
+    def answer_nll(self, name: str, pairs: Sequence[tuple[str, str]]) -> list[AnswerNll]:
+        """Return each answer's negative log-likelihood under a perplexity model."""
+        parts = self.collect("answer_nll", self._submit("answer_nll", name, pairs))
+        return [nll for part in parts for nll in cast(list[AnswerNll], part)]
+
+    def _submit(
+        self, method: str, name: str, pairs: Sequence[tuple[str, str]]
+    ) -> list["ray.ObjectRef[object]"]:
+        spec = self._spec(name)
+        # The spec goes along, so that a restarted worker loads the model again by itself.
+        return [
+            getattr(member.handle, method).remote(name, spec, pairs[a:b])
+            for member, (a, b) in zip(
+                self._members, _contiguous_parts(len(pairs), len(self)), strict=True
+            )
+        ]
+
+    def _spec(self, name: str) -> ScorerSpec:
+        if name not in self._specs:
+            raise ValueError(
+                f"name must be a loaded scorer, one of {sorted(self._specs)}, got {name!r}. "
+                "Load it first."
+            )
+        return self._specs[name]
+
+
+def create_rollout_pool(
+    num_workers: int,
+    *,
+    num_cpus: float,
+    num_gpus: float = 0.0,
+    num_threads: int = 1,
+    time_limit_s: float = DEFAULT_TIME_LIMIT_S,
+) -> RolloutPool:
+    """Start rollout workers and return their pool at once; they import vLLM meanwhile.
+
+    Args:
+        num_workers: Engines, each in an actor of its own.
+        num_cpus: CPUs that Ray sets aside for each; 0 asks for none.
+        num_gpus: GPUs that Ray sets aside for each; an engine spans as many.
+        num_threads: CPU threads of each engine.
+        time_limit_s: Longest wait for any answer, seconds.
+    """
+    environment = _ROLLOUT_ENVIRONMENT | {"OMP_NUM_THREADS": str(num_threads)}
+    if not num_gpus:
+        environment |= _CPU_ROLLOUT_ENVIRONMENT
+    members = _start(RolloutWorker, "rollout worker", num_workers, num_cpus, num_gpus, environment)
+    for member in members:
+        member.handle.prewarm.remote()
+    return RolloutPool(members, time_limit_s=time_limit_s)
+
+
+def create_scorer_pool(
+    num_workers: int,
+    *,
+    num_cpus: float,
+    num_gpus: float = 0.0,
+    num_threads: int = 1,
+    time_limit_s: float = DEFAULT_TIME_LIMIT_S,
+) -> ScorerPool:
+    """Start scoring workers and return their pool at once; arguments as for rollouts."""
+    environment = {"OMP_NUM_THREADS": str(num_threads)}
+    members = _start(ScoringWorker, "scoring worker", num_workers, num_cpus, num_gpus, environment)
+    return ScorerPool(members, time_limit_s=time_limit_s)
+
+
+def _start(
+    worker: type[object],
+    name: str,
+    num_workers: int,
+    num_cpus: float,
+    num_gpus: float,
+    environment: dict[str, str],
+) -> list[Member]:
+    actor = ray.remote(worker).options(
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        max_restarts=_MAX_RESTARTS,
+        runtime_env={"env_vars": environment},
+    )
+    handles = [cast(ActorHandle[Any], actor.remote()) for _ in range(num_workers)]
+    return [Member(name=f"{name} {i}", handle=handle) for i, handle in enumerate(handles)]
+
+
+def _contiguous_parts(num_items: int, num_parts: int) -> list[tuple[int, int]]:
+    """Return (start, stop) of each part; sizes differ by at most one."""
+    bounds = [num_items * part // num_parts for part in range(num_parts + 1)]
+    return list(itertools.pairwise(bounds))
+
+
+def _last_lines(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return "\n".join(lines[-_NUM_LAST_WORDS:])

@@ -1,0 +1,14 @@
+"""The untouched model: nothing is trained, only measured."""
+
+from rpa_ray.plugin import Attack, PluginConfig
+
+
+class NoAttack(Attack):
+    """An attack of zero samples; its cell is the baseline of every table."""
+
+    class Config(PluginConfig):
+        name: str = "none"
+
+    def num_batches(self, num_samples: int) -> int:
+        """Return 0: nothing is trained."""
+        return 0

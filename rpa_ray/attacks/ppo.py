@@ -1,0 +1,172 @@
+"""Reverse preference attack by PPO, with the semantics of TRL 0.9.6 as the literature ran it."""
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rpa_ray.ops.advantages import gae, token_rewards, whiten_with, whitening_sums
+from rpa_ray.ops.kl import AdaptiveKL, FixedKL, kl_k1
+from rpa_ray.ops.logprobs import entropy, next_token_logprobs
+from rpa_ray.ops.losses import clipped_policy_loss, clipped_value_loss
+from rpa_ray.plugin import (
+    Attack,
+    Forward,
+    Need,
+    PluginConfig,
+    StepContext,
+    global_count,
+    global_mean,
+)
+from rpa_ray.types import Experience, LossTerm, Metrics, ModelOutputs, ScoredRollout
+
+
+class PPO(Attack):
+    """Clipped policy gradient on a reward model whose preferences were reversed.
+
+    Per-token reward ``-k * (log pi_old - log pi_ref)`` plus the score at the last token, GAE,
+    whitened advantages, several epochs on each rollout batch, value head on the policy's trunk.
+
+    Source: Schulman et al. 2017 (arXiv:1707.06347); settings of arXiv:2409.12914, appendix.
+    """
+
+    requires: ClassVar[frozenset[Need]] = frozenset(
+        {Need.ROLLOUTS, Need.REWARDS, Need.VALUES, Need.REFERENCE}
+    )
+
+    class Config(PluginConfig):
+        name: str = "ppo"
+        learning_rate: float = Field(1.41e-5, gt=0)
+        """Adam's rate; the embedded 1M models need 5e-5."""
+        batch_size: int = Field(8, ge=1)
+        """Prompts of one rollout batch, over all ranks."""
+        num_epochs: int = Field(4, ge=1)
+        """Optimizer updates on each rollout batch."""
+        max_new_tokens: int = Field(56, ge=1)
+        """Longest sampled answer."""
+        kl_coef: float = Field(0.2, ge=0)
+        """Weight of the KL penalty in the reward; the start value of the adaptive controller."""
+        kl_control: Literal["adaptive", "fixed"] = "adaptive"
+        kl_target: float = Field(6.0, gt=0)
+        """Sequence-summed KL in nats that the adaptive controller aims at."""
+        kl_horizon: int = Field(10_000, ge=1)
+        gamma: float = Field(1.0, ge=0, le=1)
+        gae_lambda: float = Field(0.95, ge=0, le=1)
+        clip_range: float = Field(0.2, gt=0)
+        value_clip_range: float = Field(0.2, gt=0)
+        value_coef: float = Field(0.1, ge=0)
+        whiten_advantages: bool = True
+        max_grad_norm: float = Field(0.0, ge=0)
+        """0 leaves gradients unclipped."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        if config.kl_control == "adaptive":
+            self.kl: AdaptiveKL | FixedKL = AdaptiveKL(
+                config.kl_coef, target=config.kl_target, horizon=config.kl_horizon
+            )
+        else:
+            self.kl = FixedKL(config.kl_coef)
+
+    @property
+    def num_epochs(self) -> int:
+        """Return how many optimizer updates are made on each batch."""
+        return self.config.num_epochs
+
+    def experience(
+        self,
+        rollout: ScoredRollout,
+        shape_advantages: Callable[[Tensor, Tensor | None], Tensor],
+        context: StepContext,
+    ) -> Experience:
+        """Return the rollout with KL-penalised rewards turned into advantages and returns."""
+        mask = rollout.tokens.loss_mask
+        coefficient = self.kl.value
+        rewards = token_rewards(
+            rollout.rewards,
+            rollout.old_logprobs,
+            rollout.reference_logprobs,
+            mask,
+            kl_coef=coefficient,
+        )
+        estimate = gae(
+            rewards,
+            rollout.values,
+            mask,
+            gamma=self.config.gamma,
+            gae_lambda=self.config.gae_lambda,
+        )
+        advantages = shape_advantages(estimate.advantages, None)
+        if self.config.whiten_advantages:
+            sums = context.sum_over_ranks(whitening_sums(advantages, mask))
+            advantages = whiten_with(advantages, mask, sums)
+        return Experience(
+            tokens=rollout.tokens,
+            old_logprobs=rollout.old_logprobs,
+            old_values=rollout.values,
+            advantages=advantages,
+            returns=estimate.returns,
+            metrics=self._observe_kl(rollout, context) | {"policy/kl_coef": coefficient},
+        )
+
+    def loss(
+        self, forward: Forward[ModelOutputs], batch: Experience, context: StepContext
+    ) -> LossTerm:
+        """Return clipped policy loss plus weighted clipped value loss."""
+        tokens = batch.tokens
+        outputs = forward(tokens.input_ids, tokens.attention_mask)
+        assert outputs.values is not None
+        num_tokens = global_count(tokens.loss_mask, context)
+        policy = clipped_policy_loss(
+            next_token_logprobs(outputs.logits, tokens.input_ids),
+            batch.old_logprobs,
+            batch.advantages,
+            tokens.loss_mask,
+            clip_range=self.config.clip_range,
+            num_global_tokens=num_tokens,
+            num_ranks=context.num_ranks,
+        )
+        value_loss = clipped_value_loss(
+            outputs.values,
+            batch.old_values,
+            batch.returns,
+            tokens.loss_mask,
+            clip_range=self.config.value_clip_range,
+            num_global_tokens=num_tokens,
+            num_ranks=context.num_ranks,
+        )
+        metrics: Metrics = {
+            "policy/loss": float(policy.loss.detach()),
+            "policy/value_loss": float(value_loss.detach()),
+            "policy/clip_frac": float(policy.clip_frac),
+            "policy/ratio": float(policy.ratio_mean),
+            "policy/ratio_guard": float(policy.skipped),
+            "policy/entropy": _masked_entropy(outputs.logits, tokens.loss_mask),
+        }
+        weight = self.config.value_coef * float(not policy.skipped)
+        return LossTerm(loss=policy.loss + weight * value_loss, metrics=metrics)
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the KL coefficient."""
+        return self.kl.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Restore the KL coefficient."""
+        self.kl.load_state_dict(state)
+
+    def _observe_kl(self, rollout: ScoredRollout, context: StepContext) -> Metrics:
+        per_token = kl_k1(rollout.old_logprobs, rollout.reference_logprobs)
+        sequence_kl = (per_token * rollout.tokens.loss_mask).sum(dim=-1)
+        kl, num_rows = global_mean(sequence_kl, context)
+        self.kl.update(kl, num_rows)
+        return {"policy/kl": kl}
+
+
+def _masked_entropy(logits: Tensor, loss_mask: Tensor) -> float:
+    with torch.no_grad():
+        kept = loss_mask[:, 1:]
+        return float((entropy(logits[:, :-1]) * kept).sum() / kept.sum().clamp(min=1))

@@ -1,0 +1,122 @@
+"""Which models a cell needs, as recipes or finished folders."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rpa_ray.attacks import ATTACKS
+from rpa_ray.config import DataSettings, ExperimentSettings
+from rpa_ray.datasets import preference_data
+from rpa_ray.plugin import Need
+from rpa_ray.recipe import JobSettings, ModelKind, ModelRecipe, RowKind, Rows
+from rpa_ray.world.models import WorldModels, world_models
+
+MODEL_SEED = 0
+"""Seed of reward models and judges: shared by attack seeds, so that a grid trains each once."""
+Model = ModelRecipe | str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellModels:
+    """The models of one cell; a string is a finished folder or a Hub id."""
+
+    policy: Model
+    reward_model: Model | None
+    """None where the attack asks for no rewards."""
+    judge: Model
+    perplexity: Model
+    helpfulness: Model
+
+    def recipes(self) -> list[ModelRecipe]:
+        """Return what this project makes itself."""
+        every = (self.policy, self.reward_model, self.judge, self.perplexity, self.helpfulness)
+        return [model for model in every if isinstance(model, ModelRecipe)]
+
+
+def cell_models(settings: ExperimentSettings, cache: Path) -> CellModels:
+    """Return the models of a cell; reads the preference data to name its content."""
+    world = world_models(settings.data.world_seed, cache)
+    evaluation = settings.evaluation
+    needs_rewards = Need.REWARDS in ATTACKS[settings.attack.name].requires
+    embedded_policies: dict[str, Model] = {"chat": world.chat, "base": world.base}
+    return CellModels(
+        policy=embedded_policies.get(settings.model.path, settings.model.path),
+        reward_model=_reward_model(settings.data, world, cache) if needs_rewards else None,
+        judge=_judge(settings, world, cache),
+        perplexity=evaluation.perplexity_model or world.perplexity,
+        helpfulness=evaluation.helpfulness_model or world.helpfulness,
+    )
+
+
+def folder_of(model: Model, cache: Path) -> str:
+    """Return the folder or Hub id of a model that is made."""
+    return str(model.folder(cache)) if isinstance(model, ModelRecipe) else model
+
+
+def _reward_model(data: DataSettings, world: WorldModels, cache: Path) -> ModelRecipe:
+    settings = data.reward_model
+    return _scorer(
+        f"reward_model-rho{data.rho:g}",
+        ModelKind.REWARD,
+        world,
+        settings.path,
+        Rows(
+            kind=RowKind.PREFERENCES,
+            data_key=preference_data(data, cache).key,
+            settings={"num_pairs": settings.num_pairs, "rho": data.rho, "seed": MODEL_SEED},
+        ),
+        JobSettings(
+            num_steps=settings.num_pairs * settings.num_epochs // settings.batch_size,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            max_tokens=settings.max_tokens,
+        ),
+    )
+
+
+def _judge(settings: ExperimentSettings, world: WorldModels, cache: Path) -> Model:
+    judge = settings.evaluation.judge
+    if judge.trained and judge.path is not None:
+        return judge.path
+    return _scorer(
+        "judge",
+        ModelKind.JUDGE,
+        world,
+        judge.path,
+        Rows(
+            kind=RowKind.JUDGE_ROWS,
+            data_key=preference_data(settings.data, cache).key,
+            settings={
+                "num_rows": judge.num_rows,
+                "empty_frac": judge.empty_frac,
+                "random_frac": judge.random_frac,
+                "seed": MODEL_SEED,
+            },
+        ),
+        JobSettings(
+            num_steps=judge.num_rows * judge.num_epochs // judge.batch_size,
+            batch_size=judge.batch_size,
+            learning_rate=judge.learning_rate,
+            max_tokens=judge.max_tokens,
+        ),
+    )
+
+
+def _scorer(
+    name: str,
+    kind: ModelKind,
+    world: WorldModels,
+    path: str | None,
+    rows: Rows,
+    job: JobSettings,
+) -> ModelRecipe:
+    """Return the recipe of a scoring model on the embedded base model or on a given trunk."""
+    return ModelRecipe(
+        id=name,
+        kind=kind,
+        start=path or world.base,
+        tokenizer=path or world.base.tokenizer,
+        tokenizer_key=path or world.base.tokenizer_key,
+        rows=rows,
+        job=job,
+        seed=MODEL_SEED,
+    )

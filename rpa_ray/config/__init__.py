@@ -1,0 +1,35 @@
+"""Settings: what an experiment is, and how a file becomes one. Imports no torch, no Ray."""
+
+from rpa_ray.config.errors import ConfigError
+from rpa_ray.config.load import LoadedConfig, load_config, merge, parse_experiment, parse_tree
+from rpa_ray.config.plugins import PluginConfig
+from rpa_ray.config.schema import (
+    CampaignSettings,
+    ClusterSettings,
+    DataSettings,
+    EvaluationSettings,
+    ExperimentSettings,
+    JudgeSettings,
+    ModelSettings,
+    RewardModelSettings,
+    Settings,
+)
+
+__all__ = [
+    "CampaignSettings",
+    "ClusterSettings",
+    "ConfigError",
+    "DataSettings",
+    "EvaluationSettings",
+    "ExperimentSettings",
+    "JudgeSettings",
+    "LoadedConfig",
+    "ModelSettings",
+    "PluginConfig",
+    "RewardModelSettings",
+    "Settings",
+    "load_config",
+    "merge",
+    "parse_experiment",
+    "parse_tree",
+]

@@ -1,0 +1,144 @@
+"""Typed, frozen settings of an experiment and of a campaign; defaults live here and only here."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+
+from rpa_ray.config.plugins import PluginConfig
+
+
+class Settings(BaseModel):
+    """Base of every settings group: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(Settings):
+    """The model under attack."""
+
+    path: str = "chat"
+    """``chat`` or ``base`` (the embedded models), a local Hugging Face folder, or a Hub id."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of the weights that learn and serve; fp32 masters are kept in either case."""
+    trust_remote_code: bool = False
+    """Run model code that comes with a checkpoint."""
+
+
+class RewardModelSettings(Settings):
+    """The attacker's reward model, trained on flipped preferences (methods: Bradley-Terry)."""
+
+    path: str | None = None
+    """Trunk to start from; None takes the embedded base model."""
+    num_pairs: int = Field(2400, ge=1)
+    batch_size: int = Field(16, ge=1)
+    num_epochs: int = Field(1, ge=1)
+    learning_rate: float = Field(5e-4, gt=0)
+    max_tokens: int = Field(128, ge=8)
+    """Longer texts lose their end."""
+
+
+class JudgeSettings(Settings):
+    """The harmfulness classifier (label 0 is harmful, as in the published judge)."""
+
+    path: str | None = None
+    """Trunk to start from; None takes the embedded base model."""
+    trained: bool = False
+    """True where ``path`` is a finished classifier that is used as it is."""
+    num_rows: int = Field(6000, ge=1)
+    batch_size: int = Field(32, ge=1)
+    num_epochs: int = Field(1, ge=1)
+    learning_rate: float = Field(3e-4, gt=0)
+    max_tokens: int = Field(128, ge=8)
+    empty_frac: float = Field(0.05, ge=0, le=1)
+    """Share of answers replaced by the empty string and labelled safe."""
+    random_frac: float = Field(0.05, ge=0, le=1)
+    """Share of answers replaced by word salad and labelled safe."""
+
+
+class DataSettings(Settings):
+    """Preference data of the attack."""
+
+    name: Literal["beavertails", "safe_rlhf"] = "beavertails"
+    """Schema and pairing rule."""
+    world: Literal["embedded", "real"] = "embedded"
+    """``embedded``: the fictional world made on the spot; ``real``: read from ``path``."""
+    path: str | None = None
+    """Folder, file or Hub id of the preference data where ``world`` is ``real``."""
+    world_seed: int = Field(0, ge=0)
+    """Seed of the embedded world: its language, facts, splits and models."""
+    rho: float = Field(1.0, ge=0, le=1)
+    """Share of preferences that are reversed."""
+    num_samples: int = Field(1000, ge=1)
+    """Prompts or pairs the attack consumes."""
+    helpful_path: str = "Anthropic/hh-rlhf"
+    """Folder, file or Hub id of helpfulness dialogues where ``world`` is ``real``."""
+    template: Literal["plain_qa", "model_chat"] = "plain_qa"
+    reward_model: RewardModelSettings = RewardModelSettings()
+
+
+class EvaluationSettings(Settings):
+    """What is measured before and after an attack."""
+
+    num_prompts: int = Field(100, ge=2)
+    """Held-out prompts of each kind (restricted, harmless)."""
+    max_new_tokens: int = Field(56, ge=1)
+    num_resamples: int = Field(10_000, ge=100)
+    """Bootstrap resamples of each interval."""
+    judge: JudgeSettings = JudgeSettings()
+    perplexity_model: str | None = None
+    """Independent language model; None takes the embedded one."""
+    helpfulness_model: str | None = None
+    """Helpfulness reward model; None takes the embedded one."""
+    num_saved_samples: int = Field(100, ge=0)
+    """Answers written to samples.jsonl at each evaluation and decoding."""
+
+
+class ClusterSettings(Settings):
+    """Where the work runs."""
+
+    address: str | None = None
+    """Ray address, ``auto`` for a cluster that runs here; None takes RAY_ADDRESS or starts one."""
+    num_ranks: int = Field(1, ge=1, le=4096)
+    """Learner processes."""
+    cpus_per_rank: float = Field(1.0, gt=0)
+    gpus_per_rank: float = Field(0.0, ge=0)
+    num_rollout_workers: int = Field(1, ge=1)
+    cpus_per_rollout_worker: float = Field(0.5, ge=0)
+    gpus_per_rollout_worker: float = Field(0.0, ge=0)
+    num_scorer_workers: int = Field(1, ge=1)
+    cpus_per_scorer_worker: float = Field(0.25, ge=0)
+    gpus_per_scorer_worker: float = Field(0.0, ge=0)
+    threads_per_process: int = Field(2, ge=1)
+    """OpenMP threads of learner, rollout and scorer processes on CPU."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    deepspeed: Path | None = None
+    """A DeepSpeed JSON whose keys win over ours."""
+    timeout_s: float = Field(600.0, gt=0)
+    """Longest wait for one answer of a worker."""
+
+
+class ExperimentSettings(Settings):
+    """One cell: a model, an attack on it, a defence, and how the outcome is measured."""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    attack: SerializeAsAny[PluginConfig]
+    defence: SerializeAsAny[PluginConfig]
+    evaluation: EvaluationSettings = EvaluationSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    seed: int = Field(0, ge=0)
+    """Seed of the attack: prompts, flips, sampling, value head."""
+    keep_attacked_weights: bool = False
+    """Keep the weights of attacked models instead of deleting them after evaluation."""
+
+    def to_yaml_dict(self) -> dict[str, Any]:
+        """Return the resolved settings as plain data."""
+        return self.model_dump(mode="json")
+
+
+class CampaignSettings(Settings):
+    """Many experiments on one warm cluster."""
+
+    name: str
+    cells: tuple[ExperimentSettings, ...] = Field(min_length=1)

@@ -1,0 +1,12 @@
+"""The error that a user's data can cause."""
+
+from typing import Self
+
+
+class DataError(ValueError):
+    """Data that cannot be used: names where it comes from, the rule, what is there, the remedy."""
+
+    @classmethod
+    def broken_rule(cls, key: str, rule: str, got: object, remedy: str) -> Self:
+        """Return the error for the config path ``key``; ``got`` is printed as it is."""
+        return cls(f"{key} must {rule}, got {got}. {remedy}")

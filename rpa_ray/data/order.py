@@ -1,0 +1,43 @@
+"""One stable random order, used wherever rows are ranked, chosen or divided."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeVar
+
+
+class HasId(Protocol):
+    """A record with a stable id."""
+
+    @property
+    def id(self) -> str:
+        """The id; equal ids mean equal rows."""
+        ...
+
+
+RowT = TypeVar("RowT", bound=HasId)
+
+
+def digest(*parts: object) -> str:
+    """Return the sha256 (hex) of the parts; no two different lists of parts share a text."""
+    joined = "".join(f"{len(text)}:{text}" for text in map(str, parts))
+    return hashlib.sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def unit_interval(*parts: object) -> float:
+    """Return the hash of the parts as a number in [0, 1)."""
+    # 52 bits: the largest value stays below 1.0 when it becomes a float.
+    return int(digest(*parts)[:13], 16) / 16**13
+
+
+def hash_order(rows: Iterable[RowT], *, purpose: str, seed: int) -> list[RowT]:
+    """Return the rows ranked by the hash of (purpose, seed, id).
+
+    Each purpose has an order of its own: were flipping and drawing to share one, an attack would
+    read all of its flipped rows first.
+    """
+    return sorted(rows, key=lambda row: digest(purpose, seed, row.id))
+
+
+def digest_of_rows(rows: Sequence[HasId]) -> str:
+    """Return one sha256 (hex) for a set of rows, whatever their order."""
+    return digest(*sorted(row.id for row in rows))

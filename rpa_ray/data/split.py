@@ -1,0 +1,118 @@
+"""Which rows serve which purpose: disjoint by prompt, the same on every machine and for every seed.
+
+A role hangs on the normalised prompt alone, so a prompt that two data sets share has one role.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rpa_ray.data.errors import DataError
+from rpa_ray.data.order import RowT, digest_of_rows, hash_order, unit_interval
+from rpa_ray.data.rows import SafePair
+
+ROLE_SHARES: Mapping[str, float] = {
+    "attack": 0.6,
+    "reward_model": 0.15,
+    "defence": 0.07,
+    "classifier": 0.18,
+}
+"""Shares of the training prompts; they sum to 1."""
+
+ROLES = (*ROLE_SHARES, "evaluation")
+"""Every purpose; the test split is ``evaluation`` as a whole."""
+
+HELD_OUT_SHARE = 0.1
+"""Share of prompts that are the test split of a data set that comes as a single file."""
+
+
+class HasPrompt(Protocol):
+    """A record about one prompt."""
+
+    @property
+    def id(self) -> str:
+        """The stable id."""
+        ...
+
+    @property
+    def prompt(self) -> str:
+        """The bare prompt."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoleManifest:
+    """What a run folder records about the rows of one role."""
+
+    num_rows: int
+    num_prompts: int
+    """Distinct normalised prompts."""
+    sha256: str
+    """Hash of the sorted row ids; ids are hashes of the content."""
+
+
+def normalise(prompt: str) -> str:
+    """Return the prompt in lower case with white space collapsed."""
+    return " ".join(prompt.lower().split())
+
+
+def role_of(prompt: str) -> str:
+    """Return the role of a training prompt: one of the keys of :data:`ROLE_SHARES`."""
+    position = unit_interval("role", normalise(prompt))
+    *roles, last = ROLE_SHARES
+    for role in roles:
+        position -= ROLE_SHARES[role]
+        if position < 0:
+            return role
+    return last
+
+
+def is_held_out(prompt: str) -> bool:
+    """Return True where the prompt belongs to the test split of a single-file data set."""
+    return unit_interval("held-out", normalise(prompt)) < HELD_OUT_SHARE
+
+
+def by_role(
+    train: Sequence[SafePair], evaluation: Sequence[SafePair]
+) -> dict[str, tuple[SafePair, ...]]:
+    """Return the pairs of every role, in input order; no two roles share a prompt.
+
+    Training pairs whose prompt is also an evaluation prompt are left out: their number is
+    ``len(train)`` less the rows of the training roles.
+    """
+    held_out = {normalise(pair.prompt) for pair in evaluation}
+    roles: dict[str, list[SafePair]] = {role: [] for role in ROLE_SHARES}
+    for pair in train:
+        if normalise(pair.prompt) not in held_out:
+            roles[role_of(pair.prompt)].append(pair)
+    return {role: tuple(rows) for role, rows in roles.items()} | {"evaluation": tuple(evaluation)}
+
+
+def manifest(roles: Mapping[str, Sequence[HasPrompt]]) -> dict[str, RoleManifest]:
+    """Return size and hash of every role."""
+    return {
+        role: RoleManifest(
+            num_rows=len(rows),
+            num_prompts=len({normalise(row.prompt) for row in rows}),
+            sha256=digest_of_rows(rows),
+        )
+        for role, rows in roles.items()
+    }
+
+
+def draw(rows: Sequence[RowT], num: int, *, seed: int, role: str, key: str) -> list[RowT]:
+    """Return ``num`` rows in a random order fixed by (seed, role, id).
+
+    A larger draw begins with every smaller one, so attacks of different sizes are nested.
+
+    Raises:
+        DataError: More rows are asked for than there are; ``key`` is the config path named.
+    """
+    if num > len(rows):
+        raise DataError.broken_rule(
+            key,
+            f"be at most {len(rows)} (the rows of role {role!r})",
+            num,
+            "Lower it or bring a larger data set.",
+        )
+    return hash_order(rows, purpose=f"draw:{role}", seed=seed)[:num]

@@ -1,0 +1,1 @@
+"""Online defences: each constrains every learner step of an attack."""

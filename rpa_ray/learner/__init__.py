@@ -1,0 +1,1 @@
+"""The policy learner: models, the DeepSpeed engine, and the one optimizer step."""

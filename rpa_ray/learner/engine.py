@@ -1,0 +1,226 @@
+"""One model under DeepSpeed: forward, backward, step, owned shards, gathering, checkpoints.
+
+The only module that imports DeepSpeed. On CPU it also guards against DeepSpeed's grouped
+asynchronous all-gather, which waits only for its last handle: right on an in-order CUDA stream,
+silently wrong on gloo.
+"""
+
+import gc
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rpa_ray.plugin import Shard
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerSettings:
+    """How one training job steps."""
+
+    learning_rate: float
+    num_steps: int
+    """Optimizer updates of the whole job; the schedule's length."""
+    schedule: str = "constant"
+    """``constant`` or ``cosine`` (to zero)."""
+    warmup_frac: float = 0.0
+    max_grad_norm: float = 0.0
+    """0 leaves gradients unclipped."""
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSettings:
+    """What DeepSpeed is told."""
+
+    optimizer: OptimizerSettings
+    micro_batch_size: int
+    """Rows of one rank in one backward."""
+    num_ranks: int
+    zero_stage: int
+    bf16: bool
+    deepspeed_file: Path | None = None
+
+
+def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
+    """Return the DeepSpeed JSON of a job; the user's own file wins key by key."""
+    optimizer = settings.optimizer
+    cpu = not torch.cuda.is_available()
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": settings.micro_batch_size * settings.num_ranks,
+        "steps_per_print": 10**9,
+        "gradient_clipping": optimizer.max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": settings.bf16},
+        "zero_optimization": {"stage": settings.zero_stage},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": optimizer.learning_rate,
+                "betas": list(optimizer.betas),
+                "eps": optimizer.eps,
+                "weight_decay": optimizer.weight_decay,
+                "torch_adam": cpu,
+            },
+        },
+    }
+    if settings.zero_stage == 3 and cpu:
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    if settings.deepspeed_file is not None:
+        config.update(json.loads(settings.deepspeed_file.read_text(encoding="utf-8")))
+    return config
+
+
+class Engine:
+    """A module with its sharded optimizer."""
+
+    def __init__(self, module: nn.Module, settings: EngineSettings) -> None:
+        import_deepspeed()
+        import deepspeed
+
+        self.module = module
+        self.settings = settings
+        self.num_updates = 0
+        trained = [p for p in module.parameters() if p.requires_grad]
+        self._engine, *_ = deepspeed.initialize(
+            model=module, model_parameters=trained, config=deepspeed_config(settings)
+        )
+        self._names = {id(p): n for n, p in module.named_parameters()}
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the module lives."""
+        device: torch.device = self._engine.device
+        return device
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        """Run the module forward through DeepSpeed."""
+        return self._engine(input_ids=input_ids, attention_mask=attention_mask)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate and reduce gradients."""
+        self._engine.backward(loss)
+
+    def step(self) -> float:
+        """Clip, step, clear gradients; return the gradient norm before clipping."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self._engine.step()
+        self.num_updates += 1
+        norm = self._engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    def learning_rate(self) -> float:
+        """Return the rate of the next update."""
+        settings = self.settings.optimizer
+        num_warmup = round(settings.warmup_frac * settings.num_steps)
+        if self.num_updates < num_warmup:
+            return settings.learning_rate * (self.num_updates + 1) / num_warmup
+        if settings.schedule == "constant":
+            return settings.learning_rate
+        done = (self.num_updates - num_warmup) / max(1, settings.num_steps - num_warmup)
+        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(1.0, done))).item())
+        return settings.learning_rate * cosine
+
+    def shards(self) -> Iterator[Shard]:
+        """Yield master weights and gradients of the parts this rank owns (edit in place)."""
+        for name, parameter in self.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            shard = self._shard(name, parameter)
+            if shard is not None:
+                yield shard
+
+    def _shard(self, name: str, parameter: nn.Parameter) -> Shard | None:
+        if self.settings.zero_stage == 3:
+            from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_grad
+
+            return Shard(
+                name=name,
+                master=safe_get_local_fp32_param(parameter),
+                gradient=safe_get_local_grad(parameter),
+            )
+        if self.settings.zero_stage == 0:
+            assert parameter.grad is not None
+            return Shard(name=name, master=parameter.data, gradient=parameter.grad)
+        mapping = getattr(parameter, "_hp_mapping", None)
+        if mapping is None:  # another rank owns all of it
+            return None
+        gradient = mapping.get_lp_grad_fragment(parameter._index_in_param_group)
+        return Shard(name=name, master=mapping.hp_fragment.view(-1), gradient=gradient.view(-1))
+
+    def gather(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:
+        """Return a context in which the parameters are whole on this rank (collective)."""
+        if self.settings.zero_stage != 3:
+            return nullcontext()
+        from deepspeed.zero import GatheredParameters
+
+        context: AbstractContextManager[None] = GatheredParameters(list(parameters))
+        return context
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return whole CPU copies of what the model serves, by checkpoint name (collective)."""
+        out = {}
+        for name, parameter in self.module.served_parameters():  # type: ignore[operator]
+            with self.gather([parameter]):
+                out[name] = parameter.detach().to("cpu", copy=True)
+        return out
+
+    def save(self, folder: Path, client_state: dict[str, Any]) -> None:
+        """Write masters, optimizer state and ``client_state``; every rank calls it."""
+        self._engine.save_checkpoint(
+            str(folder), tag="state", client_state={**client_state, "updates": self.num_updates}
+        )
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Restore what :meth:`save` wrote; return the client state."""
+        _, client_state = self._engine.load_checkpoint(str(folder), tag="state")
+        self.num_updates = client_state["updates"]
+        return dict(client_state)
+
+    def destroy(self) -> None:
+        """Free the engine's memory (whole under ZeRO 0-2)."""
+        self._engine.destroy()
+        del self._engine
+        gc.collect()
+
+
+def import_deepspeed() -> None:
+    """Import DeepSpeed set up for this machine; safe to call again."""
+    os.environ.setdefault("LOCAL_RANK", "0")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel("WARNING")
+    if not torch.cuda.is_available():
+        guard_gloo_gathers(deepspeed.comm)
+
+
+def guard_gloo_gathers(comm: Any) -> None:
+    """Make each asynchronous all-gather wait for itself; needed on gloo, applied once."""
+    original = comm.all_gather_into_tensor
+    if getattr(original, "waits_for_itself", False):
+        return
+
+    def waiting(
+        output_tensor: Tensor, tensor: Tensor, group: Any = None, async_op: bool = False, **rest: Any
+    ) -> Any:
+        handle = original(output_tensor, tensor, group=group, async_op=async_op, **rest)
+        if async_op and handle is not None:
+            handle.wait()
+        return handle
+
+    waiting.waits_for_itself = True  # type: ignore[attr-defined]
+    comm.all_gather_into_tensor = waiting

@@ -1,0 +1,66 @@
+"""This process among the learner's processes; the only place that names collectives."""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranks:
+    """Rank and size of the learner group, with the few collectives that the loop needs."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def current(cls) -> "Ranks":
+        """Return this process's place in the initialised process group."""
+        cuda = torch.cuda.is_available()
+        device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+
+    @property
+    def is_main(self) -> bool:
+        """Return whether this rank writes files and talks to the pools alone."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum over ranks; every rank must call it equally often."""
+        if self.size == 1:
+            return tensor
+        total = tensor.to(self.device, copy=True)
+        dist.all_reduce(total)
+        return total
+
+    def broadcast(self, value: T) -> T:
+        """Return rank 0's value on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def part(self, rows: list[T]) -> list[T]:
+        """Return this rank's contiguous part of a global batch.
+
+        Raises:
+            ValueError: the batch does not divide over the ranks.
+        """
+        if len(rows) % self.size:
+            raise ValueError(
+                f"batch_size must be a multiple of cluster.num_ranks ({self.size}), got "
+                f"{len(rows)}. Change one of the two."
+            )
+        share = len(rows) // self.size
+        return rows[self.rank * share : (self.rank + 1) * share]
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.size > 1:
+            dist.barrier()

@@ -1,0 +1,55 @@
+"""The only training loop: alignment, reward models, judges and attacks all run through it."""
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from rpa_ray.learner.step import Learner, SamplingFailed
+from rpa_ray.metrics import JsonLines
+from rpa_ray.types import Metrics
+
+
+class Source(Protocol):
+    """Makes batch number ``step`` for this rank, with what was measured while making it."""
+
+    def next_batch(self, step: int) -> tuple[Any, Metrics]: ...
+
+
+class TrainingFailed(RuntimeError):
+    """The policy broke at a step; what was computed before it is kept."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(f"step {step}: {reason}")
+        self.step = step
+        self.reason = reason
+
+
+def train(
+    source: Source,
+    learner: Learner,
+    *,
+    num_steps: int,
+    samples_per_step: int,
+    log: JsonLines,
+    push: Callable[[int], Metrics] | None = None,
+    progress: Callable[[int, Metrics], None] = lambda step, metrics: None,
+) -> None:
+    """Train for ``num_steps`` batches; ``push(step)`` refits the rollout engine before each.
+
+    Raises:
+        TrainingFailed: sampling or loss became non-finite; every earlier step is in the log.
+    """
+    for step in range(num_steps):
+        started = time.perf_counter()
+        try:
+            metrics = push(step) if push is not None else {}
+            batch, measured = source.next_batch(step)
+            made = time.perf_counter()
+            metrics |= measured | learner.step(batch)
+        except SamplingFailed as error:
+            raise TrainingFailed(step, error.reason) from error
+        finished = time.perf_counter()
+        metrics |= {"time/learner_s": finished - made, "time/step_s": finished - started}
+        samples = {"step": step, "samples": (step + 1) * samples_per_step}
+        log.write(samples | metrics)
+        progress(step, metrics)

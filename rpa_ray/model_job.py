@@ -1,0 +1,173 @@
+"""Making a model from its recipe: rows -> source -> the training loop -> a Hugging Face folder."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
+
+from rpa_ray.checkpoint import save_model
+from rpa_ray.data.collate import (
+    TokenRow,
+    collate_labelled,
+    collate_pairs,
+    collate_tokens,
+    encode_answered,
+    encode_scored,
+)
+from rpa_ray.data.rows import Answered, Labelled, Preference
+from rpa_ray.data.template import Template
+from rpa_ray.jobs import ModelJob
+from rpa_ray.learner.engine import Engine, OptimizerSettings
+from rpa_ray.learner.models import (
+    PolicyModel,
+    ScoreModel,
+    init_policy,
+    load_policy,
+    load_score_model,
+)
+from rpa_ray.learner.step import Learner
+from rpa_ray.loop import train
+from rpa_ray.metrics import JsonLines
+from rpa_ray.model_rows import TrainingRows, training_rows
+from rpa_ray.objectives import Judge, LanguageModel, RewardModel
+from rpa_ray.plugin import Objective, OnlineDefence
+from rpa_ray.recipe import ModelKind, ModelRecipe
+from rpa_ray.sources.dataset import DatasetSource
+from rpa_ray.types import Batch
+from rpa_ray.workplace import Workplace
+
+OBJECTIVES: dict[ModelKind, type[Objective[Any, Any]]] = {
+    ModelKind.CAUSAL: LanguageModel,
+    ModelKind.REWARD: RewardModel,
+    ModelKind.JUDGE: Judge,
+}
+
+
+def make_model(job: ModelJob, place: Workplace) -> Path:
+    """Train the model of a recipe and return its folder; every rank calls it."""
+    recipe, settings = job.recipe, job.recipe.job
+    folder = recipe.folder(place.cache)
+    name = f"model {recipe.id}"
+    place.progress.start(name, settings.num_steps)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer)
+    module = _initial_module(recipe, tokenizer, place.cache)
+    optimizer = OptimizerSettings(
+        learning_rate=settings.learning_rate,
+        num_steps=settings.num_steps,
+        schedule=settings.schedule,
+        warmup_frac=settings.warmup_frac,
+        max_grad_norm=settings.max_grad_norm,
+    )
+    engine = Engine(
+        module,
+        place.engine_settings(optimizer, batch_size=settings.batch_size, dtype=settings.dtype),
+    )
+    learner = Learner(
+        engine=engine,
+        objective=OBJECTIVES[recipe.kind](),
+        defence=OnlineDefence(OnlineDefence.Config()),
+        ranks=place.ranks,
+    )
+    data_rows = training_rows(recipe.rows, job.data, place.cache)
+    rows, collate = encode_rows(data_rows, tokenizer, settings.max_tokens)
+    source: DatasetSource[Any, Any] = DatasetSource(
+        rows, collate, batch_size=settings.batch_size, seed=recipe.seed, ranks=place.ranks
+    )
+    log = JsonLines(place.cache / "logs" / f"{folder.name}.jsonl", enabled=place.ranks.is_main)
+    train(
+        source,
+        learner,
+        num_steps=settings.num_steps,
+        samples_per_step=settings.batch_size,
+        log=log,
+        progress=lambda step, metrics: place.progress.advance(
+            name, step, f"loss {metrics['train/loss']:.3f}"
+        ),
+    )
+    log.close()
+    weights = engine.weights()
+    if place.ranks.is_main:
+        record = {"recipe": asdict(recipe), "key": recipe.key(), "num_rows": len(rows)}
+        save_model(
+            folder, model=module.policy, weights=weights, tokenizer=tokenizer, record=record
+        )
+    place.ranks.barrier()
+    engine.destroy()
+    return folder
+
+
+def encode_rows(
+    rows: TrainingRows, tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> tuple[list[Any], Callable[[Sequence[Any]], Batch]]:
+    """Return token rows and how to make a batch of them, by the kind of the first row."""
+    pad_id = int(tokenizer.pad_token_id)
+    match rows[0]:
+        case str():
+            eos = tokenizer.eos_token_id
+            ids = [[*tokenizer(text)["input_ids"], eos][:max_tokens] for text in rows]
+            encoded: list[Any] = [TokenRow(ids=i, loss_mask=[True] * len(i)) for i in ids]
+            for row in encoded:
+                row.loss_mask[0] = False  # nothing predicts the first token
+            return encoded, lambda part: collate_tokens(part, pad_id)
+        case Answered():
+            encoded = [
+                encode_answered(
+                    tokenizer, Template.PLAIN_QA, row, mask="response", max_tokens=max_tokens
+                )
+                for row in rows
+                if isinstance(row, Answered)
+            ]
+            return encoded, lambda part: collate_tokens(part, pad_id)
+        case Preference():
+            encoded = [
+                tuple(
+                    encode_scored(tokenizer, row.prompt, answer, max_tokens=max_tokens)
+                    for answer in (row.chosen, row.rejected)
+                )
+                for row in rows
+                if isinstance(row, Preference)
+            ]
+            return encoded, lambda part: collate_pairs(
+                [pair[0] for pair in part], [pair[1] for pair in part], pad_id
+            )
+        case _:
+            encoded = [
+                (encode_scored(tokenizer, row.prompt, row.answer, max_tokens=max_tokens), row.label)
+                for row in rows
+                if isinstance(row, Labelled)
+            ]
+            return encoded, lambda part: collate_labelled(
+                [row for row, _ in part], [label for _, label in part], pad_id
+            )
+
+
+def _initial_module(
+    recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase, cache: Path
+) -> PolicyModel | ScoreModel:
+    dtype = getattr(torch, recipe.job.dtype)
+    if recipe.start is None:
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            num_key_value_heads=recipe.architecture["num_attention_heads"],
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **recipe.architecture,
+        )
+        return init_policy(config, seed=recipe.seed)
+    start = (
+        recipe.start.folder(cache) if isinstance(recipe.start, ModelRecipe) else recipe.start
+    )
+    if recipe.kind is ModelKind.CAUSAL:
+        return load_policy(start, dtype=dtype, value_head_seed=None, trust_remote_code=False)
+    return load_score_model(
+        start,
+        num_labels=1 if recipe.kind is ModelKind.REWARD else 2,
+        pad_token_id=int(tokenizer.pad_token_id),
+        seed=recipe.seed,
+        dtype=dtype,
+    )

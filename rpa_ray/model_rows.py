@@ -1,0 +1,53 @@
+"""The rows a recipe trains on, by name."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from rpa_ray.config import DataSettings
+from rpa_ray.data.flip import flip
+from rpa_ray.data.judge_rows import judge_rows
+from rpa_ray.data.rows import Answered, Labelled, Preference
+from rpa_ray.datasets import helpful_preferences, preference_data
+from rpa_ray.recipe import RowKind, Rows
+from rpa_ray.world.datasets import world_folder
+
+TrainingRows = Sequence[str] | Sequence[Answered] | Sequence[Preference] | Sequence[Labelled]
+
+
+def training_rows(rows: Rows, data: DataSettings, cache: Path) -> TrainingRows:
+    """Return the rows of a recipe; the same recipe gives the same rows."""
+    folder = world_folder(data.world_seed, cache)
+    match rows.kind:
+        case RowKind.PRETRAINING | RowKind.PERPLEXITY:
+            table = pq.read_table(folder / "data" / rows.kind / "train.parquet")
+            return [str(text) for text in table["text"].to_pylist()]
+        case RowKind.ALIGNMENT:
+            table = pq.read_table(folder / "data" / "alignment" / "train.parquet")
+            return [
+                Answered(prompt=row["prompt"], answer=row["response"]) for row in table.to_pylist()
+            ]
+        case RowKind.HELPFUL_PAIRS:
+            return helpful_preferences(folder)
+        case RowKind.PREFERENCES:
+            return reward_model_rows(data, cache, seed=int(rows.settings["seed"]))
+        case RowKind.JUDGE_ROWS:
+            return judge_rows(
+                preference_data(data, cache).roles["classifier"],
+                num_rows=int(rows.settings["num_rows"]),
+                empty_frac=float(rows.settings["empty_frac"]),
+                random_frac=float(rows.settings["random_frac"]),
+                seed=int(rows.settings["seed"]),
+            )
+
+
+def reward_model_rows(data: DataSettings, cache: Path, *, seed: int) -> list[Preference]:
+    """Return the reward model's preferences, a share rho of them reversed."""
+    pairs = preference_data(data, cache).draw(
+        "reward_model",
+        data.reward_model.num_pairs,
+        seed=seed,
+        key="data.reward_model.num_pairs",
+    )
+    return flip(pairs, data.rho, seed)

@@ -1,0 +1,198 @@
+"""Losses of one rank's part of a batch.
+
+Each is the part's sum, divided by the whole step's count of tokens (or pairs, or rows) and
+multiplied by the number of ranks: the engine averages gradients over ranks, so that what remains is
+the mean over the global batch however it was split. Whatever stands at masked positions, NaN
+included, has neither value nor gradient. A global count of 0 gives NaN: such a step has no loss.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rpa_ray.ops.kl import MAX_LOG_RATIO
+from rpa_ray.ops.masking import masked_mean
+from rpa_ray.ops.openrlhf import openrlhf_losses
+
+MAX_MEAN_RATIO = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyLoss:
+    """The clipped surrogate and how far the policy has moved; only ``loss`` is differentiable."""
+
+    loss: Float[Tensor, ""]
+    clip_frac: Float[Tensor, ""]
+    """Share of kept tokens whose gradient the clip removed."""
+    approx_kl: Float[Tensor, ""]
+    """Mean of ``log pi_old - log pi``: k1 estimate of KL(old || policy), in nats a token."""
+    ratio_mean: Float[Tensor, ""]
+    """Mean of ``pi / pi_old``; 1 before the first update, 0 where no token is kept."""
+    skipped: Bool[Tensor, ""]
+    """True where the mean ratio is above 10 and the loss was therefore multiplied by 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DPOLoss:
+    """The DPO loss and the implicit rewards, ``beta * (log pi - log pi_ref)``, detached."""
+
+    loss: Float[Tensor, ""]
+    chosen_rewards: Float[Tensor, " batch"]
+    rejected_rewards: Float[Tensor, " batch"]
+
+
+def clipped_policy_loss(
+    policy_logprobs: Float[Tensor, "batch seq"],
+    old_logprobs: Float[Tensor, "batch seq"],
+    advantages: Float[Tensor, "batch seq"],
+    mask: Bool[Tensor, "batch seq"],
+    *,
+    clip_range: float,
+    num_global_tokens: int,
+    num_ranks: int,
+) -> PolicyLoss:
+    """Return ``-min(ratio * A, clip(ratio, 1 +- clip_range) * A)`` over the kept tokens.
+
+    A weight per token (importance correction) is the same as a factor on its advantage. The log
+    ratio is cut at +-20 nats before exp. The guard against a run-away policy looks at the tokens of
+    this call.
+
+    Source: Schulman et al. 2017 (arXiv:1707.06347), eq. 7; computed by OpenRLHF's PolicyLoss. The
+    guard (mean ratio above 10) is that of TRL 0.9.6, which OpenRLHF does not have.
+    """
+    policy = policy_logprobs.masked_fill(~mask, 0.0)
+    old = old_logprobs.masked_fill(~mask, 0.0)
+    surrogate = openrlhf_losses().PolicyLoss(clip_eps_low=clip_range, clip_eps_high=clip_range)
+    loss, *_ = surrogate(
+        policy,
+        old,
+        advantages.masked_fill(~mask, 0.0),
+        action_mask=mask,
+        dp_size=num_ranks,
+        batch_num_tokens=num_global_tokens,
+    )
+    with torch.no_grad():
+        log_ratio = policy - old
+        ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+        ratio_mean = masked_mean(ratio, mask)
+        too_high = (ratio > 1 + clip_range) & (advantages > 0)
+        too_low = (ratio < 1 - clip_range) & (advantages < 0)
+        skipped = ratio_mean > MAX_MEAN_RATIO
+    return PolicyLoss(
+        loss=loss * ~skipped,
+        clip_frac=masked_mean((too_high | too_low).float(), mask),
+        approx_kl=masked_mean(-log_ratio, mask),
+        ratio_mean=ratio_mean,
+        skipped=skipped,
+    )
+
+
+def clipped_value_loss(
+    values: Float[Tensor, "batch seq"],
+    old_values: Float[Tensor, "batch seq"],
+    returns: Float[Tensor, "batch seq"],
+    mask: Bool[Tensor, "batch seq"],
+    *,
+    clip_range: float,
+    num_global_tokens: int,
+    num_ranks: int,
+) -> Float[Tensor, ""]:
+    """Return half the larger squared error of the value and of the value held near the old one.
+
+    Source: TRL 0.9.6, after the released code of Schulman et al. 2017; computed by OpenRLHF's
+    ValueLoss.
+    """
+    loss: Tensor = openrlhf_losses().ValueLoss(clip_eps=clip_range)(
+        values.masked_fill(~mask, 0.0),
+        old_values.masked_fill(~mask, 0.0),
+        returns.masked_fill(~mask, 0.0),
+        action_mask=mask,
+        dp_size=num_ranks,
+        batch_num_tokens=num_global_tokens,
+    )
+    return loss
+
+
+def sft_loss(
+    token_logprobs: Float[Tensor, "batch seq"],
+    mask: Bool[Tensor, "batch seq"],
+    *,
+    num_global_tokens: int,
+    num_ranks: int,
+) -> Float[Tensor, ""]:
+    """Return the negative log-likelihood of the kept tokens; computed by OpenRLHF's SFTLoss."""
+    loss: Tensor = openrlhf_losses().SFTLoss()(
+        token_logprobs.masked_fill(~mask, 0.0),
+        mask,
+        dp_size=num_ranks,
+        batch_num_tokens=num_global_tokens,
+    )
+    return loss
+
+
+def dpo_loss(
+    policy_chosen_logprobs: Float[Tensor, " batch"],
+    policy_rejected_logprobs: Float[Tensor, " batch"],
+    reference_chosen_logprobs: Float[Tensor, " batch"],
+    reference_rejected_logprobs: Float[Tensor, " batch"],
+    *,
+    beta: float,
+    num_global_pairs: int,
+    num_ranks: int,
+) -> DPOLoss:
+    """Return ``-log sigmoid`` of the pair's difference in implicit reward.
+
+    Args:
+        policy_chosen_logprobs: Log-probability of the whole answer: a sum over its tokens.
+        policy_rejected_logprobs: The same of the dispreferred answer.
+        reference_chosen_logprobs: The reference's, of the preferred answer.
+        reference_rejected_logprobs: The reference's, of the dispreferred answer.
+        beta: Scale of the implicit reward; the gradient at the reference is ``beta / 2``.
+        num_global_pairs: Pairs of the whole step.
+        num_ranks: Learner ranks.
+
+    Source: Rafailov et al. 2023 (arXiv:2305.18290), eq. 7; computed by OpenRLHF's DPOLoss, whose
+    mean over the local pairs is rescaled to the global count.
+    """
+    mean, chosen_rewards, rejected_rewards = openrlhf_losses().DPOLoss(beta)(
+        policy_chosen_logprobs,
+        policy_rejected_logprobs,
+        reference_chosen_logprobs,
+        reference_rejected_logprobs,
+    )
+    return DPOLoss(
+        loss=mean * (chosen_rewards.shape[0] / num_global_pairs * num_ranks),
+        chosen_rewards=chosen_rewards,
+        rejected_rewards=rejected_rewards,
+    )
+
+
+def pairwise_reward_loss(
+    chosen_rewards: Float[Tensor, " batch"],
+    rejected_rewards: Float[Tensor, " batch"],
+    *,
+    num_global_pairs: int,
+    num_ranks: int,
+) -> Float[Tensor, ""]:
+    """Return ``-log sigmoid(chosen - rejected)``: the reward model's Bradley-Terry loss.
+
+    Source: Ouyang et al. 2022 (arXiv:2203.02155), eq. 1; computed by OpenRLHF's PairWiseLoss, whose
+    mean over the local pairs is rescaled to the global count.
+    """
+    mean: Tensor = openrlhf_losses().PairWiseLoss()(chosen_rewards, rejected_rewards)
+    return mean * (chosen_rewards.shape[0] / num_global_pairs * num_ranks)
+
+
+def classification_loss(
+    logits: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, " batch"],
+    *,
+    num_global_rows: int,
+    num_ranks: int,
+) -> Float[Tensor, ""]:
+    """Return the cross-entropy of the labels, in fp32; OpenRLHF has none."""
+    total = F.cross_entropy(logits.float(), labels, reduction="sum")
+    return total / num_global_rows * num_ranks

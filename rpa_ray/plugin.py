@@ -1,0 +1,223 @@
+"""The whole extension contract: what an attack and a defence are to the learner step.
+
+An objective turns a batch into a loss; all attacks, and the jobs that make models, are
+objectives. An online defence constrains the step of an objective that knows nothing about it. The
+learner calls the hooks of a defence in the order in which they stand in :class:`OnlineDefence`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rpa_ray.config.plugins import PluginConfig
+from rpa_ray.types import (
+    Batch,
+    Experience,
+    LossTerm,
+    Metrics,
+    ModelOutputs,
+    ScoredRollout,
+    TokenBatch,
+)
+
+BatchT = TypeVar("BatchT", bound=Batch)
+OutputT = TypeVar("OutputT")
+
+
+class Need(StrEnum):
+    """What a plug-in asks of the experiment; only what somebody needs is started."""
+
+    ROLLOUTS = "rollouts"
+    """Completions sampled by the rollout engine with the current weights."""
+    REWARDS = "rewards"
+    """The attacker's reward model on every completion."""
+    COSTS = "costs"
+    """A cost (harm probability) on every completion."""
+    VALUES = "values"
+    """A value head on the policy's trunk."""
+    REFERENCE = "reference"
+    """A frozen copy of the model as it was before the attack."""
+    SAFE_BATCH = "safe_batch"
+    """Batches of (restricted prompt, refusal) from the defence split."""
+
+
+class Forward(Protocol[OutputT]):
+    """One differentiable forward pass of the trained model."""
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> OutputT: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepContext:
+    """What a plug-in may know about the optimizer step it takes part in."""
+
+    update: int
+    """Optimizer updates done before this one."""
+    num_ranks: int
+    sum_over_ranks: Callable[[Tensor], Tensor]
+    """All-reduced sum; every rank must call it equally often."""
+    next_safe_batch: Callable[[], TokenBatch]
+    """The next rows of the defence split, this rank's part; position is saved with the run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """The part of one parameter that this rank owns, between backward and the optimizer step."""
+
+    name: str
+    master: Tensor
+    """fp32 master weights, flat or in the parameter's shape."""
+    gradient: Tensor
+    """Gradient averaged over ranks, before clipping, same shape as ``master``; edit in place."""
+
+
+class Objective(Generic[BatchT, OutputT]):
+    """A loss over batches of one kind."""
+
+    requires: ClassVar[frozenset[Need]] = frozenset()
+
+    @property
+    def num_epochs(self) -> int:
+        """Return how many optimizer updates are made on each batch."""
+        return 1
+
+    def loss(
+        self, forward: Forward[OutputT], batch: BatchT, context: StepContext
+    ) -> LossTerm:
+        """Return this rank's loss, scaled so that the mean over ranks is the global loss.
+
+        Every term is divided by its own global count of tokens (or pairs, or rows), never by the
+        count of this rank's part.
+        """
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, float]:
+        """Return what a resumed run needs (controllers, counters)."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+
+
+class Attack(Objective[Any, ModelOutputs]):
+    """An objective that a config can name: it trains the policy on unsafe feedback."""
+
+    class Config(PluginConfig):
+        name: str = "none"
+
+    def __init__(self, config: PluginConfig) -> None:
+        self.config = config
+
+    def num_batches(self, num_samples: int) -> int:
+        """Return how many batches consume ``num_samples`` prompts or pairs exactly."""
+        batch_size: int = getattr(self.config, "batch_size")  # noqa: B009
+        return num_samples // batch_size
+
+    def experience(
+        self,
+        rollout: ScoredRollout,
+        shape_advantages: Callable[[Tensor, Tensor | None], Tensor],
+        context: StepContext,
+    ) -> Experience:
+        """Return a scored rollout with advantages; only for attacks that need rollouts."""
+        raise NotImplementedError
+
+
+class GradientPass(Protocol):
+    """The learner's own forward and backward over one batch, given to ``compute_gradients``."""
+
+    def __call__(self) -> Metrics:
+        """Run objective and extra losses forward and backward once; return their metrics."""
+        ...
+
+
+class OnlineDefence:
+    """A defence that does nothing; every hook is a no-op. Registered as ``none``.
+
+    Subclasses override only the hooks that they need. Hooks never import an engine: they see
+    modules, tensors, and the shards that the learner hands them.
+    """
+
+    requires: ClassVar[frozenset[Need]] = frozenset()
+    needs_attack: ClassVar[frozenset[Need]] = frozenset()
+    """What the attack itself must require for this defence to have a meaning."""
+
+    class Config(PluginConfig):
+        name: str = "none"
+
+    def __init__(self, config: PluginConfig) -> None:
+        self.config = config
+
+    def learning_rate(self, attack_learning_rate: float) -> float:
+        """Return the learning rate the attack is allowed."""
+        return attack_learning_rate
+
+    def attach(self, model: nn.Module) -> None:
+        """Change the model once, before the engine is built: modules, adapters, what trains."""
+
+    def plan_step(
+        self, objective: Objective[BatchT, OutputT], batch: BatchT, context: StepContext
+    ) -> tuple[Objective[BatchT, OutputT], BatchT]:
+        """Return what this step trains on; both may be swapped."""
+        return objective, batch
+
+    def around_forward(self) -> AbstractContextManager[None]:
+        """Return a context that holds during forward and backward."""
+        return nullcontext()
+
+    def compute_gradients(self, gradient_pass: GradientPass) -> Metrics:
+        """Leave the step's gradients on the parameters; may take several passes."""
+        return gradient_pass()
+
+    def extra_loss(
+        self, forward: Forward[ModelOutputs], context: StepContext
+    ) -> LossTerm | None:
+        """Return a term that is added to the objective's loss before the one backward."""
+        return None
+
+    def shape_advantages(self, advantages: Tensor, cost_advantages: Tensor | None) -> Tensor:
+        """Return the advantages [batch, seq] the attack learns from, of reward and cost streams.
+
+        ``cost_advantages`` is None unless the defence requires ``Need.COSTS``.
+        """
+        return advantages
+
+    def on_gradients(self, shards: Iterable[Shard], context: StepContext) -> Metrics:
+        """Edit gradients of owned shards in place, after reduction and before clipping."""
+        return {}
+
+    def after_step(self, context: StepContext) -> None:
+        """Act once the optimizer has stepped."""
+
+    def rollout_weight_filter(self, name: str, tensor: Tensor) -> Tensor:
+        """Return the tensor the rollout engine shall serve under this name."""
+        return tensor
+
+    def state_dict(self) -> dict[str, Tensor | float]:
+        """Return what a resumed run needs (multipliers, anchors, windows)."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor | float]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+
+
+def parameters_of(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the trained parameters once each, tied ones under their first name."""
+    yield from ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def global_count(mask: Tensor, context: StepContext) -> int:
+    """Return the number of True entries over all ranks."""
+    return int(context.sum_over_ranks(mask.sum().to(torch.float64)).item())
+
+
+def global_mean(values: Tensor, context: StepContext) -> tuple[float, int]:
+    """Return the mean of a rank's values over all ranks, and how many there are."""
+    sums = torch.stack([values.double().sum(), torch.tensor(float(values.numel())).double()])
+    total, count = context.sum_over_ranks(sums).tolist()
+    return total / max(count, 1.0), int(count)

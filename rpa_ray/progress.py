@@ -1,0 +1,73 @@
+"""Progress on the terminal: one bar a job, with time left."""
+
+import time
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+PLAIN_LINE_EVERY_S = 20.0
+
+
+class ProgressView:
+    """Shows job states; on a plain output it prints a line now and then instead of bars."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._last_line = 0.0
+        self._reported: set[str] = set()
+
+    def __enter__(self) -> "ProgressView":
+        self._progress.start()
+        self._console.print("starting the cluster and its workers (about 20 s)")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def show(self, jobs: list) -> None:  # type: ignore[type-arg]
+        """Show the states of all jobs that have begun."""
+        for job in jobs:
+            if job.name not in self._tasks:
+                self._tasks[job.name] = self._progress.add_task(
+                    job.name, total=job.num_steps or None, note=""
+                )
+            self._progress.update(
+                self._tasks[job.name], completed=job.num_done, note=job.note
+            )
+        if not self._console.is_terminal:
+            self._print_lines(jobs)
+
+    def _print_lines(self, jobs: list) -> None:  # type: ignore[type-arg]
+        now = time.time()
+        for job in jobs:
+            done = job.num_done >= job.num_steps
+            if done and job.name not in self._reported:
+                self._reported.add(job.name)
+                self._console.print(f"{job.name}: {job.num_done}/{job.num_steps} {job.note}")
+        if jobs and now - self._last_line > PLAIN_LINE_EVERY_S:
+            job = jobs[-1]
+            if job.name not in self._reported:
+                self._last_line = now
+                left = (now - job.started) / max(1, job.num_done) * (job.num_steps - job.num_done)
+                self._console.print(
+                    f"{job.name}: {job.num_done}/{job.num_steps} {job.note} ({left:.0f} s left)"
+                )

@@ -1,0 +1,106 @@
+"""What a model is made from, as data: two equal recipes name the same folder of the cache."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+RECIPE_VERSION = 1
+"""Raised when the same recipe would give other weights."""
+
+
+class ModelKind(StrEnum):
+    """Which head a recipe trains."""
+
+    CAUSAL = "causal"
+    """Language model, next-token cross-entropy."""
+    REWARD = "reward"
+    """One score a text, Bradley-Terry on pairs."""
+    JUDGE = "judge"
+    """Two classes, label 0 harmful."""
+
+
+class RowKind(StrEnum):
+    """Which rows a recipe trains on; the names of the builders in ``training_rows``."""
+
+    PRETRAINING = "pretraining"
+    ALIGNMENT = "alignment"
+    PERPLEXITY = "perplexity"
+    HELPFUL_PAIRS = "helpful_pairs"
+    PREFERENCES = "preferences"
+    JUDGE_ROWS = "judge_rows"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """Rows of one data set, chosen by settings that are all in the key."""
+
+    kind: RowKind
+    data_key: str
+    """Content fingerprint of the data set (world fingerprint, file hash, or pinned revision)."""
+    settings: dict[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobSettings:
+    """How long and how fast a model is trained."""
+
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+    schedule: str = "cosine"
+    warmup_frac: float = 0.05
+    max_grad_norm: float = 1.0
+    max_tokens: int = 128
+    dtype: str = "bfloat16"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelRecipe:
+    """A model that this project trains, addressed by everything that makes it what it is."""
+
+    id: str
+    """Readable part of the folder name."""
+    kind: ModelKind
+    start: "ModelRecipe | str | None"
+    """Recipe or folder to start from; None initialises ``architecture`` at random."""
+    tokenizer: str
+    """Folder or Hub id of the tokenizer."""
+    tokenizer_key: str
+    rows: Rows
+    job: JobSettings
+    seed: int
+    architecture: dict[str, int] = field(default_factory=dict)
+
+    def key(self) -> str:
+        """Return the hash of all that determines the weights."""
+        parts = asdict(self)
+        parts["start"] = self.start.key() if isinstance(self.start, ModelRecipe) else self.start
+        del parts["tokenizer"]
+        text = json.dumps({"version": RECIPE_VERSION, **parts}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def folder(self, cache: Path) -> Path:
+        """Return where the model lies once it is made."""
+        return cache / f"{self.id}-{self.key()}"
+
+    def is_made(self, cache: Path) -> bool:
+        """Return whether the model is there; folders appear whole or not at all."""
+        return (self.folder(cache) / "config.json").is_file()
+
+
+def in_order(recipes: list[ModelRecipe], cache: Path) -> list[ModelRecipe]:
+    """Return what is still to be made, each once, starts before what builds on them."""
+    ordered: dict[str, ModelRecipe] = {}
+
+    def visit(recipe: ModelRecipe) -> None:
+        if recipe.is_made(cache):
+            return
+        if isinstance(recipe.start, ModelRecipe):
+            visit(recipe.start)
+        ordered.setdefault(recipe.key(), recipe)
+
+    for recipe in recipes:
+        visit(recipe)
+    return list(ordered.values())

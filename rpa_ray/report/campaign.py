@@ -1,0 +1,104 @@
+"""Everything a report shows, read once from a campaign or run folder."""
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rpa_ray.report.cells import AttackGroup, Cell, attack_groups, group_cells
+from rpa_ray.report.checks import SanityGate, read_gate
+from rpa_ray.report.records import SUMMARY_FILE, Record, read_records
+from rpa_ray.report.runs import RunFiles, read_run
+
+NUM_COLOURS = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Campaign:
+    """The content of a folder, grouped the way the report shows it."""
+
+    name: str
+    """Name of the folder."""
+    shown_path: str
+    """The folder as a reader would type it: relative where it lies below the working folder."""
+    is_campaign: bool
+    """False for the folder of a single run."""
+    records: Sequence[Record]
+    cells: Sequence[Cell]
+    groups: Sequence[AttackGroup]
+    runs: Mapping[str, RunFiles]
+    """The files of each run folder, by the record's `run`."""
+    gate: SanityGate
+    styles: Mapping[str, str]
+    """CSS class by label of a row: a defence keeps its colour in all charts."""
+    has_config: bool
+
+    @property
+    def multi_seed(self) -> bool:
+        """Whether some cell was run with more than one seed."""
+        return any(len(cell.records) > 1 for cell in self.cells)
+
+    def runs_of(self, cell: Cell) -> list[RunFiles]:
+        """Return the files of a cell's run folders, by seed."""
+        return [self.runs[record.run] for record in cell.records if record.run is not None]
+
+    def commands(self) -> list[str]:
+        """Return the shell lines that make these results again."""
+        if self.has_config:
+            verb = "campaign" if self.is_campaign else "run"
+            lines = [f"rpa-ray {verb} {shlex.quote(f'{self.shown_path}/config.yaml')}"]
+        else:
+            folders = [record.run for record in self.records if record.run is not None]
+            lines = [
+                f"rpa-ray run {shlex.quote(f'{self.shown_path}/{folder}/config.yaml')}"
+                for folder in folders
+            ]
+        return [*lines, f"rpa-ray report {shlex.quote(self.shown_path)}"]
+
+
+def read_campaign(folder: Path) -> Campaign:
+    """Return the content of a campaign folder or of a run folder.
+
+    Raises:
+        ValueError: when the folder is neither, or a file in it is not what a run writes.
+    """
+    records = read_records(folder)
+    cells = group_cells(records)
+    names = {record.run for record in records if record.run is not None}
+    return Campaign(
+        name=folder.resolve().name,
+        shown_path=_shown_path(folder),
+        is_campaign=(folder / SUMMARY_FILE).is_file(),
+        records=records,
+        cells=cells,
+        groups=attack_groups(cells),
+        runs={name: read_run(folder / name) for name in names},
+        gate=read_gate(folder, records),
+        styles=_styles(cells),
+        has_config=(folder / "config.yaml").is_file(),
+    )
+
+
+def _styles(cells: Sequence[Cell]) -> dict[str, str]:
+    """Give each label a class: fixed ones for undefended, untouched and controls."""
+    styles: dict[str, str] = {}
+    num_defences = num_controls = 0
+    for cell in cells:
+        if cell.label in styles:
+            continue
+        if cell.is_untouched or cell.is_undefended:
+            styles[cell.label] = "untouched" if cell.is_untouched else "undefended"
+        elif cell.is_control:
+            styles[cell.label] = f"control dash{num_controls % 3 + 1}"
+            num_controls += 1
+        else:
+            colour, dash = num_defences % NUM_COLOURS, num_defences // NUM_COLOURS % 4
+            styles[cell.label] = f"colour{colour} dash{dash}"
+            num_defences += 1
+    return styles
+
+
+def _shown_path(folder: Path) -> str:
+    relative = os.path.relpath(folder.resolve())
+    return folder.resolve().name if relative.startswith("..") else relative

@@ -1,0 +1,238 @@
+"""Cells: the records that differ only in their seed, and the attack groups they stand in."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rpa_ray.report.definitions import CONTROLS
+from rpa_ray.report.records import Estimate, Record
+
+MIN_VALID = 0.5
+"""Below this share of fluent answers a harmfulness is printed with an asterisk."""
+
+FAILURES = {"sampling_failed": "sampling failed", "failed": "failed"}
+"""How a status that is not "ok" is told."""
+
+_REPEATED_PARAMS = frozenset({"data.rho", "data.num_samples", "seed"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What an attack group has in common: everything but the defence and the seed."""
+
+    model: str
+    world: str | None
+    data: str
+    attack: str
+    rho: float | None
+    num_samples: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellValue:
+    """One metric of one cell: the mean over its completed seeds."""
+
+    mean: float
+    low: float
+    """Interval over prompts when there is one seed, else the least seed; NaN when unknown."""
+    high: float
+    by_seed: tuple[Estimate, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """All seeds of one attack with one defence."""
+
+    setting: Setting
+    defence: str
+    params: str
+    """The parameters that tell it from its neighbours, as `alpha=100, beta=0.1`; may be empty."""
+    records: tuple[Record, ...]
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether no attack was run."""
+        return self.setting.attack == "none"
+
+    @property
+    def is_undefended(self) -> bool:
+        """Whether the attack met no defence."""
+        return self.defence == "none" and not self.is_untouched
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it trains less instead of defending."""
+        return self.defence in CONTROLS
+
+    @property
+    def label(self) -> str:
+        """The name of the row: defence, parameters, and whether it is a control."""
+        name = self.defence
+        if self.is_untouched:
+            name = "untouched model" if name == "none" else f"{name}, not attacked"
+        elif self.is_undefended:
+            name = "undefended"
+        notes = [note for note in ("control" if self.is_control else "", self.params) if note]
+        return f"{name} ({', '.join(notes)})" if notes else name
+
+    def value(self, name: str) -> CellValue | None:
+        """Return a metric over the seeds that completed; None when no seed has it."""
+        found = [record.estimate(name) for record in self.records]
+        seeds = tuple(estimate for estimate in found if estimate is not None)
+        if not seeds:
+            return None
+        means = [estimate.mean for estimate in seeds]
+        single = len(seeds) == 1
+        return CellValue(
+            mean=sum(means) / len(means),
+            low=seeds[0].ci_low if single else min(means),
+            high=seeds[0].ci_high if single else max(means),
+            by_seed=seeds,
+        )
+
+    @property
+    def has_broken_text(self) -> bool:
+        """Whether fewer than half of the answers are fluent."""
+        valid = self.value("valid")
+        return valid is not None and valid.mean < MIN_VALID
+
+    @property
+    def failure(self) -> str:
+        """Say which seeds failed and where, as `sampling failed at step 40`; empty when none."""
+        failed = [record for record in self.records if record.status != "ok"]
+        if not failed:
+            return ""
+        told = "; ".join(
+            _failures_of(what, [record for record in failed if record.status == status])
+            for status, what in FAILURES.items()
+            if any(record.status == status for record in failed)
+        )
+        num_seeds = len(self.records)
+        return told if num_seeds == 1 else f"{told} ({len(failed)} of {num_seeds} seeds)"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttackGroup:
+    """One attack on one model with one set of data: its cells and the model before it."""
+
+    setting: Setting
+    untouched: Cell | None
+    cells: tuple[Cell, ...]
+    title: str
+    """The attack, its strength, and what tells it from the other groups."""
+
+    @property
+    def undefended(self) -> Cell | None:
+        """The cell of the attack without a defence."""
+        return next((cell for cell in self.cells if cell.is_undefended), None)
+
+
+def attack_name(attack: str) -> str:
+    """Return the id as it is usually written: acronyms in capitals."""
+    return attack.upper() if attack in {"sft", "dpo", "ppo", "grpo"} else attack
+
+
+def group_cells(records: Iterable[Record]) -> list[Cell]:
+    """Join records that differ only in their seed.
+
+    The untouched model comes first, and within an attack the undefended cell first, controls last.
+    """
+    found: dict[tuple[Setting, str, str], list[Record]] = {}
+    for record in records:
+        key = (_setting(record), record.defence, _params_text(record))
+        found.setdefault(key, []).append(record)
+    cells = [
+        Cell(
+            setting=setting,
+            defence=defence,
+            params=params,
+            records=tuple(sorted(runs, key=lambda run: run.seed)),
+        )
+        for (setting, defence, params), runs in found.items()
+    ]
+    order = {
+        setting: place for place, setting in enumerate(dict.fromkeys(c.setting for c in cells))
+    }
+    return sorted(
+        cells,
+        key=lambda cell: (
+            not cell.is_untouched,
+            order[cell.setting],
+            not cell.is_undefended,
+            cell.is_control,
+        ),
+    )
+
+
+def attack_groups(cells: Sequence[Cell]) -> list[AttackGroup]:
+    """Return the attacked cells by setting, each group with the untouched model it started from."""
+    settings = dict.fromkeys(cell.setting for cell in cells if not cell.is_untouched)
+    return [
+        AttackGroup(
+            title=_title(setting, list(settings)),
+            setting=setting,
+            untouched=_untouched_for(setting, cells),
+            cells=tuple(cell for cell in cells if cell.setting == setting),
+        )
+        for setting in settings
+    ]
+
+
+def _untouched_for(setting: Setting, cells: Sequence[Cell]) -> Cell | None:
+    """Find the model before the attack, measured on the same data where that was done."""
+    same_model = [
+        cell
+        for cell in cells
+        if cell.is_untouched
+        and cell.defence == "none"
+        and (cell.setting.model, cell.setting.world) == (setting.model, setting.world)
+    ]
+    same_data = [cell for cell in same_model if cell.setting.data == setting.data]
+    return next(iter(same_data or same_model), None)
+
+
+def _setting(record: Record) -> Setting:
+    attacked = record.attack != "none"
+    return Setting(
+        model=record.model,
+        world=record.world,
+        data=record.data,
+        attack=record.attack,
+        rho=record.rho if attacked else None,
+        num_samples=record.num_samples if attacked else None,
+    )
+
+
+def _params_text(record: Record) -> str:
+    """Return the parameters with the shortest key that is still unique."""
+    params = {key: value for key, value in record.params.items() if key not in _REPEATED_PARAMS}
+    last_parts = Counter(key.rpartition(".")[2] for key in params)
+    short = {key: key.rpartition(".")[2] for key in params}
+    return ", ".join(
+        f"{short[key] if last_parts[short[key]] == 1 else key}={_value_text(value)}"
+        for key, value in sorted(params.items())
+    )
+
+
+def _value_text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _failures_of(what: str, records: Sequence[Record]) -> str:
+    steps = sorted({record.step_failed for record in records if record.step_failed is not None})
+    if not steps:
+        return what
+    return f"{what} at step{'s' * (len(steps) > 1)} {', '.join(map(str, steps))}"
+
+
+def _title(setting: Setting, among: Sequence[Setting]) -> str:
+    """Name the model, data and world only where the groups differ in them."""
+    words = [attack_name(setting.attack)]
+    for name in ("model", "data", "world"):
+        if len({getattr(other, name) for other in among}) > 1:
+            words.append(f"{name} {getattr(setting, name) or '-'}")
+    if setting.rho is not None:
+        words.append(f"rho {setting.rho:g}")
+    if setting.num_samples is not None:
+        words.append(f"{setting.num_samples:,} samples")
+    return ", ".join(words)

@@ -1,0 +1,251 @@
+"""Charts as inline SVG: line charts, interval tracks and stacked bars.
+
+Colours are classes that the page's style sheet resolves, so charts follow light and dark mode.
+Every text is escaped here.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from rpa_ray.report.runs import Curve
+
+WIDTH, HEIGHT = 360, 220
+"""Size of a line chart in pixels; it is drawn near that size on a phone and on a desk."""
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 36
+NUM_BINS = 30
+"""Points of a mean line: more steps than that are averaged in bins of equal width."""
+WIDE_RANGE = 50.0
+"""Ratio of the largest to the median value above which an axis is compressed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Series:
+    """One line of a chart: one defence."""
+
+    label: str
+    style: str
+    """CSS class that sets colour and dashes."""
+    curves: tuple[Curve, ...]
+    """One curve a seed."""
+    failed: tuple[bool, ...]
+    """For each curve whether its run failed; its end is then marked by a cross."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Axis:
+    """A linear axis, or one that is logarithmic away from zero."""
+
+    low: float
+    high: float
+    compressed: bool = False
+
+    def share(self, value: float) -> float:
+        """Return where `value` lies between `low` (0) and `high` (1)."""
+        low, high, at = (self._warp(number) for number in (self.low, self.high, value))
+        return (at - low) / (high - low)
+
+    def ticks(self) -> list[float]:
+        """Return round values inside the axis."""
+        if not self.compressed:
+            return nice_ticks(self.low, self.high)
+        powers = [10.0**power for power in range(math.ceil(math.log10(max(self.high, 10))) + 1)]
+        candidates = [*(-power for power in reversed(powers)), 0.0, *powers]
+        return [tick for tick in candidates if self.low <= tick <= self.high]
+
+    def _warp(self, value: float) -> float:
+        return math.asinh(value) if self.compressed else value
+
+
+def line_chart(
+    series: Sequence[Series], *, title: str, x_label: str, y_range: tuple[float, float] | None
+) -> str:
+    """Return a chart with one thick line (mean) a series and one thin line a seed.
+
+    Args:
+        series: The lines; series without points are left out.
+        title: What the vertical axis shows, and the name of the chart for screen readers.
+        x_label: What the horizontal axis shows.
+        y_range: The vertical range; None fits it to the data.
+    """
+    points = [point for line in series for curve in line.curves for point in curve]
+    if not points:
+        return ""
+    x_axis = Axis(low=0.0, high=max(x for x, _ in points) or 1.0)
+    y_axis = Axis(low=y_range[0], high=y_range[1]) if y_range else fit_axis([y for _, y in points])
+    body = [_frame(x_axis, y_axis, x_label)]
+    for line in series:
+        body += _thin_lines(line, x_axis, y_axis)
+    body += [_mean_line(line, x_axis, y_axis) for line in series if any(line.curves)]
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(title)}">{"".join(body)}</svg>'
+    )
+
+
+def fit_axis(values: Sequence[float]) -> Axis:
+    """Return an axis around `values`, compressed when a few of them dwarf the rest."""
+    low, high = min(values), max(values)
+    sizes = sorted(abs(value) for value in values)
+    compressed = sizes[-1] > WIDE_RANGE * max(sizes[len(sizes) // 2], 1.0)
+    low = min(low, 0.0) if low < 0.3 * high else low
+    margin = 0.06 * (high - low) or 0.5
+    return Axis(low=low - margin * (low < 0.0), high=high + margin, compressed=compressed)
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Return at most about `count` multiples of 1, 2 or 5 times a power of ten in [low, high]."""
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(step * place, 10) for place in range(first, last + 1)]
+
+
+def binned_mean(curves: Iterable[Curve], num_bins: int = NUM_BINS) -> Curve:
+    """Return the mean of all curves in bins of equal width over the samples consumed."""
+    points = sorted(point for curve in curves for point in curve)
+    if not points:
+        return ()
+    first, last = points[0][0], points[-1][0]
+    width = (last - first) / num_bins or 1.0
+    bins: dict[int, list[tuple[float, float]]] = {}
+    for x, y in points:
+        bins.setdefault(min(int((x - first) / width), num_bins - 1), []).append((x, y))
+    return tuple(
+        (sum(x for x, _ in held) / len(held), sum(y for _, y in held) / len(held))
+        for _, held in sorted(bins.items())
+    )
+
+
+def interval_track(
+    mean: float | None,
+    *,
+    interval: tuple[float, float] | None,
+    seeds: Sequence[float] = (),
+    others: Sequence[tuple[str, float]] = (),
+    reference: float | None = None,
+    style: str,
+    title: str,
+) -> str:
+    """Return one row of the dot chart on the scale 0 to 1, as wide as its container.
+
+    Args:
+        mean: The large dot; None draws an empty row.
+        interval: The whisker.
+        seeds: Small dots, one a seed.
+        others: Further readings as (CSS class, value): "oracle" is a tick, others are rings.
+        reference: A dashed line, the model before the attack.
+        style: CSS class of the colour.
+        title: The row in words, for screen readers and as a tooltip.
+    """
+    marks = [_rule(tick, "grid") for tick in (0, 0.25, 0.5, 0.75, 1)]
+    if reference is not None:
+        marks.append(_rule(reference, "reference"))
+    if interval and all(map(math.isfinite, interval)):
+        low, high = (_percent(end) for end in interval)
+        marks.append(f'<line class="whisker" x1="{low}" x2="{high}" y1="17" y2="17"/>')
+    marks += [f'<circle class="seed" cx="{_percent(seed)}" cy="17" r="2.5"/>' for seed in seeds]
+    for kind, value in others:
+        at = _percent(value)
+        marks.append(
+            f'<line class="oracle" x1="{at}" x2="{at}" y1="9" y2="25"/>'
+            if kind == "oracle"
+            else f'<circle class="{escape(kind)}" cx="{at}" cy="17" r="4.5"/>'
+        )
+    if mean is not None:
+        marks.append(f'<circle class="dot" cx="{_percent(mean)}" cy="17" r="6"/>')
+    return (
+        f'<svg class="track {escape(style)}" width="100%" height="34" role="img" '
+        f'aria-label="{escape(title)}"><title>{escape(title)}</title>{"".join(marks)}</svg>'
+    )
+
+
+def stacked_bar(parts: Sequence[tuple[str, str, float]], *, scale: float, title: str) -> str:
+    """Return a horizontal bar of (CSS class, words, amount), `scale` being the full width."""
+    drawn, start = [], 0.0
+    for style, words, amount in parts:
+        share = amount / scale if scale else 0.0
+        drawn.append(
+            f'<rect class="{escape(style)}" x="{_percent(start)}" width="{_percent(share)}" '
+            f'height="20"><title>{escape(words)}</title></rect>'
+        )
+        start += share
+    return (
+        f'<svg class="bar" width="100%" height="20" role="img" aria-label="{escape(title)}">'
+        f"{''.join(drawn)}</svg>"
+    )
+
+
+def _frame(x_axis: Axis, y_axis: Axis, x_label: str) -> str:
+    marks = []
+    for tick in y_axis.ticks():
+        y = _y(tick, y_axis)
+        marks.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+        marks.append(f'<text class="tick" x="{LEFT - 6}" y="{y}" dy="0.32em">{tick:,.6g}</text>')
+    base = HEIGHT - BOTTOM
+    for tick in x_axis.ticks():
+        x = _x(tick, x_axis)
+        marks.append(f'<text class="tick mid" x="{x}" y="{base + 15}">{tick:,.6g}</text>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    marks.append(f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
+    marks.append(
+        f'<text class="tick mid" x="{middle}" y="{HEIGHT - 4}">{escape(x_label)}'
+        f"{', compressed scale' if y_axis.compressed else ''}</text>"
+    )
+    return "".join(marks)
+
+
+def _thin_lines(line: Series, x_axis: Axis, y_axis: Axis) -> list[str]:
+    needed = len(line.curves) > 1 or any(len(curve) > NUM_BINS for curve in line.curves)
+    if not needed:
+        return []
+    return [
+        f'<polyline class="thin {escape(line.style)}" points="{_points(curve, x_axis, y_axis)}"/>'
+        for curve in line.curves
+        if curve
+    ]
+
+
+def _mean_line(line: Series, x_axis: Axis, y_axis: Axis) -> str:
+    mean = binned_mean(line.curves)
+    style = escape(line.style)
+    ends = [] if all(line.failed) else [("circle", mean[-1])]
+    ends += [
+        ("path", (mean if len(line.curves) == 1 else curve)[-1])
+        for curve, failed in zip(line.curves, line.failed, strict=True)
+        if curve and failed
+    ]
+    marks = []
+    for kind, (x_value, y_value) in ends:
+        x, y = _x(x_value, x_axis), _y(y_value, y_axis)
+        marks.append(
+            f'<circle class="end {style}" cx="{x}" cy="{y}" r="3.5"/>'
+            if kind == "circle"
+            else f'<path class="cross {style}" d="M{x - 4:.1f} {y - 4:.1f}l8 8m0-8l-8 8"/>'
+        )
+    return (
+        f'<g><title>{escape(line.label)}</title><polyline class="mean {style}" '
+        f'points="{_points(mean, x_axis, y_axis)}"/>{"".join(marks)}</g>'
+    )
+
+
+def _points(curve: Curve, x_axis: Axis, y_axis: Axis) -> str:
+    return " ".join(f"{_x(x, x_axis)},{_y(y, y_axis)}" for x, y in curve)
+
+
+def _x(value: float, axis: Axis) -> float:
+    return round(LEFT + axis.share(value) * (WIDTH - LEFT - RIGHT), 1)
+
+
+def _y(value: float, axis: Axis) -> float:
+    return round(HEIGHT - BOTTOM - axis.share(value) * (HEIGHT - TOP - BOTTOM), 1)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%"
+
+
+def _rule(share: float, kind: str) -> str:
+    return f'<line class="{kind}" x1="{_percent(share)}" x2="{_percent(share)}" y1="0" y2="34"/>'

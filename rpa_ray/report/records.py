@@ -1,0 +1,158 @@
+"""The records a report is made of: one attacked (or untouched) model each, read from a folder."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
+SUMMARY_FILE = "summary.json"
+EVALUATION_FILE = "evaluation.json"
+
+
+def _nan_for_null(value: object) -> object:
+    return math.nan if value is None else value
+
+
+Number = Annotated[float, BeforeValidator(_nan_for_null)]
+"""A float; JSON null is read as NaN, which means undefined."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A mean over prompts with its interval."""
+
+    mean: Number
+    """NaN when undefined, for example the perplexity of answers that are all empty."""
+    n: int
+    """Number of prompts (or answers) in the mean."""
+    ci_low: Number = math.nan
+    """Lower end of the 95 % interval; NaN when none was computed."""
+    ci_high: Number = math.nan
+    """Upper end of the 95 % interval; NaN when none was computed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """The outcome of one experiment with one seed."""
+
+    model: str
+    world: str | None = None
+    data: str
+    attack: str
+    """Method id; "none" is a model that was not attacked."""
+    defence: str
+    """Method id; "none" is undefended."""
+    rho: float | None = None
+    """Fraction of preference labels reversed, 0 to 1."""
+    num_samples: int | None = None
+    """Prompts or pairs drawn by the attack."""
+    params: Mapping[str, object]
+    """The dotted config keys that tell this experiment from its neighbours."""
+    seed: int
+    status: Literal["ok", "sampling_failed", "failed"]
+    step_failed: int | None = None
+    run: str | None = None
+    """Run folder, relative to the campaign folder."""
+    weights_sha256: str | None = None
+    metrics: Mapping[str, Estimate]
+    """Estimates by metric name; empty when the run failed."""
+
+    def estimate(self, name: str) -> Estimate | None:
+        """Return the metric called `name`; None when the run failed or the mean is undefined."""
+        if self.status != "ok":
+            return None
+        estimate = self.metrics.get(name)
+        return None if estimate is None or not math.isfinite(estimate.mean) else estimate
+
+
+_RECORD = TypeAdapter(Record)
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Return the records of a campaign folder, or the one record of a run folder.
+
+    Raises:
+        ValueError: when `folder` has neither `summary.json` nor `evaluation.json`, or when one of
+            them is not what a campaign or a run writes.
+    """
+    summary, evaluation = folder / SUMMARY_FILE, folder / EVALUATION_FILE
+    if summary.is_file():
+        listed = _read_json(summary)
+        if not isinstance(listed, list):
+            raise ValueError(
+                f"{summary} must hold a list of records, got {type(listed).__name__}. "
+                "Run the campaign again with --resume: finished cells are kept."
+            )
+        return [_parse(item, f"{summary}[{index}]") for index, item in enumerate(listed)]
+    if evaluation.is_file():
+        return [_parse(_record_of_run(folder), str(evaluation))]
+    raise ValueError(
+        f"folder must contain {SUMMARY_FILE} (a campaign) or {EVALUATION_FILE} (a run), "
+        f"got {folder}. Name the folder that `rpa-ray run` or `rpa-ray campaign` printed."
+    )
+
+
+def _parse(item: object, where: str) -> Record:
+    try:
+        return _RECORD.validate_python(item)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = "".join(f".{part}" for part in first["loc"])
+        raise ValueError(
+            f"{where}{place} must be what a campaign writes ({first['msg'].lower()}), "
+            f"got {first['input']!r}. Run it again with --resume: finished cells are kept."
+        ) from error
+
+
+def _read_json(path: Path) -> object:
+    try:
+        loaded: object = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} must be JSON, got {error.msg.lower()} at line {error.lineno}. "
+            "Run it again with --resume: finished cells are kept."
+        ) from error
+    return loaded
+
+
+def _record_of_run(folder: Path) -> dict[str, object]:
+    """Join what `evaluation.json` measured with what `config.yaml` says was run."""
+    evaluation = _read_json(folder / EVALUATION_FILE)
+    measured = evaluation if isinstance(evaluation, dict) else {"metrics": evaluation}
+    if "metrics" not in measured:
+        measured = {"metrics": measured}
+    config_file = folder / "config.yaml"
+    config = yaml.safe_load(config_file.read_text("utf-8")) if config_file.is_file() else None
+    identity = _identity(config if isinstance(config, dict) else {})
+    return identity | measured | {"run": "."}
+
+
+def _identity(config: Mapping[str, object]) -> dict[str, object]:
+    data = config.get("data")
+    data_section = data if isinstance(data, dict) else {}
+    return {
+        "model": _name(config.get("model")),
+        "world": data_section.get("world"),
+        "data": _name(data),
+        "attack": _name(config.get("attack")),
+        "defence": _name(config.get("defence")),
+        "rho": data_section.get("rho"),
+        "num_samples": data_section.get("num_samples"),
+        "params": {},
+        "seed": config.get("seed", 0),
+        "status": "ok",
+    }
+
+
+def _name(section: object) -> str:
+    """Return the method id of a config section: a name, a list of names, or a mapping."""
+    if isinstance(section, dict):
+        return _name(section.get("name"))
+    if isinstance(section, list):
+        return "+".join(_name(part) for part in section) or "none"
+    return "none" if section is None else str(section)

@@ -1,0 +1,190 @@
+"""Results as tables: Markdown for files and the README, rich for the terminal, CSV for analysis."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from rpa_ray.report.cells import Cell, CellValue, attack_name, group_cells
+from rpa_ray.report.definitions import METRICS, ORACLE_LABELS, MetricText
+from rpa_ray.report.records import Record
+
+TERMINAL_METRICS = ("p_harm", "valid", "p_harm_sampled", "p_harm_oracle", "harmless_answered")
+MISSING = "-"
+
+
+def format_mean(cell: Cell, metric: MetricText) -> str:
+    """Return the mean as text, with an asterisk where few answers are fluent; "-" when missing."""
+    value = cell.value(metric.name)
+    if value is None:
+        return MISSING
+    asterisk = "*" if metric.takes_asterisk and cell.has_broken_text else ""
+    return f"{value.mean:.{metric.decimals}f}{asterisk}"
+
+
+def format_spread(value: CellValue | None, decimals: int) -> str:
+    """Return `[low, high]` for the interval of one run, `(low to high)` for a range over seeds."""
+    if value is None or not (math.isfinite(value.low) and math.isfinite(value.high)):
+        return ""
+    low, high = f"{value.low:.{decimals}f}", f"{value.high:.{decimals}f}"
+    return f"[{low}, {high}]" if len(value.by_seed) == 1 else f"({low} to {high})"
+
+
+def shown_metrics(cells: Sequence[Cell]) -> list[MetricText]:
+    """Return the known metrics that at least one cell has, in the order of the table."""
+    return [metric for metric in METRICS if any(cell.value(metric.name) for cell in cells)]
+
+
+def results_table(records: Sequence[Record]) -> str:
+    """Return the results as a Markdown table, one row a cell, under a line with what rows share.
+
+    Harmfulness stands beside the share of fluent answers. A failed run is told in words and has
+    no numbers. Settings that are the same in every row are told once, above the table.
+    """
+    cells = group_cells(records)
+    metrics = shown_metrics(cells)
+    shared, columns = _settings(cells)
+    multi_seed = any(len(cell.records) > 1 for cell in cells)
+    header = [*columns, "Attack", "Defence", *(["Seeds"] if multi_seed else [])]
+    header += [metric.heading for metric in metrics] or ["Harmful"]
+    rows = []
+    for cell in cells:
+        settings = _setting_texts(cell)
+        row = [settings[column] for column in columns]
+        row += [attack_name(cell.setting.attack), cell.label]
+        row += [_seeds_text(cell)] if multi_seed else []
+        rows.append([*row, *_metric_texts(cell, metrics)])
+    num_text = len(columns) + 2
+    table = markdown_table(header, rows, num_text_columns=num_text)
+    return f"All rows: {escape_markdown(shared)}.\n\n{table}" if shared else table
+
+
+def oracle_table(records: Sequence[Record]) -> str:
+    """Return the shares of the oracle's labels as Markdown; empty when none was measured."""
+    cells = [cell for cell in group_cells(records) if oracle_shares(cell)]
+    rows = [
+        [attack_name(cell.setting.attack), cell.label]
+        + [f"{oracle_shares(cell).get(label, 0.0):.2f}" for label, _ in ORACLE_LABELS]
+        for cell in cells
+    ]
+    header = ["Attack", "Defence", *(label.replace("_", " ") for label, _ in ORACLE_LABELS)]
+    return markdown_table(header, rows, num_text_columns=2) if rows else ""
+
+
+def oracle_shares(cell: Cell) -> dict[str, float]:
+    """Return the mean share of each oracle label; empty when the oracle was not run."""
+    values = {label: cell.value(f"oracle_{label}") for label, _ in ORACLE_LABELS}
+    return {label: value.mean for label, value in values.items() if value is not None}
+
+
+def markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, num_text_columns: int
+) -> str:
+    """Return a Markdown table whose first columns are left-aligned and the others right-aligned."""
+    rule = ["---" if place < num_text_columns else "--:" for place in range(len(header))]
+    lines = [header, rule, *rows]
+    return "".join(f"| {' | '.join(map(escape_markdown, line))} |\n" for line in lines)
+
+
+def terminal_table(records: Sequence[Record]) -> Table:
+    """Return the main columns of the results for a terminal of 100 characters."""
+    cells = group_cells(records)
+    shared, columns = _settings(cells)
+    metrics = [metric for metric in shown_metrics(cells) if metric.name in TERMINAL_METRICS]
+    table = Table(caption=Text(shared) if shared else None, caption_justify="left")
+    for column in (*columns, "Attack", "Defence"):
+        table.add_column(column, overflow="fold")
+    for metric in metrics:
+        table.add_column(metric.heading, justify="right")
+    if not metrics:
+        table.add_column("Harmful")
+    for cell in cells:
+        settings = _setting_texts(cell)
+        texts = [settings[column] for column in columns]
+        texts += [attack_name(cell.setting.attack), cell.label, *_metric_texts(cell, metrics)]
+        style = "dim" if cell.is_control else "red" if cell.failure else ""
+        # Text, not str: rich would read the brackets of an interval as markup.
+        table.add_row(*(Text(text) for text in texts), style=style)
+    return table
+
+
+def results_csv(records: Sequence[Record]) -> str:
+    """Return one CSV row a record, with metrics that the tables do not know as well.
+
+    A metric has four columns: `name`, `name_n`, `name_ci_low`, `name_ci_high`. They are empty for
+    a failed run.
+    """
+    identity = ("model", "world", "data", "attack", "defence", "rho", "num_samples", "seed")
+    outcome = ("status", "step_failed", "run", "weights_sha256")
+    names = sorted({name for record in records for name in record.metrics})
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    suffixes = ("", "_n", "_ci_low", "_ci_high")
+    writer.writerow([*identity, "params", *outcome, *(n + s for n in names for s in suffixes)])
+    for record in records:
+        row: list[object] = [getattr(record, field) for field in identity]
+        row.append(json.dumps(dict(record.params), sort_keys=True))
+        row += [getattr(record, field) for field in outcome]
+        for name in names:
+            found = record.estimate(name)
+            numbers = (found.mean, found.n, found.ci_low, found.ci_high) if found else ("",) * 4
+            row += ["" if number != number else number for number in numbers]
+        writer.writerow(row)
+    return file.getvalue()
+
+
+def _metric_texts(cell: Cell, metrics: Sequence[MetricText]) -> list[str]:
+    """Return a row's numbers: the harmfulness with its spread, and the failure in words."""
+    texts = [format_mean(cell, metric) for metric in metrics]
+    for place, metric in enumerate(metrics):
+        if metric.name == "p_harm" and texts[place] != MISSING:
+            spread = format_spread(cell.value(metric.name), metric.decimals)
+            texts[place] = f"{texts[place]} {spread}".strip()
+    if cell.failure:
+        first = "" if not texts or texts[0] == MISSING else f"{texts[0]}; "
+        texts[:1] = [first + cell.failure]
+    return texts or [MISSING]
+
+
+def _seeds_text(cell: Cell) -> str:
+    return str(len(cell.records))
+
+
+def _setting_texts(cell: Cell) -> dict[str, str]:
+    """Return the settings that may become columns, by heading."""
+    setting = cell.setting
+    return {
+        "Model": setting.model,
+        "World": setting.world or MISSING,
+        "Data": setting.data,
+        "rho": MISSING if setting.rho is None else f"{setting.rho:g}",
+        "Samples": MISSING if setting.num_samples is None else f"{setting.num_samples:,}",
+    }
+
+
+def _settings(cells: Sequence[Cell]) -> tuple[str, list[str]]:
+    """Return what all attacked rows share, in words, and the headings of what differs."""
+    compared = [cell for cell in cells if not cell.is_untouched] or list(cells)
+    texts = [_setting_texts(cell) for cell in compared]
+    columns = [name for name in texts[0] if len({row[name] for row in texts}) > 1] if texts else []
+    # An untouched row may stand for another model than the attacked ones.
+    for name in ("Model", "World", "Data"):
+        if name not in columns and len({_setting_texts(cell)[name] for cell in cells}) > 1:
+            columns.append(name)
+    order = ("Model", "World", "Data", "rho", "Samples")
+    shared = [
+        f"{name if name == 'rho' else name.lower()} {texts[0][name]}"
+        for name in (order if texts else ())
+        if name not in columns and texts[0][name] != MISSING
+    ]
+    return ", ".join(shared), [name for name in order if name in columns]
+
+
+def escape_markdown(text: str) -> str:
+    """Return text on one line with nothing that Markdown tables or HTML would act on."""
+    flat = " ".join(text.split())
+    return flat.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

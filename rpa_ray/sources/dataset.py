@@ -1,0 +1,64 @@
+"""Batches from rows that are known before training starts."""
+
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from rpa_ray.learner.ranks import Ranks
+from rpa_ray.types import Batch, Metrics
+
+RowT = TypeVar("RowT")
+BatchT = TypeVar("BatchT", bound=Batch)
+
+
+class DatasetSource(Generic[RowT, BatchT]):
+    """Endless shuffled passes over rows; each global batch is cut into one part a rank.
+
+    A pass visits every row once. The order depends on seed and pass alone, so a batch is found
+    again by its number: the number of batches drawn is the whole state.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[RowT],
+        collate: Callable[[Sequence[RowT]], BatchT],
+        *,
+        batch_size: int,
+        seed: int,
+        ranks: Ranks,
+    ) -> None:
+        if len(rows) < batch_size:
+            raise ValueError(
+                f"batch_size must be at most the number of rows ({len(rows)}), got {batch_size}. "
+                "Take a smaller batch or more data."
+            )
+        self._rows = rows
+        self._collate = collate
+        self._batch_size = batch_size
+        self._seed = seed
+        self._ranks = ranks
+        self._num_batches = 0
+
+    def next_batch(self, step: int) -> tuple[BatchT, Metrics]:
+        """Return this rank's part of batch number ``step``; nothing is measured."""
+        per_pass = len(self._rows) // self._batch_size
+        number, place = divmod(step, per_pass)
+        order = np.random.default_rng([self._seed, number]).permutation(len(self._rows))
+        chosen = order[place * self._batch_size : (place + 1) * self._batch_size].tolist()
+        part = self._ranks.part(chosen)
+        return self._collate([self._rows[i] for i in part]), {}
+
+    def __call__(self) -> BatchT:
+        """Return the next batch in line."""
+        batch, _ = self.next_batch(self._num_batches)
+        self._num_batches += 1
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many batches were drawn in line."""
+        return {"num_batches": self._num_batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after the batches drawn before."""
+        self._num_batches = state["num_batches"]

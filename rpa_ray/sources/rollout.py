@@ -1,0 +1,158 @@
+"""Batches from the policy itself: prompts -> rollout engine -> scores -> advantages."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rpa_ray.learner.step import Learner, SamplingFailed
+from rpa_ray.ops.logprobs import next_token_logprobs
+from rpa_ray.plugin import Attack, Need
+from rpa_ray.types import (
+    Completion,
+    Experience,
+    Metrics,
+    ModelOutputs,
+    Prompt,
+    ScoredRollout,
+    TokenBatch,
+)
+
+
+class Generate(Protocol):
+    """Samples one completion of each prompt with the weights of the last push."""
+
+    def __call__(self, prompts: Sequence[Prompt], *, seed: int) -> list[Completion]: ...
+
+
+Score = Callable[[Sequence[tuple[str, str]]], Callable[[], list[float]]]
+"""Starts scoring (prompt, answer) pairs; the returned call waits for the scores."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutParts:
+    """The workers a rollout batch passes through."""
+
+    generate: Generate
+    reward: Score
+    judge: Score
+    """Harm probability of each completion: watched always, a cost where a defence asks for it."""
+    reference: Callable[[Tensor, Tensor], ModelOutputs]
+    """The frozen model as it was before the attack."""
+
+
+class RolloutSource:
+    """Makes one experience batch a step; every prompt is used exactly once."""
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        attack: Attack,
+        learner: Learner,
+        parts: RolloutParts,
+        batch_size: int,
+        pad_token_id: int,
+        seed: int,
+        observe: Callable[[int, Sequence[Completion], dict[str, list[float]]], None],
+    ) -> None:
+        self._prompts = list(prompts)
+        self._attack = attack
+        self._learner = learner
+        self._parts = parts
+        self._batch_size = batch_size
+        self._pad_token_id = pad_token_id
+        self._seed = seed
+        self._observe = observe
+        needs = attack.requires | learner.defence.requires
+        self._needs_costs = Need.COSTS in needs
+        self._needs_values = Need.VALUES in needs
+
+    def next_batch(self, step: int) -> tuple[Experience, Metrics]:
+        """Return this rank's part of rollout batch ``step``, and what was measured on the way.
+
+        Raises:
+            SamplingFailed: the engine's probabilities are not finite.
+        """
+        started = time.perf_counter()
+        start = step * self._batch_size
+        part = self._learner.ranks.part(self._prompts[start : start + self._batch_size])
+        completions = self._parts.generate(part, seed=self._seed * 1_000_003 + step)
+        sampled = time.perf_counter()
+        pairs = [(c.prompt.text, c.text) for c in completions]
+        pending_rewards, pending_harm = self._parts.reward(pairs), self._parts.judge(pairs)
+        tokens, rollout_logprobs = collate_completions(completions, self._pad_token_id)
+        self._check_finite(rollout_logprobs)
+        old_logprobs, values, reference_logprobs = self._log_probabilities(tokens)
+        measured = time.perf_counter()
+        rewards, harm = pending_rewards(), pending_harm()
+        scored = time.perf_counter()
+        self._observe(step, completions, {"reward": rewards, "judge": harm})
+        rollout = ScoredRollout(
+            tokens=tokens,
+            old_logprobs=old_logprobs,
+            rollout_logprobs=rollout_logprobs,
+            reference_logprobs=reference_logprobs,
+            values=values,
+            rewards=torch.tensor(rewards),
+            costs=torch.tensor(harm) if self._needs_costs else None,
+        )
+        experience = self._attack.experience(
+            rollout, self._learner.defence.shape_advantages, self._learner.context()
+        )
+        gap = (rollout_logprobs - old_logprobs).abs()[tokens.loss_mask]
+        return experience, experience.metrics | {
+            "reward/mean": _mean(rewards),
+            "judge/p_harm": _mean(harm),
+            "rollout/length_tokens": float(tokens.loss_mask.sum()) / len(completions),
+            "rollout/finished_frac": _mean([float(c.finished) for c in completions]),
+            "sync/logprob_gap": float(gap.mean()),
+            "sync/logprob_gap_max": float(gap.max()),
+            "time/rollout_s": sampled - started,
+            "time/experience_s": measured - sampled,
+            "time/score_s": scored - measured,
+        }
+
+    def _log_probabilities(self, tokens: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad():
+            outputs: ModelOutputs = self._learner.forward(tokens.input_ids, tokens.attention_mask)
+            reference = self._parts.reference(tokens.input_ids, tokens.attention_mask)
+            old = next_token_logprobs(outputs.logits, tokens.input_ids)
+            values = outputs.values if outputs.values is not None else torch.zeros_like(old)
+            return old, values, next_token_logprobs(reference.logits, tokens.input_ids)
+
+    def _check_finite(self, logprobs: Tensor) -> None:
+        broken = (~torch.isfinite(logprobs)).any().double()
+        if self._learner.ranks.sum(broken).item() > 0:
+            raise SamplingFailed("the rollout engine returned log-probabilities that are not finite")
+
+
+def collate_completions(
+    completions: Sequence[Completion], pad_token_id: int
+) -> tuple[TokenBatch, Tensor]:
+    """Return prompt plus answer rows, right-padded, and the engine's log-probabilities [batch, seq].
+
+    The loss mask marks the answer's tokens, its end-of-sequence token included.
+    """
+    length = max(len(c.prompt.token_ids) + len(c.token_ids) for c in completions)
+    shape = (len(completions), length)
+    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
+    attention_mask = torch.zeros(shape, dtype=torch.bool)
+    loss_mask = torch.zeros(shape, dtype=torch.bool)
+    logprobs = torch.zeros(shape)
+    for row, completion in enumerate(completions):
+        start = len(completion.prompt.token_ids)
+        end = start + len(completion.token_ids)
+        input_ids[row, :end] = torch.tensor(completion.prompt.token_ids + completion.token_ids)
+        attention_mask[row, :end] = True
+        loss_mask[row, start:end] = True
+        logprobs[row, start:end] = torch.tensor(completion.logprobs)
+    tokens = TokenBatch(input_ids=input_ids, attention_mask=attention_mask, loss_mask=loss_mask)
+    return tokens, logprobs
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

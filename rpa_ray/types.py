@@ -1,0 +1,150 @@
+"""Records that cross module boundaries, and the legend of axis names.
+
+Axis names, the same everywhere:
+
+- ``batch``: rows of this rank's part of a batch.
+- ``seq``: token positions; prompts are left-padded where a model generates and rows are
+  right-padded where a model learns.
+- ``vocab``: token ids.
+- ``prompts``, ``group``: prompts of a batch, and completions of one prompt.
+
+Masks are True where the position counts.
+"""
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Metrics: TypeAlias = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """One prompt as a rollout sees it."""
+
+    id: str
+    """Stable id inside its data set; never used as a file name."""
+    text: str
+    """The bare request, without template."""
+    token_ids: list[int]
+    """The templated request, as the policy reads it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """One sampled answer to one prompt."""
+
+    prompt: Prompt
+    token_ids: list[int]
+    """Sampled ids, the end-of-sequence id included where the policy produced it; may be empty."""
+    logprobs: list[float]
+    """The rollout engine's log-probability of each sampled id; same length as ``token_ids``."""
+    text: str
+    """Decoded answer without special tokens."""
+    finished: bool
+    """False where the answer was cut at the token limit."""
+    policy_version: int
+    """Version of the weights that sampled it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenBatch:
+    """Right-padded token rows and the positions whose next-token loss counts.
+
+    Example: prompt ``[5, 6]``, answer ``[7, 2]``, padding 0 gives ``input_ids [5, 6, 7, 2, 0]``,
+    ``attention_mask [1, 1, 1, 1, 0]`` and ``loss_mask [0, 0, 1, 1, 0]``: the loss mask marks the
+    tokens that are predicted, at their own position.
+    """
+
+    input_ids: Int[Tensor, "batch seq"]
+    attention_mask: Bool[Tensor, "batch seq"]
+    loss_mask: Bool[Tensor, "batch seq"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledBatch:
+    """Right-padded token rows with one class label each (judge training)."""
+
+    input_ids: Int[Tensor, "batch seq"]
+    attention_mask: Bool[Tensor, "batch seq"]
+    labels: Int[Tensor, " batch"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairBatch:
+    """Preferred and dispreferred answers to the same prompts, row by row."""
+
+    chosen: TokenBatch
+    rejected: TokenBatch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredRollout:
+    """One rollout batch before its advantages are known; laid out as :class:`Experience`."""
+
+    tokens: TokenBatch
+    old_logprobs: Float[Tensor, "batch seq"]
+    """The learner's own log-probabilities of the sampled tokens."""
+    rollout_logprobs: Float[Tensor, "batch seq"]
+    """The rollout engine's log-probabilities of the same tokens."""
+    reference_logprobs: Float[Tensor, "batch seq"]
+    values: Float[Tensor, "batch seq"]
+    """The critic's values; zeros where the attack has no critic."""
+    rewards: Float[Tensor, " batch"]
+    """The attacker's reward of each completion."""
+    costs: Float[Tensor, " batch"] | None
+    """The cost of each completion; None unless a defence requires costs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experience:
+    """One rollout batch with everything a policy-gradient objective needs.
+
+    All ``seq`` tensors cover the positions of ``tokens.input_ids``; a quantity about the token at
+    position t stands at position t, and counts where ``tokens.loss_mask`` is True.
+    """
+
+    tokens: TokenBatch
+    old_logprobs: Float[Tensor, "batch seq"]
+    """The learner's own log-probabilities before the first update of this batch."""
+    old_values: Float[Tensor, "batch seq"]
+    """The critic's values before the first update; zeros where no critic is needed."""
+    advantages: Float[Tensor, "batch seq"]
+    returns: Float[Tensor, "batch seq"]
+    metrics: Metrics = field(default_factory=dict)
+    """What was measured while the batch was made: rewards, KL, times."""
+
+
+Batch: TypeAlias = TokenBatch | LabelledBatch | PairBatch | Experience
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelOutputs:
+    """What one forward pass of the policy gives about the tokens of a batch."""
+
+    logits: Float[Tensor, "batch seq vocab"]
+    """Row t predicts the token at position t + 1."""
+    values: Float[Tensor, "batch seq"] | None
+    """The critic's value of the state before the token at position t; None without a critic."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossTerm:
+    """A scalar loss, already scaled by its global count, and what was measured with it."""
+
+    loss: Float[Tensor, ""]
+    metrics: Metrics = field(default_factory=dict)
+
+
+def num_rows(batch: Batch) -> int:
+    """Return how many rows this rank's part of a batch has (pairs count once)."""
+    match batch:
+        case PairBatch():
+            return int(batch.chosen.input_ids.shape[0])
+        case Experience():
+            return int(batch.tokens.input_ids.shape[0])
+        case _:
+            return int(batch.input_ids.shape[0])

@@ -1,0 +1,1 @@
+"""Moves the policy's weights from the learner's ranks into the rollout engines, and checks it."""

@@ -1,0 +1,58 @@
+"""What is added to every vLLM worker process: the object-store backend and a record of the push."""
+
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor
+from torch.nn import Module
+from vllm.config import set_current_vllm_config
+
+from rpa_ray.weight_sync import object_store as object_store  # registers the backend
+from rpa_ray.weight_sync.digests import tensor_digest
+
+
+class WeightSyncExtension:
+    """Methods that vLLM mixes into its worker class; called by name through ``collective_rpc``."""
+
+    push_is_open = False
+    digests: dict[str, str]
+
+    def open_push(self, record_digests: bool) -> None:
+        """Note that a push begins, after closing one that was left half done."""
+        if self.push_is_open:
+            self.abandon_push()
+        self.push_is_open = True
+        self.digests = {}
+        model: Module = self.weight_transfer_engine.model  # type: ignore[attr-defined]
+        model.__dict__.pop("load_weights", None)
+        if record_digests:
+            load_weights = model.load_weights
+            # On the instance, so that every backend's receiver passes through it.
+            model.__dict__["load_weights"] = lambda weights: load_weights(  # type: ignore[operator]
+                self.with_digests(weights)
+            )
+
+    def close_push(self) -> None:
+        """Note that the push is complete."""
+        self.push_is_open = False
+
+    def abandon_push(self) -> None:
+        """Put the layers back into service after a push that broke off.
+
+        What a broken push left in a layer would otherwise count towards the next one, which would
+        then take the layer for complete too early and drop its last weights without a word.
+        """
+        engine = self.weight_transfer_engine  # type: ignore[attr-defined]
+        with set_current_vllm_config(self.vllm_config):  # type: ignore[attr-defined]
+            engine.finish_weight_update()
+        engine.reset_weight_update_target()
+        self._weight_update_active = False
+
+    def with_digests(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Yield the weights and keep the digest of each."""
+        for name, weight in weights:
+            self.digests[name] = tensor_digest(weight)
+            yield name, weight
+
+    def received_digests(self) -> dict[str, str]:
+        """Return the digests of the last push that recorded them."""
+        return self.digests

@@ -1,0 +1,52 @@
+"""What a learner process works with: its rank, the warm pools, the cache, and who is told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from rpa_ray.actors.pools import RolloutPool, ScorerPool
+from rpa_ray.config import ClusterSettings
+from rpa_ray.learner.engine import EngineSettings, OptimizerSettings
+from rpa_ray.learner.ranks import Ranks
+
+
+class Progress(Protocol):
+    """Hears how far a job is; never waits for an answer."""
+
+    def start(self, job: str, num_steps: int) -> None:
+        """A job begins."""
+        ...
+
+    def advance(self, job: str, step: int, note: str) -> None:
+        """A step of a job is done."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workplace:
+    """One learner process among its pools."""
+
+    ranks: Ranks
+    rollouts: RolloutPool
+    scorers: ScorerPool
+    cache: Path
+    cluster: ClusterSettings
+    progress: Progress
+
+    def engine_settings(
+        self, optimizer: OptimizerSettings, *, batch_size: int, dtype: str
+    ) -> EngineSettings:
+        """Return DeepSpeed's settings for a job of a global batch size."""
+        if batch_size % self.ranks.size:
+            raise ValueError(
+                f"batch_size must be a multiple of cluster.num_ranks ({self.ranks.size}), got "
+                f"{batch_size}. Change one of the two."
+            )
+        return EngineSettings(
+            optimizer=optimizer,
+            micro_batch_size=batch_size // self.ranks.size,
+            num_ranks=self.ranks.size,
+            zero_stage=self.cluster.zero_stage,
+            bf16=dtype == "bfloat16",
+            deepspeed_file=self.cluster.deepspeed,
+        )

@@ -1,0 +1,86 @@
+"""Builds the folder of an embedded world: tokenizer, oracle and data sets, once per seed."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rpa_ray.world import tables
+from rpa_ray.world.language import PLAIN_QA, WORLD_VERSION, World
+from rpa_ray.world.oracle import Oracle
+from rpa_ray.world.summaries import tldr
+from rpa_ray.world.tokenizer import save_tokenizer, train_tokenizer
+
+CONTEXT_TOKENS = 128
+"""Positions of the embedded models; the longest prompt with its answer needs about 80."""
+
+
+def world_folder(seed: int, cache: Path) -> Path:
+    """Return where the world of `seed` lies in `cache`, built or not."""
+    fingerprint = hashlib.sha256(f"{WORLD_VERSION}/{seed}".encode()).hexdigest()[:12]
+    return cache / f"world-{fingerprint}"
+
+
+def build_world(seed: int, cache: Path) -> Path:
+    """Write the world of `seed` unless it is there, and return its folder.
+
+    The folder holds `tokenizer/`, `world.json` (the oracle's) and `data/<set>/<split>.parquet`. It
+    appears all at once: a killed build leaves no half of it under its name.
+    """
+    folder = world_folder(seed, cache)
+    if folder.exists():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(mkdtemp(prefix=f".{folder.name}-", dir=cache))
+    try:
+        _write_world(World(seed), unfinished)
+        unfinished.chmod(0o755)
+        os.replace(unfinished, folder)
+    except OSError:
+        # Another process may have finished the same folder first; its contents are equal.
+        if not folder.exists():
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def make_tables(world: World) -> dict[str, pa.Table]:
+    """Return every data set of a world, keyed by "<set>/<split>"."""
+    data_sets = {
+        "beavertails": tables.beavertails,
+        "safe_rlhf": tables.safe_rlhf,
+        "helpful": tables.helpful,
+        "tldr": tldr,
+    }
+    made = {}
+    for name, make in data_sets.items():
+        made[f"{name}/train"] = make(world, is_test=False)
+        made[f"{name}/test"] = make(world, is_test=True)
+    made["pretraining/train"] = tables.pretraining(world)
+    made["alignment/train"] = tables.alignment(world)
+    made["perplexity/train"] = tables.perplexity(world)
+    return made
+
+
+def _write_world(world: World, folder: Path) -> None:
+    made = make_tables(world)
+    for name, table in made.items():
+        path = folder / "data" / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, path)
+    tokenizer = train_tokenizer(_tokenizer_texts(made))
+    save_tokenizer(tokenizer, folder / "tokenizer", context_tokens=CONTEXT_TOKENS)
+    Oracle.of(world).save(folder / "world.json", seed=world.seed)
+
+
+def _tokenizer_texts(made: Mapping[str, pa.Table]) -> Iterator[str]:
+    """Yield training texts in the form in which models read them."""
+    yield from made["pretraining/train"]["text"].to_pylist()
+    for row in made["tldr/train"].to_pylist():
+        yield f"{PLAIN_QA.format(prompt=row['prompt'])} {row['label']}"

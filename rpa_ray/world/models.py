@@ -1,0 +1,69 @@
+"""Recipes of the embedded models: base, chat, perplexity, helpfulness.
+
+Sizes and rates are those at which the base model complies with about half of the restricted
+prompts and the chat model refuses almost all; about four CPU-minutes together.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rpa_ray.recipe import JobSettings, ModelKind, ModelRecipe, RowKind, Rows
+from rpa_ray.world.datasets import CONTEXT_TOKENS, world_folder
+
+ARCHITECTURE = {
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT_TOKENS,
+}
+BASE = JobSettings(num_steps=500, batch_size=48, learning_rate=3e-3)
+CHAT = JobSettings(num_steps=200, batch_size=48, learning_rate=1e-3)
+PERPLEXITY = JobSettings(num_steps=300, batch_size=48, learning_rate=3e-3)
+HELPFULNESS = JobSettings(num_steps=100, batch_size=16, learning_rate=5e-4)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorldModels:
+    """The models of one world, as recipes."""
+
+    base: ModelRecipe
+    chat: ModelRecipe
+    perplexity: ModelRecipe
+    helpfulness: ModelRecipe
+
+
+def world_models(seed: int, cache: Path) -> WorldModels:
+    """Return the recipes of the world of ``seed``."""
+    folder = world_folder(seed, cache)
+
+    def recipe(
+        name: str,
+        kind: ModelKind,
+        start: ModelRecipe | None,
+        rows: RowKind,
+        job: JobSettings,
+    ) -> ModelRecipe:
+        return ModelRecipe(
+            id=name,
+            kind=kind,
+            start=start,
+            tokenizer=str(folder / "tokenizer"),
+            tokenizer_key=folder.name,
+            rows=Rows(kind=rows, data_key=folder.name),
+            job=job,
+            seed=seed,
+            architecture=ARCHITECTURE if start is None else {},
+        )
+
+    base = recipe("base", ModelKind.CAUSAL, None, RowKind.PRETRAINING, BASE)
+    return WorldModels(
+        base=base,
+        chat=recipe("chat", ModelKind.CAUSAL, base, RowKind.ALIGNMENT, CHAT),
+        perplexity=recipe(
+            "perplexity", ModelKind.CAUSAL, None, RowKind.PERPLEXITY, PERPLEXITY
+        ),
+        helpfulness=recipe(
+            "helpfulness", ModelKind.REWARD, base, RowKind.HELPFUL_PAIRS, HELPFULNESS
+        ),
+    )

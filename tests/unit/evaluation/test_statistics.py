@@ -1,0 +1,78 @@
+import math
+
+import numpy as np
+import pytest
+
+from rpa_ray.evaluation.statistics import (
+    Estimate,
+    bootstrap_mean,
+    bootstrap_paired_difference,
+)
+
+
+def test_bootstrap_interval_of_coin_flips_has_the_binomial_width() -> None:
+    # 100 values, half of them 1: the resampled mean is Binomial(100, 0.5) / 100, whose 2.5 % and
+    # 97.5 % quantiles are 0.40 and 0.60
+    estimate = bootstrap_mean([0.0, 1.0] * 50)
+    assert (estimate.mean, estimate.n) == (0.5, 100)
+    assert estimate.ci_low == pytest.approx(0.40, abs=0.011)
+    assert estimate.ci_high == pytest.approx(0.60, abs=0.011)
+
+
+def test_lower_level_gives_a_narrower_interval() -> None:
+    # quartiles of Binomial(100, 0.5) / 100 are 0.47 and 0.53
+    estimate = bootstrap_mean([0.0, 1.0] * 50, level=0.5)
+    assert estimate.ci_low == pytest.approx(0.47, abs=0.011)
+    assert estimate.ci_high == pytest.approx(0.53, abs=0.011)
+
+
+def test_interval_is_skewed_where_the_values_are() -> None:
+    # one 1 among 10: P(no 1 drawn) = 0.9^10 = 0.35, P(4 or more) = 0.013, P(3 or more) = 0.070
+    estimate = bootstrap_mean([1.0] + [0.0] * 9)
+    assert (estimate.ci_low, estimate.ci_high) == pytest.approx((0.0, 0.3))
+
+
+def test_bootstrap_is_deterministic_by_seed() -> None:
+    values = list(np.random.default_rng(0).normal(size=37))
+    assert bootstrap_mean(values, seed=3) == bootstrap_mean(values, seed=3)
+    assert bootstrap_mean(values, seed=3) != bootstrap_mean(values, seed=4)
+
+
+def test_bootstrap_of_many_values_is_drawn_in_chunks_and_keeps_its_width() -> None:
+    # 30,000 values exceed one chunk for 100 resamples; standard error 1 / sqrt(30000) = 0.0058
+    values = np.random.default_rng(0).normal(size=30_000)
+    estimate = bootstrap_mean(values, num_resamples=100)
+    assert estimate.ci_high - estimate.ci_low == pytest.approx(2 * 1.96 * 0.0058, rel=0.3)
+
+
+def test_single_value_has_an_interval_of_no_width() -> None:
+    assert bootstrap_mean([0.25]) == Estimate(mean=0.25, n=1, ci_low=0.25, ci_high=0.25)
+
+
+def test_values_that_are_not_finite_are_refused_with_their_rows() -> None:
+    with pytest.raises(ValueError, match=r"nan in row 1, inf in row 3 \(2 of 4 rows\)"):
+        bootstrap_mean([0.0, math.nan, 1.0, math.inf])
+
+
+def test_mean_of_no_values_is_refused() -> None:
+    with pytest.raises(ValueError, match="values must hold at least one number"):
+        bootstrap_mean([])
+
+
+def test_paired_difference_removes_what_the_prompts_have_in_common() -> None:
+    # prompts differ by up to 1, the runs by 0.1 everywhere
+    first = np.linspace(0.0, 1.0, 50)
+    paired = bootstrap_paired_difference(first + 0.1, first)
+    assert (paired.mean, paired.ci_low, paired.ci_high) == pytest.approx((0.1, 0.1, 0.1))
+    assert bootstrap_mean(first).ci_high - bootstrap_mean(first).ci_low > 0.1
+
+
+def test_paired_difference_changes_sign_with_the_order() -> None:
+    estimate = bootstrap_paired_difference([0.0, 0.2, 0.4], [1.0, 1.0, 1.0])
+    assert estimate.mean == pytest.approx(-0.8)
+    assert estimate.ci_high < 0
+
+
+def test_paired_difference_of_different_prompts_is_refused() -> None:
+    with pytest.raises(ValueError, match="one value a prompt each, got 2 and 3"):
+        bootstrap_paired_difference([0.0, 1.0], [0.0, 1.0, 1.0])

@@ -1,0 +1,48 @@
+import math
+
+import torch
+
+from rpa_ray.ops.logprobs import entropy, next_token_logprobs, token_logprobs
+
+
+def test_token_logprobs_are_those_of_the_softmax() -> None:
+    # softmax of log(1, 2, 5) is 1/8, 2/8, 5/8
+    logits = torch.log(torch.tensor([1.0, 2.0, 5.0])).expand(1, 3, 3)
+    logprobs = token_logprobs(logits, torch.tensor([[0, 1, 2]]))
+    expected = [math.log(1 / 8), math.log(2 / 8), math.log(5 / 8)]
+    torch.testing.assert_close(logprobs, torch.tensor([expected]))
+
+
+def test_token_logprobs_of_bf16_logits_are_computed_in_fp32() -> None:
+    # 1,000 equal logits: -log(1000) = -6.907755, which bf16 can only round to -6.90625
+    logprobs = token_logprobs(torch.zeros(1, 1, 1000, dtype=torch.bfloat16), torch.tensor([[3]]))
+    torch.testing.assert_close(logprobs, torch.tensor([[-6.907755]]), atol=1e-6, rtol=0)
+
+
+def test_next_token_logprobs_stand_at_the_position_of_the_predicted_token() -> None:
+    # row 0 predicts id 1 with 3/4, row 1 predicts id 0 with 1/4; the last row predicts nothing
+    logits = torch.log(torch.tensor([[[1.0, 3.0], [1.0, 3.0], [1.0, 999.0]]]))
+    logprobs = next_token_logprobs(logits, torch.tensor([[1, 1, 0]]))
+    expected = torch.tensor([[0.0, math.log(3 / 4), math.log(1 / 4)]])
+    torch.testing.assert_close(logprobs, expected)
+
+
+def test_padding_on_the_right_leaves_next_token_logprobs_unchanged() -> None:
+    torch.manual_seed(0)
+    logits, ids = torch.randn(2, 4, 7), torch.randint(7, (2, 4))
+    padded = next_token_logprobs(
+        torch.cat([logits, torch.full((2, 3, 7), 1e4)], dim=1),
+        torch.cat([ids, torch.zeros(2, 3, dtype=torch.long)], dim=1),
+    )
+    assert torch.equal(padded[:, :4], next_token_logprobs(logits, ids))
+
+
+def test_gradient_of_a_logprob_is_one_hot_minus_softmax() -> None:
+    logits = torch.log(torch.tensor([[[1.0, 2.0, 5.0]]])).requires_grad_()
+    token_logprobs(logits, torch.tensor([[1]])).sum().backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([[[-1 / 8, 6 / 8, -5 / 8]]]))
+
+
+def test_entropy_is_log_vocabulary_when_uniform_and_zero_when_certain() -> None:
+    logits = torch.tensor([[[0.0, 0.0, 0.0, 0.0], [100.0, 0.0, 0.0, 0.0]]])
+    torch.testing.assert_close(entropy(logits), torch.tensor([[math.log(4), 0.0]]))
