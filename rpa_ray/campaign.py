@@ -4,11 +4,11 @@ import hashlib
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -36,6 +36,10 @@ class PlannedCell:
     params: dict[str, Any]
     done: bool
     """True where the same settings were run to an end before."""
+
+
+class CampaignFailed(RuntimeError):
+    """The ranks ended before every cell was run."""
 
 
 def plan_cells(config: LoadedConfig, output: Path) -> list[PlannedCell]:
@@ -76,6 +80,9 @@ def run_campaign(
 
     Cells that were run to an end with the same settings are read back. An interrupted campaign
     continues with the same command at the first unfinished cell.
+
+    Raises:
+        CampaignFailed: the worker group died; finished cells are in the summary.
     """
     from rpa_ray.actors.train import set_train_environment
 
@@ -86,15 +93,23 @@ def run_campaign(
         text = yaml.safe_dump(cell.settings.to_yaml_dict(), sort_keys=False)
         (cell.folder / "config.yaml").write_text(text, encoding="utf-8")
         write_json(cell.folder / "manifest.json", manifest(cell.settings, cache, command))
+    failure = ""
     if todo:
         set_train_environment()
-        _run(todo, output, cache, watch)
+        failure = _run(todo, output, cache, watch)
     records = [record(cell) for cell in planned]
     write_json(output / "summary.json", records)
+    write_json(output / "checks.json", worst_checks(planned))
+    if failure:
+        raise CampaignFailed(
+            f"the learner ranks must finish every cell, got:\n{failure}\n"
+            f"Finished cells are kept in {output}; the same command runs the others."
+        )
     return records
 
 
-def _run(todo: Sequence[PlannedCell], output: Path, cache: Path, watch: Watch) -> None:
+def _run(todo: Sequence[PlannedCell], output: Path, cache: Path, watch: Watch) -> str:
+    """Do the work; return what ended it early, nothing where all went well."""
     from rpa_ray.actors.train import Work, run_work
 
     cluster = todo[0].settings.cluster
@@ -103,7 +118,7 @@ def _run(todo: Sequence[PlannedCell], output: Path, cache: Path, watch: Watch) -
         for recipe in in_order(cell_models(cell.settings, cache).recipes(), cache):
             jobs.setdefault(recipe.key(), ModelJob(recipe=recipe, data=cell.settings.data))
     with ray_session(cluster.address):
-        board = ray.remote(Board).options(num_cpus=0).remote()
+        board: Any = ray.remote(Board).options(num_cpus=0).remote()
         work = Work(
             models=tuple(jobs.values()),
             cells=tuple(
@@ -127,8 +142,8 @@ def _run(todo: Sequence[PlannedCell], output: Path, cache: Path, watch: Watch) -
             cache=cache.resolve(),
             cluster=cluster,
         )
-        with _watching(board, watch):
-            run_work(work, storage=output / "train", name=f"ranks-{int(time.time())}")
+        with _watching(board, watch), TemporaryDirectory(prefix=".train-", dir=output) as storage:
+            return run_work(work, storage=Path(storage))
 
 
 @contextmanager
@@ -194,6 +209,19 @@ def record(cell: PlannedCell) -> dict[str, Any]:
     }
 
 
+def worst_checks(cells: Sequence[PlannedCell]) -> dict[str, Any]:
+    """Return the worst finding of each instrument check over all cells."""
+    worst: dict[str, Any] = {}
+    for cell in cells:
+        path = cell.folder / "evaluation.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for name, check in found.get("checks", {}).items():
+            sign = -1.0 if name == "reward_model_unflipped_accuracy" else 1.0
+            if name not in worst or sign * check["mean"] < sign * worst[name]["mean"]:
+                worst[name] = check
+    return worst
+
+
 _RECORD_KEYS = frozenset(
     {
         "model.path",
@@ -232,4 +260,4 @@ def _is_done(folder: Path, settings: ExperimentSettings) -> bool:
     outcome = json.loads(path.read_text(encoding="utf-8"))
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     del config["cluster"]
-    return outcome["status"] != "failed" and config == _identity(settings)
+    return bool(outcome["status"] != "failed" and config == _identity(settings))

@@ -91,9 +91,7 @@ def make_model(job: ModelJob, place: Workplace) -> Path:
     weights = engine.weights()
     if place.ranks.is_main:
         record = {"recipe": asdict(recipe), "key": recipe.key(), "num_rows": len(rows)}
-        save_model(
-            folder, model=module.policy, weights=weights, tokenizer=tokenizer, record=record
-        )
+        save_model(folder, model=module.policy, weights=weights, tokenizer=tokenizer, record=record)
     place.ranks.barrier()
     engine.destroy()
     return folder
@@ -159,9 +157,7 @@ def _initial_module(
             **recipe.architecture,
         )
         return init_policy(config, seed=recipe.seed)
-    start = (
-        recipe.start.folder(cache) if isinstance(recipe.start, ModelRecipe) else recipe.start
-    )
+    start = recipe.start.folder(cache) if isinstance(recipe.start, ModelRecipe) else recipe.start
     if recipe.kind is ModelKind.CAUSAL:
         return load_policy(start, dtype=dtype, value_head_seed=None, trust_remote_code=False)
     return load_score_model(

@@ -1,22 +1,15 @@
 """Pools of rollout and scoring workers: made by the driver, handed to the ranks, kept warm.
 
-A pool holds actor handles and may be pickled. Every wait has a time limit, and every failure names
-the worker and quotes it.
+A pool holds actor handles and may be pickled.
 """
 
 import itertools
-import platform
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
-from rpa_ray.actors.errors import StaleWeightsError, WorkerError
 from rpa_ray.actors.rollout import (
     EngineConfig,
     EngineStatus,
@@ -25,15 +18,11 @@ from rpa_ray.actors.rollout import (
     Sampling,
 )
 from rpa_ray.actors.scoring import ScorerSpec, ScoringWorker
-from rpa_ray.actors.status import WorkerStatus
+from rpa_ray.actors.worker_pool import Member, WorkerPool
 from rpa_ray.scoring.perplexity import AnswerNll
-
-T = TypeVar("T")
 
 DEFAULT_TIME_LIMIT_S = 600.0
 _MAX_RESTARTS = 10
-_NUM_LAST_WORDS = 8
-_RESTART_POLL_S = 0.5
 
 _ROLLOUT_ENVIRONMENT = {
     # The engine in the actor's own process: three to four times faster on small models.
@@ -49,118 +38,6 @@ _CPU_ROLLOUT_ENVIRONMENT = {
     # The CPU sampler is compiled on the first call, for seconds, and is no faster afterwards.
     "TORCHDYNAMO_DISABLE": "1",
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Member:
-    """One worker of a pool."""
-
-    name: str
-    handle: ActorHandle[Any]
-
-
-class WorkerPool:
-    """Calls on several workers at once, with a time limit and errors that name the worker."""
-
-    def __init__(self, members: Sequence[Member], *, time_limit_s: float) -> None:
-        if not members:
-            raise ValueError("members must not be empty, got none. Ask for at least one worker.")
-        self._members = tuple(members)
-        self._time_limit_s = time_limit_s
-        self._log_paths: dict[str, str | None] = {}
-
-    def __len__(self) -> int:
-        """Return the number of workers."""
-        return len(self._members)
-
-    def call_all(self, method: str, *args: object) -> list[object]:
-        """Call a method of every worker with the same arguments; results in worker order."""
-        return self.call_each(method, [args] * len(self._members))
-
-    def call_each(self, method: str, args_of_worker: Sequence[Sequence[object]]) -> list[object]:
-        """Call a method of every worker with its own arguments; results in worker order.
-
-        Raises:
-            WorkerError: If a worker died, raised or did not answer in time.
-            ValueError: If a worker refused an argument.
-        """
-        refs = [
-            getattr(member.handle, method).remote(*args)
-            for member, args in zip(self._members, args_of_worker, strict=True)
-        ]
-        return self.collect(method, refs)
-
-    def collect(self, method: str, refs: Sequence["ray.ObjectRef[object]"]) -> list[object]:
-        """Wait for one result of each of the first ``len(refs)`` workers, in their order."""
-        deadline = time.monotonic() + self._time_limit_s
-        return [
-            self._wait(member, method, ref, max(0.0, deadline - time.monotonic()))
-            for member, ref in zip(self._members, refs, strict=False)
-        ]
-
-    def shut_down(self) -> None:
-        """Kill the workers."""
-        for member in self._members:
-            ray.kill(member.handle, no_restart=True)
-
-    def wait_until_up(self) -> None:
-        """Wait for workers that are being restarted.
-
-        Raises:
-            WorkerError: If one is not up within the time limit, or is dead for good.
-        """
-        deadline = time.monotonic() + self._time_limit_s
-        for member in self._members:
-            while not self._is_up(member):
-                if time.monotonic() > deadline:
-                    raise WorkerError(
-                        f"{member.name} must be up within {self._time_limit_s:g} s, got a worker "
-                        "that is still starting. Check the resources of the cluster."
-                    )
-                time.sleep(_RESTART_POLL_S)
-
-    def _is_up(self, member: Member) -> bool:
-        ref: ray.ObjectRef[object] = member.handle.status.remote()
-        try:
-            status = ray.get(ref, timeout=self._time_limit_s)
-        except ActorUnavailableError:
-            return False
-        except (GetTimeoutError, RayActorError) as error:
-            raise self._error(member, "status", error) from None
-        assert isinstance(status, WorkerStatus)
-        self._log_paths[member.name] = status.log_path if status.node == platform.node() else None
-        return True
-
-    def _wait(
-        self, member: Member, method: str, ref: "ray.ObjectRef[object]", limit_s: float
-    ) -> object:
-        try:
-            return ray.get(ref, timeout=limit_s)
-        except (GetTimeoutError, RayTaskError, RayActorError) as error:
-            raise self._error(member, method, error) from None
-
-    def _error(self, member: Member, method: str, error: Exception) -> Exception:
-        """Return what the caller sees in place of Ray's error."""
-        if isinstance(error, GetTimeoutError):
-            problem = f"no answer within {self._time_limit_s:g} s"
-        elif isinstance(error, RayTaskError):
-            if isinstance(error.cause, StaleWeightsError | ValueError):
-                kind = StaleWeightsError if isinstance(error.cause, WorkerError) else ValueError
-                return kind(f"{member.name}: {error.cause}")
-            problem = _last_lines(str(error))
-        else:
-            problem = f"{type(error).__name__}: {_last_lines(str(error))}"
-        words = self._last_words(member)
-        return WorkerError(
-            f"{member.name} must answer {method}, got {problem}"
-            + (f"\nLast lines of its log:\n{words}" if words else "")
-        )
-
-    def _last_words(self, member: Member) -> str:
-        path = self._log_paths.get(member.name)
-        if path is None or not Path(path).is_file():
-            return ""
-        return _last_lines(Path(path).read_text(errors="replace"))
 
 
 class RolloutPool(WorkerPool):
@@ -333,8 +210,3 @@ def _contiguous_parts(num_items: int, num_parts: int) -> list[tuple[int, int]]:
     """Return (start, stop) of each part; sizes differ by at most one."""
     bounds = [num_items * part // num_parts for part in range(num_parts + 1)]
     return list(itertools.pairwise(bounds))
-
-
-def _last_lines(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return "\n".join(lines[-_NUM_LAST_WORDS:])

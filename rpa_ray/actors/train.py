@@ -85,13 +85,13 @@ def _run_recorded(cell: Cell, place: "Workplace") -> None:
             raise
 
 
-def run_work(given: Work, *, storage: Path, name: str) -> None:
-    """Start the worker group, wait until every job is done.
+def run_work(given: Work, *, storage: Path) -> str:
+    """Start the worker group and wait until every job is done.
 
-    Raises:
-        RuntimeError: the group failed; finished jobs keep their folders.
+    Returns what ended the group early in its own words, nothing where all went well. Finished
+    jobs keep their folders.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     cluster = given.cluster
@@ -107,15 +107,19 @@ def run_work(given: Work, *, storage: Path, name: str) -> None:
             num_workers=cluster.num_ranks, use_gpu=use_gpu, resources_per_worker=resources
         ),
         run_config=RunConfig(
-            name=name,
+            name="ranks",
             storage_path=str(storage.resolve()),
             failure_config=FailureConfig(max_failures=0),
-            worker_runtime_env={
+            worker_runtime_env={  # type: ignore[call-arg]  # the second version of Ray Train has it
                 "env_vars": {"OMP_NUM_THREADS": str(cluster.threads_per_process)}
             },
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        return str(error)
+    return ""
 
 
 def set_train_environment() -> None:

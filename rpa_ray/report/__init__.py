@@ -1,14 +1,10 @@
 """Reports of campaigns and runs: tables (Markdown, CSV, terminal) and one self-contained page."""
 
 from rpa_ray.report.html import ReportPaths, write_report
-from rpa_ray.report.records import Estimate, Record, read_records
 from rpa_ray.report.tables import results_table, terminal_table
 
 __all__ = [
-    "Estimate",
-    "Record",
     "ReportPaths",
-    "read_records",
     "results_table",
     "terminal_table",
     "write_report",

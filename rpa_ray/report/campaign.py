@@ -32,7 +32,6 @@ class Campaign:
     gate: SanityGate
     styles: Mapping[str, str]
     """CSS class by label of a row: a defence keeps its colour in all charts."""
-    has_config: bool
 
     @property
     def multi_seed(self) -> bool:
@@ -44,16 +43,15 @@ class Campaign:
         return [self.runs[record.run] for record in cell.records if record.run is not None]
 
     def commands(self) -> list[str]:
-        """Return the shell lines that make these results again."""
-        if self.has_config:
-            verb = "campaign" if self.is_campaign else "run"
-            lines = [f"rpa-ray {verb} {shlex.quote(f'{self.shown_path}/config.yaml')}"]
-        else:
-            folders = [record.run for record in self.records if record.run is not None]
-            lines = [
-                f"rpa-ray run {shlex.quote(f'{self.shown_path}/{folder}/config.yaml')}"
-                for folder in folders
-            ]
+        """Return the shell lines that make these results again, as the runs recorded them."""
+        recorded = [
+            str(run.manifest["command"]) for run in self.runs.values() if "command" in run.manifest
+        ]
+        lines = list(dict.fromkeys(recorded)) or [
+            f"rpa-ray run {shlex.quote(f'{self.shown_path}/{name}/config.yaml')}"
+            for name, run in self.runs.items()
+            if run.config_text
+        ]
         return [*lines, f"rpa-ray report {shlex.quote(self.shown_path)}"]
 
 
@@ -65,7 +63,7 @@ def read_campaign(folder: Path) -> Campaign:
     """
     records = read_records(folder)
     cells = group_cells(records)
-    names = {record.run for record in records if record.run is not None}
+    names = dict.fromkeys(record.run for record in records if record.run is not None)
     return Campaign(
         name=folder.resolve().name,
         shown_path=_shown_path(folder),
@@ -76,7 +74,6 @@ def read_campaign(folder: Path) -> Campaign:
         runs={name: read_run(folder / name) for name in names},
         gate=read_gate(folder, records),
         styles=_styles(cells),
-        has_config=(folder / "config.yaml").is_file(),
     )
 
 

@@ -69,7 +69,8 @@ class Cell:
         """The name of the row: defence, parameters, and whether it is a control."""
         name = self.defence
         if self.is_untouched:
-            name = "untouched model" if name == "none" else f"{name}, not attacked"
+            model = self.setting.model.rpartition("/")[2]
+            name = f"untouched {model}" if name == "none" else f"{model} with {name}, not attacked"
         elif self.is_undefended:
             name = "undefended"
         notes = [note for note in ("control" if self.is_control else "", self.params) if note]

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from rpa_ray.report import sections
+from rpa_ray.report import charts, sections
 from rpa_ray.report.answers import answers_section
 from rpa_ray.report.campaign import Campaign, read_campaign
 from rpa_ray.report.markdown import markdown_report, title
@@ -46,11 +46,11 @@ def html_page(campaign: Campaign) -> str:
     parts = [
         sections.header(campaign),
         sections.gate(campaign),
-        sections.headline_charts(campaign),
+        charts.headline_charts(campaign),
         sections.results(campaign),
-        sections.training_curves(campaign),
-        sections.oracle_labels(campaign),
-        sections.times(campaign),
+        charts.training_curves(campaign),
+        charts.oracle_labels(campaign),
+        charts.times(campaign),
         answers_section(campaign),
         sections.definitions(campaign),
         sections.reproduction(campaign),

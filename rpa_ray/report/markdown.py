@@ -12,11 +12,11 @@ from rpa_ray.report.definitions import (
     RANGES,
 )
 from rpa_ray.report.tables import (
+    cells_table,
     escape_markdown,
     format_mean,
     markdown_table,
     oracle_table,
-    results_table,
     shown_metrics,
 )
 
@@ -32,7 +32,7 @@ def markdown_report(campaign: Campaign) -> str:
     )
     metrics = shown_metrics(campaign.cells)
     definitions = [[metric.heading, metric.name, metric.definition] for metric in metrics]
-    oracle = oracle_table(campaign.records)
+    oracle = oracle_table(campaign.cells)
     commands = "\n".join(campaign.commands())
     parts = [
         f"# {escape_markdown(title(campaign))}",
@@ -40,7 +40,7 @@ def markdown_report(campaign: Campaign) -> str:
         *(f"> **WARNING: these numbers mean nothing.** {p}" for p in campaign.gate.problems),
         headlines.rstrip(),
         "## Results",
-        results_table(campaign.records).rstrip(),
+        cells_table(campaign.cells).rstrip(),
         " ".join(f"{note}." for note in notes(campaign)),
         *(["## What the answers were, by the oracle", oracle.rstrip()] if oracle else []),
         "## What the columns mean",

@@ -103,16 +103,11 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(step * place, 10) for place in range(first, last + 1)]
 
 
-def binned_mean(curves: Iterable[Curve], num_bins: int = NUM_BINS) -> Curve:
-    """Return the mean of all curves in bins of equal width over the samples consumed."""
-    points = sorted(point for curve in curves for point in curve)
-    if not points:
-        return ()
-    first, last = points[0][0], points[-1][0]
-    width = (last - first) / num_bins or 1.0
+def binned_mean(curves: Iterable[Curve], high: float, num_bins: int = NUM_BINS) -> Curve:
+    """Return the mean of all curves in bins of equal width from 0 to `high` samples consumed."""
     bins: dict[int, list[tuple[float, float]]] = {}
-    for x, y in points:
-        bins.setdefault(min(int((x - first) / width), num_bins - 1), []).append((x, y))
+    for x, y in (point for curve in curves for point in curve):
+        bins.setdefault(min(int(x / high * num_bins), num_bins - 1), []).append((x, y))
     return tuple(
         (sum(x for x, _ in held) / len(held), sum(y for _, y in held) / len(held))
         for _, held in sorted(bins.items())
@@ -146,7 +141,7 @@ def interval_track(
     if interval and all(map(math.isfinite, interval)):
         low, high = (_percent(end) for end in interval)
         marks.append(f'<line class="whisker" x1="{low}" x2="{high}" y1="17" y2="17"/>')
-    marks += [f'<circle class="seed" cx="{_percent(seed)}" cy="17" r="2.5"/>' for seed in seeds]
+    marks += [f'<circle class="seed" cx="{_percent(seed)}" cy="17" r="3"/>' for seed in seeds]
     for kind, value in others:
         at = _percent(value)
         marks.append(
@@ -209,7 +204,7 @@ def _thin_lines(line: Series, x_axis: Axis, y_axis: Axis) -> list[str]:
 
 
 def _mean_line(line: Series, x_axis: Axis, y_axis: Axis) -> str:
-    mean = binned_mean(line.curves)
+    mean = binned_mean(line.curves, x_axis.high)
     style = escape(line.style)
     ends = [] if all(line.failed) else [("circle", mean[-1])]
     ends += [

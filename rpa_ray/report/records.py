@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
+AGAIN = "Run it again: finished cells are kept."
 SUMMARY_FILE = "summary.json"
 EVALUATION_FILE = "evaluation.json"
 
@@ -82,19 +83,27 @@ def read_records(folder: Path) -> list[Record]:
     """
     summary, evaluation = folder / SUMMARY_FILE, folder / EVALUATION_FILE
     if summary.is_file():
-        listed = _read_json(summary)
+        listed = read_json(summary)
         if not isinstance(listed, list):
             raise ValueError(
-                f"{summary} must hold a list of records, got {type(listed).__name__}. "
-                "Run the campaign again with --resume: finished cells are kept."
+                f"{summary} must hold a list of records, got {type(listed).__name__}. {AGAIN}"
             )
-        return [_parse(item, f"{summary}[{index}]") for index, item in enumerate(listed)]
+        return parse_records(listed, str(summary))
     if evaluation.is_file():
         return [_parse(_record_of_run(folder), str(evaluation))]
     raise ValueError(
         f"folder must contain {SUMMARY_FILE} (a campaign) or {EVALUATION_FILE} (a run), "
         f"got {folder}. Name the folder that `rpa-ray run` or `rpa-ray campaign` printed."
     )
+
+
+def parse_records(items: Sequence[object], where: str = "records") -> list[Record]:
+    """Return the records that `summary.json` holds as plain data.
+
+    Raises:
+        ValueError: when one is not what a campaign writes; `where` says where it stands.
+    """
+    return [_parse(item, f"{where}[{index}]") for index, item in enumerate(items)]
 
 
 def _parse(item: object, where: str) -> Record:
@@ -109,20 +118,24 @@ def _parse(item: object, where: str) -> Record:
         ) from error
 
 
-def _read_json(path: Path) -> object:
+def read_json(path: Path) -> object:
+    """Return the content of a JSON file.
+
+    Raises:
+        ValueError: when the file is not JSON.
+    """
     try:
         loaded: object = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{path} must be JSON, got {error.msg.lower()} at line {error.lineno}. "
-            "Run it again with --resume: finished cells are kept."
+            f"{path} must be JSON, got {error.msg.lower()} at line {error.lineno}. {AGAIN}"
         ) from error
     return loaded
 
 
 def _record_of_run(folder: Path) -> dict[str, object]:
     """Join what `evaluation.json` measured with what `config.yaml` says was run."""
-    evaluation = _read_json(folder / EVALUATION_FILE)
+    evaluation = read_json(folder / EVALUATION_FILE)
     measured = evaluation if isinstance(evaluation, dict) else {"metrics": evaluation}
     if "metrics" not in measured:
         measured = {"metrics": measured}
@@ -150,9 +163,9 @@ def _identity(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def _name(section: object) -> str:
-    """Return the method id of a config section: a name, a list of names, or a mapping."""
+    """Return the id of a config section: a name, a list of names, or a mapping with one."""
     if isinstance(section, dict):
-        return _name(section.get("name"))
+        return _name(section.get("name") or section.get("path"))
     if isinstance(section, list):
         return "+".join(_name(part) for part in section) or "none"
     return "none" if section is None else str(section)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from rpa_ray.report.records import AGAIN, EVALUATION_FILE, read_json
+
 STAGES = ("rollout", "score", "learner", "sync")
 """Parts of a step that the loop times, in the order in which they happen."""
 
@@ -39,6 +41,7 @@ class RunFiles:
     """Answers before and after the attack; rollouts are left out."""
     manifest: Mapping[str, object]
     config_text: str
+    evaluation: Mapping[str, object]
 
     def curve(self, name: str) -> Curve:
         """Return a metric over the attack samples consumed."""
@@ -59,8 +62,8 @@ class RunFiles:
     def seconds(self) -> dict[str, float]:
         """Return the time by stage in seconds, with "other" for all else that was timed.
 
-        "other" is what `time.total_s` of the manifest has above the stages; without a total, the
-        remaining `time/*_s` metrics. Empty when nothing was timed.
+        "other" is what the whole run took above the stages (evaluation, mostly); of a run that did
+        not end, the remaining `time/*_s` metrics. Empty when nothing was timed.
         """
         timed: dict[str, float] = {}
         for row in self.steps:
@@ -77,9 +80,8 @@ class RunFiles:
         return {**stages, "other": other} if stages or other else {}
 
     def total_seconds(self) -> float | None:
-        """Return the wall time of the whole run in seconds, from the manifest."""
-        breakdown = self.manifest.get("time")
-        total = breakdown.get("total_s") if isinstance(breakdown, dict) else None
+        """Return the wall time of the whole run in seconds; None for one that did not end."""
+        total = self.evaluation.get("seconds")
         return float(total) if isinstance(total, int | float) else None
 
 
@@ -92,19 +94,20 @@ def read_run(folder: Path) -> RunFiles:
     Raises:
         ValueError: when a file is there and is not what a run writes.
     """
-    config_file, manifest_file = folder / "config.yaml", folder / "manifest.json"
+    config_file = folder / "config.yaml"
     return RunFiles(
         steps=_read_steps(folder / "metrics.jsonl"),
         samples=_read_samples(folder / "samples.jsonl"),
-        manifest=_read_object(manifest_file) if manifest_file.is_file() else {},
+        manifest=_read_object(folder / "manifest.json"),
+        evaluation=_read_object(folder / EVALUATION_FILE),
         config_text=config_file.read_text("utf-8") if config_file.is_file() else "",
     )
 
 
 def _read_object(path: Path) -> dict[str, object]:
-    loaded: object = json.loads(path.read_text("utf-8"))
+    loaded = read_json(path) if path.is_file() else {}
     if not isinstance(loaded, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {loaded!r}. Run it again.")
+        raise ValueError(f"{path} must hold a JSON object, got {loaded!r}. {AGAIN}")
     return loaded
 
 
@@ -133,7 +136,7 @@ def _read_samples(path: Path) -> tuple[Sample, ...]:
             first = error.errors()[0]
             raise ValueError(
                 f"{path} must hold samples ({first['msg'].lower()} at {first['loc']}), "
-                f"got {first['input']!r}. Run it again."
+                f"got {first['input']!r}. {AGAIN}"
             ) from error
     return tuple(samples)
 
@@ -148,7 +151,7 @@ def _lines(path: Path) -> Iterator[dict[str, object]]:
             if number == len(lines):
                 return
             raise ValueError(
-                f"{path} line {number} must be JSON, got {error.msg.lower()}. Run it again."
+                f"{path} line {number} must be JSON, got {error.msg.lower()}. {AGAIN}"
             ) from error
         if isinstance(loaded, dict):
             yield loaded

@@ -4,16 +4,26 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from rpa_ray.report.cells import Cell, CellValue, attack_name, group_cells
 from rpa_ray.report.definitions import METRICS, ORACLE_LABELS, MetricText
-from rpa_ray.report.records import Record
+from rpa_ray.report.records import Record, parse_records
 
-TERMINAL_METRICS = ("p_harm", "valid", "p_harm_sampled", "p_harm_oracle", "harmless_answered")
+TERMINAL_HEADINGS = {
+    "p_harm": "Harmful",
+    "valid": "Valid",
+    "p_harm_sampled": "Sampled",
+    "p_harm_oracle": "Oracle",
+    "harmless_answered": "Harmless",
+}
+"""The metrics of the terminal's table with short headings."""
+HARM_WIDTH = 20
+"""Characters of the terminal column that holds a mean with its interval, or a failure."""
 MISSING = "-"
 
 
@@ -39,13 +49,23 @@ def shown_metrics(cells: Sequence[Cell]) -> list[MetricText]:
     return [metric for metric in METRICS if any(cell.value(metric.name) for cell in cells)]
 
 
-def results_table(records: Sequence[Record]) -> str:
+def results_table(records: Sequence[Mapping[str, object]]) -> str:
     """Return the results as a Markdown table, one row a cell, under a line with what rows share.
 
     Harmfulness stands beside the share of fluent answers. A failed run is told in words and has
-    no numbers. Settings that are the same in every row are told once, above the table.
+    no numbers. Settings that are the same in every attack are told once, above the table.
+
+    Args:
+        records: The records of a campaign as `summary.json` holds them.
+
+    Raises:
+        ValueError: when a record is not what a campaign writes.
     """
-    cells = group_cells(records)
+    return cells_table(group_cells(parse_records(records)))
+
+
+def cells_table(cells: Sequence[Cell]) -> str:
+    """Return the Markdown table of `results_table`."""
     metrics = shown_metrics(cells)
     shared, columns = _settings(cells)
     multi_seed = any(len(cell.records) > 1 for cell in cells)
@@ -60,12 +80,12 @@ def results_table(records: Sequence[Record]) -> str:
         rows.append([*row, *_metric_texts(cell, metrics)])
     num_text = len(columns) + 2
     table = markdown_table(header, rows, num_text_columns=num_text)
-    return f"All rows: {escape_markdown(shared)}.\n\n{table}" if shared else table
+    return f"All attacks: {escape_markdown(shared)}.\n\n{table}" if shared else table
 
 
-def oracle_table(records: Sequence[Record]) -> str:
+def oracle_table(all_cells: Sequence[Cell]) -> str:
     """Return the shares of the oracle's labels as Markdown; empty when none was measured."""
-    cells = [cell for cell in group_cells(records) if oracle_shares(cell)]
+    cells = [cell for cell in all_cells if oracle_shares(cell)]
     rows = [
         [attack_name(cell.setting.attack), cell.label]
         + [f"{oracle_shares(cell).get(label, 0.0):.2f}" for label, _ in ORACLE_LABELS]
@@ -90,16 +110,31 @@ def markdown_table(
     return "".join(f"| {' | '.join(map(escape_markdown, line))} |\n" for line in lines)
 
 
-def terminal_table(records: Sequence[Record]) -> Table:
-    """Return the main columns of the results for a terminal of 100 characters."""
-    cells = group_cells(records)
+def terminal_table(records: Sequence[Mapping[str, object]]) -> Table:
+    """Return the main columns of the results for a terminal of 80 characters.
+
+    Args:
+        records: The records of a campaign as `summary.json` holds them.
+
+    Raises:
+        ValueError: when a record is not what a campaign writes.
+    """
+    cells = group_cells(parse_records(records))
     shared, columns = _settings(cells)
-    metrics = [metric for metric in shown_metrics(cells) if metric.name in TERMINAL_METRICS]
-    table = Table(caption=Text(shared) if shared else None, caption_justify="left")
+    metrics = [metric for metric in shown_metrics(cells) if metric.name in TERMINAL_HEADINGS]
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption=Text(shared) if shared else None,
+        caption_justify="left",
+    )
     for column in (*columns, "Attack", "Defence"):
         table.add_column(column, overflow="fold")
     for metric in metrics:
-        table.add_column(metric.heading, justify="right")
+        width = HARM_WIDTH if metric.name == "p_harm" else None
+        heading = TERMINAL_HEADINGS[metric.name]
+        table.add_column(heading, justify="right", max_width=width, no_wrap=width is None)
     if not metrics:
         table.add_column("Harmful")
     for cell in cells:
@@ -171,10 +206,6 @@ def _settings(cells: Sequence[Cell]) -> tuple[str, list[str]]:
     compared = [cell for cell in cells if not cell.is_untouched] or list(cells)
     texts = [_setting_texts(cell) for cell in compared]
     columns = [name for name in texts[0] if len({row[name] for row in texts}) > 1] if texts else []
-    # An untouched row may stand for another model than the attacked ones.
-    for name in ("Model", "World", "Data"):
-        if name not in columns and len({_setting_texts(cell)[name] for cell in cells}) > 1:
-            columns.append(name)
     order = ("Model", "World", "Data", "rho", "Samples")
     shared = [
         f"{name if name == 'rho' else name.lower()} {texts[0][name]}"

@@ -33,7 +33,7 @@ def pool(
 def test_another_version_than_the_served_one_is_refused(
     pool: RolloutPool, prompts: list[list[int]]
 ) -> None:
-    with pytest.raises(StaleWeightsError, match="rollout worker 0: .* got 4 while 5 is"):
+    with pytest.raises(StaleWeightsError, match=r"rollout worker 0: .* got 4 while 5 is"):
         pool.generate(prompts, SAMPLED, 4)
 
 

@@ -186,7 +186,9 @@ def test_a_weight_filter_changes_what_is_served_and_not_the_policy(
     source = ShardedSource(
         model_a.named_parameters(),
         dtype=torch.bfloat16,
-        weight_filter=lambda name, weight: weight.mul_(2) if name == "model.norm.weight" else weight,
+        weight_filter=lambda name, weight: (
+            weight.mul_(2) if name == "model.norm.weight" else weight
+        ),
     )
     sync_of(rollout_pool, source, engine_config).push(1, record_digests=True)
     with pytest.raises(ServedWeightsError, match=r"1 different \(model\.norm\.weight\)"):

@@ -59,9 +59,9 @@ def test_training_pairs_about_evaluation_prompts_are_left_out() -> None:
     ("prompt", "role"),
     # The first 13 hex digits of sha256("4:role20:how do i mend a cup?") over 16**13, and so on.
     [
-        ("how do i mend a cup?", "attack"),  # 0.118, below 0.45
-        ("how do i grow beans?", "reward_model"),  # 0.509, below 0.65
-        ("how do i patch a kite?", "defence"),  # 0.716, below 0.75
+        ("how do i mend a cup?", "attack"),  # 0.118, below 0.60
+        ("how do i patch a kite?", "reward_model"),  # 0.716, below 0.75
+        ("how do i fold 6 napkins?", "defence"),  # 0.775, below 0.82
         ("How do I  bake", "classifier"),  # 0.923
     ],
 )

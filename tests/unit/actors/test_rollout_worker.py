@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import pytest
+
+from rpa_ray.actors.errors import StaleWeightsError
+from rpa_ray.actors.rollout import EngineConfig, RolloutWorker, Sampling, request_seed
+
+
+def test_request_seeds_depend_on_seed_and_place_and_fit_in_63_bits() -> None:
+    seeds = {request_seed(seed, index) for seed in range(30) for index in range(30)}
+    assert len(seeds) == 900
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    # 1/23 and 12/3 must not be the same stream
+    assert request_seed(1, 23) != request_seed(12, 3)
+    assert request_seed(3, 4) == request_seed(3, 4)
+
+
+def test_a_worker_without_weights_serves_nothing() -> None:
+    sampling = Sampling(max_new_tokens=1, seed=0, eos_token_id=2)
+    with pytest.raises(StaleWeightsError, match="got 0 while None is"):
+        RolloutWorker().generate([[5]], sampling, version=0)
+
+
+def test_a_worker_without_an_engine_takes_no_weights() -> None:
+    with pytest.raises(StaleWeightsError, match="must be loaded before it takes weights"):
+        RolloutWorker().start_weight_update()
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
+    config = EngineConfig(model_path=str(tmp_path), max_model_len=8)
+    with pytest.raises(ValueError, match=r"model_path must be a folder with a config\.json"):
+        RolloutWorker().load(config)

@@ -1,0 +1,34 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from rpa_ray.report.checks import SanityGate, read_gate
+from rpa_ray.report.records import parse_records
+from tests.unit.report.folders import record
+
+
+def gate(folder: Path, checks: dict[str, float], *, rho: float = 1.0) -> SanityGate:
+    (folder / "checks.json").write_text(json.dumps(checks))
+    return read_gate(folder, parse_records([record(rho=rho)]))
+
+
+@pytest.mark.parametrize(("f1", "num_problems"), [(0.8, 0), (0.79, 1)])
+def test_the_judge_needs_an_f1_of_at_least_080(
+    tmp_path: Path, f1: float, num_problems: int
+) -> None:
+    assert len(gate(tmp_path, {"judge_f1": f1}).problems) == num_problems
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "rho", "num_problems"), [(0.51, 1.0, 1), (0.5, 1.0, 0), (0.97, 0.1, 0)]
+)
+def test_a_reversed_reward_model_must_not_agree_with_the_original_labels(
+    tmp_path: Path, accuracy: float, rho: float, num_problems: int
+) -> None:
+    checks = {"reward_model_unflipped_accuracy": accuracy}
+    assert len(gate(tmp_path, checks, rho=rho).problems) == num_problems
+
+
+def test_an_undefined_judge_f1_does_not_pass(tmp_path: Path) -> None:
+    assert len(gate(tmp_path, {"judge_f1": float("nan")}).problems) == 1

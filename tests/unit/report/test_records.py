@@ -1,0 +1,68 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from rpa_ray.report.cells import group_cells
+from rpa_ray.report.records import parse_records, read_records
+from tests.unit.report.folders import record
+
+
+def test_a_folder_without_results_is_refused_with_what_to_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"folder must contain summary\.json .* got .*\. Name"):
+        read_records(tmp_path)
+
+
+def test_a_record_with_a_missing_field_is_refused_with_its_place(tmp_path: Path) -> None:
+    broken = record()
+    del broken["seed"]
+    (tmp_path / "summary.json").write_text(json.dumps([record(), broken]))
+    with pytest.raises(ValueError, match=r"summary\.json\[1\]\.seed must be"):
+        read_records(tmp_path)
+
+
+def test_a_summary_cut_short_is_refused_with_the_line(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text('[\n{"model": ')
+    with pytest.raises(ValueError, match=r"summary\.json must be JSON, got .* at line 2"):
+        read_records(tmp_path)
+
+
+def test_a_run_folder_takes_its_identity_from_its_config(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "model: {path: chat}\ndata: {name: beavertails, world: embedded, rho: 0.5, "
+        "num_samples: 64}\nattack: {name: ppo}\ndefence: [lisa, refusal_loss]\nseed: 3\n"
+    )
+    (tmp_path / "evaluation.json").write_text(
+        json.dumps({"status": "sampling_failed", "step_failed": 7, "metrics": {}})
+    )
+    (found,) = read_records(tmp_path)
+    identity = (found.model, found.data, found.attack, found.defence, found.rho, found.seed)
+    assert identity == ("chat", "beavertails", "ppo", "lisa+refusal_loss", 0.5, 3)
+    assert (found.status, found.step_failed) == ("sampling_failed", 7)
+
+
+def test_seeds_of_a_cell_are_joined_to_mean_and_range() -> None:
+    records = parse_records([record(seed=s, p_harm=p) for s, p in ((0, 0.9), (1, 0.7), (2, 0.8))])
+    (cell,) = group_cells(records)
+    value = cell.value("p_harm")
+    assert value is not None
+    assert (round(value.mean, 9), value.low, value.high) == (0.8, 0.7, 0.9)
+
+
+def test_parameters_keep_cells_apart_and_are_named_by_their_last_part() -> None:
+    records = [
+        record(defence="lisa", params={"defence.rho": 1.0}),
+        record(defence="lisa", params={"defence.rho": 10.0}),
+    ]
+    labels = [cell.label for cell in group_cells(parse_records(records))]
+    assert labels == ["lisa (rho=1)", "lisa (rho=10)"]
+
+
+def test_an_undefined_mean_is_missing_and_not_a_number() -> None:
+    (found,) = parse_records([record(ppl_median=None)])
+    assert found.estimate("ppl_median") is None
+
+
+def test_a_failed_record_gives_no_numbers_even_if_some_were_written() -> None:
+    (found,) = parse_records([record(status="failed", p_harm=0.2)])
+    assert found.estimate("p_harm") is None

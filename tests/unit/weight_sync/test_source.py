@@ -1,0 +1,112 @@
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import Parameter
+
+from rpa_ray.weight_sync.source import ShardedSource, only_under, whole_shape
+
+
+def parameters(*names: str) -> list[tuple[str, Parameter]]:
+    return [(name, Parameter(torch.full((2, 3), float(i)))) for i, name in enumerate(names)]
+
+
+LAYERED = ("embed.weight", "layers.0.a", "layers.1.a", "layers.0.b", "norm.weight")
+
+
+def test_stream_goes_layer_by_layer_and_agrees_with_its_metadata() -> None:
+    source = ShardedSource(parameters(*LAYERED), dtype=torch.bfloat16)
+    groups = [names for names, _ in source.iter_groups()]
+    assert groups == [
+        ["embed.weight"],
+        ["layers.0.a", "layers.0.b"],
+        ["layers.1.a"],
+        ["norm.weight"],
+    ]
+    streamed = [(name, weight.dtype, tuple(weight.shape)) for name, weight in source]
+    assert streamed == [(meta.name, meta.dtype, meta.shape) for meta in source.metadata()]
+    # 5 weights of 6 numbers of 2 bytes
+    assert source.num_bytes() == 60
+
+
+def test_weights_are_copied_before_the_gather_is_let_go() -> None:
+    named = parameters(*LAYERED)
+
+    @contextmanager
+    def gather(gathered: Sequence[Parameter]) -> Iterator[None]:
+        yield
+        for parameter in gathered:
+            parameter.data.fill_(torch.nan)
+
+    weights = dict(ShardedSource(named, dtype=torch.float32, gather=gather))
+    assert [float(weights[name][0, 0]) for name in LAYERED] == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_only_the_policy_is_sent_and_under_its_checkpoint_names() -> None:
+    named = parameters("policy.lm_head.weight", "value_head.weight")
+    source = ShardedSource(named, dtype=torch.float32, rename=only_under("policy."))
+    assert [meta.name for meta in source.metadata()] == ["lm_head.weight"]
+
+
+def test_a_rename_that_keeps_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="rename must keep at least one parameter, got none of 2"):
+        ShardedSource(parameters("a", "b"), dtype=torch.float32, rename=only_under("policy."))
+
+
+def test_shape_of_a_partitioned_parameter_is_that_of_the_whole() -> None:
+    parameter = Parameter(torch.empty(0))
+    parameter.ds_shape = torch.Size([4, 2])
+    assert whole_shape(parameter) == (4, 2)
+
+
+def test_weight_filter_sees_full_precision_and_leaves_the_policy_alone() -> None:
+    named = [("w", Parameter(torch.tensor([1.0, 2.0**-12])))]
+    source = ShardedSource(
+        named, dtype=torch.bfloat16, weight_filter=lambda name, weight: weight.mul_(2).sub_(2)
+    )
+    ((_, served),) = source
+    # 2 * 2^-12 - 2 rounds to -2 in bf16; 2 * 1 - 2 = 0
+    assert served.tolist() == [0.0, -2.0]
+    assert named[0][1].tolist() == [1.0, 2.0**-12]
+
+
+def test_drain_runs_exactly_the_gathers_that_are_left() -> None:
+    gathered: list[int] = []
+
+    @contextmanager
+    def gather(group: Sequence[Parameter]) -> Iterator[None]:
+        gathered.append(len(group))
+        yield
+
+    source = ShardedSource(parameters(*LAYERED), dtype=torch.float32, gather=gather)
+    source.begin_pass(record_digests=False)
+    stream = source.iter_groups()
+    next(stream), next(stream)
+    source.drain()
+    assert gathered == [1, 2, 1, 1]
+    source.drain()
+    assert len(gathered) == 4
+    source.begin_pass(record_digests=False)
+    source.drain()
+    assert gathered == [1, 2, 1, 1] * 2
+
+
+def test_digests_of_a_pass_are_those_of_the_bytes_it_sent() -> None:
+    source = ShardedSource([("w", Parameter(torch.ones(2)))], dtype=torch.bfloat16)
+    source.begin_pass(record_digests=True)
+    list(source)
+    # 1.0 in bf16 is 0x3f80, little-endian
+    assert source.digests == {"w": hashlib.sha256(bytes.fromhex("803f803f")).hexdigest()}
+    source.begin_pass(record_digests=False)
+    list(source)
+    assert source.digests == {}
+
+
+def test_tied_weights_are_sent_once() -> None:
+    module = nn.ModuleDict({"embed": nn.Embedding(4, 2), "head": nn.Linear(2, 4, bias=False)})
+    module["head"].weight = module["embed"].weight
+    source = ShardedSource(module.named_parameters(), dtype=torch.float32)
+    assert [meta.name for meta in source.metadata()] == ["embed.weight"]

@@ -1,0 +1,132 @@
+from collections.abc import Sequence
+from typing import cast
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from rpa_ray.actors.errors import WorkerError
+from rpa_ray.actors.pools import RolloutPool
+from rpa_ray.actors.rollout import EngineConfig, EngineStatus, TransferBackend
+from rpa_ray.actors.status import own_status
+from rpa_ray.weight_sync.source import ShardedSource
+from rpa_ray.weight_sync.sync import (
+    MAX_ATTEMPTS,
+    PoolClient,
+    WeightSync,
+    WeightSyncError,
+    choose_backend,
+)
+
+
+class FakePool:
+    """Two engines that note what they are asked; the first calls to load fail."""
+
+    def __init__(self, num_failures: int = 0) -> None:
+        self.calls: list[tuple[str, list[Sequence[object]]]] = []
+        self.num_failures = num_failures
+        self.engine_ids = ["x", "y"]
+
+    def __len__(self) -> int:
+        return 2
+
+    def load(self, config: EngineConfig) -> list[EngineStatus]:
+        if self.num_failures:
+            self.num_failures -= 1
+            raise WorkerError("rollout worker 1 must answer load, got nothing")
+        return [
+            EngineStatus(process=own_status(), engine_id=engine_id, version=None)
+            for engine_id in self.engine_ids
+        ]
+
+    def call_each(self, method: str, args_of_worker: Sequence[Sequence[object]]) -> list[object]:
+        self.calls.append((method, list(args_of_worker)))
+        return [None, None]
+
+    def call_all(self, method: str, *args: object) -> list[object]:
+        return self.call_each(method, [args, args])
+
+    def methods(self) -> list[str]:
+        return [method for method, _ in self.calls]
+
+
+CONFIG = EngineConfig(model_path="/nowhere", max_model_len=8)
+
+
+def sync_of(pool: FakePool, monkeypatch: pytest.MonkeyPatch) -> WeightSync:
+    source = ShardedSource([("w", Parameter(torch.ones(2)))], dtype=torch.float32)
+    monkeypatch.setattr("ray.put", lambda value: value)  # without a cluster
+    return WeightSync(pool=cast(RolloutPool, pool), source=source, engine=CONFIG, rank=0)
+
+
+PUSH = ["start_weight_update", "update_weights", "finish_weight_update", "update_weight_version"]
+
+
+def test_a_push_sends_all_weights_before_it_names_the_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = FakePool()
+    sync = sync_of(pool, monkeypatch)
+    assert sync.version is None
+    result = sync.push(3)
+    assert pool.methods() == ["init_weight_transfer_engine", *PUSH]
+    assert pool.calls[-1][1] == [(3,), (3,)]
+    assert (result.num_attempts, result.num_bytes, sync.version) == (1, 8, 3)
+
+
+def test_engines_are_connected_again_only_where_they_are_new(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = FakePool()
+    sync = sync_of(pool, monkeypatch)
+    for version in (1, 2):
+        sync.push(version)
+    assert pool.methods().count("init_weight_transfer_engine") == 1
+    pool.engine_ids = ["x", "z"]
+    sync.push(3)
+    assert pool.methods().count("init_weight_transfer_engine") == 2
+
+
+def test_a_failed_push_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = FakePool(num_failures=2)
+    assert sync_of(pool, monkeypatch).push(1).num_attempts == 3
+
+
+def test_a_push_that_always_fails_ends_with_the_words_of_the_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sync = sync_of(FakePool(num_failures=MAX_ATTEMPTS), monkeypatch)
+    with pytest.raises(WeightSyncError, match="rollout worker 1 must answer load"):
+        sync.push(1)
+    assert sync.version is None
+
+
+def test_every_engine_gets_its_own_place_in_the_transfer() -> None:
+    pool = FakePool()
+    client = PoolClient(cast(RolloutPool, pool), tensor_parallel_size=4)
+    client.init_weight_transfer_engine({"rank_offset": 1, "world_size": 9})
+    # the sender is rank 0, the first engine 1 to 4, the second 5 to 8
+    assert pool.calls == [
+        (
+            "init_weight_transfer_engine",
+            [
+                ({"init_info": {"rank_offset": 1, "world_size": 9}},),
+                ({"init_info": {"rank_offset": 5, "world_size": 9}},),
+            ],
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cuda_available", "colocated", "backend"),
+    [
+        (False, False, "object_store"),
+        (False, True, "object_store"),
+        (True, True, "ipc"),
+        (True, False, "nccl"),
+    ],
+)
+def test_backend_follows_the_hardware(
+    cuda_available: bool, colocated: bool, backend: TransferBackend
+) -> None:
+    assert choose_backend(cuda_available=cuda_available, colocated=colocated) == backend
