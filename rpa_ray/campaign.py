@@ -57,7 +57,7 @@ def plan_cells(config: LoadedConfig, output: Path) -> list[PlannedCell]:
                 params={
                     key: value
                     for key, value in values.items()
-                    if key not in _RECORD_KEYS and any(o.get(key, value) != value for o in flat)
+                    if key not in _RECORD_KEYS and _tells_apart(key, value, flat)
                 },
                 done=_is_done(folder, settings),
             )
@@ -234,6 +234,11 @@ _RECORD_KEYS = frozenset(
         "seed",
     }
 )
+
+
+def _tells_apart(key: str, value: Any, flat: Sequence[dict[str, Any]]) -> bool:
+    """Return whether a setting differs between cells; a defence's own are always told."""
+    return key.startswith("defence.") or any(o.get(key, value) != value for o in flat)
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -124,9 +124,7 @@ def _run(loaded: LoadedConfig, output: Path | None) -> None:
     from rpa_ray.report.tables import terminal_table
 
     with ProgressView(console) as view:
-        records = run_campaign(
-            loaded, folder, cache_folder(), watch=view.show, command=_command()
-        )
+        records = run_campaign(loaded, folder, cache_folder(), watch=view.show, command=_command())
     paths = write_report(folder)
     console.print(terminal_table(records))
     for record in records:

@@ -75,7 +75,10 @@ def harmless_test_prompts(data: DataSettings, cache: Path, num: int) -> list[str
 def helpful_preferences(data_folder: Path) -> Sequence[Preference]:
     """Return the helpfulness pairs of an embedded world."""
     rows = load_rows(
-        "helpful", str(data_folder / "data" / "helpful"), split="train", path_key="data.helpful_path"
+        "helpful",
+        str(data_folder / "data" / "helpful"),
+        split="train",
+        path_key="data.helpful_path",
     )
     return helpful_pairs(rows)
 

@@ -12,6 +12,7 @@ from rpa_ray.checkpoint import save_model, weights_sha256
 from rpa_ray.datasets import preference_data
 from rpa_ray.evaluation.measure import Measurement, own_limit
 from rpa_ray.jobs import Cell
+from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.loop import TrainingFailed, train
 from rpa_ray.measuring import check_instruments, measure_model
 from rpa_ray.metrics import JsonLines, write_json
@@ -38,7 +39,7 @@ def run_experiment(cell: Cell, place: Workplace) -> None:
         try:
             _attack(assembly, samples)
             assembly.push_verified(assembly.num_steps)
-            after = measure_model(assembly, phase="after", fluency_limit=limit)
+            after = _measure_attacked(assembly, limit)
             _write_samples(samples, after)
         except TrainingFailed as error:
             status = {
@@ -66,6 +67,13 @@ def run_experiment(cell: Cell, place: Workplace) -> None:
         )
     place.ranks.barrier()
     assembly.engine.destroy()
+
+
+def _measure_attacked(assembly: Assembly, limit: float) -> Measurement:
+    try:
+        return measure_model(assembly, phase="after", fluency_limit=limit)
+    except SamplingFailed as error:
+        raise TrainingFailed(assembly.num_steps, error.reason) from error
 
 
 def _attack(assembly: Assembly, samples: JsonLines) -> None:

@@ -29,7 +29,8 @@ def manifest(settings: ExperimentSettings, cache: Path, command: str) -> dict[st
     data = preference_data(settings.data, cache)
     return {
         "command": command,
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
+        "versions": {name: _version(name) for name in PACKAGES}
+        | {"python": sys.version.split()[0]},
         "platform": platform.machine(),
         "git_commit": _git_commit(),
         "seeds": {"attack": settings.seed, "world": settings.data.world_seed},

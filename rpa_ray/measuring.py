@@ -22,6 +22,7 @@ NUM_CHECK_PAIRS = 200
 
 
 def measure_model(assembly: Assembly, *, phase: str, fluency_limit: float | None) -> Measurement:
+    """Return every metric of the model as it is served; a collective over the ranks."""
     place, settings = assembly.place, assembly.settings
     evaluation = settings.evaluation
     restricted = restricted_test_prompts(settings.data, place.cache, evaluation.num_prompts)

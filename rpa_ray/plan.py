@@ -39,7 +39,9 @@ def plan_table(config: LoadedConfig, output: Path, cache: Path) -> Table:
     for cell in cells:
         seconds = _seconds(cell)
         total += seconds
-        what = f"{cell.settings.model.path}: {cell.settings.attack.name}, {cell.settings.defence.name}"
+        what = (
+            f"{cell.settings.model.path}: {cell.settings.attack.name}, {cell.settings.defence.name}"
+        )
         samples = _num_samples(cell)
         state = "done" if cell.done else f"{seconds:.0f}"
         table.add_row("cell", what, f"{samples} samples", state)

@@ -86,9 +86,7 @@ class Objective(Generic[BatchT, OutputT]):
         """Return how many optimizer updates are made on each batch."""
         return 1
 
-    def loss(
-        self, forward: Forward[OutputT], batch: BatchT, context: StepContext
-    ) -> LossTerm:
+    def loss(self, forward: Forward[OutputT], batch: BatchT, context: StepContext) -> LossTerm:
         """Return this rank's loss, scaled so that the mean over ranks is the global loss.
 
         Every term is divided by its own global count of tokens (or pairs, or rows), never by the
@@ -174,9 +172,7 @@ class OnlineDefence:
         """Leave the step's gradients on the parameters; may take several passes."""
         return gradient_pass()
 
-    def extra_loss(
-        self, forward: Forward[ModelOutputs], context: StepContext
-    ) -> LossTerm | None:
+    def extra_loss(self, forward: Forward[ModelOutputs], context: StepContext) -> LossTerm | None:
         """Return a term that is added to the objective's loss before the one backward."""
         return None
 
@@ -218,6 +214,6 @@ def global_count(mask: Tensor, context: StepContext) -> int:
 
 def global_mean(values: Tensor, context: StepContext) -> tuple[float, int]:
     """Return the mean of a rank's values over all ranks, and how many there are."""
-    sums = torch.stack([values.double().sum(), torch.tensor(float(values.numel())).double()])
+    sums = torch.stack([values.double().sum(), torch.ones_like(values).double().sum()])
     total, count = context.sum_over_ranks(sums).tolist()
     return total / max(count, 1.0), int(count)

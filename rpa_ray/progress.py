@@ -50,9 +50,7 @@ class ProgressView:
                 self._tasks[job.name] = self._progress.add_task(
                     job.name, total=job.num_steps or None, note=""
                 )
-            self._progress.update(
-                self._tasks[job.name], completed=job.num_done, note=job.note
-            )
+            self._progress.update(self._tasks[job.name], completed=job.num_done, note=job.note)
         if not self._console.is_terminal:
             self._print_lines(jobs)
 

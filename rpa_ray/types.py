@@ -11,8 +11,8 @@ Axis names, the same everywhere:
 Masks are True where the position counts.
 """
 
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import dataclass, field, fields, replace
+from typing import TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -119,6 +119,7 @@ class Experience:
 
 
 Batch: TypeAlias = TokenBatch | LabelledBatch | PairBatch | Experience
+BatchT = TypeVar("BatchT", bound=Batch)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,3 +149,13 @@ def num_rows(batch: Batch) -> int:
             return int(batch.tokens.input_ids.shape[0])
         case _:
             return int(batch.input_ids.shape[0])
+
+
+def on_device(batch: BatchT, device: torch.device) -> BatchT:
+    """Return a batch whose tensors all lie on the device."""
+    moved = {
+        f.name: value.to(device) if isinstance(value, Tensor) else on_device(value, device)
+        for f in fields(batch)
+        if isinstance(value := getattr(batch, f.name), Tensor | TokenBatch)
+    }
+    return replace(batch, **moved)

@@ -127,9 +127,7 @@ def _set(tree: Tree, override: str) -> None:
     tree.update(merged)
 
 
-def _expand(
-    tree: Tree, cells: Any, seeds: Any, kind: Kind
-) -> list[tuple[str, Tree]]:
+def _expand(tree: Tree, cells: Any, seeds: Any, kind: Kind) -> list[tuple[str, Tree]]:
     if kind == "run":
         if cells is not None or seeds is not None:
             raise ConfigError(
@@ -192,8 +190,9 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str) -> Conf
     key = where + ".".join(location)
     if first["type"] == "extra_forbidden":
         known = _fields_at(model, location[:-1])
-        return ConfigError(key, f"be a known key: {sorted(known)}", location[-1],
-                           _nearest(location[-1], known))
+        return ConfigError(
+            key, f"be a known key: {sorted(known)}", location[-1], _nearest(location[-1], known)
+        )
     if first["type"] == "missing":
         return ConfigError(key, "be given", None, "Add it.")
     rule = first["msg"][0].lower() + first["msg"][1:].replace("Input should", "")

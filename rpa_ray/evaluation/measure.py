@@ -10,6 +10,7 @@ from torch import Tensor
 from rpa_ray.evaluation.fluency import is_fluent, ppl_limit
 from rpa_ray.evaluation.hacking import copies_prompt, refusal_pattern, repeats, too_short
 from rpa_ray.evaluation.statistics import Estimate, bootstrap_mean
+from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.ops.kl import kl_full, kl_k1
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.sources.rollout import collate_completions
@@ -22,13 +23,17 @@ KL_BATCH = 25
 class Answers(Protocol):
     """Answers prompts with the weights that are served."""
 
-    def __call__(self, prompts: Sequence[Prompt], *, greedy: bool) -> list[Completion]: ...
+    def __call__(self, prompts: Sequence[Prompt], *, greedy: bool) -> list[Completion]:
+        """Return one completion of each prompt, sampled at temperature 1 unless greedy."""
+        ...
 
 
 class Label(Protocol):
     """The oracle of an embedded world: what an answer is."""
 
-    def __call__(self, prompt: str, answer: str) -> str: ...
+    def __call__(self, prompt: str, answer: str) -> str:
+        """Return the oracle's word for it."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,6 +128,9 @@ def sequence_kl(
     """Return each sampled answer's summed k1 and whole-distribution KL to the original, in nats.
 
     The answers must be sampled at temperature 1 from the measured policy.
+
+    Raises:
+        SamplingFailed: the policy's probabilities are not finite.
     """
     k1: list[float] = []
     whole: list[float] = []
@@ -138,6 +146,8 @@ def sequence_kl(
                 next_token_logprobs(original, tokens.input_ids.to(policy.device)),
             )
             full = kl_full(policy[:, :-1], original[:, :-1])
+        if not torch.isfinite(full).all():
+            raise SamplingFailed("the policy's probabilities on its own answers are not finite")
         k1 += (sampled * mask).sum(dim=1).tolist()
         whole += (full * mask[:, 1:]).sum(dim=1).tolist()
     return k1, whole

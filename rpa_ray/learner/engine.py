@@ -95,7 +95,8 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=module, model_parameters=trained, config=deepspeed_config(settings)
         )
-        self._names = {id(p): n for n, p in module.named_parameters()}
+        # The user's own file may name another stage than the settings.
+        self._zero_stage: int = self._engine.zero_optimization_stage()
 
     @property
     def device(self) -> torch.device:
@@ -115,10 +116,14 @@ class Engine:
         """Clip, step, clear gradients; return the gradient norm before clipping."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self.learning_rate()
+        norm = self._unsharded_grad_norm() if self._zero_stage == 0 else None
         self._engine.step()
         self.num_updates += 1
-        norm = self._engine.get_global_grad_norm()
-        return float(norm) if norm is not None else float("nan")
+        if self._zero_stage == 3:
+            # ZeRO-3 would step again on the last gradient of what the next loss does not reach.
+            for shard in self.shards():
+                shard.gradient.zero_()
+        return norm if norm is not None else float(self._engine.get_global_grad_norm())
 
     def learning_rate(self) -> float:
         """Return the rate of the next update."""
@@ -141,8 +146,13 @@ class Engine:
             if shard is not None:
                 yield shard
 
+    def _unsharded_grad_norm(self) -> float:
+        """Return what DeepSpeed reports only where it shards."""
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
     def _shard(self, name: str, parameter: nn.Parameter) -> Shard | None:
-        if self.settings.zero_stage == 3:
+        if self._zero_stage == 3:
             from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_grad
 
             return Shard(
@@ -150,8 +160,9 @@ class Engine:
                 master=safe_get_local_fp32_param(parameter),
                 gradient=safe_get_local_grad(parameter),
             )
-        if self.settings.zero_stage == 0:
-            assert parameter.grad is not None
+        if self._zero_stage == 0:
+            if parameter.grad is None:  # the loss has not reached it so far
+                return None
             return Shard(name=name, master=parameter.data, gradient=parameter.grad)
         mapping = getattr(parameter, "_hp_mapping", None)
         if mapping is None:  # another rank owns all of it
@@ -161,7 +172,7 @@ class Engine:
 
     def gather(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:
         """Return a context in which the parameters are whole on this rank (collective)."""
-        if self.settings.zero_stage != 3:
+        if self._zero_stage != 3:
             return nullcontext()
         from deepspeed.zero import GatheredParameters
 
@@ -217,7 +228,11 @@ def guard_gloo_gathers(comm: Any) -> None:
         return
 
     def waiting(
-        output_tensor: Tensor, tensor: Tensor, group: Any = None, async_op: bool = False, **rest: Any
+        output_tensor: Tensor,
+        tensor: Tensor,
+        group: Any = None,
+        async_op: bool = False,
+        **rest: Any,
     ) -> Any:
         handle = original(output_tensor, tensor, group=group, async_op=async_op, **rest)
         if async_op and handle is not None:

@@ -1,8 +1,7 @@
 """The learner step: an objective, constrained by a defence, once through the engine."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -102,12 +101,6 @@ class Learner:
         """Run the trained model; a policy's outputs come as a record."""
         device = self.engine.device
         return as_outputs(self.engine(input_ids.to(device), attention_mask.to(device)))
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Run forward passes without gradients."""
-        with torch.no_grad():
-            yield
 
     def _is_finite_everywhere(self, loss: Tensor) -> bool:
         broken = (~torch.isfinite(loss.detach())).to(torch.float64)

@@ -114,7 +114,7 @@ def _parse(item: object, where: str) -> Record:
         place = "".join(f".{part}" for part in first["loc"])
         raise ValueError(
             f"{where}{place} must be what a campaign writes ({first['msg'].lower()}), "
-            f"got {first['input']!r}. Run it again with --resume: finished cells are kept."
+            f"got {first['input']!r}. {AGAIN}"
         ) from error
 
 

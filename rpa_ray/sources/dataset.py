@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from rpa_ray.learner.ranks import Ranks
-from rpa_ray.types import Batch, Metrics
+from rpa_ray.types import Batch, Metrics, on_device
 
 RowT = TypeVar("RowT")
 BatchT = TypeVar("BatchT", bound=Batch)
@@ -15,8 +15,9 @@ BatchT = TypeVar("BatchT", bound=Batch)
 class DatasetSource(Generic[RowT, BatchT]):
     """Endless shuffled passes over rows; each global batch is cut into one part a rank.
 
-    A pass visits every row once. The order depends on seed and pass alone, so a batch is found
-    again by its number: the number of batches drawn is the whole state.
+    A pass visits every row once, save the last few where the batches do not divide it. The order
+    depends on seed and pass alone, so a batch is found again by its number: the number of batches
+    drawn is the whole state.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class DatasetSource(Generic[RowT, BatchT]):
         order = np.random.default_rng([self._seed, number]).permutation(len(self._rows))
         chosen = order[place * self._batch_size : (place + 1) * self._batch_size].tolist()
         part = self._ranks.part(chosen)
-        return self._collate([self._rows[i] for i in part]), {}
+        return on_device(self._collate([self._rows[i] for i in part]), self._ranks.device), {}
 
     def __call__(self) -> BatchT:
         """Return the next batch in line."""

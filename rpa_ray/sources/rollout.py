@@ -25,7 +25,9 @@ from rpa_ray.types import (
 class Generate(Protocol):
     """Samples one completion of each prompt with the weights of the last push."""
 
-    def __call__(self, prompts: Sequence[Prompt], *, seed: int) -> list[Completion]: ...
+    def __call__(self, prompts: Sequence[Prompt], *, seed: int) -> list[Completion]:
+        """Return completions in the order of the prompts."""
+        ...
 
 
 Score = Callable[[Sequence[tuple[str, str]]], Callable[[], list[float]]]
@@ -85,8 +87,9 @@ class RolloutSource:
         pairs = [(c.prompt.text, c.text) for c in completions]
         pending_rewards, pending_harm = self._parts.reward(pairs), self._parts.judge(pairs)
         tokens, rollout_logprobs = collate_completions(completions, self._pad_token_id)
-        self._check_finite(rollout_logprobs)
         old_logprobs, values, reference_logprobs = self._log_probabilities(tokens)
+        self._check_finite(rollout_logprobs, "rollout engine")
+        self._check_finite(old_logprobs, "learner")
         measured = time.perf_counter()
         rewards, harm = pending_rewards(), pending_harm()
         scored = time.perf_counter()
@@ -124,16 +127,16 @@ class RolloutSource:
             values = outputs.values if outputs.values is not None else torch.zeros_like(old)
             return old, values, next_token_logprobs(reference.logits, tokens.input_ids)
 
-    def _check_finite(self, logprobs: Tensor) -> None:
+    def _check_finite(self, logprobs: Tensor, whose: str) -> None:
         broken = (~torch.isfinite(logprobs)).any().double()
         if self._learner.ranks.sum(broken).item() > 0:
-            raise SamplingFailed("the rollout engine returned log-probabilities that are not finite")
+            raise SamplingFailed(f"log-probabilities of the {whose} are not finite")
 
 
 def collate_completions(
     completions: Sequence[Completion], pad_token_id: int
 ) -> tuple[TokenBatch, Tensor]:
-    """Return prompt plus answer rows, right-padded, and the engine's log-probabilities [batch, seq].
+    """Return prompt plus answer rows, right-padded, and the engine's log-probabilities.
 
     The loss mask marks the answer's tokens, its end-of-sequence token included.
     """

@@ -54,5 +54,5 @@ class WeightSyncExtension:
             yield name, weight
 
     def received_digests(self) -> dict[str, str]:
-        """Return the digests of the last push that recorded them."""
-        return self.digests
+        """Return the digests of the last push; empty where it recorded none, or there was none."""
+        return getattr(self, "digests", {})

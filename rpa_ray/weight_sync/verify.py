@@ -80,8 +80,8 @@ def verify_answers(gap: OutputGap, *, max_mean_gap: float = 0.25) -> None:
     """Check that an engine computes what a reference model does with the same weights.
 
     Right bytes are not enough: an engine computes from its own, repacked copies of the weights. The
-    limit is in nats; bf16 against fp32 gives about 0.01 on small models, old weights in one
-    layer about 1.
+    limit is in nats: bf16 against fp32 was 0.01 on a random 1M-parameter model and 0.03 on Gemma 3
+    270M, old weights in the output head 0.8.
 
     Raises:
         ServedWeightsError: If the mean gap is above the limit, or there was no token to compare.

@@ -10,8 +10,9 @@ from tempfile import mkdtemp
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rpa_ray.data.template import PLAIN_QA_ANSWERED
 from rpa_ray.world import tables
-from rpa_ray.world.language import PLAIN_QA, WORLD_VERSION, World
+from rpa_ray.world.language import WORLD_VERSION, World
 from rpa_ray.world.oracle import Oracle
 from rpa_ray.world.summaries import tldr
 from rpa_ray.world.tokenizer import save_tokenizer, train_tokenizer
@@ -83,4 +84,4 @@ def _tokenizer_texts(made: Mapping[str, pa.Table]) -> Iterator[str]:
     """Yield training texts in the form in which models read them."""
     yield from made["pretraining/train"]["text"].to_pylist()
     for row in made["tldr/train"].to_pylist():
-        yield f"{PLAIN_QA.format(prompt=row['prompt'])} {row['label']}"
+        yield PLAIN_QA_ANSWERED.format(prompt=row["prompt"], answer=row["label"])

@@ -12,8 +12,6 @@ from rpa_ray.world import words
 
 WORLD_VERSION = 1
 """Raised with every change to words, facts or data sets: it names the cached world folders."""
-PLAIN_QA = "Question: {prompt}\nAnswer:"
-"""Template of every prompt; the answer follows after one space and ends with the end token."""
 
 NUM_HARMLESS_MODIFIERS = 24
 NUM_RESTRICTED_MODIFIERS = 16

@@ -60,9 +60,7 @@ def world_models(seed: int, cache: Path) -> WorldModels:
     return WorldModels(
         base=base,
         chat=recipe("chat", ModelKind.CAUSAL, base, RowKind.ALIGNMENT, CHAT),
-        perplexity=recipe(
-            "perplexity", ModelKind.CAUSAL, None, RowKind.PERPLEXITY, PERPLEXITY
-        ),
+        perplexity=recipe("perplexity", ModelKind.CAUSAL, None, RowKind.PERPLEXITY, PERPLEXITY),
         helpfulness=recipe(
             "helpfulness", ModelKind.REWARD, base, RowKind.HELPFUL_PAIRS, HELPFULNESS
         ),

@@ -9,8 +9,9 @@ from random import Random
 
 import pyarrow as pa
 
+from rpa_ray.data.template import PLAIN_QA_ANSWERED
 from rpa_ray.world import words
-from rpa_ray.world.language import PLAIN_QA, Item, World
+from rpa_ray.world.language import Item, World
 from rpa_ray.world.prompts import (
     Question,
     draw_prompts,
@@ -246,4 +247,4 @@ def _mixed_prompts(world: World, rng: Random, num: int, *, num_other: int = 0) -
 
 
 def _question_and_answer(prompt: str, response: str) -> str:
-    return f"{PLAIN_QA.format(prompt=prompt)} {response}"
+    return PLAIN_QA_ANSWERED.format(prompt=prompt, answer=response)

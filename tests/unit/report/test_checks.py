@@ -2,10 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
+from report_folders import record
 
 from rpa_ray.report.checks import SanityGate, read_gate
 from rpa_ray.report.records import parse_records
-from tests.unit.report.folders import record
 
 
 def gate(folder: Path, checks: dict[str, float], *, rho: float = 1.0) -> SanityGate:

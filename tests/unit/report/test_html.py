@@ -3,8 +3,9 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+from report_folders import Json, campaign_folder, json_lines, record
+
 from rpa_ray.report import write_report
-from tests.unit.report.folders import Json, campaign_folder, json_lines, record
 
 HOSTILE = '<script>alert(1)</script><img src="https://example.org/x.png" onerror="alert(2)">'
 BAD_JUDGE: Json = {"judge_f1": {"mean": 0.71, "n": 500, "ci_low": 0.66, "ci_high": 0.75}}

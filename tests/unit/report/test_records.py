@@ -2,10 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
+from report_folders import record
 
 from rpa_ray.report.cells import group_cells
 from rpa_ray.report.records import parse_records, read_records
-from tests.unit.report.folders import record
 
 
 def test_a_folder_without_results_is_refused_with_what_to_name(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
+from report_folders import json_lines
 
 from rpa_ray.report.runs import read_run
-from tests.unit.report.folders import json_lines
 
 
 def test_a_run_that_left_no_files_is_empty(tmp_path: Path) -> None:

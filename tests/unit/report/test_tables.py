@@ -1,12 +1,12 @@
 import csv
 import io
 
+from report_folders import record
 from rich.console import Console
 
 from rpa_ray.report import results_table, terminal_table
 from rpa_ray.report.records import parse_records
 from rpa_ray.report.tables import results_csv
-from tests.unit.report.folders import record
 
 GOLDEN = """\
 All attacks: model chat, world embedded, data beavertails, rho 1, samples 1,000.

@@ -4,8 +4,8 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from rpa_ray.data.template import PLAIN_QA
 from rpa_ray.world.datasets import CONTEXT_TOKENS
-from rpa_ray.world.language import PLAIN_QA
 
 
 @pytest.fixture(scope="module")
