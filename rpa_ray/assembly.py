@@ -22,6 +22,7 @@ from rpa_ray.learner.step import Learner, as_outputs, no_safe_batch
 from rpa_ray.plugin import Need
 from rpa_ray.sources.dataset import DatasetSource
 from rpa_ray.types import Completion, Metrics, ModelOutputs, Prompt, TokenBatch
+from rpa_ray.weight_sync.digests import tensor_digest
 from rpa_ray.weight_sync.source import ShardedSource
 from rpa_ray.weight_sync.sync import WeightSync, choose_backend
 from rpa_ray.weight_sync.verify import verify_served
@@ -73,15 +74,33 @@ class Assembly:
         return {"time/sync_s": result.seconds, "sync/bytes": float(result.num_bytes)}
 
     def push_verified(self, version: int) -> None:
-        """Serve the weights and check that the engines received exactly these bytes."""
-        result = self.sync.push(version, record_digests=True)
+        """Serve the weights and check that the engines received exactly the trained ones.
+
+        What is expected is read from the model parameter by parameter, not from what was sent.
+        """
+        self.sync.push(version, record_digests=True)
+        dtype = getattr(torch, self.settings.model.dtype)
+        served = {
+            name: tensor_digest(self.defence.rollout_weight_filter(name, tensor.to(dtype)))
+            for name, tensor in self.engine.weights().items()
+        }
         if self.place.ranks.is_main:
-            verify_served(pool=self.place.rollouts, expected=result.digests)
+            verify_served(pool=self.place.rollouts, expected=served)
 
     def complete(
-        self, prompts: Sequence[Prompt], *, seed: int, max_new_tokens: int, greedy: bool
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        max_new_tokens: int,
+        greedy: bool,
+        first_index: int = 0,
     ) -> list[Completion]:
-        """Return one completion of each prompt by the served weights."""
+        """Return one completion of each prompt by the served weights.
+
+        ``first_index`` is the place of the first prompt in the batch of all ranks: samples do not
+        depend on how the batch is split.
+        """
         version = self.sync.version
         assert version is not None
         generated = self.place.rollouts.generate(
@@ -93,6 +112,7 @@ class Assembly:
                 greedy=greedy,
             ),
             version,
+            first_index,
         )
         texts = self.tokenizer.batch_decode(
             [g.token_ids for g in generated], skip_special_tokens=True
@@ -188,8 +208,6 @@ class Assembly:
             "perplexity": (self.models.perplexity, "perplexity"),
             "helpfulness": (self.models.helpfulness, "reward"),
         }
-        if not self.place.ranks.is_main:
-            kinds = {}
         for name, (model, kind) in kinds.items():
             if model is None:
                 continue

@@ -85,7 +85,13 @@ def _attack(assembly: Assembly, samples: JsonLines) -> None:
     max_new_tokens: int = getattr(settings.attack, "max_new_tokens")  # noqa: B009
 
     def generate(prompts: Sequence[Prompt], *, seed: int) -> list[Completion]:
-        return assembly.complete(prompts, seed=seed, max_new_tokens=max_new_tokens, greedy=False)
+        return assembly.complete(
+            prompts,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            greedy=False,
+            first_index=place.ranks.rank * len(prompts),
+        )
 
     def score(name: str) -> Callable[[Sequence[tuple[str, str]]], Callable[[], list[float]]]:
         return lambda pairs: place.scorers.score_async(name, pairs).result

@@ -12,11 +12,14 @@ from rpa_ray.evaluation.checks import judge_f1, reward_model_accuracy
 from rpa_ray.evaluation.measure import Instruments, Label, Measurement, measure
 from rpa_ray.evaluation.statistics import Estimate
 from rpa_ray.types import Completion, ModelOutputs, Prompt
+from rpa_ray.weight_sync.verify import ServedWeightsError
 from rpa_ray.world.datasets import world_folder
 from rpa_ray.world.oracle import Oracle
 
 EVALUATION_SEED = 2**31 - 1
 """Seed of sampled answers at evaluation, the same for every cell: comparisons are paired."""
+MAX_SERVED_GAP = 0.25
+"""Nats a token between engine and learner; bfloat16 alone gives 0.01 to 0.03."""
 NUM_CHECK_PAIRS = 200
 """Held-out pairs on which judge and reward model are checked."""
 
@@ -71,7 +74,15 @@ def measure_model(assembly: Assembly, *, phase: str, fluency_limit: float | None
         pad_token_id=int(assembly.tokenizer.pad_token_id),
         num_resamples=evaluation.num_resamples,
     )
-    return measure(tools, phase=phase, fluency_limit=fluency_limit)
+    measurement = measure(tools, phase=phase, fluency_limit=fluency_limit)
+    gap = measurement.metrics["served_logprob_gap"].mean
+    if gap > MAX_SERVED_GAP:
+        raise ServedWeightsError(
+            f"the engines' log-probabilities must be within {MAX_SERVED_GAP:g} nats of the "
+            f"learner's on average, got {gap:.3g}. The weights arrived, but the engine computes "
+            "something else from them: check its model implementation."
+        )
+    return measurement
 
 
 def check_instruments(assembly: Assembly) -> dict[str, Estimate]:

@@ -12,7 +12,7 @@ Masks are True where the position counts.
 """
 
 from dataclasses import dataclass, field, fields, replace
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -153,7 +153,7 @@ def num_rows(batch: Batch) -> int:
 
 def on_device(batch: BatchT, device: torch.device) -> BatchT:
     """Return a batch whose tensors all lie on the device."""
-    moved = {
+    moved: dict[str, Any] = {
         f.name: value.to(device) if isinstance(value, Tensor) else on_device(value, device)
         for f in fields(batch)
         if isinstance(value := getattr(batch, f.name), Tensor | TokenBatch)

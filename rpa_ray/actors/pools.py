@@ -49,11 +49,16 @@ class RolloutPool(WorkerPool):
         return cast(list[EngineStatus], self.call_all("load", config))
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, version: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        version: int,
+        first_index: int = 0,
     ) -> list[Generated]:
         """Return one answer to each prompt (token ids), in their order.
 
-        The answers do not depend on the number of workers.
+        The answers do not depend on the number of workers, nor, with ``first_index`` as the place
+        of the first prompt in the whole batch, on how many callers share the batch.
 
         Raises:
             StaleWeightsError: If an engine does not serve ``version``.
@@ -62,7 +67,7 @@ class RolloutPool(WorkerPool):
         """
         parts = _contiguous_parts(len(prompts), len(self))
         answers = self.call_each(
-            "generate", [(prompts[a:b], sampling, version, a) for a, b in parts]
+            "generate", [(prompts[a:b], sampling, version, first_index + a) for a, b in parts]
         )
         return [answer for part in answers for answer in cast(list[Generated], part)]
 

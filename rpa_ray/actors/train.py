@@ -111,7 +111,10 @@ def run_work(given: Work, *, storage: Path) -> str:
             storage_path=str(storage.resolve()),
             failure_config=FailureConfig(max_failures=0),
             worker_runtime_env={  # type: ignore[call-arg]  # the second version of Ray Train has it
-                "env_vars": {"OMP_NUM_THREADS": str(cluster.threads_per_process)}
+                "env_vars": {
+                    "OMP_NUM_THREADS": str(cluster.threads_per_process),
+                    "VLLM_LOGGING_LEVEL": "ERROR",
+                }
             },
         ),
     )

@@ -106,8 +106,12 @@ def measure(tools: Instruments, *, phase: str, fluency_limit: float | None) -> M
         values["helpfulness"] = tools.helpfulness(helpful_pairs)
     labels = _labels(tools.label, pairs)
     values |= _oracle_values(tools.label, labels, sampled_pairs, helpful_pairs, pairs)
-    k1, rao_blackwell = sequence_kl(tools, sampled)
-    values |= {"kl_seq_rb": rao_blackwell, "kl_seq_k1": k1}
+    drift = measure_drift(tools, sampled)
+    values |= {
+        "kl_seq_rb": drift.rao_blackwell,
+        "kl_seq_k1": drift.k1,
+        "served_logprob_gap": drift.served_gap,
+    }
     metrics = {n: bootstrap_mean(v, num_resamples=tools.num_resamples) for n, v in values.items()}
     metrics["ppl_median"] = _bootstrap_median(helpful_ppls, tools.num_resamples)
     samples = _samples(phase, "greedy", greedy, harm, labels)
@@ -122,35 +126,43 @@ def own_limit(ppls: Sequence[float]) -> float:
     return ppl_limit([p for p in ppls if p == p] or [float(10**9)])
 
 
-def sequence_kl(
-    tools: Instruments, completions: Sequence[Completion]
-) -> tuple[list[float], list[float]]:
-    """Return each sampled answer's summed k1 and whole-distribution KL to the original, in nats.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drift:
+    """How far sampled answers are from the original policy, one value an answer."""
 
-    The answers must be sampled at temperature 1 from the measured policy.
+    k1: list[float]
+    """Summed ``log pi - log pi_0`` in nats."""
+    rao_blackwell: list[float]
+    """Summed KL of whole next-token distributions in nats, never negative."""
+    served_gap: list[float]
+    """Mean |log-probability by the engine - by the learner| a token: near 0 if weights agree."""
+
+
+def measure_drift(tools: Instruments, completions: Sequence[Completion]) -> Drift:
+    """Return the KL to the original and the engine's own gap on answers sampled at temperature 1.
 
     Raises:
         SamplingFailed: the policy's probabilities are not finite.
     """
-    k1: list[float] = []
-    whole: list[float] = []
+    drift = Drift(k1=[], rao_blackwell=[], served_gap=[])
     for start in range(0, len(completions), KL_BATCH):
         part = completions[start : start + KL_BATCH]
-        tokens, _ = collate_completions(part, tools.pad_token_id)
+        tokens, served = collate_completions(part, tools.pad_token_id)
         with torch.no_grad():
             policy = tools.policy(tokens.input_ids, tokens.attention_mask).logits
             original = tools.original(tokens.input_ids, tokens.attention_mask).logits
+            ids = tokens.input_ids.to(policy.device)
             mask = tokens.loss_mask.to(policy.device)
-            sampled = kl_k1(
-                next_token_logprobs(policy, tokens.input_ids.to(policy.device)),
-                next_token_logprobs(original, tokens.input_ids.to(policy.device)),
-            )
-            full = kl_full(policy[:, :-1], original[:, :-1])
-        if not torch.isfinite(full).all():
+            policy_logprobs = next_token_logprobs(policy, ids)
+            k1 = kl_k1(policy_logprobs, next_token_logprobs(original, ids))
+            whole = kl_full(policy[:, :-1], original[:, :-1])
+        if not torch.isfinite(whole).all():
             raise SamplingFailed("the policy's probabilities on its own answers are not finite")
-        k1 += (sampled * mask).sum(dim=1).tolist()
-        whole += (full * mask[:, 1:]).sum(dim=1).tolist()
-    return k1, whole
+        gap = (served.to(policy.device) - policy_logprobs).abs()
+        drift.k1.extend((k1 * mask).sum(dim=1).tolist())
+        drift.rao_blackwell.extend((whole * mask[:, 1:]).sum(dim=1).tolist())
+        drift.served_gap.extend(((gap * mask).sum(dim=1) / mask.sum(dim=1)).tolist())
+    return drift
 
 
 def _pairs(completions: Sequence[Completion]) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from rpa_ray.types import (
     Prompt,
     ScoredRollout,
     TokenBatch,
+    on_device,
 )
 
 
@@ -69,15 +70,13 @@ class RolloutSource:
         self._pad_token_id = pad_token_id
         self._seed = seed
         self._observe = observe
-        needs = attack.requires | learner.defence.requires
-        self._needs_costs = Need.COSTS in needs
-        self._needs_values = Need.VALUES in needs
+        self._needs_costs = Need.COSTS in attack.requires | learner.defence.requires
 
     def next_batch(self, step: int) -> tuple[Experience, Metrics]:
         """Return this rank's part of rollout batch ``step``, and what was measured on the way.
 
         Raises:
-            SamplingFailed: the engine's probabilities are not finite.
+            SamplingFailed: the rollout engine's or the learner's probabilities are not finite.
         """
         started = time.perf_counter()
         start = step * self._batch_size
@@ -86,7 +85,9 @@ class RolloutSource:
         sampled = time.perf_counter()
         pairs = [(c.prompt.text, c.text) for c in completions]
         pending_rewards, pending_harm = self._parts.reward(pairs), self._parts.judge(pairs)
+        device = self._learner.ranks.device
         tokens, rollout_logprobs = collate_completions(completions, self._pad_token_id)
+        tokens, rollout_logprobs = on_device(tokens, device), rollout_logprobs.to(device)
         old_logprobs, values, reference_logprobs = self._log_probabilities(tokens)
         self._check_finite(rollout_logprobs, "rollout engine")
         self._check_finite(old_logprobs, "learner")
@@ -100,8 +101,8 @@ class RolloutSource:
             rollout_logprobs=rollout_logprobs,
             reference_logprobs=reference_logprobs,
             values=values,
-            rewards=torch.tensor(rewards),
-            costs=torch.tensor(harm) if self._needs_costs else None,
+            rewards=torch.tensor(rewards, device=device),
+            costs=torch.tensor(harm, device=device) if self._needs_costs else None,
         )
         experience = self._attack.experience(
             rollout, self._learner.defence.shape_advantages, self._learner.context()
