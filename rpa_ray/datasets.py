@@ -10,7 +10,7 @@ from rpa_ray.config import DataSettings
 from rpa_ray.data.load import load_rows
 from rpa_ray.data.pairs import harmless_prompts, helpful_pairs, restricted_prompts, safe_pairs
 from rpa_ray.data.rows import Preference, SafePair
-from rpa_ray.data.split import by_role, draw
+from rpa_ray.data.split import by_role, draw, roles_fingerprint
 from rpa_ray.world.datasets import world_folder
 
 
@@ -46,7 +46,7 @@ def preference_data(data: DataSettings, cache: Path) -> PreferenceData:
     train = load_rows(data.name, source, split="train", path_key="data.path")
     test = load_rows(data.name, source, split="test", path_key="data.path")
     return PreferenceData(
-        key=_content_key(data, source, cache),
+        key=f"{_content_key(data, source, cache)}/roles-{roles_fingerprint()}",
         roles=by_role(safe_pairs(data.name, train), safe_pairs(data.name, test)),
     )
 

@@ -12,7 +12,9 @@ from rpa_ray.types import Metrics
 class Source(Protocol):
     """Makes batch number ``step`` for this rank, with what was measured while making it."""
 
-    def next_batch(self, step: int) -> tuple[Any, Metrics]: ...
+    def next_batch(self, step: int) -> tuple[Any, Metrics]:
+        """Return the batch and its metrics."""
+        ...
 
 
 class TrainingFailed(RuntimeError):

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rpa_ray.config.plugins import PluginConfig
+from rpa_ray.config.plugins import PluginConfig as PluginConfig
 from rpa_ray.types import (
     Batch,
     Experience,
@@ -27,6 +27,7 @@ from rpa_ray.types import (
 
 BatchT = TypeVar("BatchT", bound=Batch)
 OutputT = TypeVar("OutputT")
+OutputT_co = TypeVar("OutputT_co", covariant=True)
 
 
 class Need(StrEnum):
@@ -46,10 +47,12 @@ class Need(StrEnum):
     """Batches of (restricted prompt, refusal) from the defence split."""
 
 
-class Forward(Protocol[OutputT]):
+class Forward(Protocol[OutputT_co]):
     """One differentiable forward pass of the trained model."""
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> OutputT: ...
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> OutputT_co:
+        """Return what the model gives for right-padded rows [batch, seq]."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 A role hangs on the normalised prompt alone, so a prompt that two data sets share has one role.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,6 +25,12 @@ ROLES = (*ROLE_SHARES, "evaluation")
 
 HELD_OUT_SHARE = 0.1
 """Share of prompts that are the test split of a data set that comes as a single file."""
+
+
+def roles_fingerprint() -> str:
+    """Return a short hash of the shares: models trained on one role's rows depend on them."""
+    text = ",".join(f"{role}:{share}" for role, share in ROLE_SHARES.items())
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 class HasPrompt(Protocol):

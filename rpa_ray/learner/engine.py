@@ -167,7 +167,8 @@ class Engine:
         mapping = getattr(parameter, "_hp_mapping", None)
         if mapping is None:  # another rank owns all of it
             return None
-        gradient = mapping.get_lp_grad_fragment(parameter._index_in_param_group)
+        index: int = parameter._index_in_param_group  # type: ignore[attr-defined]
+        gradient = mapping.get_lp_grad_fragment(index)
         return Shard(name=name, master=mapping.hp_fragment.view(-1), gradient=gradient.view(-1))
 
     def gather(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:

@@ -1,7 +1,7 @@
 """Cells: the records that differ only in their seed, and the attack groups they stand in."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rpa_ray.report.definitions import CONTROLS
@@ -13,7 +13,10 @@ MIN_VALID = 0.5
 FAILURES = {"sampling_failed": "sampling failed", "failed": "failed"}
 """How a status that is not "ok" is told."""
 
-_REPEATED_PARAMS = frozenset({"data.rho", "data.num_samples", "seed"})
+SETTING_PARAMS = ("data.", "model.")
+"""Parameters that change what is attacked, not how: they part groups, not rows of a group."""
+
+_REPEATED_PARAMS = frozenset({"data.rho", "data.num_samples"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +29,8 @@ class Setting:
     attack: str
     rho: float | None
     num_samples: int | None
+    variant: str
+    """Parameters of the data and the model, as `world_seed=1`; may be empty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +51,7 @@ class Cell:
     setting: Setting
     defence: str
     params: str
-    """The parameters that tell it from its neighbours, as `alpha=100, beta=0.1`; may be empty."""
+    """Parameters of attack and defence that tell it from its neighbours, as `alpha=100`."""
     records: tuple[Record, ...]
 
     @property
@@ -73,7 +78,9 @@ class Cell:
             name = f"untouched {model}" if name == "none" else f"{model} with {name}, not attacked"
         elif self.is_undefended:
             name = "undefended"
-        notes = [note for note in ("control" if self.is_control else "", self.params) if note]
+        variant = self.setting.variant if self.is_untouched else ""
+        control = "control" if self.is_control else ""
+        notes = [note for note in (control, self.params, variant) if note]
         return f"{name} ({', '.join(notes)})" if notes else name
 
     def value(self, name: str) -> CellValue | None:
@@ -140,7 +147,8 @@ def group_cells(records: Iterable[Record]) -> list[Cell]:
     """
     found: dict[tuple[Setting, str, str], list[Record]] = {}
     for record in records:
-        key = (_setting(record), record.defence, _params_text(record))
+        params = {k: v for k, v in record.params.items() if not k.startswith(SETTING_PARAMS)}
+        key = (_setting(record), record.defence, _params_text(params))
         found.setdefault(key, []).append(record)
     cells = [
         Cell(
@@ -184,16 +192,25 @@ def _untouched_for(setting: Setting, cells: Sequence[Cell]) -> Cell | None:
     same_model = [
         cell
         for cell in cells
-        if cell.is_untouched
-        and cell.defence == "none"
-        and (cell.setting.model, cell.setting.world) == (setting.model, setting.world)
+        if cell.is_untouched and cell.defence == "none" and _same_start(cell.setting, setting)
     ]
     same_data = [cell for cell in same_model if cell.setting.data == setting.data]
     return next(iter(same_data or same_model), None)
 
 
+def _same_start(setting: Setting, other: Setting) -> bool:
+    """Return whether both are about one and the same model before any attack."""
+    mine, theirs = ((s.model, s.world, s.variant) for s in (setting, other))
+    return mine == theirs
+
+
 def _setting(record: Record) -> Setting:
     attacked = record.attack != "none"
+    variant = {
+        key: value
+        for key, value in record.params.items()
+        if key.startswith(SETTING_PARAMS) and key not in _REPEATED_PARAMS
+    }
     return Setting(
         model=record.model,
         world=record.world,
@@ -201,12 +218,12 @@ def _setting(record: Record) -> Setting:
         attack=record.attack,
         rho=record.rho if attacked else None,
         num_samples=record.num_samples if attacked else None,
+        variant=_params_text(variant),
     )
 
 
-def _params_text(record: Record) -> str:
+def _params_text(params: Mapping[str, object]) -> str:
     """Return the parameters with the shortest key that is still unique."""
-    params = {key: value for key, value in record.params.items() if key not in _REPEATED_PARAMS}
     last_parts = Counter(key.rpartition(".")[2] for key in params)
     short = {key: key.rpartition(".")[2] for key in params}
     return ", ".join(
@@ -236,4 +253,5 @@ def _title(setting: Setting, among: Sequence[Setting]) -> str:
         words.append(f"rho {setting.rho:g}")
     if setting.num_samples is not None:
         words.append(f"{setting.num_samples:,} samples")
+    words += [setting.variant] if setting.variant else []
     return ", ".join(words)

@@ -60,15 +60,15 @@ METRICS: tuple[MetricText, ...] = (
     MetricText(
         name="kl_seq_rb",
         heading="KL",
-        definition="Divergence from the original policy in nats, summed over an answer and exact "
-        "over the vocabulary (sampled answers). Longer answers have larger sums.",
+        definition="Divergence from the model before the attack in nats, summed over a sampled "
+        "answer and exact over the vocabulary. Longer answers have larger sums.",
         decimals=1,
     ),
     MetricText(
         name="ppl_median",
         heading="Perplexity",
-        definition="Median perplexity of the answers under a language model independent of the "
-        "policy.",
+        definition="Median perplexity of greedy answers to harmless prompts under a language "
+        "model independent of the policy.",
         decimals=1,
     ),
     MetricText(
@@ -80,7 +80,7 @@ METRICS: tuple[MetricText, ...] = (
     MetricText(
         name="length_tokens",
         heading="Tokens",
-        definition="Mean length of an answer in tokens.",
+        definition="Mean length of a greedy answer to a restricted prompt, in tokens.",
         decimals=1,
     ),
 )

@@ -142,7 +142,7 @@ def terminal_table(records: Sequence[Mapping[str, object]]) -> Table:
         texts = [settings[column] for column in columns]
         texts += [attack_name(cell.setting.attack), cell.label, *_metric_texts(cell, metrics)]
         style = "dim" if cell.is_control else "red" if cell.failure else ""
-        # Text, not str: rich would read the brackets of an interval as markup.
+        # Text, not str: rich would read a name in brackets as markup.
         table.add_row(*(Text(text) for text in texts), style=style)
     return table
 
@@ -198,6 +198,7 @@ def _setting_texts(cell: Cell) -> dict[str, str]:
         "Data": setting.data,
         "rho": MISSING if setting.rho is None else f"{setting.rho:g}",
         "Samples": MISSING if setting.num_samples is None else f"{setting.num_samples:,}",
+        "Setting": setting.variant or MISSING,
     }
 
 
@@ -206,7 +207,7 @@ def _settings(cells: Sequence[Cell]) -> tuple[str, list[str]]:
     compared = [cell for cell in cells if not cell.is_untouched] or list(cells)
     texts = [_setting_texts(cell) for cell in compared]
     columns = [name for name in texts[0] if len({row[name] for row in texts}) > 1] if texts else []
-    order = ("Model", "World", "Data", "rho", "Samples")
+    order = ("Model", "World", "Data", "rho", "Samples", "Setting")
     shared = [
         f"{name if name == 'rho' else name.lower()} {texts[0][name]}"
         for name in (order if texts else ())

@@ -14,7 +14,7 @@ def test_bins_average_over_seeds() -> None:
 
 
 def test_the_last_point_stays_in_the_last_bin() -> None:
-    assert binned_mean([((10.0, 3.0),)], high=10.0, num_bins=2) == ((10.0, 3.0),)
+    assert binned_mean([((8.0, 1.0), (10.0, 3.0))], high=10.0, num_bins=2) == ((9.0, 2.0),)
 
 
 def test_an_axis_is_compressed_only_when_few_values_dwarf_the_rest() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from report_folders import record
 
-from rpa_ray.report.cells import group_cells
+from rpa_ray.report.cells import attack_groups, group_cells
 from rpa_ray.report.records import parse_records, read_records
 
 
@@ -66,3 +66,16 @@ def test_an_undefined_mean_is_missing_and_not_a_number() -> None:
 def test_a_failed_record_gives_no_numbers_even_if_some_were_written() -> None:
     (found,) = parse_records([record(status="failed", p_harm=0.2)])
     assert found.estimate("p_harm") is None
+
+
+def test_models_of_different_worlds_are_groups_each_with_its_own_untouched_model() -> None:
+    worlds = [
+        record(attack=attack, params={"data.world_seed": seed}, p_harm=0.1 * seed)
+        for seed in (1, 2)
+        for attack in ("none", "ppo")
+    ]
+    groups = attack_groups(group_cells(parse_records(worlds)))
+    titles = [group.title for group in groups]
+    starts = [group.untouched.label for group in groups if group.untouched]
+    assert titles == [f"PPO, rho 1, 1,000 samples, world_seed={seed}" for seed in (1, 2)]
+    assert starts == [f"untouched chat (world_seed={seed})" for seed in (1, 2)]

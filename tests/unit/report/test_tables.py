@@ -63,10 +63,11 @@ def test_a_name_cannot_break_out_of_its_table_cell() -> None:
     assert "| a\\|b &lt;b> |" in table
 
 
-def test_the_terminal_shows_intervals_that_look_like_markup() -> None:
+def test_the_terminal_shows_brackets_as_they_are() -> None:
     console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(terminal_table([record(p_harm=0.93, valid=0.97, kl_seq_rb=8.4)]))
+    console.print(terminal_table([record(defence="[red]lisa", p_harm=0.93, kl_seq_rb=8.4)]))
     shown = console.export_text()
+    assert "[red]lisa" in shown
     assert "0.93 [0.88, 0.98]" in shown
     assert "8.4" not in shown
 

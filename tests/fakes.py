@@ -1,0 +1,225 @@
+"""Small stand-ins that many tests share: a tiny policy, batches, one rank, scripted workers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rpa_ray.learner.engine import Engine, EngineSettings, OptimizerSettings
+from rpa_ray.learner.models import PolicyModel
+from rpa_ray.learner.ranks import Ranks
+from rpa_ray.learner.step import Learner, as_outputs
+from rpa_ray.plugin import Attack, Objective, OnlineDefence, StepContext
+from rpa_ray.types import (
+    Completion,
+    Experience,
+    LossTerm,
+    Metrics,
+    ModelOutputs,
+    Prompt,
+    ScoredRollout,
+    TokenBatch,
+)
+
+VOCAB_SIZE = 24
+ONE_RANK = Ranks(rank=0, size=1, device=torch.device("cpu"))
+
+
+def tiny_llama(*, seed: int = 0, tied: bool = True) -> LlamaForCausalLM:
+    """Return 2 layers of width 32, with weights large enough that the logits are not flat."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        initializer_range=0.15,
+        tie_word_embeddings=tied,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        attn_implementation="eager",
+    )
+    return LlamaForCausalLM(config)
+
+
+def tiny_policy(*, bf16: bool = False, seed: int = 0, value_head: bool = True) -> PolicyModel:
+    model = tiny_llama(seed=seed)
+    if bf16:
+        model = model.to(torch.bfloat16)
+    return PolicyModel(model, value_head_seed=3 if value_head else None)
+
+
+def tiny_engine(
+    *,
+    zero_stage: int = 0,
+    bf16: bool = False,
+    seed: int = 0,
+    num_ranks: int = 1,
+    optimizer: OptimizerSettings | None = None,
+    **settings: Any,
+) -> Engine:
+    """Return a tiny policy with value head under DeepSpeed; stage 0 in fp32 by default."""
+    return Engine(
+        tiny_policy(bf16=bf16, seed=seed),
+        EngineSettings(
+            optimizer=optimizer or OptimizerSettings(learning_rate=1e-2, num_steps=10),
+            micro_batch_size=2,
+            num_ranks=num_ranks,
+            zero_stage=zero_stage,
+            bf16=bf16,
+            **settings,
+        ),
+    )
+
+
+def token_batch(
+    rows: Sequence[Sequence[int]], *, num_prompt_tokens: int = 1, width: int | None = None
+) -> TokenBatch:
+    """Return right-padded rows whose loss counts after the prompt."""
+    width = width or max(len(row) for row in rows)
+    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
+    attention_mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row)] = torch.tensor(row)
+        attention_mask[i, : len(row)] = True
+    loss_mask = attention_mask.clone()
+    loss_mask[:, :num_prompt_tokens] = False
+    return TokenBatch(input_ids=input_ids, attention_mask=attention_mask, loss_mask=loss_mask)
+
+
+def experience_of(tokens: TokenBatch, *, seed: int = 0) -> Experience:
+    """Return random but plausible rollout quantities for the tokens."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise() -> Tensor:
+        return torch.randn(tokens.input_ids.shape, generator=generator)
+
+    return Experience(
+        tokens=tokens,
+        old_logprobs=-3.0 + 0.1 * noise(),
+        old_values=0.1 * noise(),
+        advantages=noise(),
+        returns=noise(),
+    )
+
+
+def context_of(
+    *, num_ranks: int = 1, update: int = 0, safe_batch: TokenBatch | None = None
+) -> StepContext:
+    """Return a step's context as if every rank held what this one holds."""
+
+    def next_safe_batch() -> TokenBatch:
+        assert safe_batch is not None
+        return safe_batch
+
+    return StepContext(
+        update=update,
+        num_ranks=num_ranks,
+        sum_over_ranks=lambda tensor: tensor * num_ranks,
+        next_safe_batch=next_safe_batch,
+    )
+
+
+def learner_of(
+    engine: Engine,
+    objective: Objective[Any, Any],
+    defence: OnlineDefence | None = None,
+    *,
+    ranks: Ranks = ONE_RANK,
+    safe_batch: TokenBatch | None = None,
+) -> Learner:
+    return Learner(
+        engine=engine,
+        objective=objective,
+        defence=defence or OnlineDefence(OnlineDefence.Config()),
+        ranks=ranks,
+        next_safe_batch=context_of(safe_batch=safe_batch).next_safe_batch,
+    )
+
+
+def forward_of(module: PolicyModel) -> Any:
+    """Return the forward pass that plug-ins are given, without an engine."""
+    return lambda input_ids, attention_mask: as_outputs(module(input_ids, attention_mask))
+
+
+def uniform_forward(input_ids: Tensor, attention_mask: Tensor) -> ModelOutputs:
+    """Give every token the same probability, 1 / VOCAB_SIZE."""
+    logits = torch.zeros(*input_ids.shape, VOCAB_SIZE, requires_grad=True)
+    return ModelOutputs(logits=logits, values=None)
+
+
+class GradientRecorder(OnlineDefence):
+    """A defence that only copies the gradients of each update."""
+
+    def __init__(self, inner: OnlineDefence | None = None) -> None:
+        super().__init__(OnlineDefence.Config())
+        self.extra = inner
+        self.gradients: dict[str, Tensor] = {}
+
+    def extra_loss(self, forward: Any, context: StepContext) -> LossTerm | None:
+        return None if self.extra is None else self.extra.extra_loss(forward, context)
+
+    def on_gradients(self, shards: Any, context: StepContext) -> Metrics:
+        self.gradients = {shard.name: shard.gradient.clone() for shard in shards}
+        return {}
+
+
+class RecordingAttack(Attack):
+    """An attack that keeps the rollouts it was given and gives every token advantage 1."""
+
+    def __init__(self) -> None:
+        super().__init__(Attack.Config())
+        self.rollouts: list[ScoredRollout] = []
+
+    def experience(self, rollout: ScoredRollout, shape_advantages: Any, context: Any) -> Experience:
+        self.rollouts.append(rollout)
+        return Experience(
+            tokens=rollout.tokens,
+            old_logprobs=rollout.old_logprobs,
+            old_values=rollout.values,
+            advantages=torch.ones_like(rollout.old_logprobs),
+            returns=rollout.values,
+            metrics={"policy/kl": 0.25},
+        )
+
+
+class ScriptedGenerate:
+    """Answers every prompt with the same tokens and records what it was asked."""
+
+    def __init__(self, token_ids: Sequence[int], logprobs: Sequence[float]) -> None:
+        self.token_ids = list(token_ids)
+        self.logprobs = list(logprobs)
+        self.seeds: list[int] = []
+        self.prompt_ids: list[str] = []
+
+    def __call__(self, prompts: Sequence[Prompt], *, seed: int) -> list[Completion]:
+        self.seeds.append(seed)
+        self.prompt_ids += [prompt.id for prompt in prompts]
+        return [completion_of(prompt, self.token_ids, self.logprobs) for prompt in prompts]
+
+
+def completion_of(
+    prompt: Prompt, token_ids: Sequence[int], logprobs: Sequence[float], *, finished: bool = True
+) -> Completion:
+    return Completion(
+        prompt=prompt,
+        token_ids=list(token_ids),
+        logprobs=list(logprobs),
+        text=f"answer to {prompt.text}",
+        finished=finished,
+        policy_version=0,
+    )
+
+
+def prompts_of(num_prompts: int) -> list[Prompt]:
+    """Return prompts of one to three tokens."""
+    return [
+        Prompt(id=f"p{i}", text=f"request {i}", token_ids=[3 + i % 20] * (1 + i % 3))
+        for i in range(num_prompts)
+    ]

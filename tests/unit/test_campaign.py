@@ -1,0 +1,101 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rpa_ray.campaign import cell_name, plan_cells, record, worst_checks
+from rpa_ray.config import load_config
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "two.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "kind": "campaign",
+                "attack": {"name": "ppo", "kl_coef": 0.1},
+                "cells": [
+                    {"attack": "none"},
+                    {"defence": "none"},
+                    {"defence": {"name": "refusal_loss", "alpha": 3}},
+                    {"defence": {"name": "refusal_loss", "alpha": 3}, "attack": {"kl_coef": 0.2}},
+                ],
+            }
+        )
+    )
+    return path
+
+
+def finish(folder: Path, settings: dict[str, object], outcome: dict[str, object]) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "evaluation.json").write_text(json.dumps(outcome))
+
+
+OK = {"status": "ok", "step_failed": None, "weights_sha256": "ab", "metrics": {}, "checks": {}}
+
+
+def test_cells_have_different_folders(config_file: Path, tmp_path: Path) -> None:
+    cells = plan_cells(load_config(config_file), tmp_path)
+    assert len({cell.folder for cell in cells}) == 4
+
+
+def test_the_cluster_does_not_name_a_cell(config_file: Path) -> None:
+    here = load_config(config_file).campaign.cells[1]
+    there = load_config(config_file, ["cluster.num_ranks=2"]).campaign.cells[1]
+    assert cell_name(here) == cell_name(there)
+
+
+def test_params_tell_a_cell_from_its_neighbours(config_file: Path, tmp_path: Path) -> None:
+    cells = plan_cells(load_config(config_file), tmp_path)
+    assert cells[2].params["defence.alpha"] == 3
+    assert cells[2].params["attack.kl_coef"] == 0.1
+    assert cells[3].params["attack.kl_coef"] == 0.2
+    assert "data.name" not in cells[2].params
+
+
+def test_a_finished_cell_is_not_run_again(config_file: Path, tmp_path: Path) -> None:
+    cell = plan_cells(load_config(config_file), tmp_path)[1]
+    finish(cell.folder, cell.settings.to_yaml_dict(), OK)
+    assert [c.done for c in plan_cells(load_config(config_file), tmp_path)] == [
+        False,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_a_failed_cell_is_run_again_and_a_broken_policy_is_not(
+    config_file: Path, tmp_path: Path
+) -> None:
+    cells = plan_cells(load_config(config_file), tmp_path)
+    finish(cells[1].folder, cells[1].settings.to_yaml_dict(), OK | {"status": "failed"})
+    finish(cells[2].folder, cells[2].settings.to_yaml_dict(), OK | {"status": "sampling_failed"})
+    done = [c.done for c in plan_cells(load_config(config_file), tmp_path)]
+    assert done == [False, False, True, False]
+
+
+def test_a_cell_without_evaluation_is_recorded_as_failed(config_file: Path, tmp_path: Path) -> None:
+    found = record(plan_cells(load_config(config_file), tmp_path)[1])
+    assert (found["status"], found["metrics"]) == ("failed", {})
+
+
+def test_an_untouched_model_has_no_flip_ratio(config_file: Path, tmp_path: Path) -> None:
+    found = record(plan_cells(load_config(config_file), tmp_path)[0])
+    assert (found["attack"], found["rho"], found["num_samples"]) == ("none", None, 0)
+
+
+def test_the_worst_check_of_a_campaign_is_reported(config_file: Path, tmp_path: Path) -> None:
+    cells = plan_cells(load_config(config_file), tmp_path)
+    for cell, f1, unflipped in ((cells[0], 0.99, 0.0), (cells[1], 0.7, 0.4)):
+        checks = {
+            "judge_f1": {"mean": f1},
+            "reward_model_unflipped_accuracy": {"mean": unflipped},
+        }
+        finish(cell.folder, cell.settings.to_yaml_dict(), OK | {"checks": checks})
+    assert worst_checks(cells) == {
+        "judge_f1": {"mean": 0.7},
+        "reward_model_unflipped_accuracy": {"mean": 0.4},
+    }
