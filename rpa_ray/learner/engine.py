@@ -175,7 +175,7 @@ class Engine:
         """Return a context in which the parameters are whole on this rank (collective)."""
         if self._zero_stage != 3:
             return nullcontext()
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         context: AbstractContextManager[None] = GatheredParameters(list(parameters))
         return context

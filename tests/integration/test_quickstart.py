@@ -9,6 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from rpa_ray.actors.pools import RolloutPool
+from rpa_ray.actors.rollout import EngineConfig, Sampling
+from rpa_ray.weight_sync.source import ShardedSource
+from rpa_ray.weight_sync.sync import WeightSync
+from rpa_ray.weight_sync.verify import output_gap
 
 ROOT = Path(__file__).parents[2]
 Record = dict[str, Any]
@@ -140,3 +148,27 @@ def test_a_policy_that_breaks_is_a_result_with_its_step(
     kept = json.loads((folder / record["run"] / "evaluation.json").read_text())
     assert kept["metrics_before"]["p_harm"]["n"] == 100
     assert "sampling failed at step 0" in (folder / "report.md").read_text()
+
+
+def test_the_engine_answers_as_transformers_does_from_the_chat_model(
+    quickstart: Path, cache: Path, rollout_pool: RolloutPool
+) -> None:
+    (folder,) = cache.glob("chat-*")
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    samples = next(quickstart.glob("chat_none_*")) / "samples.jsonl"
+    texts = [json.loads(line)["prompt"] for line in samples.read_text().splitlines()][:100]
+    prompts = [tokenizer(f"Question: {text}\nAnswer:")["input_ids"] for text in texts]
+    source = ShardedSource(model.named_parameters(), dtype=torch.bfloat16)
+    engine = EngineConfig(model_path=str(folder), max_model_len=128)
+    sync = WeightSync(pool=rollout_pool, source=source, engine=engine, rank=0)
+    sync.push(1)
+    greedy = Sampling(
+        max_new_tokens=56, seed=0, eos_token_id=int(tokenizer.eos_token_id), greedy=True
+    )
+    generated = rollout_pool.generate(prompts, greedy, 1)
+    exact = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    gap = output_gap(logits_of=lambda ids: exact(ids).logits, prompts=prompts, generated=generated)
+    assert gap.num_decided > 1000
+    assert gap.num_greedy_differences == 0
+    assert gap.mean_logprob_gap <= 0.02
