@@ -97,6 +97,7 @@ class Engine:
         )
         # The user's own file may name another stage than the settings.
         self._zero_stage: int = self._engine.zero_optimization_stage()
+        self._lent_gradients: list[tuple[nn.Parameter, Tensor]] = []
 
     @property
     def device(self) -> torch.device:
@@ -117,12 +118,14 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         norm = self._unsharded_grad_norm() if self._zero_stage == 0 else None
+        self._take_gradients_back()
         self._engine.step()
         self.num_updates += 1
         if self._zero_stage == 3:
             # ZeRO-3 would step again on the last gradient of what the next loss does not reach.
             for shard in self.shards():
                 shard.gradient.zero_()
+            self._take_gradients_back()
         return norm if norm is not None else float(self._engine.get_global_grad_norm())
 
     def learning_rate(self) -> float:
@@ -139,6 +142,7 @@ class Engine:
 
     def shards(self) -> Iterator[Shard]:
         """Yield master weights and gradients of the parts this rank owns (edit in place)."""
+        self._take_gradients_back()
         for name, parameter in self.module.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -155,11 +159,10 @@ class Engine:
         if self._zero_stage == 3:
             from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_grad
 
-            return Shard(
-                name=name,
-                master=safe_get_local_fp32_param(parameter),
-                gradient=safe_get_local_grad(parameter),
-            )
+            gradient = safe_get_local_grad(parameter)
+            self._lent_gradients.append((parameter, gradient))
+            master = safe_get_local_fp32_param(parameter)
+            return Shard(name=name, master=master, gradient=gradient)
         if self._zero_stage == 0:
             if parameter.grad is None:  # the loss has not reached it so far
                 return None
@@ -170,6 +173,16 @@ class Engine:
         index: int = parameter._index_in_param_group  # type: ignore[attr-defined]
         gradient = mapping.get_lp_grad_fragment(index)
         return Shard(name=name, master=mapping.hp_fragment.view(-1), gradient=gradient.view(-1))
+
+    def _take_gradients_back(self) -> None:
+        """Write lent gradients to where ZeRO-3 steps on them: of bf16 ones it hands out copies."""
+        if not self._lent_gradients:
+            return
+        from deepspeed.utils import safe_set_local_grad
+
+        for parameter, gradient in self._lent_gradients:
+            safe_set_local_grad(parameter, gradient)
+        self._lent_gradients.clear()
 
     def gather(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:
         """Return a context in which the parameters are whole on this rank (collective)."""

@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import torch
+from fakes import tiny_llama, tiny_policy
+from torch import nn
+from transformers import LlamaConfig
+
+from rpa_ray.learner.models import (
+    PolicyModel,
+    init_policy,
+    load_policy,
+    load_score_model,
+    without_dropout,
+)
+
+IDS = torch.tensor([[1, 5, 6, 7]])
+MASK = torch.ones_like(IDS, dtype=torch.bool)
+
+
+def test_a_value_stands_at_the_token_it_was_known_before() -> None:
+    # The state after reading tokens 0..t-1 is worth values[:, t]; before the first it is worth 0.
+    module = tiny_policy()
+    _, values = module(IDS, MASK)
+    assert values is not None
+    changed = IDS.clone()
+    changed[0, 2] = 9
+    _, other = module(changed, MASK)
+    assert other is not None
+    assert values[0, 0] == 0.0
+    assert torch.equal(values[0, :3], other[0, :3])
+    assert values[0, 3] != other[0, 3]
+
+
+def test_a_policy_without_a_critic_has_no_values() -> None:
+    _, values = tiny_policy(value_head=False)(IDS, MASK)
+    assert values is None
+
+
+def test_a_value_head_is_the_same_whatever_was_drawn_before() -> None:
+    heads = []
+    for draws in (0, 5):
+        model = tiny_llama()
+        torch.randn(draws)
+        head = PolicyModel(model, value_head_seed=4).value_head
+        assert head is not None
+        heads.append(head.weight)
+    assert torch.equal(heads[0], heads[1])
+    assert heads[0].dtype == torch.float32
+
+
+def test_a_value_head_draws_nothing_from_the_global_stream() -> None:
+    model = tiny_llama()
+    torch.manual_seed(0)
+    expected = torch.randn(3)
+    torch.manual_seed(0)
+    PolicyModel(model, value_head_seed=4)
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(torch.randn(3), expected)
+
+
+def test_the_value_head_is_not_served() -> None:
+    names = [name for name, _ in tiny_policy().served_parameters()]
+    assert "model.embed_tokens.weight" in names
+    assert not any("value_head" in name for name in names)
+
+
+def test_every_dropout_is_off() -> None:
+    model = tiny_llama()
+    model.add_module("extra", nn.Dropout(0.3))
+    model.model.layers[0].self_attn.attention_dropout = 0.2
+    without_dropout(model)
+    assert model.extra.p == 0.0
+    assert model.model.layers[0].self_attn.attention_dropout == 0.0
+
+
+def test_a_fresh_policy_depends_on_its_seed_alone() -> None:
+    config = LlamaConfig(
+        vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    first, again, other = (init_policy(config, seed=seed) for seed in (1, 1, 2))
+    weights = [dict(m.served_parameters())["model.embed_tokens.weight"] for m in (first, again, other)]
+    assert weights[0].dtype == torch.bfloat16
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_loaded_policy_is_the_saved_one(tmp_path: Path) -> None:
+    model = tiny_llama()
+    model.save_pretrained(tmp_path)
+    loaded = load_policy(
+        tmp_path, dtype=torch.float32, value_head_seed=None, trust_remote_code=False
+    )
+    logits, _ = loaded(IDS, MASK)
+    torch.testing.assert_close(logits, model(IDS).logits)
+
+
+def test_a_score_is_read_at_the_last_token_that_is_not_padding(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path)
+    module = load_score_model(
+        tmp_path, num_labels=2, pad_token_id=0, seed=0, dtype=torch.float32
+    )
+    padded = torch.tensor([[1, 5, 6, 7, 0, 0]])
+    mask = padded != 0
+    torch.testing.assert_close(module(padded, mask), module(IDS, MASK))
