@@ -164,8 +164,7 @@ class Engine:
             master = safe_get_local_fp32_param(parameter)
             return Shard(name=name, master=master, gradient=gradient)
         if self._zero_stage == 0:
-            if parameter.grad is None:  # the loss has not reached it so far
-                return None
+            assert parameter.grad is not None  # DeepSpeed fills in zeros
             return Shard(name=name, master=parameter.data, gradient=parameter.grad)
         mapping = getattr(parameter, "_hp_mapping", None)
         if mapping is None:  # another rank owns all of it

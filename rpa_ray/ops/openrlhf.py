@@ -1,10 +1,13 @@
 """OpenRLHF's losses and KL controllers, imported on first use and nothing around them."""
 
+import os
 import sys
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
+
+import torch
 
 
 @cache
@@ -27,6 +30,8 @@ def _import_alone(package: str, module: str) -> ModuleType:
     empty stand-in for the package is there during the import, and is removed again: whoever imports
     the real package later gets the real one.
     """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # it warns where it has to find out
     if package in sys.modules:
         return import_module(f"{package}.{module}")
     spec = find_spec(package)

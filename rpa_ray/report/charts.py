@@ -20,7 +20,8 @@ CURVES: tuple[tuple[str, str, str, tuple[float, float] | None], ...] = (
 
 STAGE_NAMES = {
     "rollout": "rollout",
-    "score": "scoring",
+    "score": "waiting for scores",
+    "experience": "log-probabilities",
     "learner": "learner",
     "sync": "weight sync",
     "other": "other",

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rpa_ray.report.records import AGAIN, EVALUATION_FILE, read_json
 
-STAGES = ("rollout", "score", "learner", "sync")
+STAGES = ("rollout", "score", "experience", "learner", "sync")
 """Parts of a step that the loop times, in the order in which they happen."""
 
 Curve = tuple[tuple[float, float], ...]

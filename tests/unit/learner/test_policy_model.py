@@ -48,18 +48,6 @@ def test_a_value_head_is_the_same_whatever_was_drawn_before() -> None:
     assert heads[0].dtype == torch.float32
 
 
-def test_a_value_head_draws_nothing_from_the_global_stream() -> None:
-    model = tiny_llama()
-    torch.manual_seed(0)
-    expected = torch.randn(3)
-    torch.manual_seed(0)
-    PolicyModel(model, value_head_seed=4)
-    state = torch.get_rng_state()
-    torch.manual_seed(0)
-    assert torch.equal(state, torch.get_rng_state())
-    assert torch.equal(torch.randn(3), expected)
-
-
 def test_the_value_head_is_not_served() -> None:
     names = [name for name, _ in tiny_policy().served_parameters()]
     assert "model.embed_tokens.weight" in names
