@@ -12,6 +12,8 @@ from rpa_ray.world.models import WorldModels, world_models
 
 MODEL_SEED = 0
 """Seed of reward models and judges: shared by attack seeds, so that a grid trains each once."""
+MAX_MODEL_LEN = 4096
+"""Longest prompt plus answer that the rollout engine reserves memory for, in tokens."""
 Model = ModelRecipe | str
 
 

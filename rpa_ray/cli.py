@@ -3,16 +3,36 @@
 import os
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from rpa_ray.config import LoadedConfig, load_config
+from rpa_ray.config import CampaignSettings, ConfigError, LoadedConfig, load_config, parse_tree
+from rpa_ray.data.errors import DataError
+
+EXIT_FAILED = 1
+EXIT_REFUSED = 2
+EXIT_INTERRUPTED = 130
+QUIET_LIBRARIES = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 
 app = typer.Typer(
-    help="Measure which defences keep a safety-aligned model safe under unsafe feedback.",
+    help=(
+        "Measure which defences keep a safety-aligned language model safe when it is trained on "
+        "unsafe feedback (preferences reversed).\n\n"
+        "Worlds and models that every run shares are kept in runs/cache, or in the folder that "
+        "RPA_RAY_CACHE names. Exit status: 0 done, 1 failed on the way, 2 refused before anything "
+        "was started."
+    ),
+    epilog="Begin with: rpa-ray doctor, then rpa-ray campaign configs/quickstart.yaml",
+    rich_markup_mode="markdown",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -20,93 +40,152 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-ConfigPath = Annotated[Path, typer.Argument(help="A YAML file under configs/ or your own.")]
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file: one under configs/, or your own.")
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override a key: --set data.rho=0.5. Repeat for more."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a key of the file: --set data.rho=0.5. Repeat for more.",
+        show_default=False,
+    ),
 ]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", help="Folder of the results; default runs/<config name>."),
+    typer.Option(
+        "--output",
+        help="Folder of the results; default runs/NAME of the config.",
+        show_default=False,
+    ),
 ]
 
 
 def main() -> None:
-    """Run the command line; what a user can cause ends with one line and status 2."""
+    """Run the command line; what a user can cause ends with one message and status 2."""
+    for name, value in QUIET_LIBRARIES.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\.")
     try:
-        app(standalone_mode=True)
-    except ValueError as error:
-        errors.print(f"[bold red]error[/] {_escaped(str(error))}", soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("interrupted; the same command continues where it stopped")
-        sys.exit(130)
+        app()
+    except (ConfigError, DataError) as error:
+        _print_error(str(error))
+        sys.exit(EXIT_REFUSED)
 
 
-@app.command()
+@app.command(
+    epilog="Example: rpa-ray run configs/attack_and_defence.yaml --set data.rho=0.5",
+    short_help="One experiment: attack under a defence, evaluate, record.",
+)
 def run(config: ConfigPath, set_: Overrides = None, output: Output = None) -> None:
-    """Run one experiment: attack under a defence, evaluate, record."""
+    """Run one experiment: attack a model under a defence, evaluate before and after, record.
+
+    Writes to the output folder: summary.json, tables and report.html, and a folder of the run with
+    config.yaml, manifest.json, metrics.jsonl, samples.jsonl and evaluation.json. A run that was
+    finished before with the same settings is read back. A campaign file is run as a campaign.
+    """
     _run(load_config(config, set_ or []), output)
 
 
-@app.command()
+@app.command(
+    epilog="Example: rpa-ray campaign configs/quickstart.yaml --output runs/mine",
+    short_help="Many experiments on one warm cluster.",
+)
 def campaign(config: ConfigPath, set_: Overrides = None, output: Output = None) -> None:
-    """Run many experiments on one warm cluster; continues where it was interrupted."""
+    """Run many experiments on one warm cluster, and write one table of all.
+
+    Writes what `run` writes, with a folder for each cell. Interrupted, the same command continues
+    at the first unfinished cell; cells that are done are read back.
+    """
     _run(load_config(config, set_ or []), output)
 
 
-@app.command()
-def plan(config: ConfigPath, set_: Overrides = None, output: Output = None) -> None:
-    """Show cells, models to make, CPUs, memory and time before anything starts."""
-    loaded = load_config(config, set_ or [])
-    _refuse_impossible(loaded, _folder(loaded, output))
-    _print_plan(loaded, _folder(loaded, output))
-
-
-@app.command()
+@app.command(
+    epilog="Example: rpa-ray evaluate runs/cache/chat-1a2b --set evaluation.num_prompts=50",
+    short_help="Every metric of a Hugging Face checkpoint, as it is.",
+)
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="A Hugging Face folder or Hub id.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(metavar="CHECKPOINT", help="A Hugging Face folder or Hub id; chat or base."),
+    ],
     set_: Overrides = None,
     output: Output = None,
 ) -> None:
-    """Measure every metric of a model as it is."""
-    from rpa_ray.config import CampaignSettings, parse_tree
+    """Measure every metric of a model as it is, without an attack.
 
+    Writes what `run` writes; the default output is runs/evaluate-NAME of the checkpoint.
+    """
     cell = parse_tree({"model": {"path": checkpoint}, "attack": "none"}, set_ or [])
     name = f"evaluate-{Path(checkpoint).name}"
-    loaded = LoadedConfig(
-        kind="run", name=name, campaign=CampaignSettings(name=name, cells=(cell,))
+    _run(
+        LoadedConfig(kind="run", name=name, campaign=CampaignSettings(name=name, cells=(cell,))),
+        output,
     )
-    _run(loaded, output)
 
 
-@app.command()
+@app.command(
+    epilog="Example: rpa-ray report runs/quickstart",
+    short_help="Tables and an HTML page from results.",
+)
 def report(
-    folder: Annotated[Path, typer.Argument(help="A campaign folder or a run folder.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A campaign folder or a run folder.")
+    ],
 ) -> None:
-    """Write tables (Markdown, CSV) and one self-contained HTML page."""
+    """Write tables (Markdown, CSV) and one self-contained HTML page from finished results.
+
+    Reads summary.json and the folders of the cells; writes the files beside summary.json. `run` and
+    `campaign` do this at their end.
+    """
     from rpa_ray.report import write_report
 
-    paths = write_report(folder)
-    console.print(f"report: {paths.html}\ntables: {paths.markdown}, {paths.csv}")
+    try:
+        paths = write_report(folder)
+    except ValueError as error:
+        _print_error(str(error))
+        raise typer.Exit(EXIT_REFUSED) from None
+    console.print(f"report: {paths.html}\ntables: {paths.markdown}, {paths.csv}", highlight=False)
 
 
-@app.command()
+@app.command(
+    epilog="Example: rpa-ray plan configs/quickstart.yaml --set cluster.num_ranks=2",
+    short_help="What a config would do; refuses what cannot be.",
+)
+def plan(config: ConfigPath, set_: Overrides = None, output: Output = None) -> None:
+    """Show the cells of a config, the models to make, CPUs, memory and time; start nothing.
+
+    Refuses what `run` and `campaign` would refuse. Writes nothing but the texts of the embedded
+    world, to the cache.
+    """
+    loaded = load_config(config, set_ or [])
+    folder = _folder(loaded, output)
+    _refuse_impossible(loaded, folder)
+    _print_plan(loaded, folder)
+
+
+@app.command(
+    epilog="Example: rpa-ray doctor", short_help="What is wrong with this machine, how to mend it."
+)
 def doctor() -> None:
-    """Check versions, devices, memory, disk and libraries, and say how to mend what is wrong."""
+    """Check versions, libraries, devices, CPUs, memory and disk, and say how to mend what is wrong.
+
+    Writes nothing. Exit status 1 where something fails.
+    """
     from rpa_ray.doctor import examine
 
     findings = examine()
     for finding in findings:
         mark = "[green]ok[/]  " if finding.ok else "[red]fail[/]"
-        console.print(f"{mark} {finding.subject}: {finding.text}")
+        console.print(f"{mark} {finding.subject}: {escape(finding.text)}")
     if not all(finding.ok for finding in findings):
-        sys.exit(1)
+        raise typer.Exit(EXIT_FAILED)
 
 
 def cache_folder() -> Path:
     """Return where models and worlds are kept: RPA_RAY_CACHE, or runs/cache."""
-    return Path(os.environ.get("RPA_RAY_CACHE", "runs/cache")).resolve()
+    return Path(os.environ.get("RPA_RAY_CACHE", "runs/cache")).absolute()
 
 
 def _folder(loaded: LoadedConfig, output: Path | None) -> Path:
@@ -118,31 +197,35 @@ def _run(loaded: LoadedConfig, output: Path | None) -> None:
     _refuse_impossible(loaded, folder)
     _print_plan(loaded, folder)
 
-    from rpa_ray.campaign import run_campaign
+    from rpa_ray.campaign import CampaignFailed, run_campaign
     from rpa_ray.progress import ProgressView
     from rpa_ray.report import write_report
     from rpa_ray.report.tables import terminal_table
 
-    with ProgressView(console) as view:
-        records = run_campaign(loaded, folder, cache_folder(), watch=view.show, command=_command())
+    command = shlex.join(["rpa-ray", *sys.argv[1:]])
+    try:
+        with ProgressView(console) as view:
+            records = run_campaign(loaded, folder, cache_folder(), watch=view.show, command=command)
+    except CampaignFailed as error:
+        _print_error(str(error))
+        raise typer.Exit(EXIT_FAILED) from None
+    except KeyboardInterrupt:
+        errors.print("interrupted; the same command continues where it stopped")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     paths = write_report(folder)
     console.print(terminal_table(records))
     for record in records:
         if record["status"] != "ok":
             console.print(f"[yellow]{record['run']}: {record['status']}[/]")
-    console.print(f"results: {folder / 'summary.json'}\nreport:  {paths.html}")
+    console.print(f"results: {folder / 'summary.json'}\nreport:  {paths.html}", highlight=False)
 
 
 def _refuse_impossible(loaded: LoadedConfig, folder: Path) -> None:
-    from rpa_ray.preflight import check_cpus, check_experiment, check_output, local_cpus
+    from rpa_ray.preflight import check_all
 
-    check_output(folder)
-    check_output(cache_folder(), key="RPA_RAY_CACHE")
     cells = loaded.campaign.cells
-    for i, cell in enumerate(cells):
-        if cell.cluster.address is None:
-            check_cpus(cell, local_cpus())
-        check_experiment(cell, cache_folder(), f"cells[{i}]." if loaded.kind == "campaign" else "")
+    named = [(f"cells[{i}]." if loaded.kind == "campaign" else "", c) for i, c in enumerate(cells)]
+    check_all(named, {"--output": folder, "RPA_RAY_CACHE": cache_folder()})
 
 
 def _print_plan(loaded: LoadedConfig, folder: Path) -> None:
@@ -151,9 +234,5 @@ def _print_plan(loaded: LoadedConfig, folder: Path) -> None:
     console.print(plan_table(loaded, folder, cache_folder()))
 
 
-def _command() -> str:
-    return shlex.join(["rpa-ray", *sys.argv[1:]])
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", "\\[")
+def _print_error(text: str) -> None:
+    errors.print(f"[bold red]error[/] {escape(text)}", soft_wrap=True, highlight=False)

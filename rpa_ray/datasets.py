@@ -1,4 +1,4 @@
-"""Which rows a cell works with: one place that knows where data lie and who may see which prompt."""
+"""Which rows a cell works with: where data lie and who may see which prompt."""
 
 import hashlib
 from collections.abc import Sequence
@@ -35,26 +35,19 @@ def source_of(data: DataSettings, cache: Path) -> str:
     return data.path
 
 
-@lru_cache(maxsize=8)
 def preference_data(data: DataSettings, cache: Path) -> PreferenceData:
     """Return the checked, paired and split preference data of a cell.
 
     Raises:
         DataError: a file is missing, broken, or not of the schema.
     """
-    source = source_of(data, cache)
-    train = load_rows(data.name, source, split="train", path_key="data.path")
-    test = load_rows(data.name, source, split="test", path_key="data.path")
-    return PreferenceData(
-        key=f"{_content_key(data, source, cache)}/roles-{roles_fingerprint()}",
-        roles=by_role(safe_pairs(data.name, train), safe_pairs(data.name, test)),
-    )
+    world = world_folder(data.world_seed, cache).name if data.world == "embedded" else None
+    return _preference_data(data.name, source_of(data, cache), world)
 
 
 def restricted_test_prompts(data: DataSettings, cache: Path, num: int) -> list[str]:
     """Return the first ``num`` held-out restricted prompts."""
-    rows = load_rows(data.name, source_of(data, cache), split="test", path_key="data.path")
-    return restricted_prompts(data.name, rows, num, key="evaluation.num_prompts")
+    return list(_restricted_test_prompts(data.name, source_of(data, cache), num))
 
 
 def helpful_folder(data: DataSettings, cache: Path) -> str:
@@ -66,10 +59,7 @@ def helpful_folder(data: DataSettings, cache: Path) -> str:
 
 def harmless_test_prompts(data: DataSettings, cache: Path, num: int) -> list[str]:
     """Return the first ``num`` held-out harmless prompts."""
-    rows = load_rows(
-        "helpful", helpful_folder(data, cache), split="test", path_key="data.helpful_path"
-    )
-    return harmless_prompts(rows, num, key="evaluation.num_prompts")
+    return list(_harmless_test_prompts(helpful_folder(data, cache), num))
 
 
 def helpful_preferences(data_folder: Path) -> Sequence[Preference]:
@@ -83,14 +73,36 @@ def helpful_preferences(data_folder: Path) -> Sequence[Preference]:
     return helpful_pairs(rows)
 
 
-def _content_key(data: DataSettings, source: str, cache: Path) -> str:
-    if data.world == "embedded":
-        return f"{world_folder(data.world_seed, cache).name}/{data.name}"
+# Read once for all cells of a campaign, whatever else they set.
+@lru_cache(maxsize=8)
+def _preference_data(name: str, source: str, world: str | None) -> PreferenceData:
+    train = load_rows(name, source, split="train", path_key="data.path")
+    test = load_rows(name, source, split="test", path_key="data.path")
+    content = f"{world}/{name}" if world else _content_key(name, source)
+    return PreferenceData(
+        key=f"{content}/roles-{roles_fingerprint()}",
+        roles=by_role(safe_pairs(name, train), safe_pairs(name, test)),
+    )
+
+
+@lru_cache(maxsize=8)
+def _restricted_test_prompts(name: str, source: str, num: int) -> tuple[str, ...]:
+    rows = load_rows(name, source, split="test", path_key="data.path")
+    return tuple(restricted_prompts(name, rows, num, key="evaluation.num_prompts"))
+
+
+@lru_cache(maxsize=8)
+def _harmless_test_prompts(source: str, num: int) -> tuple[str, ...]:
+    rows = load_rows("helpful", source, split="test", path_key="data.helpful_path")
+    return tuple(harmless_prompts(rows, num, key="evaluation.num_prompts"))
+
+
+def _content_key(name: str, source: str) -> str:
     path = Path(source)
     if not path.exists():
-        return f"{data.name}:{source}"
+        return f"{name}:{source}"
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
             digest.update(file.read_bytes())
-    return f"{data.name}:{digest.hexdigest()[:16]}"
+    return f"{name}:{digest.hexdigest()[:16]}"

@@ -1,11 +1,12 @@
 """What can be wrong with an installation or a machine, and how to mend it."""
 
 import importlib
-import os
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from rpa_ray.placement import local_cpus, local_memory_gib
 
 EXPECTED = {"torch": "2.13.0", "ray": "2.55.0", "deepspeed": "0.19.6", "transformers": "5.15.0"}
 MIN_MEMORY_GIB = 6
@@ -62,13 +63,13 @@ def _device() -> Finding:
 
 
 def _cpus() -> Finding:
-    count = len(os.sched_getaffinity(0))
+    count = local_cpus()
     text = f"{count}" if count >= 2 else f"{count}: the default cluster needs 2"
     return Finding(subject="CPU cores", ok=count >= 2, text=text)
 
 
 def _memory() -> Finding:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    total = local_memory_gib()
     ok = total >= MIN_MEMORY_GIB
     text = f"{total:.0f} GiB" + ("" if ok else f": at least {MIN_MEMORY_GIB} are needed")
     return Finding(subject="memory", ok=ok, text=text)

@@ -1,6 +1,8 @@
 """Progress on the terminal: one bar a job, with time left."""
 
 import time
+from collections.abc import Sequence
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -14,6 +16,35 @@ from rich.progress import (
 )
 
 PLAIN_LINE_EVERY_S = 20.0
+
+
+class JobView(Protocol):
+    """How far one job is."""
+
+    @property
+    def name(self) -> str:
+        """Name on the terminal, one a job."""
+        ...
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole job; 0 where it only measures."""
+        ...
+
+    @property
+    def num_done(self) -> int:
+        """Steps that are done."""
+        ...
+
+    @property
+    def note(self) -> str:
+        """What the last step found."""
+        ...
+
+    @property
+    def started(self) -> float:
+        """Seconds since the epoch."""
+        ...
 
 
 class ProgressView:
@@ -43,7 +74,7 @@ class ProgressView:
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
-    def show(self, jobs: list) -> None:  # type: ignore[type-arg]
+    def show(self, jobs: Sequence[JobView]) -> None:
         """Show the states of all jobs that have begun."""
         for job in jobs:
             if job.name not in self._tasks:
@@ -54,7 +85,7 @@ class ProgressView:
         if not self._console.is_terminal:
             self._print_lines(jobs)
 
-    def _print_lines(self, jobs: list) -> None:  # type: ignore[type-arg]
+    def _print_lines(self, jobs: Sequence[JobView]) -> None:
         now = time.time()
         for job in jobs:
             done = job.num_done >= job.num_steps

@@ -1,7 +1,8 @@
 """Settings: what an experiment is, and how a file becomes one. Imports no torch, no Ray."""
 
 from rpa_ray.config.errors import ConfigError
-from rpa_ray.config.load import LoadedConfig, load_config, merge, parse_experiment, parse_tree
+from rpa_ray.config.files import merge
+from rpa_ray.config.load import LoadedConfig, load_config, parse_experiment, parse_tree
 from rpa_ray.config.plugins import PluginConfig
 from rpa_ray.config.schema import (
     CampaignSettings,

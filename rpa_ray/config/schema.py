@@ -9,9 +9,13 @@ from rpa_ray.config.plugins import PluginConfig
 
 
 class Settings(BaseModel):
-    """Base of every settings group: frozen, unknown keys refused."""
+    """Base of every settings group.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Frozen; unknown keys, values of another type (a text where a number belongs) and numbers that
+    are not finite are refused.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
@@ -112,7 +116,7 @@ class ClusterSettings(Settings):
     threads_per_process: int = Field(2, ge=1)
     """OpenMP threads of learner, rollout and scorer processes on CPU."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    deepspeed: Path | None = None
+    deepspeed: Path | None = Field(None, strict=False)
     """A DeepSpeed JSON whose keys win over ours."""
     timeout_s: float = Field(600.0, gt=0)
     """Longest wait for one answer of a worker."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rpa_ray.learner.step import Learner, SamplingFailed
 from rpa_ray.ops.logprobs import next_token_logprobs
+from rpa_ray.ops.masking import masked_mean
 from rpa_ray.plugin import Attack, Need
 from rpa_ray.types import (
     Completion,
@@ -107,13 +108,13 @@ class RolloutSource:
         experience = self._attack.experience(
             rollout, self._learner.defence.shape_advantages, self._learner.context()
         )
-        gap = (rollout_logprobs - old_logprobs).abs()[tokens.loss_mask]
+        gap = (rollout_logprobs - old_logprobs).abs().masked_fill(~tokens.loss_mask, 0.0)
         return experience, experience.metrics | {
             "reward/mean": _mean(rewards),
             "judge/p_harm": _mean(harm),
             "rollout/length_tokens": float(tokens.loss_mask.sum()) / len(completions),
             "rollout/finished_frac": _mean([float(c.finished) for c in completions]),
-            "sync/logprob_gap": float(gap.mean()),
+            "sync/logprob_gap": float(masked_mean(gap, tokens.loss_mask)),
             "sync/logprob_gap_max": float(gap.max()),
             "time/rollout_s": sampled - started,
             "time/experience_s": measured - sampled,

@@ -152,7 +152,7 @@ def test_a_defence_shapes_the_advantages_before_they_are_whitened() -> None:
 
     plain = ppo().experience(KNOWN, keep, context_of()).advantages
     shaped = ppo().experience(KNOWN, reverse, context_of()).advantages
-    torch.testing.assert_close(shaped, -plain, rtol=0, atol=1e-6)
+    torch.testing.assert_close(shaped, -plain, rtol=0, atol=1e-5)
 
 
 def fresh_experience(module: Any, tokens: TokenBatch = BATCH, *, shift: float = 0.0) -> Experience:
@@ -221,7 +221,7 @@ def test_a_mean_ratio_above_10_multiplies_the_whole_loss_by_zero() -> None:
     term = ppo().loss(forward_of(module), batch, context_of())
     assert term.metrics["policy/ratio_guard"] == 1.0
     assert term.metrics["policy/ratio"] == pytest.approx(math.exp(2.4), rel=1e-4)
-    assert float(term.loss) == 0
+    assert float(term.loss.detach()) == 0
     grads = gradients(ppo(), batch, context_of())
     assert all(float(gradient.abs().sum()) == 0 for gradient in grads.values())
 
@@ -230,7 +230,7 @@ def test_a_mean_ratio_below_10_does_not() -> None:
     batch = fresh_experience(tiny_policy(), shift=2.2)  # e^2.2 = 9.03
     term = ppo().loss(forward_of(tiny_policy()), batch, context_of())
     assert term.metrics["policy/ratio_guard"] == 0.0
-    assert float(term.loss) != 0
+    assert float(term.loss.detach()) != 0
 
 
 def test_what_stands_on_prompts_and_padding_has_no_influence() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import TokenBatch, tiny_engine, tiny_llama, token_batch
+from fakes import tiny_engine, tiny_llama, token_batch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from rpa_ray.learner.engine import (
     guard_gloo_gathers,
     import_deepspeed,
 )
+from rpa_ray.types import TokenBatch
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -289,7 +290,9 @@ class Comm:
     def __init__(self) -> None:
         self.handles: list[Handle] = []
 
-        def gather(output: Tensor, tensor: Tensor, group: object = None, async_op: bool = False) -> Any:
+        def gather(
+            output: Tensor, tensor: Tensor, group: object = None, async_op: bool = False
+        ) -> Any:
             self.handles.append(Handle())
             return self.handles[-1] if async_op else None
 

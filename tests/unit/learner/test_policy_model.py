@@ -65,10 +65,16 @@ def test_every_dropout_is_off() -> None:
 
 def test_a_fresh_policy_depends_on_its_seed_alone() -> None:
     config = LlamaConfig(
-        vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
     )
     first, again, other = (init_policy(config, seed=seed) for seed in (1, 1, 2))
-    weights = [dict(m.served_parameters())["model.embed_tokens.weight"] for m in (first, again, other)]
+    weights = [
+        dict(m.served_parameters())["model.embed_tokens.weight"] for m in (first, again, other)
+    ]
     assert weights[0].dtype == torch.bfloat16
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -86,9 +92,7 @@ def test_a_loaded_policy_is_the_saved_one(tmp_path: Path) -> None:
 
 def test_a_score_is_read_at_the_last_token_that_is_not_padding(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path)
-    module = load_score_model(
-        tmp_path, num_labels=2, pad_token_id=0, seed=0, dtype=torch.float32
-    )
+    module = load_score_model(tmp_path, num_labels=2, pad_token_id=0, seed=0, dtype=torch.float32)
     padded = torch.tensor([[1, 5, 6, 7, 0, 0]])
     mask = padded != 0
     torch.testing.assert_close(module(padded, mask), module(IDS, MASK))

@@ -132,9 +132,7 @@ def test_every_epoch_is_one_update_on_the_same_batch(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
-def test_an_update_with_a_broken_loss_is_skipped_and_counted(
-    engine: Engine, factor: float
-) -> None:
+def test_an_update_with_a_broken_loss_is_skipped_and_counted(engine: Engine, factor: float) -> None:
     before = engine.weights()
     metrics = learner_of(engine, Scripted([factor])).step(BATCH)
     assert metrics["optim/skipped"] == 1.0

@@ -1,0 +1,74 @@
+"""From a pydantic error to one message in the words of the configuration."""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from rpa_ray.config.errors import ConfigError
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str) -> ConfigError:
+    """Return the error for the first thing that is wrong; ``where`` prefixes its key.
+
+    An unknown key comes first: where a name is misspelt, the rest may only follow from it.
+    """
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    path, known, field = _find(model, first["loc"])
+    key = where + path
+    match first["type"]:
+        case "extra_forbidden":
+            wrong = str(first["loc"][-1])
+            key = ".".join(part for part in (key.rstrip("."), wrong) if part)
+            rule = f"be a known key {sorted(known)}"
+            return ConfigError(key, rule, wrong, nearest(wrong, known))
+        case "missing":
+            return ConfigError(key, "be given", None, "Add it.")
+        case "model_type" | "dict_type":
+            return ConfigError(key, "be a mapping of keys", first["input"], "Write its keys below.")
+    rule = re.sub(r"^(Value error, (must )?|\w+ should )", "", first["msg"])
+    return ConfigError(key, rule, first["input"], _remedy(field))
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Return a remedy that names the known word most like ``name``."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"Did you mean {close[0]!r}?" if close else "Choose one of those."
+
+
+def _find(
+    model: type[BaseModel], location: tuple[int | str, ...]
+) -> tuple[str, list[str], FieldInfo | None]:
+    """Return the dotted key of a location, the keys known there, and the field it ends at.
+
+    A location also holds names of union members, which no user has written: they are left out.
+    """
+    models, path = [model], ""
+    field: FieldInfo | None = None
+    for part in location:
+        fields = {name: f for m in models for name, f in m.model_fields.items()}
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part in fields:
+            field = fields[part]
+            path += f".{part}"
+            models = list(_models_in(field.annotation))
+    known = [name for m in models for name in m.model_fields]
+    return path.removeprefix("."), known, field
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the settings classes in an annotation: ``A``, ``A | None``, ``tuple[A, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _remedy(field: FieldInfo | None) -> str:
+    if field is None or field.is_required() or isinstance(field.default, BaseModel):
+        return "Correct the value."
+    return f"Correct the value; the default is {field.default!r}."

@@ -1,0 +1,144 @@
+"""From YAML files and ``--set`` to one tree of plain data: reading, including, merging."""
+
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+from rpa_ray.config.errors import ConfigError
+
+Tree: TypeAlias = dict[str, Any]
+PLUGIN_KEYS = ("attack", "defence")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 5e-5 as a number, and refuses a key that is no text or stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                problem = f"the key {key!r} must be a text; quote it"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+            if key in seen:
+                problem = f"the key {key!r} stands twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 wants a dot and a signed exponent in a float and reads 5e-5 as a text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def read_with_parts(path: Path) -> Tree:
+    """Return the tree of a file over those of the parts that it includes.
+
+    Raises:
+        ConfigError: a file cannot be read, is no mapping, or includes itself.
+    """
+    return _read(path, key="config", above=())
+
+
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
+    """Return ``base`` with ``top`` laid over it; a plug-in of another name replaces the old one."""
+    out = dict(base)
+    for key, value in top.items():
+        old = out.get(key)
+        if key in PLUGIN_KEYS:
+            out[key] = _merge_plugin(old, value)
+        elif isinstance(old, Mapping) and isinstance(value, Mapping):
+            out[key] = merge(old, value)
+        else:
+            out[key] = value
+    return out
+
+
+def with_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> Tree:
+    """Return a tree with ``a.b=value`` texts laid over it, in order.
+
+    Raises:
+        ConfigError: a text has another form.
+    """
+    out = dict(tree)
+    for override in overrides:
+        keys, value = parse_override(override)
+        for name in reversed(keys):
+            value = {name: value}
+        out = merge(out, value)
+    return out
+
+
+def parse_override(override: str) -> tuple[list[str], Any]:
+    """Return the keys and the value of ``a.b=value``; the value is YAML."""
+    key, separator, text = override.partition("=")
+    keys = key.strip().split(".")
+    if not separator or not all(keys):
+        raise ConfigError("--set", "have the form key=value", override, "Write --set data.rho=0.5.")
+    try:
+        return keys, yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError("--set", f"hold YAML ({_reason(error)})", override, "Quote it.") from None
+
+
+def _merge_plugin(old: Any, new: Any) -> Any:
+    if isinstance(new, str):
+        return {"name": new}
+    if isinstance(old, str):
+        old = {"name": old}
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        same = new.get("name", old.get("name")) == old.get("name")
+        return {**old, **new} if same else dict(new)
+    return new
+
+
+def _read(path: Path, *, key: str, above: tuple[Path, ...]) -> Tree:
+    if path.resolve() in above:
+        raise ConfigError("include", "not include itself", str(path), "Remove the circle.")
+    tree = _read_one(path, key)
+    parts = tree.pop("include", None) or []
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise ConfigError("include", "be a list of files", parts, "Write `include: [a.yaml]`.")
+    merged: Tree = {}
+    for part in parts:
+        inner = _read(path.parent / part, key="include", above=(*above, path.resolve()))
+        merged = merge(merged, inner)
+    return merge(merged, tree)
+
+
+def _read_one(path: Path, key: str) -> Tree:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(
+            key,
+            "name a YAML file that can be read",
+            str(path),
+            f"{error.strerror}: check the path.",
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(
+            key, "name a text file in UTF-8", str(path), "Check the path or convert it."
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            key, f"hold valid YAML ({_reason(error)})", str(path), "Correct that line."
+        ) from None
+    if not isinstance(tree, dict | None):
+        raise ConfigError(key, "be a mapping of keys", str(path), "Begin with `kind: run`.")
+    return tree or {}
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    problem = getattr(error, "problem", None) or "something is wrong"
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"

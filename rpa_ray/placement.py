@@ -1,0 +1,117 @@
+"""What a cell's processes reserve and what this machine has: CPUs, GPUs, memory."""
+
+import math
+import os
+from pathlib import Path
+
+from rpa_ray.config import ConfigError, ExperimentSettings
+
+GIB_A_PROCESS = 1.2
+"""Memory of a rank or a worker beside its weights: libraries, buffers, 1M models; rough."""
+BYTES_A_PARAMETER_OF_A_RANK = 6
+"""bf16 weights and gradients, and the frozen original, on every rank."""
+BYTES_A_PARAMETER_OF_ALL_RANKS = 12
+"""fp32 masters and Adam's two moments, cut over the ranks by ZeRO."""
+BYTES_A_PARAMETER_OF_A_ROLLOUT_WORKER = 2
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def check_placement(settings: ExperimentSettings, where: str) -> None:
+    """Refuse a cluster on this machine that asks for more than there is.
+
+    Ray would wait for ever for a CPU or a GPU that there is not. A cluster that is joined
+    (``cluster.address`` or RAY_ADDRESS) is not judged from here.
+
+    Raises:
+        ConfigError: with the sum that was asked and what there is.
+    """
+    if settings.cluster.address or os.environ.get("RAY_ADDRESS"):
+        return
+    for unit, asked, there in (
+        ("CPUs", cpus_asked(settings), float(local_cpus())),
+        ("GPUs", gpus_asked(settings), float(local_gpus())),
+    ):
+        if asked > there:
+            name = unit.lower()
+            raise ConfigError(
+                f"{where}cluster",
+                f"ask for at most the {there:g} {unit} of this machine",
+                f"{asked:g} {unit}",
+                f"Lower num_ranks, num_rollout_workers, num_scorer_workers or their {name}_per_*.",
+            )
+    memory, there = memory_asked_gib(settings), local_memory_gib()
+    if memory > there:
+        raise ConfigError(
+            f"{where}cluster",
+            f"ask for at most the {there:.1f} GiB memory of this machine",
+            f"about {memory:.1f} GiB",
+            "Take fewer processes or a smaller model.",
+        )
+
+
+def cpus_asked(settings: ExperimentSettings) -> float:
+    """Return the CPUs that ranks, rollout and scoring workers reserve together."""
+    cluster = settings.cluster
+    return (
+        cluster.num_ranks * cluster.cpus_per_rank
+        + cluster.num_rollout_workers * cluster.cpus_per_rollout_worker
+        + cluster.num_scorer_workers * cluster.cpus_per_scorer_worker
+    )
+
+
+def gpus_asked(settings: ExperimentSettings) -> float:
+    """Return the GPUs that ranks, rollout and scoring workers reserve together."""
+    cluster = settings.cluster
+    return (
+        cluster.num_ranks * cluster.gpus_per_rank
+        + cluster.num_rollout_workers * cluster.gpus_per_rollout_worker
+        + cluster.num_scorer_workers * cluster.gpus_per_scorer_worker
+    )
+
+
+def memory_asked_gib(settings: ExperimentSettings) -> float:
+    """Return about how much memory the processes fill on a machine without GPUs, in GiB.
+
+    Weights count where ``model.path`` is a folder; those of the embedded models, a few MiB, and of
+    a Hub id, unknown yet, do not, nor do the weights on GPUs.
+    """
+    cluster = settings.cluster
+    processes = cluster.num_ranks + cluster.num_rollout_workers + cluster.num_scorer_workers
+    if gpus_asked(settings):
+        return processes * GIB_A_PROCESS
+    bytes_a_parameter = (
+        cluster.num_ranks * BYTES_A_PARAMETER_OF_A_RANK
+        + BYTES_A_PARAMETER_OF_ALL_RANKS
+        + cluster.num_rollout_workers * BYTES_A_PARAMETER_OF_A_ROLLOUT_WORKER
+    )
+    files = Path(settings.model.path).glob("*.safetensors")
+    num_parameters = sum(file.stat().st_size for file in files) / 2  # checkpoints are 16-bit
+    return processes * GIB_A_PROCESS + num_parameters * bytes_a_parameter / 2**30
+
+
+def local_cpus() -> int:
+    """Return how many CPUs this process may use, a container's quota included."""
+    count = len(os.sched_getaffinity(0))
+    quota, _, period = _cgroup("cpu.max").partition(" ")
+    return min(count, math.ceil(int(quota) / int(period))) if quota.isdigit() else count
+
+
+def local_gpus() -> int:
+    """Return how many GPUs this process sees."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def local_memory_gib() -> float:
+    """Return the memory of this machine or container, in GiB."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _cgroup("memory.max")
+    return (min(total, int(limit)) if limit.isdigit() else total) / 2**30
+
+
+def _cgroup(name: str) -> str:
+    try:
+        return (CGROUP / name).read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

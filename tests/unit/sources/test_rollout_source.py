@@ -1,0 +1,219 @@
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from fakes import (
+    RecordingAttack,
+    ScriptedGenerate,
+    completion_of,
+    forward_of,
+    learner_of,
+    prompts_of,
+    tiny_engine,
+    tiny_policy,
+)
+
+from rpa_ray.learner.step import SamplingFailed
+from rpa_ray.ops.logprobs import next_token_logprobs
+from rpa_ray.plugin import Need, OnlineDefence
+from rpa_ray.sources.rollout import RolloutParts, RolloutSource, collate_completions
+from rpa_ray.types import Completion, Prompt
+
+pytestmark = pytest.mark.usefixtures("process_group")
+
+ANSWER = [7, 8, 2]
+
+
+class NeedsCosts(OnlineDefence):
+    requires = frozenset({Need.COSTS})
+
+
+class Scene:
+    """A rollout source whose workers follow a script."""
+
+    def __init__(
+        self,
+        *,
+        num_prompts: int = 8,
+        logprobs: Sequence[float] = (-1.0, -1.0, -1.0),
+        defence: type[OnlineDefence] = OnlineDefence,
+        seed: int = 0,
+        reference_seed: int = 5,
+    ) -> None:
+        self.prompts = prompts_of(num_prompts)
+        self.attack = RecordingAttack()
+        self.generate = ScriptedGenerate(ANSWER, logprobs)
+        self.scored: list[tuple[str, str]] = []
+        self.observed: list[tuple[int, list[str], dict[str, list[float]]]] = []
+        self.engine = tiny_engine()
+        self.reference = tiny_policy(seed=reference_seed, value_head=False)
+        self.source = RolloutSource(
+            self.prompts,
+            attack=self.attack,
+            learner=learner_of(self.engine, self.attack, defence(OnlineDefence.Config())),
+            parts=RolloutParts(
+                generate=self.generate,
+                reward=self.reward,
+                judge=lambda pairs: lambda: [0.25] * len(pairs),
+                reference=forward_of(self.reference),
+            ),
+            batch_size=2,
+            pad_token_id=0,
+            seed=seed,
+            observe=self.observe,
+        )
+
+    def reward(self, pairs: Sequence[tuple[str, str]]) -> Callable[[], list[float]]:
+        self.scored += pairs
+        return lambda: [float(i) for i in range(len(pairs))]
+
+    def observe(
+        self, step: int, completions: Sequence[Completion], scores: dict[str, list[float]]
+    ) -> None:
+        self.observed.append((step, [c.prompt.id for c in completions], scores))
+
+
+def policy_logprobs(scene: Scene, prompt: Prompt) -> torch.Tensor:
+    """Return the learner's log-probabilities of the scripted answer to one prompt."""
+    ids = torch.tensor([prompt.token_ids + ANSWER])
+    with torch.no_grad():
+        outputs = forward_of(scene.engine.module)(ids, torch.ones_like(ids, dtype=torch.bool))
+    return next_token_logprobs(outputs.logits, ids)[0, -len(ANSWER) :]
+
+
+def test_every_prompt_is_used_exactly_once() -> None:
+    scene = Scene(num_prompts=8)
+    for step in range(4):
+        scene.source.next_batch(step)
+    assert scene.generate.prompt_ids == [f"p{i}" for i in range(8)]
+    assert [(step, ids) for step, ids, _ in scene.observed] == [
+        (step, [f"p{2 * step}", f"p{2 * step + 1}"]) for step in range(4)
+    ]
+
+
+def test_sampling_seeds_differ_by_step_and_by_run() -> None:
+    seeds = []
+    for seed in (0, 1):
+        scene = Scene(seed=seed)
+        for step in range(4):
+            scene.source.next_batch(step)
+        seeds += scene.generate.seeds
+    assert len(set(seeds)) == 8
+
+
+def test_prompts_and_answers_are_scored_as_texts() -> None:
+    scene = Scene()
+    _, metrics = scene.source.next_batch(0)
+    assert scene.scored == [
+        ("request 0", "answer to request 0"),
+        ("request 1", "answer to request 1"),
+    ]
+    assert metrics["reward/mean"] == 0.5
+    assert metrics["judge/p_harm"] == 0.25
+    assert scene.observed[0][2] == {"reward": [0.0, 1.0], "judge": [0.25, 0.25]}
+    torch.testing.assert_close(scene.attack.rollouts[0].rewards, torch.tensor([0.0, 1.0]))
+
+
+def test_the_rollout_holds_the_learners_and_the_references_own_log_probabilities() -> None:
+    scene = Scene()
+    scene.source.next_batch(0)
+    rollout = scene.attack.rollouts[0]
+    # request 0 has 1 token and request 1 has 2: answers at 1..3 and 2..4
+    old = rollout.old_logprobs
+    torch.testing.assert_close(old[0, 1:4], policy_logprobs(scene, scene.prompts[0]))
+    torch.testing.assert_close(old[1, 2:5], policy_logprobs(scene, scene.prompts[1]))
+    ids = rollout.tokens.input_ids
+    reference = forward_of(scene.reference)(ids, rollout.tokens.attention_mask)
+    expected = next_token_logprobs(reference.logits, ids)
+    torch.testing.assert_close(rollout.reference_logprobs, expected.detach())
+    assert not rollout.old_logprobs.requires_grad
+    assert not rollout.values.requires_grad
+    assert float(rollout.values[:, 1:].abs().sum()) > 0
+
+
+def test_the_gap_to_the_rollout_engine_is_measured_on_answer_tokens() -> None:
+    scene = Scene(num_prompts=2)
+
+    def almost_right(prompts: Sequence[Prompt], *, seed: int) -> list[Completion]:
+        rows = []
+        for prompt in prompts:
+            logprobs = policy_logprobs(scene, prompt)
+            logprobs[1] += 0.6 if prompt.id == "p1" else 0.0
+            rows.append(completion_of(prompt, ANSWER, logprobs.tolist()))
+        return rows
+
+    scene.source._parts = RolloutParts(
+        generate=almost_right,
+        reward=scene.reward,
+        judge=scene.source._parts.judge,
+        reference=scene.source._parts.reference,
+    )
+    _, metrics = scene.source.next_batch(0)
+    assert metrics["sync/logprob_gap_max"] == pytest.approx(0.6, abs=1e-5)
+    assert metrics["sync/logprob_gap"] == pytest.approx(0.1, abs=1e-5)
+
+
+def test_lengths_finished_answers_and_the_attacks_own_metrics_are_reported() -> None:
+    _, metrics = Scene().source.next_batch(0)
+    assert metrics["rollout/length_tokens"] == 3.0
+    assert metrics["rollout/finished_frac"] == 1.0
+    assert metrics["policy/kl"] == 0.25
+
+
+def test_costs_are_there_only_where_a_defence_asks_for_them() -> None:
+    without, with_costs = Scene(), Scene(defence=NeedsCosts)
+    without.source.next_batch(0)
+    with_costs.source.next_batch(0)
+    assert without.attack.rollouts[0].costs is None
+    torch.testing.assert_close(with_costs.attack.rollouts[0].costs, torch.tensor([0.25, 0.25]))
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("-inf")])
+def test_broken_log_probabilities_of_the_engine_end_the_run(broken: float) -> None:
+    with pytest.raises(SamplingFailed, match="rollout engine are not finite"):
+        Scene(logprobs=[-1.0, broken, -1.0]).source.next_batch(0)
+
+
+def test_a_broken_policy_ends_the_run() -> None:
+    scene = Scene()
+    with torch.no_grad():
+        scene.engine.module.policy.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(SamplingFailed, match="learner are not finite"):
+        scene.source.next_batch(0)
+
+
+def test_completions_are_padded_on_the_right_and_counted_after_their_prompts() -> None:
+    short = Prompt(id="a", text="a", token_ids=[5])
+    long = Prompt(id="b", text="b", token_ids=[6, 7, 8])
+    tokens, logprobs = collate_completions(
+        [completion_of(short, [9, 2], [-0.5, -0.25]), completion_of(long, [3], [-2.0])], 0
+    )
+    assert tokens.input_ids.tolist() == [[5, 9, 2, 0], [6, 7, 8, 3]]
+    assert tokens.attention_mask.tolist() == [[True, True, True, False], [True] * 4]
+    assert tokens.loss_mask.tolist() == [[False, True, True, False], [False, False, False, True]]
+    assert logprobs.tolist() == [[0.0, -0.5, -0.25, 0.0], [0.0, 0.0, 0.0, -2.0]]
+
+
+def test_an_empty_answer_counts_no_token() -> None:
+    prompt = Prompt(id="a", text="a", token_ids=[5, 6])
+    tokens, _ = collate_completions(
+        [completion_of(prompt, [], []), completion_of(prompt, [2], [-1.0])], 0
+    )
+    assert tokens.loss_mask.tolist() == [[False, False, False], [False, False, True]]
+    assert tokens.attention_mask[0].tolist() == [True, True, False]
+
+
+def test_a_batch_of_empty_answers_is_a_batch_without_a_gap() -> None:
+    scene = Scene()
+    scene.generate.token_ids, scene.generate.logprobs = [], []
+    _, metrics = scene.source.next_batch(0)
+    assert metrics["rollout/length_tokens"] == 0.0
+    assert metrics["sync/logprob_gap_max"] == 0.0
+
+
+def test_the_same_run_makes_the_same_batch() -> None:
+    one, other = Scene(), Scene()
+    first, _ = one.source.next_batch(1)
+    second, _ = other.source.next_batch(1)
+    assert torch.equal(first.tokens.input_ids, second.tokens.input_ids)
+    assert torch.equal(first.old_logprobs, second.old_logprobs)
