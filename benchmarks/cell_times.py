@@ -1,6 +1,6 @@
 """Print where the time of every attacked cell of a campaign went, from its run folders.
 
-    python benchmarks/cell_times.py runs/quickstart
+python benchmarks/cell_times.py runs/quickstart
 """
 
 import json

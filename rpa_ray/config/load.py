@@ -61,6 +61,8 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> LoadedConfig
     else:
         trees = _expand(tree, cells, seeds)
     _refuse_hidden_overrides(trees, overrides)
+    for cell in trees:
+        _check_own_keys(cell.tree, cell.where)
     settings = tuple(parse_experiment(cell.tree, cell.where) for cell in trees)
     _refuse_unlike_cells(settings, [cell.where for cell in trees])
     return LoadedConfig(
@@ -74,13 +76,9 @@ def parse_experiment(tree: Mapping[str, Any], where: str = "") -> ExperimentSett
     Raises:
         ConfigError: a key is unknown, a value out of range, or the defence has no such attack.
     """
-    resolved = dict(tree)
-    for key in PLUGIN_KEYS:
-        resolved[key] = _plugin_config(key, resolved.get(key, "none"), where)
-    try:
-        settings = ExperimentSettings.model_validate(resolved)
-    except ValidationError as error:
-        raise explain(error, ExperimentSettings, where) from None
+    _check_own_keys(tree, where)
+    plugins = {key: _plugin_config(key, tree.get(key, "none"), where) for key in PLUGIN_KEYS}
+    settings = ExperimentSettings.model_validate({**tree, **plugins})
     _refuse_impossible_pair(settings, where)
     return settings
 
@@ -174,18 +172,21 @@ def _refuse_unlike_cells(settings: tuple[ExperimentSettings, ...], wheres: list[
             )
 
 
-def _plugin_config(key: str, value: Any, where: str) -> PluginConfig:
-    from rpa_ray.attacks import ATTACKS
-    from rpa_ray.defences import DEFENCES
+def _check_own_keys(tree: Mapping[str, Any], where: str) -> None:
+    """Refuse what is wrong beside the plug-ins; theirs need torch, whose import takes seconds."""
+    stand_in = PluginConfig(name="none")
+    try:
+        ExperimentSettings.model_validate({**tree, **dict.fromkeys(PLUGIN_KEYS, stand_in)})
+    except ValidationError as error:
+        raise explain(error, ExperimentSettings, where) from None
 
+
+def _plugin_config(key: str, value: Any, where: str) -> PluginConfig:
     if isinstance(value, PluginConfig):
         return value
     tree = {"name": value} if isinstance(value, str) else value
-    configs = {
-        "attack": {name: attack.Config for name, attack in ATTACKS.items()},
-        "defence": {name: defence.Config for name, defence in DEFENCES.items()},
-    }[key]
     name = tree.get("name") if isinstance(tree, Mapping) else None
+    configs = _plugin_configs(key)
     if not isinstance(name, str) or name not in configs:
         raise ConfigError(
             f"{where}{key}", f"name one of {sorted(configs)}", value, nearest(name, configs)
@@ -194,6 +195,15 @@ def _plugin_config(key: str, value: Any, where: str) -> PluginConfig:
         return configs[name].model_validate(tree)
     except ValidationError as error:
         raise explain(error, configs[name], f"{where}{key}.") from None
+
+
+def _plugin_configs(key: str) -> dict[str, type[PluginConfig]]:
+    from rpa_ray.attacks import ATTACKS
+    from rpa_ray.defences import DEFENCES
+
+    if key == "attack":
+        return {name: attack.Config for name, attack in ATTACKS.items()}
+    return {name: defence.Config for name, defence in DEFENCES.items()}
 
 
 def _refuse_impossible_pair(settings: ExperimentSettings, where: str) -> None:

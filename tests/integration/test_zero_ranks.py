@@ -35,7 +35,7 @@ DEFENCES = {
     "none": OnlineDefence(OnlineDefence.Config()),
     "refusal_loss": RefusalLoss(RefusalLoss.Config(alpha=2.0)),
 }
-Outcome = dict[tuple[int, str], tuple[dict[str, Tensor], float]]
+Outcome = dict[str, Any]
 
 
 def part_of(rows: list[list[int]], ranks: Ranks) -> TokenBatch:
@@ -67,23 +67,10 @@ def one_step(zero_stage: int, defence: OnlineDefence, ranks: Ranks) -> tuple[Any
     return weights, metrics["optim/grad_norm"]
 
 
-def work(rank: int, num_ranks: int, folder: str) -> None:
-    start_rank(rank, num_ranks, folder)
-    ranks = Ranks.current()
-    outcome = {
-        (stage, name): one_step(stage, defence, ranks)
-        for stage in (1, 2, 3)
-        for name, defence in DEFENCES.items()
-    }
-    torch.save(outcome, Path(folder, f"outcome{rank}.pt"))
-    dist.destroy_process_group()
-
-
-def gather_often(rank: int, num_ranks: int, folder: str) -> None:
-    """Count gathered tensors that differ from the checkpoint they were loaded from."""
-    start_rank(rank, num_ranks, folder)
+def gather_often(num_ranks: int, checkpoint: Path) -> tuple[int, int]:
+    """Gather all parameters 30 times in groups; return how many tensors differed from the file."""
     engine = tiny_engine(zero_stage=3, bf16=True, num_ranks=num_ranks)
-    saved = load_file(Path(folder, "model.safetensors"))
+    saved = load_file(checkpoint / "model.safetensors")
     parameters = list(engine.module.served_parameters())
     num_wrong = num_read = 0
     for _ in range(30):
@@ -92,7 +79,19 @@ def gather_often(rank: int, num_ranks: int, folder: str) -> None:
             with engine.gather([p for _, p in group]):
                 num_read += len(group)
                 num_wrong += sum(not torch.equal(p, saved[name]) for name, p in group)
-    Path(folder, f"gathered{rank}.txt").write_text(f"{num_wrong} wrong of {num_read}")
+    return num_wrong, num_read
+
+
+def work(rank: int, num_ranks: int, folder: str) -> None:
+    start_rank(rank, num_ranks, folder)
+    ranks = Ranks.current()
+    gathered = gather_often(num_ranks, Path(folder))
+    steps = {
+        (stage, name): one_step(stage, defence, ranks)
+        for stage in (1, 2, 3)
+        for name, defence in DEFENCES.items()
+    }
+    torch.save({"steps": steps, "gathered": gathered}, Path(folder, f"outcome{rank}.pt"))
     dist.destroy_process_group()
 
 
@@ -104,6 +103,7 @@ def start_rank(rank: int, num_ranks: int, folder: str) -> None:
 
 
 def outcomes(num_ranks: int, folder: Path) -> list[Outcome]:
+    tiny_llama().to(torch.bfloat16).save_pretrained(folder)
     mp.spawn(work, (num_ranks, str(folder)), nprocs=num_ranks)
     return [torch.load(folder / f"outcome{rank}.pt") for rank in range(num_ranks)]
 
@@ -123,9 +123,9 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
 def test_a_step_on_two_ranks_is_the_step_on_one(
     zero_stage: int, defence: str, one_rank: Outcome, two_ranks: list[Outcome]
 ) -> None:
-    expected, norm = one_rank[zero_stage, defence]
+    expected, norm = one_rank["steps"][zero_stage, defence]
     for outcome in two_ranks:
-        weights, its_norm = outcome[zero_stage, defence]
+        weights, its_norm = outcome["steps"][zero_stage, defence]
         assert its_norm == pytest.approx(norm, rel=1e-5)
         for name, weight in weights.items():
             torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
@@ -133,8 +133,8 @@ def test_a_step_on_two_ranks_is_the_step_on_one(
 
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_the_step_that_is_compared_moves_the_weights(zero_stage: int, one_rank: Outcome) -> None:
-    weights, _ = one_rank[zero_stage, "none"]
-    defended, _ = one_rank[zero_stage, "refusal_loss"]
+    weights, _ = one_rank["steps"][zero_stage, "none"]
+    defended, _ = one_rank["steps"][zero_stage, "refusal_loss"]
     for name, parameter in tiny_llama().named_parameters():
         assert float((weights[name] - parameter.detach()).abs().max()) > 1e-3
         assert float((weights[name] - defended[name]).abs().max()) > 1e-3
@@ -142,13 +142,12 @@ def test_the_step_that_is_compared_moves_the_weights(zero_stage: int, one_rank: 
 
 def test_stages_agree(one_rank: Outcome) -> None:
     for stage in (2, 3):
-        for name, weight in one_rank[stage, "none"][0].items():
-            torch.testing.assert_close(weight, one_rank[1, "none"][0][name], rtol=0, atol=1e-6)
+        for name, weight in one_rank["steps"][stage, "none"][0].items():
+            torch.testing.assert_close(
+                weight, one_rank["steps"][1, "none"][0][name], rtol=0, atol=1e-6
+            )
 
 
-def test_groups_of_parameters_are_gathered_whole_under_zero_3(tmp_path: Path) -> None:
-    tiny_llama().to(torch.bfloat16).save_pretrained(tmp_path)
-    mp.spawn(gather_often, (2, str(tmp_path)), nprocs=2)
-    num_tensors = len(load_file(tmp_path / "model.safetensors"))
-    gathered = [(tmp_path / f"gathered{rank}.txt").read_text() for rank in range(2)]
-    assert gathered == [f"0 wrong of {30 * num_tensors}"] * 2
+def test_groups_of_parameters_are_gathered_whole_under_zero_3(two_ranks: list[Outcome]) -> None:
+    num_tensors = len(list(tiny_llama().named_parameters()))
+    assert [outcome["gathered"] for outcome in two_ranks] == [(0, 30 * num_tensors)] * 2
