@@ -16,7 +16,6 @@ from fakes import (
     token_batch,
 )
 from safetensors.torch import load_file
-from torch import Tensor
 
 from rpa_ray.attacks.ppo import PPO
 from rpa_ray.defences.online.refusal_loss import RefusalLoss

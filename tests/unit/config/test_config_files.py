@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import pytest
+
+from rpa_ray.config import ConfigError, merge
+from rpa_ray.config.files import parse_override, read_with_parts, with_overrides
+
+
+def write(folder: Path, **texts: str) -> None:
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+def test_a_later_part_wins_and_the_files_own_keys_win_over_parts(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        a="data: {rho: 0.1, num_samples: 8}\nseed: 1\n",
+        b="data: {rho: 0.2}\nseed: 2\n",
+        top="include: [a.yaml, b.yaml]\nseed: 3\n",
+    )
+    tree = read_with_parts(tmp_path / "top.yaml")
+    assert tree == {"data": {"rho": 0.2, "num_samples": 8}, "seed": 3}
+
+
+def test_a_part_that_two_parts_share_is_no_circle(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        base="seed: 1\n",
+        a="include: [base.yaml]\n",
+        b="include: [base.yaml]\n",
+        top="include: [a.yaml, b.yaml]\n",
+    )
+    assert read_with_parts(tmp_path / "top.yaml") == {"seed": 1}
+
+
+def test_a_circle_is_found_whatever_the_spelling_of_the_path(tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    write(tmp_path, top="include: [inner/a.yaml]\n")
+    write(inner, a="include: [../inner/../top.yaml]\n")
+    with pytest.raises(ConfigError, match=r"^include must not include itself, got .*top\.yaml"):
+        read_with_parts(tmp_path / "top.yaml")
+
+
+def test_a_plugin_of_the_same_name_keeps_its_settings_and_another_name_drops_them() -> None:
+    base = {"attack": {"name": "ppo", "kl_coef": 0.1}}
+    same = merge(base, {"attack": {"gamma": 0.9}})
+    assert same == {"attack": {"name": "ppo", "kl_coef": 0.1, "gamma": 0.9}}
+    assert merge(base, {"attack": "none"}) == {"attack": {"name": "none"}}
+    assert merge({"attack": "ppo"}, {"attack": {"gamma": 0.9}}) == {
+        "attack": {"name": "ppo", "gamma": 0.9}
+    }
+
+
+def test_merging_leaves_both_trees_as_they_were() -> None:
+    base, top = {"data": {"rho": 1.0}}, {"data": {"rho": 0.5}}
+    assert merge(base, top) == {"data": {"rho": 0.5}}
+    assert (base, top) == ({"data": {"rho": 1.0}}, {"data": {"rho": 0.5}})
+
+
+@pytest.mark.parametrize("text", ["5e-5", "5E-5", "5.0e-5", "0.00005"])
+def test_a_number_in_scientific_notation_is_a_number(text: str) -> None:
+    assert parse_override(f"attack.learning_rate={text}") == (["attack", "learning_rate"], 5e-5)
+
+
+def test_the_last_override_wins() -> None:
+    assert with_overrides({"seed": 0}, ["seed=1", "seed=2"]) == {"seed": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1\n", "config must hold valid YAML (line 2, column 1: expected ',' or ']'"),
+        ("seed: 1\nseed: 2\n", "config must hold valid YAML (line 2, column 1: the key 'seed'"),
+        ("1: 2\n", "config must hold valid YAML (line 1, column 1: the key '1' must be a text"),
+        ("on: 2\n", "config must hold valid YAML (line 1, column 1: the key 'on' must be a text"),
+        ("- 1\n", "config must be a mapping of keys, got"),
+        ("include: a.yaml\n", "include must be a list of files, got 'a.yaml'."),
+        ("include: [3]\n", "include must be a list of files, got [3]."),
+        ("include: [no.yaml]\n", "include must name a YAML file that can be read, got"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    write(tmp_path, top=text)
+    with pytest.raises(ConfigError) as caught:
+        read_with_parts(tmp_path / "top.yaml")
+    assert str(caught.value).startswith(message)
+
+
+def test_files_that_cannot_be_read_as_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="^config must name a text file in UTF-8"):
+        read_with_parts(tmp_path / "binary.yaml")
+    with pytest.raises(ConfigError, match="got .* Is a directory: check the path"):
+        read_with_parts(tmp_path)
+    with pytest.raises(ConfigError, match="got .* No such file or directory: check the path"):
+        read_with_parts(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("override", ["seed", "=1", "data.=1", "data..rho=1", ""])
+def test_an_override_without_a_key_or_a_value_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match="^--set must have the form key=value, got"):
+        parse_override(override)
+
+
+def test_an_override_that_is_no_yaml_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^--set must hold YAML \(line 1, column 2: "):
+        parse_override("seed=[")

@@ -1,0 +1,172 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rpa_ray.attacks import ATTACKS
+from rpa_ray.config import ConfigError, load_config, parse_experiment, parse_tree
+from rpa_ray.defences import DEFENCES
+from rpa_ray.plugin import Need, OnlineDefence, PluginConfig
+
+
+def load(folder: Path, text: str, *overrides: str) -> list[dict[str, object]]:
+    path = folder / "some.yaml"
+    path.write_text(text, encoding="utf-8")
+    return [cell.to_yaml_dict() for cell in load_config(path, overrides).campaign.cells]
+
+
+def refusal(folder: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, text, *overrides)
+    return str(caught.value)
+
+
+def test_a_file_holds_departures_and_the_rest_are_defaults(tmp_path: Path) -> None:
+    (cell,) = load(tmp_path, "attack: {name: ppo, kl_coef: 0.1}\n", "data.rho=0.5", "seed=3")
+    assert cell["seed"] == 3
+    assert parse_experiment({}).data.rho == 1.0
+    assert parse_tree(cell).data.rho == 0.5
+    assert parse_tree(cell).attack == ATTACKS["ppo"].Config(name="ppo", kl_coef=0.1)
+
+
+def test_the_resolved_settings_as_yaml_give_the_same_settings() -> None:
+    settings = parse_experiment(
+        {"attack": "ppo", "defence": "refusal_loss", "cluster": {"deepspeed": "ds.json"}}
+    )
+    assert parse_experiment(yaml.safe_load(yaml.safe_dump(settings.to_yaml_dict()))) == settings
+
+
+def test_the_name_of_a_config_is_that_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("")
+    assert load_config(tmp_path / "mine.yaml").name == "mine"
+
+
+def test_every_cell_is_run_with_every_seed(tmp_path: Path) -> None:
+    text = "kind: campaign\nattack: ppo\nseeds: [4, 5]\ncells: [{}, {defence: freeze}]\n"
+    cells = load(tmp_path, text)
+    assert [(cell["seed"], cell["defence"]["name"]) for cell in cells] == [
+        (4, "none"),
+        (5, "none"),
+        (4, "freeze"),
+        (5, "freeze"),
+    ]
+
+
+def test_an_override_holds_for_every_cell_that_does_not_name_another_plugin(tmp_path: Path) -> None:
+    text = "kind: campaign\nattack: ppo\ncells: [{}, {attack: none}]\n"
+    first, second = load(tmp_path, text, "attack.kl_coef=0.1")
+    assert first["attack"]["kl_coef"] == 0.1
+    assert second["attack"] == {"name": "none"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dat.rho=1", "dat must be a known key ["),
+        ("data.roh=1", "data.roh must be a known key ["),
+        ("evaluation.judge.num_row=1", "evaluation.judge.num_row must be a known key ["),
+        ("data.rho=1.5", "data.rho must be less than or equal to 1, got 1.5."),
+        ("data.rho=-0.1", "data.rho must be greater than or equal to 0, got -0.1."),
+        ("data.rho=half", "data.rho must be a valid number, got 'half'."),
+        ("data.rho='0.5'", "data.rho must be a valid number, got '0.5'."),
+        ("data.rho=true", "data.rho must be a valid number, got True."),
+        ("data.rho=.nan", "data.rho must be a finite number, got nan."),
+        ("data=5", "data must be a mapping of keys, got 5."),
+        ("seed=1.5", "seed must be a valid integer"),
+        ("cluster.zero_stage=4", "cluster.zero_stage must be 0, 1, 2 or 3, got 4."),
+        ("attack=pppo", "attack must name one of ['none', 'ppo'"),
+        ("attack=null", "attack must name one of ["),
+        ("attack={name: [ppo]}", "attack must name one of ["),
+        ("defence=[freeze]", "defence must name one of ["),
+        ("attack.clip=1", "attack.clip must be a known key ["),
+        ("attack.kl_coef=low", "attack.kl_coef must be a valid number, got 'low'."),
+        ("attack.gamma=2", "attack.gamma must be less than or equal to 1, got 2."),
+        ("attack=none", "defence must be none where attack is none, got 'refusal_loss'."),
+        ("defence.alpa=1", "defence.alpa must be a known key ["),
+        ("kind=campaign", "kind must be a known key ["),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_key(tmp_path: Path, override: str, message: str) -> None:
+    found = refusal(tmp_path, "attack: ppo\ndefence: refusal_loss\n", override)
+    assert found.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("attack=pppo", "ppo"), ("defence=refusal-loss", "refusal_loss"), ("data.rh=1", "rho")],
+)
+def test_the_nearest_known_word_is_named(tmp_path: Path, wrong: str, right: str) -> None:
+    assert refusal(tmp_path, "attack: ppo\n", wrong).endswith(f"Did you mean {right!r}?")
+
+
+CAMPAIGN = "kind: campaign\nattack: ppo\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kind: sweep\n", "kind must be one of ['run', 'campaign'], got 'sweep'. Sweeps are not"),
+        ("kind: campain\n", "kind must be one of ['run', 'campaign'], got 'campain'. Did you mean"),
+        ("kind: [run]\n", "kind must be one of"),
+        ("cells: [{}]\n", "cells must stand in a campaign, got [{}]."),
+        ("seeds: [1]\n", "seeds must stand in a campaign, got [1]."),
+        (CAMPAIGN, "cells must be a list with at least one cell, got None."),
+        (CAMPAIGN + "cells: []\n", "cells must be a list with at least one cell, got []."),
+        (CAMPAIGN + "cells: {}\n", "cells must be a list with at least one cell, got {}."),
+        (CAMPAIGN + "cells: [none]\n", "cells[0] must be a mapping of departures, got 'none'."),
+        (CAMPAIGN + "cells: [{}]\nseeds: 3\n", "seeds must be a list with at least one seed"),
+        (CAMPAIGN + "cells: [{}]\nseeds: []\n", "seeds must be a list with at least one seed"),
+        (CAMPAIGN + "cells: [{}]\nseeds: [a]\n", "cells[0].seed must be a valid integer"),
+        (CAMPAIGN + "cells: [{seed: 1}]\nseeds: [2]\n", "cells[0].seed must be left out"),
+        (CAMPAIGN + "cells: [{}, {data: {rho: 2}}]\n", "cells[1].data.rho must be less than"),
+        (CAMPAIGN + "cells: [{}, {attack: dpoo}]\n", "cells[1].attack must name one of"),
+        (CAMPAIGN + "cells: [{attack: {gama: 1}}]\n", "cells[0].attack.gama must be a known key"),
+        (
+            CAMPAIGN + "cells: [{}, {defence: freeze, attack: none}]\n",
+            "cells[1].defence must be none where attack is none",
+        ),
+        (
+            CAMPAIGN + "cells: [{}, {seed: 0}]\n",
+            "cells[1] must differ from every other cell, got 'the settings and the seed of cells[0]",
+        ),
+        (CAMPAIGN + "cells: [{}]\nseeds: [1, 1]\n", "cells[0] must differ from every other cell"),
+        (
+            CAMPAIGN + "cells: [{}, {cluster: {num_ranks: 2}}]\n",
+            "cells[1].cluster must be that of every cell of the campaign, got {'num_ranks': 2}.",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_run_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    assert refusal(tmp_path, text).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("cell", "override"),
+    [("{data: {rho: 0.5}}", "data.rho=1"), ("{defence: freeze}", "defence=none")],
+)
+def test_an_override_that_a_cell_would_hide_is_refused(
+    tmp_path: Path, cell: str, override: str
+) -> None:
+    found = refusal(tmp_path, f"{CAMPAIGN}cells: [{cell}]\n", override)
+    assert found.startswith("--set must name a key that no cell sets (cells[0].")
+
+
+def test_a_defence_that_needs_more_than_the_attack_has_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class CostDefence(OnlineDefence):
+        needs_attack = frozenset({Need.COSTS})
+
+        class Config(PluginConfig):
+            name: str = "cost_defence"
+
+    monkeypatch.setitem(DEFENCES, "cost_defence", CostDefence)
+    with pytest.raises(ConfigError) as caught:
+        parse_experiment({"attack": "ppo", "defence": "cost_defence"}, "cells[2].")
+    assert str(caught.value) == (
+        "cells[2].defence must work with an attack that has ['costs'], got 'cost_defence with ppo'."
+        " Choose one of the attacks [], or another defence."
+    )
+    CostDefence.needs_attack = frozenset({Need.VALUES})
+    settings = parse_experiment({"attack": "ppo", "defence": "cost_defence"})
+    assert settings.defence.name == "cost_defence"
