@@ -57,7 +57,7 @@ def plan_cells(config: LoadedConfig, output: Path) -> list[PlannedCell]:
                 params={
                     key: value
                     for key, value in values.items()
-                    if key not in _RECORD_KEYS and _tells_apart(key, value, flat)
+                    if key not in _RECORD_KEYS and _tells_apart(key, value, flat, settings)
                 },
                 done=_is_done(folder, settings),
             )
@@ -236,9 +236,14 @@ _RECORD_KEYS = frozenset(
 )
 
 
-def _tells_apart(key: str, value: Any, flat: Sequence[dict[str, Any]]) -> bool:
-    """Return whether a setting differs between cells; a defence's own are always told."""
-    return key.startswith("defence.") or any(o.get(key, value) != value for o in flat)
+def _tells_apart(
+    key: str, value: Any, flat: Sequence[dict[str, Any]], cell: ExperimentSettings
+) -> bool:
+    """Return whether a setting differs between cells, or is a defence's and not its default."""
+    if any(other.get(key, value) != value for other in flat):
+        return True
+    group, _, name = key.partition(".")
+    return group == "defence" and type(cell.defence).model_fields[name].default != value
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
