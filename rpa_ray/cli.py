@@ -197,12 +197,14 @@ def _run(loaded: LoadedConfig, output: Path | None) -> None:
     _refuse_impossible(loaded, folder)
     _print_plan(loaded, folder)
 
-    from rpa_ray.campaign import CampaignFailed, run_campaign
+    from rpa_ray.campaign import CampaignFailed, plan_cells, run_campaign
     from rpa_ray.progress import ProgressView
     from rpa_ray.report import write_report
     from rpa_ray.report.tables import terminal_table
 
     command = shlex.join(["rpa-ray", *sys.argv[1:]])
+    if not all(cell.done for cell in plan_cells(loaded, folder)):
+        console.print("starting the cluster and its workers (about 20 s)")
     try:
         with ProgressView(console) as view:
             records = run_campaign(loaded, folder, cache_folder(), watch=view.show, command=command)

@@ -68,7 +68,6 @@ class ProgressView:
 
     def __enter__(self) -> "ProgressView":
         self._progress.start()
-        self._console.print("starting the cluster and its workers (about 20 s)")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -88,15 +87,23 @@ class ProgressView:
     def _print_lines(self, jobs: Sequence[JobView]) -> None:
         now = time.time()
         for job in jobs:
-            done = job.num_done >= job.num_steps
-            if done and job.name not in self._reported:
+            if job.num_done >= job.num_steps and job.name not in self._reported:
                 self._reported.add(job.name)
-                self._console.print(f"{job.name}: {job.num_done}/{job.num_steps} {job.note}")
+                self._console.print(_line(job))
         if jobs and now - self._last_line > PLAIN_LINE_EVERY_S:
             job = jobs[-1]
             if job.name not in self._reported:
                 self._last_line = now
-                left = (now - job.started) / max(1, job.num_done) * (job.num_steps - job.num_done)
-                self._console.print(
-                    f"{job.name}: {job.num_done}/{job.num_steps} {job.note} ({left:.0f} s left)"
-                )
+                self._console.print(_line(job) + _time_left(job, now))
+
+
+def _line(job: JobView) -> str:
+    return f"{job.name}: {job.num_done}/{job.num_steps} {job.note}".rstrip()
+
+
+def _time_left(job: JobView, now: float) -> str:
+    """Return how long the steps that are left take at the pace so far; nothing before the first."""
+    if job.num_done == 0:
+        return ""
+    seconds = (now - job.started) / job.num_done * (job.num_steps - job.num_done)
+    return f" ({seconds:.0f} s left)"

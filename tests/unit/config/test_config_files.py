@@ -89,17 +89,17 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str, message:
 
 def test_files_that_cannot_be_read_as_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="^config must name a text file in UTF-8"):
+    with pytest.raises(ConfigError, match=r"^config must name a text file in UTF-8"):
         read_with_parts(tmp_path / "binary.yaml")
-    with pytest.raises(ConfigError, match="got .* Is a directory: check the path"):
+    with pytest.raises(ConfigError, match=r"got .* Is a directory: check the path"):
         read_with_parts(tmp_path)
-    with pytest.raises(ConfigError, match="got .* No such file or directory: check the path"):
+    with pytest.raises(ConfigError, match=r"got .* No such file or directory: check the path"):
         read_with_parts(tmp_path / "nowhere.yaml")
 
 
 @pytest.mark.parametrize("override", ["seed", "=1", "data.=1", "data..rho=1", ""])
 def test_an_override_without_a_key_or_a_value_is_refused(override: str) -> None:
-    with pytest.raises(ConfigError, match="^--set must have the form key=value, got"):
+    with pytest.raises(ConfigError, match=r"^--set must have the form key=value, got"):
         parse_override(override)
 
 

@@ -127,7 +127,7 @@ CAMPAIGN = "kind: campaign\nattack: ppo\n"
         ),
         (
             CAMPAIGN + "cells: [{}, {seed: 0}]\n",
-            "cells[1] must differ from every other cell, got 'the settings and the seed of cells[0]",
+            "cells[1] must differ from every other cell, got 'the settings and the seed of cells",
         ),
         (CAMPAIGN + "cells: [{}]\nseeds: [1, 1]\n", "cells[0] must differ from every other cell"),
         (

@@ -1,0 +1,151 @@
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from rpa_ray import cli
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "attack_and_defence.yaml")
+HEAVY = {"torch", "ray", "vllm", "deepspeed", "transformers", "openrlhf", "datasets"}
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, world_cache: Path, tmp_path: Path) -> None:
+    monkeypatch.setenv("RPA_RAY_CACHE", str(world_cache))
+    for name, value in cli.QUIET_LIBRARIES.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+
+
+def status_of(*arguments: str) -> int:
+    """Run the command line in this process and return its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["rpa-ray", *arguments])
+        patch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+    return int(caught.value.code or 0)
+
+
+def test_the_commands_are_these() -> None:
+    group = typer.main.get_command(cli.app)
+    options = {
+        name: [parameter.opts[0] for parameter in command.params]
+        for name, command in group.commands.items()
+    }
+    assert options == {
+        "run": ["config", "--set", "--output"],
+        "campaign": ["config", "--set", "--output"],
+        "evaluate": ["checkpoint", "--set", "--output"],
+        "report": ["folder"],
+        "plan": ["config", "--set", "--output"],
+        "doctor": [],
+    }
+
+
+@pytest.mark.parametrize("command", ["run", "campaign", "evaluate", "report", "plan", "doctor"])
+def test_help_says_what_a_command_writes_and_gives_an_example(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of(command, "--help") == 0
+    text = capsys.readouterr().out
+    assert "Write" in text
+    assert f"Example: rpa-ray {command}" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "nowhere.yaml"], "config must name a YAML file that can be read, got"),
+        (["run", CONFIG, "--set", "data.rho=2"], "data.rho must be less than or equal to 1"),
+        (["campaign", CONFIG, "--set", "data.rho"], "--set must have the form key=value"),
+        (["plan", CONFIG, "--set", "defence.alph=1"], "defence.alph must be a known key ["),
+        (["run", CONFIG, "--set", "attack=none"], "defence must be none where attack is none"),
+        (["run", CONFIG, "--set", "data.num_samples=1001"], "data.num_samples must be a multiple"),
+        (["run", CONFIG, "--set", "data.num_samples=80000"], "data.num_samples must be at most"),
+        (["run", CONFIG, "--set", "attack.max_new_tokens=128"], "attack.max_new_tokens must be"),
+        (["run", CONFIG, "--set", "cluster.cpus_per_rank=4096"], "cluster must ask for at most"),
+        (["run", CONFIG, "--output", "/proc/x"], "--output must be a folder that can be written"),
+        (["evaluate", "no/such/model"], "model.path must be chat, base, a Hub id"),
+        (["evaluate", "chat", "--set", "sed=1"], "sed must be a known key"),
+    ],
+)
+def test_bad_input_ends_with_one_message_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert status_of(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error {message}")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_square_brackets_of_a_message_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("run", CONFIG, "--set", "attack=[bold]") == 2
+    assert "got ['bold']" in capsys.readouterr().err
+
+
+def test_a_broken_data_file_is_named_with_its_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,response,is_safe\nHow?,So.,True\nWhy?,,False\n")
+    real = ["--set", "data.world=real", "--set", f"data.path={path}"]
+    assert status_of("plan", CONFIG, *real) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error data.path must hold a non-empty text in column 'response'")
+    assert "row 2 (1 of 2 rows) of rows.csv" in error
+
+
+def test_a_report_of_a_folder_without_results_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of("report", str(tmp_path)) == 2
+    assert " must " in capsys.readouterr().err
+
+
+def test_a_plan_writes_no_results(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert status_of("plan", CONFIG) == 0
+    assert "plan of attack_and_defence" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def refused_in_a_fresh_process(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Return how the command ended, with the modules it held on stdout, and its CPU seconds."""
+    code = (
+        "import sys\nfrom rpa_ray.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return run, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize(
+    ("override", "loaded"),
+    [
+        ("data.rho=2", set()),
+        ("defence.alph=1", {"torch"}),
+        ("data.num_samples=1001", {"torch"}),
+        ("data.num_samples=80000", {"torch", "datasets"}),
+    ],
+)
+def test_a_refusal_starts_no_engine_and_takes_seconds(override: str, loaded: set[str]) -> None:
+    run, cpu_s = refused_in_a_fresh_process("run", CONFIG, "--set", override)
+    assert (run.returncode, "Traceback" in run.stderr) == (2, False), run.stderr
+    assert set(run.stdout.split()) & HEAVY == loaded
+    # CPU time: what else the machine does must not decide.
+    assert cpu_s < 5

@@ -1,0 +1,60 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from rpa_ray.metrics import JsonLines, write_json
+
+
+def read(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_line_is_on_disk_before_the_file_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "metrics.jsonl"
+    log = JsonLines(path, enabled=True)
+    log.write({"step": 0, "loss": 0.5})
+    assert read(path) == [{"step": 0, "loss": 0.5}]
+    log.write({"step": 1, "loss": 0.25})
+    log.close()
+    assert len(read(path)) == 2
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path / "m.jsonl", enabled=True)
+    log.write({"a": float("nan"), "b": float("-inf"), "c": 1 / 3})
+    assert read(tmp_path / "m.jsonl") == [{"a": None, "b": None, "c": 0.33333333}]
+
+
+@pytest.mark.parametrize(("keep", "steps"), [(0, [9]), (2, [0, 1, 9]), (None, [0, 1, 2, 9])])
+def test_a_file_is_continued_after_the_lines_that_are_kept(
+    tmp_path: Path, keep: int | None, steps: list[int]
+) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps({"step": i}) + "\n" for i in range(3)))
+    log = JsonLines(path, enabled=True, keep_lines=keep)
+    log.write({"step": 9})
+    assert [line["step"] for line in read(path)] == steps
+
+
+def test_another_rank_writes_nothing(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path / "m.jsonl", enabled=False)
+    log.write({"step": 0})
+    log.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "summary.json"
+    write_json(path, [1])
+    write_json(path, {"b": 1, "a": 2})
+    assert path.read_text() == '{\n "b": 1,\n "a": 2\n}\n'
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_value_that_is_no_json_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_json(path, [1])
+    with pytest.raises(TypeError):
+        write_json(path, {"bad": object()})
+    assert json.loads(path.read_text()) == [1]

@@ -1,0 +1,94 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from rpa_ray.campaign import plan_cells
+from rpa_ray.cell_models import cell_models
+from rpa_ray.config import LoadedConfig, load_config
+from rpa_ray.plan import plan_table
+
+GRID = """
+kind: campaign
+attack: ppo
+data: {num_samples: 1000}
+cells: [{attack: none}, {}, {defence: {name: refusal_loss, alpha: 3}}]
+"""
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> LoadedConfig:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    return load_config(tmp_path / "grid.yaml")
+
+
+def rows(config: LoadedConfig, output: Path, cache: Path) -> tuple[list[list[str]], str]:
+    table = plan_table(config, output, cache)
+    console = Console(file=io.StringIO(), width=200)
+    cells = [[str(cell) for cell in column.cells] for column in table.columns]
+    console.print(table)
+    return [list(row) for row in zip(*cells, strict=True)], str(table.caption)
+
+
+def finish(config: LoadedConfig, output: Path) -> None:
+    for cell in plan_cells(config, output):
+        cell.folder.mkdir(parents=True)
+        (cell.folder / "config.yaml").write_text(yaml.safe_dump(cell.settings.to_yaml_dict()))
+        (cell.folder / "evaluation.json").write_text(json.dumps({"status": "ok"}))
+
+
+def test_each_model_is_planned_once_before_the_cells(
+    grid: LoadedConfig, tmp_path: Path, world_cache: Path
+) -> None:
+    lines, _ = rows(grid, tmp_path / "out", world_cache)
+    assert [line[0] for line in lines] == ["make"] * 6 + ["cell"] * 3
+    assert [line[1] for line in lines[:6]] == [
+        "base",
+        "chat",
+        "judge",
+        "perplexity",
+        "helpfulness",
+        "reward_model-rho1",
+    ]
+
+
+def test_a_cell_is_told_by_what_is_its_own(
+    grid: LoadedConfig, tmp_path: Path, world_cache: Path
+) -> None:
+    lines, _ = rows(grid, tmp_path / "out", world_cache)
+    assert lines[6][1:3] == ["chat: none, none, seed 0", "0 samples"]
+    assert lines[7][1:3] == ["chat: ppo, none, seed 0", "1000 samples"]
+    assert lines[8][1].startswith("chat: ppo, refusal_loss, ")
+    assert "defence.alpha=3" in lines[8][1]
+
+
+def test_the_caption_adds_up_the_machine_and_the_minutes(
+    grid: LoadedConfig, tmp_path: Path, world_cache: Path
+) -> None:
+    lines, caption = rows(grid, tmp_path / "out", world_cache)
+    assert caption.startswith("1.75 CPUs, about 3.6 GiB memory; about ")
+    # 25 s to start; the shown seconds are rounded.
+    minutes = (25 + sum(float(line[3]) for line in lines)) / 60
+    planned = float(caption.partition("; about ")[2].partition(" min")[0])
+    assert planned == pytest.approx(minutes, abs=0.6)
+    assert caption.endswith(f"results in {tmp_path / 'out'}")
+
+
+def test_what_is_done_costs_nothing_and_needs_no_model(
+    grid: LoadedConfig, tmp_path: Path, world_cache: Path
+) -> None:
+    finish(grid, tmp_path / "out")
+    lines, caption = rows(grid, tmp_path / "out", world_cache)
+    assert [(line[0], line[3]) for line in lines] == [("cell", "done")] * 3
+    assert "about 0 min" in caption
+
+
+def test_a_reward_model_is_made_only_where_an_attack_asks_for_rewards(
+    grid: LoadedConfig, world_cache: Path
+) -> None:
+    untouched, attacked, _ = grid.campaign.cells
+    assert cell_models(untouched, world_cache).reward_model is None
+    assert cell_models(attacked, world_cache).reward_model is not None

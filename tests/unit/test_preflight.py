@@ -1,0 +1,179 @@
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from rpa_ray.config import ConfigError, parse_tree
+from rpa_ray.data.errors import DataError
+from rpa_ray.preflight import check_all, check_data, check_output, check_settings
+
+PPO = {"attack": {"name": "ppo", "batch_size": 8}, "data": {"num_samples": 16}}
+
+
+def refusal(cache: Path, *overrides: str) -> str:
+    """Return the message for PPO on 16 samples with these overrides; no cluster is looked at."""
+    settings = parse_tree(PPO, overrides)
+    with pytest.raises((ConfigError, DataError)) as caught:
+        check_settings(settings)
+        check_data(settings, cache)
+    return str(caught.value)
+
+
+def model_folder(
+    folder: Path, *, without: str = "", config: str = '{"max_position_embeddings": 64}'
+) -> Path:
+    folder.mkdir(exist_ok=True)
+    texts = {"config.json": config, "model.safetensors": "", "tokenizer_config.json": "{}"}
+    for name, text in texts.items():
+        if name != without:
+            (folder / name).write_text(text)
+    return folder
+
+
+def test_settings_that_fit_together_pass(world_cache: Path) -> None:
+    settings = parse_tree(PPO, ["defence=refusal_loss", "cluster.num_ranks=2"])
+    check_settings(settings)
+    check_data(settings, world_cache)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.num_samples=17"], "data.num_samples must be a multiple of attack.batch_size (8)"),
+        (["data.num_samples=80000"], "data.num_samples must be at most "),
+        (["cluster.num_ranks=3"], "attack.batch_size must be a multiple of num_ranks (3), got 8."),
+        (
+            ["defence={name: refusal_loss, batch_size: 9}", "cluster.num_ranks=2"],
+            "defence.batch_size must be a multiple of num_ranks (2), got 9.",
+        ),
+        (
+            ["cluster.num_ranks=5", "attack.batch_size=5", "data.num_samples=10"],
+            "cluster.num_ranks must divide 48, the batch of the model 'base' to be made, got 5.",
+        ),
+        (["cluster.zero_stage=0"], "cluster.zero_stage must be 1, 2 or 3 with bfloat16 weights"),
+        (["data.reward_model.num_pairs=15"], "data.reward_model.num_pairs must fill one batch"),
+        (["data.reward_model.num_pairs=80000"], "data.reward_model.num_pairs must be at most"),
+        (["evaluation.judge.num_rows=31"], "evaluation.judge.num_rows must fill one batch of 32"),
+        (["evaluation.judge.num_rows=80000"], "evaluation.judge.num_rows must be at most "),
+        (["evaluation.judge.trained=true"], "evaluation.judge.path must be given where"),
+        (["defence={name: refusal_loss, batch_size: 80000}"], "defence.batch_size must be at most"),
+        (["evaluation.num_prompts=80000"], "evaluation.num_prompts must be at most "),
+        (["evaluation.max_new_tokens=128"], "evaluation.max_new_tokens must be at most 1"),
+        (["attack.max_new_tokens=128"], "attack.max_new_tokens must be at most 1"),
+        (["data.world=real"], "data.path must be given where data.world is real, got None."),
+        (["data.path=x"], "data.path must be left out where data.world is embedded, got 'x'."),
+        (["data.world=real", "data.path=/no/x.csv"], "data.path must be an existing folder"),
+        (["cluster.deepspeed=/no.json"], "cluster.deepspeed must name a file with a JSON object"),
+        (["model.path=/no/model"], "model.path must be chat, base, a Hub id (owner/name), or"),
+        (["evaluation.perplexity_model=./no"], "evaluation.perplexity_model must be a Hub id"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_its_key(
+    world_cache: Path, overrides: list[str], message: str
+) -> None:
+    assert refusal(world_cache, *overrides).startswith(message)
+
+
+def test_stage_0_is_right_with_float32_weights() -> None:
+    check_settings(parse_tree(PPO, ["cluster.zero_stage=0", "model.dtype=float32"]))
+
+
+def test_rows_that_only_an_attack_needs_are_not_asked_for_without_one(world_cache: Path) -> None:
+    overrides = ["attack=none", "data.num_samples=80000", "data.reward_model.num_pairs=80000"]
+    check_data(parse_tree({}, overrides), world_cache)
+
+
+@pytest.mark.parametrize(
+    ("without", "message"),
+    [
+        ("config.json", "be a model folder with a config.json that can be read"),
+        ("model.safetensors", "hold weights (*.safetensors, pytorch_model*.bin)"),
+        ("tokenizer_config.json", "hold a tokenizer (tokenizer.json, "),
+    ],
+)
+def test_an_incomplete_model_folder_is_refused(tmp_path: Path, without: str, message: str) -> None:
+    folder = model_folder(tmp_path / "model", without=without)
+    assert refusal(tmp_path, f"model.path={folder}").startswith(f"model.path must {message}")
+
+
+def test_a_model_with_a_broken_config_is_refused(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", config="{")
+    rule = "model.path must be a model folder with a config.json that can be read"
+    assert refusal(tmp_path, f"model.path={folder}").startswith(rule)
+
+
+def test_the_context_is_that_of_the_model(world_cache: Path, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model")
+    (tokenizer,) = world_cache.glob("world-*/tokenizer/tokenizer.json")
+    shutil.copy(tokenizer, folder)
+    key = "evaluation.max_new_tokens"
+    found = refusal(world_cache, f"model.path={folder}", f"{key}=60")
+    assert found.startswith(f"{key} must be at most ")
+    assert "(context 64 less the longest prompt" in found
+
+
+def test_an_unknown_hub_id_is_refused_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = refusal(tmp_path, "model.path=nobody/nothing")
+    assert found.startswith("model.path must be a folder with a model, or a Hub id that can be")
+    assert "HF_HUB_OFFLINE is set" in found
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "a", "response": "b"}, "have the columns ['prompt', 'response', 'is_safe']"),
+        ({"prompt": "a", "response": None, "is_safe": True}, "hold a non-empty text in column "),
+        ({"prompt": "a", "response": "b", "is_safe": float("nan")}, "hold true or false in column"),
+    ],
+)
+def test_a_broken_row_is_refused_with_its_number(
+    tmp_path: Path, row: dict[str, object], message: str
+) -> None:
+    good = {"prompt": "a", "response": "b", "is_safe": True}
+    rows = [good, row] if row.keys() == good.keys() else [row, row]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    found = refusal(tmp_path, "data.world=real", f"data.path={path}")
+    assert found.startswith(f"data.path must {message}")
+    assert "row 2 (1 of 2 rows)" in found or "columns" in found
+
+
+def test_a_cell_of_a_campaign_is_named(world_cache: Path, tmp_path: Path) -> None:
+    cells = [(f"cells[{i}].", parse_tree(PPO, o)) for i, o in enumerate(([], ["seed=1"]))]
+    folders = {"--output": tmp_path, "RPA_RAY_CACHE": world_cache}
+    check_all(cells, folders)
+    for override in ("data.num_samples=17", "data.num_samples=80000", "cluster.zero_stage=0"):
+        bad = [*cells, ("cells[2].", parse_tree(PPO, [override]))]
+        with pytest.raises(ValueError, match=rf"^cells\[2\]\.{override.partition('=')[0]} must"):
+            check_all(bad, folders)
+
+
+def test_a_folder_that_can_be_made_is_not_made_by_looking(tmp_path: Path) -> None:
+    check_output(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for folder in (file, file / "x", file / "x" / "y", Path("/proc/x")):
+        with pytest.raises(ConfigError, match=r"^--output must be a folder that can be written"):
+            check_output(folder)
+
+
+def test_a_disk_that_is_nearly_full_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40, 499 * 2**20))
+    with pytest.raises(ConfigError) as caught:
+        check_output(tmp_path / "out", "RPA_RAY_CACHE")
+    assert str(caught.value) == (
+        f"RPA_RAY_CACHE must lie on a disk with 500 MiB free, got '499 MiB at {tmp_path}'. "
+        "Free space or name another folder."
+    )
