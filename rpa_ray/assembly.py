@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rpa_ray.actors.rollout import EngineConfig, Sampling
 from rpa_ray.actors.scoring import ScorerSpec
 from rpa_ray.attacks import ATTACKS
-from rpa_ray.cell_models import CellModels, Model, cell_models, folder_of
+from rpa_ray.cell_models import MAX_MODEL_LEN, CellModels, Model, cell_models, folder_of
 from rpa_ray.data.collate import collate_tokens, encode_answered, encode_prompt
 from rpa_ray.data.rows import Answered
 from rpa_ray.data.template import PLAIN_QA_ANSWERED, Template
@@ -27,9 +27,6 @@ from rpa_ray.weight_sync.source import ShardedSource
 from rpa_ray.weight_sync.sync import WeightSync, choose_backend
 from rpa_ray.weight_sync.verify import verify_served
 from rpa_ray.workplace import Workplace
-
-MAX_MODEL_LEN = 4096
-"""Longest prompt plus answer that the rollout engine reserves memory for, in tokens."""
 
 
 class Assembly:

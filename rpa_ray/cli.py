@@ -197,7 +197,8 @@ def _run(loaded: LoadedConfig, output: Path | None) -> None:
     _refuse_impossible(loaded, folder)
     _print_plan(loaded, folder)
 
-    from rpa_ray.campaign import CampaignFailed, plan_cells, run_campaign
+    from rpa_ray.campaign import CampaignFailed, run_campaign
+    from rpa_ray.cells import plan_cells
     from rpa_ray.progress import ProgressView
     from rpa_ray.report import write_report
     from rpa_ray.report.tables import terminal_table

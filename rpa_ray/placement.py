@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rpa_ray.config import ConfigError, ExperimentSettings
 
-GIB_A_PROCESS = 1.2
+GIB_A_PROCESS = 2.0
 """Memory of a rank or a worker beside its weights: libraries, buffers, 1M models; rough."""
 BYTES_A_PARAMETER_OF_A_RANK = 6
 """bf16 weights and gradients, and the frozen original, on every rank."""

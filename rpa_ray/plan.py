@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from rpa_ray.campaign import PlannedCell, plan_cells
 from rpa_ray.cell_models import cell_models
+from rpa_ray.cells import PlannedCell, plan_cells
 from rpa_ray.config import LoadedConfig
 from rpa_ray.placement import cpus_asked, gpus_asked, memory_asked_gib
 from rpa_ray.recipe import ModelRecipe, in_order

@@ -18,7 +18,7 @@ from rpa_ray.data.split import is_held_out
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 """The kinds of file that are read."""
 
-HUB_LIMIT_S = 4.0
+HUB_LIMIT_S = 2.5
 """Longest wait for the Hub's first answer; what it sends afterwards may take its time."""
 
 Split: TypeAlias = Literal["train", "test"]

@@ -27,12 +27,12 @@ def test_reservations_of_ranks_and_workers_add_up() -> None:
 
 
 def test_memory_is_that_of_the_processes_and_of_the_weights(tmp_path: Path) -> None:
-    # three processes of 1.2 GiB
-    assert memory_asked_gib(cell()) == pytest.approx(3.6)
+    # three processes of 2 GiB
+    assert memory_asked_gib(cell()) == pytest.approx(6.0)
     # 2**20 parameters of 6 + 12 + 2 bytes
     (tmp_path / "model.safetensors").write_bytes(b"\0" * 2**21)
     settings = parse_tree({"model": {"path": str(tmp_path)}})
-    assert memory_asked_gib(settings) == pytest.approx(3.6 + 20 / 1024)
+    assert memory_asked_gib(settings) == pytest.approx(6.0 + 20 / 1024)
 
 
 def test_more_cpus_than_there_are_are_refused() -> None:

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from rpa_ray.campaign import plan_cells
 from rpa_ray.cell_models import cell_models
+from rpa_ray.cells import plan_cells
 from rpa_ray.config import LoadedConfig, load_config
 from rpa_ray.plan import plan_table
 
@@ -69,7 +69,7 @@ def test_the_caption_adds_up_the_machine_and_the_minutes(
     grid: LoadedConfig, tmp_path: Path, world_cache: Path
 ) -> None:
     lines, caption = rows(grid, tmp_path / "out", world_cache)
-    assert caption.startswith("1.75 CPUs, about 3.6 GiB memory; about ")
+    assert caption.startswith("1.75 CPUs, about 6.0 GiB memory; about ")
     # 25 s to start; the shown seconds are rounded.
     minutes = (25 + sum(float(line[3]) for line in lines)) / 60
     planned = float(caption.partition("; about ")[2].partition(" min")[0])

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rpa_ray.campaign import cell_name, plan_cells, record, worst_checks
+from rpa_ray.cells import cell_name, plan_cells, record, worst_checks
 from rpa_ray.config import load_config
 
 
