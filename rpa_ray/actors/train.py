@@ -43,7 +43,7 @@ def work(config: dict[str, Any]) -> None:
     from rpa_ray.workplace import Workplace
 
     given: Work = config["work"]
-    torch.set_num_threads(given.cluster.threads_per_process)
+    torch.set_num_threads(given.cluster.threads_per_rank_alone)
     ranks = Ranks.current()
     place = Workplace(
         ranks=ranks,
@@ -55,6 +55,7 @@ def work(config: dict[str, Any]) -> None:
     )
     for model in given.models:
         make_model(model, place)
+    torch.set_num_threads(given.cluster.threads_per_process)
     for cell in given.cells:
         _run_recorded(cell, place)
 
