@@ -15,7 +15,7 @@ from rpa_ray.actors.board import Board, JobState
 from rpa_ray.actors.pools import create_rollout_pool, create_scorer_pool
 from rpa_ray.cell_models import cell_models
 from rpa_ray.cells import PlannedCell, plan_cells, record, worst_checks
-from rpa_ray.config import LoadedConfig
+from rpa_ray.config import LoadedConfig, with_absolute_paths
 from rpa_ray.jobs import Cell, ModelJob
 from rpa_ray.manifest import manifest
 from rpa_ray.metrics import write_json
@@ -68,17 +68,19 @@ def _run(todo: Sequence[PlannedCell], output: Path, cache: Path, watch: Watch) -
     from rpa_ray.actors.train import Work, run_work
 
     cluster = todo[0].settings.cluster
+    cells = [
+        Cell(name=c.name, settings=with_absolute_paths(c.settings), folder=c.folder.resolve())
+        for c in todo
+    ]
     jobs: dict[str, ModelJob] = {}
-    for cell in todo:
+    for cell in cells:
         for recipe in in_order(cell_models(cell.settings, cache).recipes(), cache):
             jobs.setdefault(recipe.key(), ModelJob(recipe=recipe, data=cell.settings.data))
     with ray_session(cluster.address):
         board: Any = ray.remote(Board).options(num_cpus=0).remote()
         work = Work(
             models=tuple(jobs.values()),
-            cells=tuple(
-                Cell(name=c.name, settings=c.settings, folder=c.folder.resolve()) for c in todo
-            ),
+            cells=tuple(cells),
             rollouts=create_rollout_pool(
                 cluster.num_rollout_workers,
                 num_cpus=cluster.cpus_per_rollout_worker,

@@ -219,8 +219,11 @@ def _run(loaded: LoadedConfig, output: Path | None) -> None:
     console.print(terminal_table(records))
     for record in records:
         if record["status"] != "ok":
-            console.print(f"[yellow]{record['run']}: {record['status']}[/]")
+            why = folder / record["run"] / "evaluation.json"
+            console.print(f"[yellow]{record['run']}: {record['status']}, see {why}[/]")
     console.print(f"results: {folder / 'summary.json'}\nreport:  {paths.html}", highlight=False)
+    if any(record["status"] == "failed" for record in records):
+        raise typer.Exit(EXIT_FAILED)
 
 
 def _refuse_impossible(loaded: LoadedConfig, folder: Path) -> None:

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from rpa_ray.cell_models import cell_models
 from rpa_ray.cells import PlannedCell, plan_cells
-from rpa_ray.config import LoadedConfig
+from rpa_ray.config import LoadedConfig, with_absolute_paths
 from rpa_ray.placement import cpus_asked, gpus_asked, memory_asked_gib
 from rpa_ray.recipe import ModelRecipe, in_order
 
@@ -45,7 +45,9 @@ def _models_to_make(cells: Sequence[PlannedCell], cache: Path) -> list[ModelReci
     models: dict[str, ModelRecipe] = {}
     for cell in cells:
         if not cell.done:
-            for recipe in in_order(cell_models(cell.settings, cache).recipes(), cache):
+            for recipe in in_order(
+                cell_models(with_absolute_paths(cell.settings), cache).recipes(), cache
+            ):
                 models.setdefault(recipe.key(), recipe)
     return list(models.values())
 

@@ -14,6 +14,7 @@ from rpa_ray.config.schema import (
     ModelSettings,
     RewardModelSettings,
     Settings,
+    with_absolute_paths,
 )
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "merge",
     "parse_experiment",
     "parse_tree",
+    "with_absolute_paths",
 ]

@@ -144,6 +144,24 @@ class ExperimentSettings(Settings):
         return self.model_dump(mode="json")
 
 
+def with_absolute_paths(settings: ExperimentSettings) -> ExperimentSettings:
+    """Return the settings with every existing local path absolute, for processes elsewhere.
+
+    Hub ids and the names of embedded models stay as they are.
+    """
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, Settings):
+            found = {name: absolute(getattr(value, name)) for name in type(value).model_fields}
+            return value.model_copy(update=found)
+        if isinstance(value, str | Path) and "/" in str(value) and Path(value).exists():
+            return type(value)(Path(value).resolve())
+        return value
+
+    resolved: ExperimentSettings = absolute(settings)
+    return resolved
+
+
 class CampaignSettings(Settings):
     """Many experiments on one warm cluster."""
 

@@ -172,3 +172,17 @@ def test_the_engine_answers_as_transformers_does_from_the_chat_model(
     assert gap.num_decided > 1000
     assert gap.num_greedy_differences == 0
     assert gap.mean_logprob_gap <= 0.02
+
+
+def test_a_checkpoint_named_by_a_relative_path_is_measured(
+    quickstart: Path, records: Any, cache: Path
+) -> None:
+    (folder,) = cache.glob("chat-*")
+    result = rpa_ray("evaluate", f"./{folder.name}", cache=cache, cwd=cache)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    (record,) = json.loads(
+        (cache / "runs" / f"evaluate-{folder.name}" / "summary.json").read_text()
+    )
+    untouched = records["chat", "none", "none"]
+    assert record["weights_sha256"] == untouched["weights_sha256"]
+    assert record["metrics"]["p_harm_sampled"] == untouched["metrics"]["p_harm_sampled"]

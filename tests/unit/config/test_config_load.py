@@ -4,7 +4,13 @@ import pytest
 import yaml
 
 from rpa_ray.attacks import ATTACKS
-from rpa_ray.config import ConfigError, load_config, parse_experiment, parse_tree
+from rpa_ray.config import (
+    ConfigError,
+    load_config,
+    parse_experiment,
+    parse_tree,
+    with_absolute_paths,
+)
 from rpa_ray.defences import DEFENCES
 from rpa_ray.plugin import Need, OnlineDefence, PluginConfig
 
@@ -170,3 +176,15 @@ def test_a_defence_that_needs_more_than_the_attack_has_is_refused(
     CostDefence.needs_attack = frozenset({Need.VALUES})
     settings = parse_experiment({"attack": "ppo", "defence": "cost_defence"})
     assert settings.defence.name == "cost_defence"
+
+
+def test_local_paths_become_absolute_and_names_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    local = with_absolute_paths(parse_tree({"model": {"path": "models/mine"}}))
+    assert local.model.path == str(tmp_path / "models" / "mine")
+    hub = with_absolute_paths(parse_tree({"model": {"path": "owner/name"}}))
+    assert hub.model.path == "owner/name"
+    assert with_absolute_paths(parse_tree({})).model.path == "chat"
