@@ -1,6 +1,6 @@
 """The parts of one cell on a learner rank, put together from its settings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,12 +20,13 @@ from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.models import PolicyModel, load_policy
 from rpa_ray.learner.step import Learner, as_outputs, no_safe_batch
 from rpa_ray.plugin import Need
+from rpa_ray.resume import Stateful
+from rpa_ray.shared_workers import SharedWorkers
 from rpa_ray.sources.dataset import DatasetSource
 from rpa_ray.types import Completion, Metrics, ModelOutputs, Prompt, TokenBatch
 from rpa_ray.weight_sync.digests import tensor_digest
 from rpa_ray.weight_sync.source import ShardedSource
 from rpa_ray.weight_sync.sync import WeightSync, choose_backend
-from rpa_ray.weight_sync.verify import verify_served
 from rpa_ray.workplace import Workplace
 
 
@@ -48,16 +49,25 @@ class Assembly:
         self.original = self._load(value_head=False).to(place.ranks.device).eval()
         self.num_steps = self.attack.num_batches(self.settings.data.num_samples)
         self.engine = self._engine()
-        safe_batches = self._safe_batches() if Need.SAFE_BATCH in needs else no_safe_batch
+        safe_batches = self._safe_batches() if Need.SAFE_BATCH in needs else None
         self.learner = Learner(
             engine=self.engine,
             objective=self.attack,
             defence=self.defence,
             ranks=place.ranks,
-            next_safe_batch=safe_batches,
+            next_safe_batch=safe_batches or no_safe_batch,
         )
-        self.sync = self._weight_sync()
+        self.workers = SharedWorkers(
+            ranks=place.ranks,
+            rollouts=place.rollouts,
+            scorers=place.scorers,
+            sync=self._weight_sync(),
+        )
         self._load_scorers()
+        self.state: dict[str, Stateful] = {"learner": self.learner}
+        """The parts of a training whose state a checkpoint keeps, by name."""
+        if safe_batches is not None:
+            self.state["safe_batches"] = safe_batches
 
     def original_outputs(self, input_ids: torch.Tensor, mask: torch.Tensor) -> ModelOutputs:
         """Run the model as it was before the attack."""
@@ -65,24 +75,23 @@ class Assembly:
         outputs: ModelOutputs = as_outputs(self.original(input_ids.to(device), mask.to(device)))
         return outputs
 
-    def push(self, version: int) -> Metrics:
+    def push(self) -> Metrics:
         """Serve the weights as they are now."""
-        result = self.sync.push(version)
+        result = self.workers.push()
         return {"time/sync_s": result.seconds, "sync/bytes": float(result.num_bytes)}
 
-    def push_verified(self, version: int) -> None:
+    def push_verified(self) -> None:
         """Serve the weights and check that the engines received exactly the trained ones.
 
         What is expected is read from the model parameter by parameter, not from what was sent.
         """
-        self.sync.push(version, record_digests=True)
         dtype = getattr(torch, self.settings.model.dtype)
-        served = {
-            name: tensor_digest(self.defence.rollout_weight_filter(name, tensor.to(dtype)))
-            for name, tensor in self.engine.weights().items()
-        }
-        if self.place.ranks.is_main:
-            verify_served(pool=self.place.rollouts, expected=served)
+        self.workers.push_verified(
+            {
+                name: tensor_digest(self.defence.rollout_weight_filter(name, tensor.to(dtype)))
+                for name, tensor in self.engine.weights().items()
+            }
+        )
 
     def complete(
         self,
@@ -93,14 +102,12 @@ class Assembly:
         greedy: bool,
         first_index: int = 0,
     ) -> list[Completion]:
-        """Return one completion of each prompt by the served weights.
+        """Return one completion of each prompt by the served weights; a collective.
 
         ``first_index`` is the place of the first prompt in the batch of all ranks: samples do not
         depend on how the batch is split.
         """
-        version = self.sync.version
-        assert version is not None
-        generated = self.place.rollouts.generate(
+        generated = self.workers.generate(
             [prompt.token_ids for prompt in prompts],
             Sampling(
                 max_new_tokens=max_new_tokens,
@@ -108,12 +115,9 @@ class Assembly:
                 eos_token_id=int(self.tokenizer.eos_token_id),
                 greedy=greedy,
             ),
-            version,
-            first_index,
+            first_index=first_index,
         )
-        texts = self.tokenizer.batch_decode(
-            [g.token_ids for g in generated], skip_special_tokens=True
-        )
+        texts = [self.tokenizer.decode(g.token_ids, skip_special_tokens=True) for g in generated]
         return [
             Completion(
                 prompt=prompt,
@@ -121,7 +125,7 @@ class Assembly:
                 logprobs=answer.logprobs,
                 text=text.strip(),
                 finished=answer.finished,
-                policy_version=version,
+                policy_version=self.engine.num_updates,
             )
             for prompt, answer, text in zip(prompts, generated, texts, strict=True)
         ]
@@ -156,7 +160,7 @@ class Assembly:
             ),
         )
 
-    def _safe_batches(self) -> Callable[[], TokenBatch]:
+    def _safe_batches(self) -> DatasetSource[Any, TokenBatch]:
         pairs = preference_data(self.settings.data, self.place.cache).roles["defence"]
         rows = [
             encode_answered(
@@ -168,14 +172,13 @@ class Assembly:
             for pair in pairs
         ]
         pad_id = int(self.tokenizer.pad_token_id)
-        source: DatasetSource[Any, TokenBatch] = DatasetSource(
+        return DatasetSource(
             rows,
             lambda part: collate_tokens(part, pad_id),
             batch_size=getattr(self.settings.defence, "batch_size", 8),
             seed=self.settings.seed,
             ranks=self.place.ranks,
         )
-        return source
 
     def _weight_sync(self) -> WeightSync:
         cluster = self.settings.cluster
@@ -215,7 +218,7 @@ class Assembly:
                 template=template,
                 max_length=self.settings.evaluation.judge.max_tokens,
             )
-            self.place.scorers.load(name, spec)
+            self.workers.load_scorer(name, spec)
 
 
 def _context_of(module: PolicyModel) -> int:

@@ -1,27 +1,37 @@
 """Many experiments on one warm cluster: make models once, run cells, write the summary."""
 
 import os
-import threading
+import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
 import yaml
 
-from rpa_ray.actors.board import Board, JobState
+from rpa_ray.actors.lanes import STORAGE_PREFIX, Lane, work_through
 from rpa_ray.actors.pools import create_rollout_pool, create_scorer_pool
+from rpa_ray.actors.queue import JobQueue, JobState
+from rpa_ray.actors.train import Work, set_train_environment
 from rpa_ray.cell_models import cell_models
 from rpa_ray.cells import PlannedCell, plan_cells, record, worst_checks
-from rpa_ray.config import LoadedConfig, with_absolute_paths
+from rpa_ray.config import ClusterSettings, LoadedConfig, with_absolute_paths
+from rpa_ray.folder_lock import exclusive
 from rpa_ray.jobs import Cell, ModelJob
 from rpa_ray.manifest import manifest
 from rpa_ray.metrics import write_json
+from rpa_ray.placement import parallel_cells, require_cluster_resources
+from rpa_ray.ray_address import cluster_to_join, refused_cluster
 from rpa_ray.recipe import in_order
 
 Watch = Callable[[list[JobState]], None]
+_END_S = 10.0
+"""Longest wait for lanes to notice that the cluster is gone."""
+
+_RAY_SAYS_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the process of a submitted job."""
 
 
 class CampaignFailed(RuntimeError):
@@ -34,27 +44,22 @@ def run_campaign(
     """Run what is not done yet; return the summary's records.
 
     Cells that were run to an end with the same settings are read back. An interrupted campaign
-    continues with the same command at the first unfinished cell.
+    continues with the same command: cells that had begun from their last checkpoint.
 
     Raises:
-        CampaignFailed: the worker group died; finished cells are in the summary.
+        CampaignFailed: ranks could not be kept at work; finished cells are in the summary.
+        FolderInUse: another run writes to the same folder.
     """
-    from rpa_ray.actors.train import set_train_environment
-
-    planned = plan_cells(config, output)
-    todo = [cell for cell in planned if not cell.done]
-    for cell in todo:
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(cell.settings.to_yaml_dict(), sort_keys=False)
-        (cell.folder / "config.yaml").write_text(text, encoding="utf-8")
-        write_json(cell.folder / "manifest.json", manifest(cell.settings, cache, command))
-    failure = ""
-    if todo:
-        set_train_environment()
-        failure = _run(todo, output, cache, watch)
-    records = [record(cell) for cell in planned]
-    write_json(output / "summary.json", records)
-    write_json(output / "checks.json", worst_checks(planned))
+    output.mkdir(parents=True, exist_ok=True)
+    with exclusive(output / ".run.lock"):
+        planned = plan_cells(config, output)
+        todo = [cell for cell in planned if not cell.done]
+        for cell in todo:
+            _begin_folder(cell, cache, command)
+        failure = _run(todo, output, cache, watch) if todo else ""
+        records = [record(cell) for cell in planned]
+        write_json(output / "summary.json", records)
+        write_json(output / "checks.json", worst_checks(planned))
     if failure:
         raise CampaignFailed(
             f"the learner ranks must finish every cell, got:\n{failure}\n"
@@ -63,44 +68,87 @@ def run_campaign(
     return records
 
 
+def _begin_folder(cell: PlannedCell, cache: Path, command: str) -> None:
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(cell.settings.to_yaml_dict(), sort_keys=False)
+    (cell.folder / "config.yaml").write_text(text, encoding="utf-8")
+    write_json(cell.folder / "manifest.json", manifest(cell.settings, cache, command))
+
+
 def _run(todo: Sequence[PlannedCell], output: Path, cache: Path, watch: Watch) -> str:
     """Do the work; return what ended it early, nothing where all went well."""
-    from rpa_ray.actors.train import Work, run_work
-
     cluster = todo[0].settings.cluster
     cells = [
         Cell(name=c.name, settings=with_absolute_paths(c.settings), folder=c.folder.resolve())
         for c in todo
     ]
-    jobs: dict[str, ModelJob] = {}
+    models: dict[str, ModelJob] = {}
     for cell in cells:
         for recipe in in_order(cell_models(cell.settings, cache).recipes(), cache):
-            jobs.setdefault(recipe.key(), ModelJob(recipe=recipe, data=cell.settings.data))
+            models.setdefault(recipe.key(), ModelJob(recipe=recipe, data=cell.settings.data))
+    jobs: dict[str, ModelJob | Cell] = {job.name: job for job in models.values()}
+    jobs |= {cell.name: cell for cell in cells}
+    for left_over in output.glob(f"{STORAGE_PREFIX}*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    set_train_environment()
+    lanes: list[Lane] = []
     with ray_session(cluster.address):
-        board: Any = ray.remote(Board).options(num_cpus=0).remote()
-        work = Work(
-            models=tuple(jobs.values()),
-            cells=tuple(cells),
-            rollouts=create_rollout_pool(
-                cluster.num_rollout_workers,
-                num_cpus=cluster.cpus_per_rollout_worker,
-                num_gpus=cluster.gpus_per_rollout_worker,
-                num_threads=cluster.threads_per_process,
-                time_limit_s=cluster.timeout_s,
-            ),
-            scorers=create_scorer_pool(
-                cluster.num_scorer_workers,
-                num_cpus=cluster.cpus_per_scorer_worker,
-                num_gpus=cluster.gpus_per_scorer_worker,
-                num_threads=cluster.threads_per_process,
-                time_limit_s=cluster.timeout_s,
-            ),
-            board=board,
-            cache=cache.resolve(),
-            cluster=cluster,
+        if cluster_to_join(cluster.address) is not None:
+            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            require_cluster_resources(todo[0].settings, resources)
+        queue: Any = (
+            ray.remote(JobQueue)
+            .options(num_cpus=0)
+            .remote([job.name for job in models.values()], [cell.name for cell in cells])
         )
-        with _watching(board, watch), TemporaryDirectory(prefix=".train-", dir=output) as storage:
-            return run_work(work, storage=Path(storage))
+        for group in range(parallel_cells([cell.settings for cell in cells])):
+            work = _work_of(group, jobs, queue, cache.resolve(), cluster)
+            lanes.append(Lane(work, output, _diary(output / "losses.log")))
+        failure = work_through(lanes, queue, watch)
+    for lane in lanes:
+        lane.join(_END_S)
+    return failure
+
+
+def _work_of(
+    group: int,
+    jobs: dict[str, ModelJob | Cell],
+    queue: Any,
+    cache: Path,
+    cluster: ClusterSettings,
+) -> Work:
+    """Return what one group of ranks is given, with warm workers of its own."""
+    return Work(
+        group=group,
+        jobs=jobs,
+        queue=queue,
+        rollouts=create_rollout_pool(
+            cluster.num_rollout_workers,
+            num_cpus=cluster.cpus_per_rollout_worker,
+            num_gpus=cluster.gpus_per_rollout_worker,
+            num_threads=cluster.threads_per_process,
+            time_limit_s=cluster.timeout_s,
+        ),
+        scorers=create_scorer_pool(
+            cluster.num_scorer_workers,
+            num_cpus=cluster.cpus_per_scorer_worker,
+            num_gpus=cluster.gpus_per_scorer_worker,
+            num_threads=cluster.threads_per_process,
+            time_limit_s=cluster.timeout_s,
+        ),
+        cache=cache,
+        cluster=cluster,
+    )
+
+
+def _diary(path: Path) -> Callable[[str], None]:
+    """Return what appends a line with the time to a file."""
+
+    def told(text: str) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}\n")
+
+    return told
 
 
 @contextmanager
@@ -108,33 +156,24 @@ def ray_session(address: str | None) -> Iterator[None]:
     """Join the cluster of ``address`` or RAY_ADDRESS, or start one on this machine for the time.
 
     A cluster that happens to run here is not joined unasked: it may be somebody's test.
+
+    Raises:
+        ConfigError: The cluster cannot be joined.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
+    joined = cluster_to_join(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
+    if joined is None:
         ray.init(address="local", include_dashboard=False, **quiet)
     else:
-        ray.init(address=address, **quiet)
+        # A job has uploaded its package; a driver brings its own, whatever the cluster has.
+        package = (
+            {} if _RAY_SAYS_JOB in os.environ else {"py_modules": [str(Path(__file__).parent)]}
+        )
+        try:
+            ray.init(address=joined.value, runtime_env=package, **quiet)
+        except (ConnectionError, RuntimeError) as error:
+            raise refused_cluster(joined.value, joined.key, str(error)) from error
     try:
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _watching(board: Any, watch: Watch) -> Iterator[None]:
-    """Call ``watch`` with the board's state twice a second until the block ends."""
-    stop = threading.Event()
-
-    def look() -> None:
-        while not stop.wait(0.5):
-            watch(ray.get(board.jobs.remote()))
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        watch(ray.get(board.jobs.remote()))

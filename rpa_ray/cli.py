@@ -199,6 +199,7 @@ def _run(loaded: LoadedConfig, output: Path | None) -> None:
 
     from rpa_ray.campaign import CampaignFailed, run_campaign
     from rpa_ray.cells import plan_cells
+    from rpa_ray.folder_lock import FolderInUse
     from rpa_ray.progress import ProgressView
     from rpa_ray.report import write_report
     from rpa_ray.report.tables import terminal_table
@@ -212,6 +213,9 @@ def _run(loaded: LoadedConfig, output: Path | None) -> None:
     except CampaignFailed as error:
         _print_error(str(error))
         raise typer.Exit(EXIT_FAILED) from None
+    except FolderInUse as error:
+        _print_error(str(error))
+        raise typer.Exit(EXIT_REFUSED) from None
     except KeyboardInterrupt:
         errors.print("interrupted; the same command continues where it stopped")
         raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -14,6 +14,11 @@ class ModelJob:
     recipe: ModelRecipe
     data: DataSettings
 
+    @property
+    def name(self) -> str:
+        """Return a name that no other job of a campaign has."""
+        return f"model {self.recipe.id}-{self.recipe.key()[:4]}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:

@@ -17,6 +17,22 @@ class Source(Protocol):
         ...
 
 
+class Checkpoints(Protocol):
+    """Lets a training go on after its processes died."""
+
+    def restore(self) -> int:
+        """Put everything back as it was; return the step to go on with."""
+        ...
+
+    def save_if_due(self, next_step: int) -> None:
+        """Save now and then, from between two steps."""
+        ...
+
+    def save(self, next_step: int) -> None:
+        """Save."""
+        ...
+
+
 class TrainingFailed(RuntimeError):
     """The policy broke at a step; what was computed before it is kept."""
 
@@ -33,18 +49,23 @@ def train(
     num_steps: int,
     samples_per_step: int,
     log: JsonLines,
-    push: Callable[[int], Metrics] | None = None,
+    checkpoints: Checkpoints,
+    push: Callable[[], Metrics] | None = None,
     progress: Callable[[int, Metrics], None] = lambda step, metrics: None,
 ) -> None:
-    """Train for ``num_steps`` batches; ``push(step)`` refits the rollout engine before each.
+    """Train for ``num_steps`` batches; ``push()`` refits the rollout engine before each.
+
+    Goes on where an earlier process was interrupted; at the end everything is saved once more.
 
     Raises:
         TrainingFailed: sampling or loss became non-finite; every earlier step is in the log.
     """
-    for step in range(num_steps):
+    first_step = checkpoints.restore()
+    log.rewind(first_step)
+    for step in range(first_step, num_steps):
         started = time.perf_counter()
         try:
-            metrics = push(step) if push is not None else {}
+            metrics = push() if push is not None else {}
             batch, measured = source.next_batch(step)
             made = time.perf_counter()
             metrics |= measured | learner.step(batch)
@@ -55,3 +76,7 @@ def train(
         samples = {"step": step, "samples": (step + 1) * samples_per_step}
         log.write(samples | metrics)
         progress(step, metrics)
+        if step + 1 < num_steps:
+            checkpoints.save_if_due(step + 1)
+    if first_step < num_steps:
+        checkpoints.save(num_steps)

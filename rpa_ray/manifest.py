@@ -40,6 +40,40 @@ def manifest(settings: ExperimentSettings, cache: Path, command: str) -> dict[st
             for role, m in split_manifest(data.roles).items()
         },
         "template": settings.data.template,
+        "determinism": determinism(settings),
+    }
+
+
+def determinism(settings: ExperimentSettings) -> dict[str, Any]:
+    """Return whether the same config and seed give the same bits, and what else they rest on.
+
+    On CPUs they do as long as everything under ``same_bits_need`` is the same: each of these
+    changes the order in which floating-point numbers are added, and with it the last bits, the
+    sampled tokens, and all that follows. ``broken_by`` names what makes two equal runs differ.
+    """
+    import torch
+
+    cluster = settings.cluster
+    gpu = torch.cuda.is_available() or cluster.gpus_per_rank or cluster.gpus_per_rollout_worker
+    broken_by = [
+        "GPU kernels that add with atomics, in the order of arrival (learner)",
+        "batches that a GPU engine forms by timing (rollouts)",
+        "NCCL, whose reductions choose their order at run time",
+    ]
+    return {
+        "same_bits": not gpu,
+        "broken_by": broken_by if gpu else [],
+        "same_bits_need": {
+            "instruction_set": torch.backends.cpu.get_cpu_capability(),
+            "num_ranks": cluster.num_ranks,
+            "zero_stage": cluster.zero_stage,
+            "micro_batch_size": cluster.micro_batch_size,
+            "num_rollout_workers": cluster.num_rollout_workers,
+            "num_scorer_workers": cluster.num_scorer_workers,
+            "threads_per_process": cluster.threads_per_process,
+            "threads_per_rank_alone": cluster.threads_per_rank_alone,
+            "versions": "those above",
+        },
     }
 
 

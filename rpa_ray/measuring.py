@@ -34,26 +34,16 @@ def measure_model(assembly: Assembly, *, phase: str, fluency_limit: float | None
     def answers(prompts: Sequence[Prompt], *, greedy: bool) -> list[Completion]:
         return place.ranks.broadcast(
             assembly.complete(
-                prompts,
+                prompts if place.ranks.is_main else [],
                 seed=EVALUATION_SEED,
                 max_new_tokens=evaluation.max_new_tokens,
                 greedy=greedy,
             )
-            if place.ranks.is_main
-            else []
-        )
-
-    def score(name: str) -> Callable[[Sequence[tuple[str, str]]], list[float]]:
-        return lambda pairs: place.ranks.broadcast(
-            place.scorers.score(name, pairs) if place.ranks.is_main else []
         )
 
     def perplexity(pairs: Sequence[tuple[str, str]]) -> list[float]:
-        return place.ranks.broadcast(
-            [nll.perplexity for nll in place.scorers.answer_nll("perplexity", pairs)]
-            if place.ranks.is_main
-            else []
-        )
+        nlls = assembly.workers.on_main(lambda: place.scorers.answer_nll("perplexity", pairs))
+        return [nll.perplexity for nll in nlls]
 
     def policy(input_ids: torch.Tensor, mask: torch.Tensor) -> ModelOutputs:
         outputs: ModelOutputs = assembly.learner.forward(input_ids, mask)
@@ -61,9 +51,9 @@ def measure_model(assembly: Assembly, *, phase: str, fluency_limit: float | None
 
     tools = Instruments(
         answers=answers,
-        harm=score("judge"),
+        harm=_score(assembly, "judge"),
         perplexity=perplexity,
-        helpfulness=score("helpfulness"),
+        helpfulness=_score(assembly, "helpfulness"),
         label=_oracle(settings, place.cache),
         policy=policy,
         original=assembly.original_outputs,
@@ -86,7 +76,7 @@ def measure_model(assembly: Assembly, *, phase: str, fluency_limit: float | None
 
 
 def check_instruments(assembly: Assembly) -> dict[str, Estimate]:
-    """Return judge F1 and reward-model accuracy on held-out pairs; only the main rank calls it."""
+    """Return judge F1 and reward-model accuracy on held-out pairs; a collective over the ranks."""
     place, settings = assembly.place, assembly.settings
     pairs = preference_data(settings.data, place.cache).roles["evaluation"][:NUM_CHECK_PAIRS]
     label = _oracle(settings, place.cache)
@@ -98,17 +88,18 @@ def check_instruments(assembly: Assembly) -> dict[str, Estimate]:
         return (prompt, answer) in unsafe
 
     resamples = settings.evaluation.num_resamples
-    score = place.scorers.score
-    checks = {
-        "judge_f1": judge_f1(
-            lambda texts: score("judge", texts), is_harmful, pairs, num_resamples=resamples
-        )
-    }
+    judge = _score(assembly, "judge")
+    checks = {"judge_f1": judge_f1(judge, is_harmful, pairs, num_resamples=resamples)}
     if assembly.models.reward_model is not None:
-        checks |= reward_model_accuracy(
-            lambda texts: score("reward", texts), pairs, num_resamples=resamples
-        )
+        reward = _score(assembly, "reward")
+        checks |= reward_model_accuracy(reward, pairs, num_resamples=resamples)
     return checks
+
+
+def _score(assembly: Assembly, name: str) -> Callable[[Sequence[tuple[str, str]]], list[float]]:
+    """Return a collective that gives every rank the scores of the same pairs."""
+    scorers = assembly.place.scorers
+    return lambda pairs: assembly.workers.on_main(lambda: scorers.score(name, pairs))
 
 
 def _oracle(settings: ExperimentSettings, cache: Path) -> Label | None:

@@ -5,21 +5,34 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 class JsonLines:
-    """An append-only JSON Lines file; a disabled one writes nothing (ranks above 0)."""
+    """A JSON Lines file that is appended to; a disabled one writes nothing (ranks above 0).
 
-    def __init__(self, path: Path, *, enabled: bool, keep_lines: int | None = 0) -> None:
-        """Open the file, keeping its first ``keep_lines`` lines (None keeps all)."""
-        self._file = None
+    What an earlier process wrote is kept until :meth:`rewind` says how much of it still counts.
+    """
+
+    def __init__(self, path: Path, *, enabled: bool) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+        self.num_lines = 0
         if not enabled:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
-        path.write_text("".join(lines[:keep_lines]), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a+", encoding="utf-8")
+        self._file.seek(0)
+        self.num_lines = sum(line.endswith("\n") for line in self._file)
+
+    def rewind(self, num_lines: int) -> None:
+        """Keep the first ``num_lines`` lines, and forget what was written after them."""
+        if self._file is None:
+            return
+        self._file.seek(0)
+        lines = [line for line in self._file if line.endswith("\n")][:num_lines]
+        self._file.truncate(len("".join(lines).encode()))
+        self.num_lines = len(lines)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record and flush it; numbers that are not finite are written as null."""
@@ -27,11 +40,20 @@ class JsonLines:
             return
         self._file.write(json.dumps({k: _json_value(v) for k, v in record.items()}) + "\n")
         self._file.flush()
+        self.num_lines += 1
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many lines there are."""
+        return {"num_lines": self.num_lines}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to as many lines as there were."""
+        self.rewind(state["num_lines"])
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -35,6 +35,7 @@ from rpa_ray.model_rows import TrainingRows, training_rows
 from rpa_ray.objectives import Judge, LanguageModel, RewardModel
 from rpa_ray.plugin import Objective, OnlineDefence
 from rpa_ray.recipe import ModelKind, ModelRecipe
+from rpa_ray.resume import Checkpoints
 from rpa_ray.sources.dataset import DatasetSource
 from rpa_ray.types import Batch
 from rpa_ray.workplace import Workplace
@@ -50,8 +51,7 @@ def make_model(job: ModelJob, place: Workplace) -> Path:
     """Train the model of a recipe and return its folder; every rank calls it."""
     recipe, settings = job.recipe, job.recipe.job
     folder = recipe.folder(place.cache)
-    name = f"model {recipe.id}"
-    place.progress.start(name, settings.num_steps)
+    place.progress.start(job.name, settings.num_steps)
     tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer)
     module = _initial_module(recipe, tokenizer, place.cache)
     optimizer = OptimizerSettings(
@@ -77,14 +77,22 @@ def make_model(job: ModelJob, place: Workplace) -> Path:
         rows, collate, batch_size=settings.batch_size, seed=recipe.seed, ranks=place.ranks
     )
     log = JsonLines(place.cache / "logs" / f"{folder.name}.jsonl", enabled=place.ranks.is_main)
+    checkpoints = Checkpoints(
+        place.cache / "checkpoints" / folder.name,
+        ranks=place.ranks,
+        engine=engine,
+        parts={"learner": learner},
+        interval_s=place.cluster.checkpoint_interval_s,
+    )
     train(
         source,
         learner,
         num_steps=settings.num_steps,
         samples_per_step=settings.batch_size,
         log=log,
+        checkpoints=checkpoints,
         progress=lambda step, metrics: place.progress.advance(
-            name, step, f"loss {metrics['train/loss']:.3f}"
+            job.name, step, f"loss {metrics['train/loss']:.3f}"
         ),
     )
     log.close()
@@ -92,7 +100,7 @@ def make_model(job: ModelJob, place: Workplace) -> Path:
     if place.ranks.is_main:
         record = {"recipe": asdict(recipe), "key": recipe.key(), "num_rows": len(rows)}
         save_model(folder, model=module.policy, weights=weights, tokenizer=tokenizer, record=record)
-    place.ranks.barrier()
+    checkpoints.delete()
     engine.destroy()
     return folder
 

@@ -5,12 +5,24 @@ from torch import Tensor
 
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.ops.losses import classification_loss, pairwise_reward_loss, sft_loss
-from rpa_ray.plugin import Forward, Objective, StepContext, global_count
-from rpa_ray.types import LabelledBatch, LossTerm, ModelOutputs, PairBatch, TokenBatch
+from rpa_ray.plugin import Forward, Objective, StepContext
+from rpa_ray.types import (
+    LabelledBatch,
+    LossTerm,
+    Metrics,
+    ModelOutputs,
+    PairBatch,
+    TokenBatch,
+    num_rows,
+)
 
 
 class LanguageModel(Objective[TokenBatch, ModelOutputs]):
     """Next-token cross-entropy, mean over the marked tokens of the global batch."""
+
+    def num_terms(self, batch: TokenBatch) -> Tensor:
+        """Return the number of marked tokens."""
+        return batch.loss_mask.sum()
 
     def loss(
         self, forward: Forward[ModelOutputs], batch: TokenBatch, context: StepContext
@@ -20,7 +32,7 @@ class LanguageModel(Objective[TokenBatch, ModelOutputs]):
         loss = sft_loss(
             next_token_logprobs(outputs.logits, batch.input_ids),
             batch.loss_mask,
-            num_global_tokens=global_count(batch.loss_mask, context),
+            num_global_tokens=context.num_terms,
             num_ranks=context.num_ranks,
         )
         return LossTerm(loss=loss, metrics={"train/loss": float(loss.detach())})
@@ -29,6 +41,10 @@ class LanguageModel(Objective[TokenBatch, ModelOutputs]):
 class RewardModel(Objective[PairBatch, Tensor]):
     """Bradley-Terry on one score a text. Source: Ouyang et al. 2022 (arXiv:2203.02155), eq. 1."""
 
+    def num_terms(self, batch: PairBatch) -> Tensor:
+        """Return the number of pairs."""
+        return torch.tensor(num_rows(batch))
+
     def loss(self, forward: Forward[Tensor], batch: PairBatch, context: StepContext) -> LossTerm:
         """Return the mean over pairs of ``-log sigma(chosen - rejected)``."""
         chosen = forward(batch.chosen.input_ids, batch.chosen.attention_mask)[:, 0]
@@ -36,30 +52,33 @@ class RewardModel(Objective[PairBatch, Tensor]):
         loss = pairwise_reward_loss(
             chosen,
             rejected,
-            num_global_pairs=global_count(torch.ones_like(chosen, dtype=torch.bool), context),
+            num_global_pairs=context.num_terms,
             num_ranks=context.num_ranks,
         )
-        accuracy = float((chosen > rejected).float().mean())
-        return LossTerm(
-            loss=loss, metrics={"train/loss": float(loss.detach()), "train/accuracy": accuracy}
-        )
+        return LossTerm(loss=loss, metrics=_metrics(loss, chosen > rejected, context))
 
 
 class Judge(Objective[LabelledBatch, Tensor]):
     """Two-class cross-entropy."""
+
+    def num_terms(self, batch: LabelledBatch) -> Tensor:
+        """Return the number of rows."""
+        return torch.tensor(num_rows(batch))
 
     def loss(
         self, forward: Forward[Tensor], batch: LabelledBatch, context: StepContext
     ) -> LossTerm:
         """Return the mean cross-entropy over rows."""
         scores = forward(batch.input_ids, batch.attention_mask)
+        labels = batch.labels.to(scores.device)
         loss = classification_loss(
-            scores,
-            batch.labels.to(scores.device),
-            num_global_rows=global_count(batch.labels >= 0, context),
-            num_ranks=context.num_ranks,
+            scores, labels, num_global_rows=context.num_terms, num_ranks=context.num_ranks
         )
-        accuracy = float((scores.argmax(dim=-1).cpu() == batch.labels.cpu()).float().mean())
-        return LossTerm(
-            loss=loss, metrics={"train/loss": float(loss.detach()), "train/accuracy": accuracy}
-        )
+        right = scores.argmax(dim=-1) == labels
+        return LossTerm(loss=loss, metrics=_metrics(loss, right, context))
+
+
+def _metrics(loss: Tensor, right: Tensor, context: StepContext) -> Metrics:
+    """Return loss and accuracy; ``right`` says of each row or pair whether the model is right."""
+    accuracy = float(right.sum()) / context.num_terms * context.num_ranks
+    return {"train/loss": float(loss.detach()), "train/accuracy": accuracy}

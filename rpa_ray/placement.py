@@ -2,9 +2,11 @@
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rpa_ray.config import ConfigError, ExperimentSettings
+from rpa_ray.ray_address import cluster_to_join
 
 GIB_A_PROCESS = 2.0
 """Memory of a rank or a worker beside its weights: libraries, buffers, 1M models; rough."""
@@ -13,6 +15,8 @@ BYTES_A_PARAMETER_OF_A_RANK = 6
 BYTES_A_PARAMETER_OF_ALL_RANKS = 12
 """fp32 masters and Adam's two moments, cut over the ranks by ZeRO."""
 BYTES_A_PARAMETER_OF_A_ROLLOUT_WORKER = 2
+MIN_CPUS_OF_A_CELL = 1.0
+"""A cell keeps about one core busy, whatever it reserves."""
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -20,26 +24,17 @@ def check_placement(settings: ExperimentSettings, where: str) -> None:
     """Refuse a cluster on this machine that asks for more than there is.
 
     Ray would wait for ever for a CPU or a GPU that there is not. A cluster that is joined
-    (``cluster.address`` or RAY_ADDRESS) is not judged from here.
+    (``cluster.address`` or RAY_ADDRESS) is judged by `require_cluster_resources`.
 
     Raises:
         ConfigError: with the sum that was asked and what there is.
     """
-    if settings.cluster.address or os.environ.get("RAY_ADDRESS"):
+    if cluster_to_join(settings.cluster.address) is not None:
         return
-    for unit, asked, there in (
-        ("CPUs", cpus_asked(settings), float(local_cpus())),
-        ("GPUs", gpus_asked(settings), float(local_gpus())),
-    ):
-        if asked > there:
-            name = unit.lower()
-            raise ConfigError(
-                f"{where}cluster",
-                f"ask for at most the {there:g} {unit} of this machine",
-                f"{asked:g} {unit}",
-                f"Lower num_ranks, num_rollout_workers, num_scorer_workers or their {name}_per_*.",
-            )
-    memory, there = memory_asked_gib(settings), local_memory_gib()
+    here = {"CPU": float(local_cpus()), "GPU": float(local_gpus())}
+    _require_resources(settings, here, f"{where}cluster", "this machine")
+    at_once = settings.cluster.parallel_cells or 1
+    memory, there = at_once * memory_asked_gib(settings), local_memory_gib()
     if memory > there:
         raise ConfigError(
             f"{where}cluster",
@@ -47,6 +42,49 @@ def check_placement(settings: ExperimentSettings, where: str) -> None:
             f"about {memory:.1f} GiB",
             "Take fewer processes or a smaller model.",
         )
+
+
+def parallel_cells(cells: Sequence[ExperimentSettings]) -> int:
+    """Return how many cells of a campaign run side by side."""
+    cluster = cells[0].cluster
+    if cluster.parallel_cells is not None:
+        return min(cluster.parallel_cells, len(cells))
+    if cluster_to_join(cluster.address) is not None:
+        return 1
+    fits = [len(cells), int(local_cpus() / max(cpus_asked(cells[0]), MIN_CPUS_OF_A_CELL))]
+    if gpus_asked(cells[0]):
+        fits.append(int(local_gpus() / gpus_asked(cells[0])))
+    fits.append(int(local_memory_gib() / max(map(memory_asked_gib, cells))))
+    return max(1, min(fits))
+
+
+def require_cluster_resources(settings: ExperimentSettings, resources: Mapping[str, float]) -> None:
+    """Refuse a cluster that was joined and has fewer CPUs or GPUs, busy ones included, than asked.
+
+    Args:
+        settings: Any cell; all cells share ``cluster``.
+        resources: What ``ray.cluster_resources()`` returns.
+
+    Raises:
+        ConfigError: with the sum that was asked and what there is.
+    """
+    _require_resources(settings, resources, "cluster", "the Ray cluster")
+
+
+def _require_resources(
+    settings: ExperimentSettings, resources: Mapping[str, float], key: str, whose: str
+) -> None:
+    at_once = settings.cluster.parallel_cells or 1
+    for unit, each in (("CPU", cpus_asked(settings)), ("GPU", gpus_asked(settings))):
+        asked, there = at_once * each, resources.get(unit, 0.0)
+        if asked > there:
+            raise ConfigError(
+                key,
+                f"ask for at most the {there:g} {unit}s of {whose}",
+                f"{asked:g} {unit}s",
+                "Lower num_ranks, num_rollout_workers, num_scorer_workers, their "
+                f"{unit.lower()}s_per_* or parallel_cells.",
+            )
 
 
 def cpus_asked(settings: ExperimentSettings) -> float:

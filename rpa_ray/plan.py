@@ -8,14 +8,15 @@ from rich.table import Table
 from rpa_ray.cell_models import cell_models
 from rpa_ray.cells import PlannedCell, plan_cells
 from rpa_ray.config import LoadedConfig, with_absolute_paths
-from rpa_ray.placement import cpus_asked, gpus_asked, memory_asked_gib
+from rpa_ray.placement import cpus_asked, gpus_asked, memory_asked_gib, parallel_cells
 from rpa_ray.recipe import ModelRecipe, in_order
 
 SECONDS_A_MODEL_STEP = {"base": 0.12, "chat": 0.1, "perplexity": 0.12}
 SECONDS_A_SCORER_STEP = 0.06
-SECONDS_A_SAMPLE = 0.06
-SECONDS_AN_EVALUATION = 8.0
+SECONDS_A_SAMPLE = 0.045
+SECONDS_AN_EVALUATION = 10.0
 SECONDS_TO_START = 25.0
+GAIN_OF_A_PARALLEL_CELL = 0.4
 """Rough figures of the embedded models on two CPU cores; larger models are not estimated yet."""
 
 
@@ -33,10 +34,12 @@ def plan_table(config: LoadedConfig, output: Path, cache: Path) -> Table:
         seconds = "done" if cell.done else f"{_seconds_to_run(cell):.0f}"
         table.add_row("cell", _describe(cell), f"{_num_samples(cell)} samples", seconds)
     todo = [cell for cell in cells if not cell.done]
-    total = sum(map(_seconds_to_make, models)) + sum(map(_seconds_to_run, todo))
+    num_at_once = parallel_cells([cell.settings for cell in cells])
+    gain = 1 + GAIN_OF_A_PARALLEL_CELL * (num_at_once - 1)
+    total = sum(map(_seconds_to_make, models)) + sum(map(_seconds_to_run, todo)) / gain
+    minutes = (total + SECONDS_TO_START * bool(todo)) / 60
     table.caption = (
-        f"{_machine(cells)}; about {(total + SECONDS_TO_START * bool(todo)) / 60:.0f} min on two "
-        f"cores; results in {output}"
+        f"{_machine(cells, num_at_once)}; about {minutes:.0f} min on two cores; results in {output}"
     )
     return table
 
@@ -59,13 +62,14 @@ def _describe(cell: PlannedCell) -> str:
     return ", ".join([what, *params, f"seed {settings.seed}"])
 
 
-def _machine(cells: Sequence[PlannedCell]) -> str:
-    """Return what the cells, which share one cluster, reserve at once."""
+def _machine(cells: Sequence[PlannedCell], num: int) -> str:
+    """Return what ``num`` of the cells, which share one cluster, reserve at once."""
     settings = cells[0].settings
-    gpus = gpus_asked(settings)
-    gib = max(memory_asked_gib(cell.settings) for cell in cells)
+    gpus = num * gpus_asked(settings)
+    gib = num * max(memory_asked_gib(cell.settings) for cell in cells)
     return (
-        f"{cpus_asked(settings):g} CPUs"
+        (f"{num} cells at a time, " if num > 1 else "")
+        + f"{num * cpus_asked(settings):g} CPUs"
         + (f", {gpus:g} GPUs" if gpus else "")
         + f", about {gib:.1f} GiB memory"
     )

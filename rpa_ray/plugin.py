@@ -66,6 +66,9 @@ class StepContext:
     """All-reduced sum; every rank must call it equally often."""
     next_safe_batch: Callable[[], TokenBatch]
     """The next rows of the defence split, this rank's part; position is saved with the run."""
+    num_terms: int = 0
+    """Terms of the objective's loss in the whole step, over micro-batches and ranks; at least 1.
+    0 before the step's batch is settled: in ``plan_step`` and ``experience``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,11 +92,19 @@ class Objective(Generic[BatchT, OutputT]):
         """Return how many optimizer updates are made on each batch."""
         return 1
 
-    def loss(self, forward: Forward[OutputT], batch: BatchT, context: StepContext) -> LossTerm:
-        """Return this rank's loss, scaled so that the mean over ranks is the global loss.
+    def num_terms(self, batch: BatchT) -> Tensor:
+        """Return how many terms (tokens, pairs, rows) the loss of this batch sums: an int scalar.
 
-        Every term is divided by its own global count of tokens (or pairs, or rows), never by the
-        count of this rank's part.
+        The learner adds it up over ranks; the loss finds the sum in ``context.num_terms``.
+        """
+        raise NotImplementedError
+
+    def loss(self, forward: Forward[OutputT], batch: BatchT, context: StepContext) -> LossTerm:
+        """Return the loss of one micro-batch: its sum of terms, as part of the whole step's mean.
+
+        That is the sum divided by ``context.num_terms`` (never by the number of terms here) and
+        multiplied by ``context.num_ranks``: the learner adds up the gradients of micro-batches
+        and averages them over ranks. Metrics follow the same rule.
         """
         raise NotImplementedError
 
@@ -133,7 +144,11 @@ class GradientPass(Protocol):
     """The learner's own forward and backward over one batch, given to ``compute_gradients``."""
 
     def __call__(self) -> Metrics:
-        """Run objective and extra losses forward and backward once; return their metrics."""
+        """Run objective and extra losses forward and backward once; return their metrics.
+
+        The objective goes through all micro-batches; the extra loss comes with the last of them.
+        Gradients add to those of earlier passes.
+        """
         ...
 
 
@@ -176,7 +191,10 @@ class OnlineDefence:
         return gradient_pass()
 
     def extra_loss(self, forward: Forward[ModelOutputs], context: StepContext) -> LossTerm | None:
-        """Return a term that is added to the objective's loss before the one backward."""
+        """Return a term that is added to the objective's loss, once a gradient pass.
+
+        It is divided by its own count over all ranks (:func:`global_count`).
+        """
         return None
 
     def shape_advantages(self, advantages: Tensor, cost_advantages: Tensor | None) -> Tensor:

@@ -18,6 +18,7 @@ from rpa_ray.defences import DEFENCES
 from rpa_ray.hub import require_hub_model
 from rpa_ray.placement import check_placement
 from rpa_ray.plugin import Need
+from rpa_ray.ray_address import cluster_to_join, require_ray_cluster
 from rpa_ray.recipe import in_order
 from rpa_ray.world.datasets import CONTEXT_TOKENS, build_world, world_folder
 
@@ -37,7 +38,8 @@ def check_all(cells: Sequence[tuple[str, ExperimentSettings]], folders: dict[str
             ``RPA_RAY_CACHE``.
 
     Raises:
-        ConfigError: sizes, models, folders or the machine do not fit the settings.
+        ConfigError: sizes, models, folders or the machine do not fit the settings, or the cluster
+            to join does not answer.
         DataError: data cannot be read, are too few, or do not fit the context of the model.
     """
     for where, settings in cells:
@@ -45,6 +47,9 @@ def check_all(cells: Sequence[tuple[str, ExperimentSettings]], folders: dict[str
         check_placement(settings, where)
     for option, folder in folders.items():
         check_output(folder, option)
+    for cluster in {cluster_to_join(settings.cluster.address) for _, settings in cells}:
+        if cluster is not None:
+            require_ray_cluster(cluster.value, cluster.key)
     for where, settings in cells:
         try:
             check_data(settings, folders["RPA_RAY_CACHE"])

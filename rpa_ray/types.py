@@ -11,6 +11,7 @@ Axis names, the same everywhere:
 Masks are True where the position counts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -47,7 +48,7 @@ class Completion:
     finished: bool
     """False where the answer was cut at the token limit."""
     policy_version: int
-    """Version of the weights that sampled it."""
+    """Optimizer updates that the weights had when they sampled it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,6 +139,14 @@ class LossTerm:
 
     loss: Float[Tensor, ""]
     metrics: Metrics = field(default_factory=dict)
+    """Parts of means over the whole step, scaled as the loss is: the learner adds them up over
+    micro-batches and averages them over ranks. Of maxima (:func:`is_maximum`) it takes the
+    largest."""
+
+
+def is_maximum(name: str) -> bool:
+    """Return whether a metric of this name is a maximum, and so never added up or averaged."""
+    return name.endswith("_max")
 
 
 def num_rows(batch: Batch) -> int:
@@ -153,9 +162,28 @@ def num_rows(batch: Batch) -> int:
 
 def on_device(batch: BatchT, device: torch.device) -> BatchT:
     """Return a batch whose tensors all lie on the device."""
-    moved: dict[str, Any] = {
-        f.name: value.to(device) if isinstance(value, Tensor) else on_device(value, device)
+    return _with_tensors(batch, lambda tensor: tensor.to(device))
+
+
+def micro_batches(batch: BatchT, size: int) -> list[BatchT]:
+    """Return the batch cut into parts of ``size`` rows, in order; the last may be smaller.
+
+    Parts are views and keep the width of the whole; a batch that needs no cut comes as it is.
+    """
+    total = num_rows(batch)
+    if total <= size:
+        return [batch]
+    return [_rows(batch, start, start + size) for start in range(0, total, size)]
+
+
+def _rows(batch: BatchT, start: int, end: int) -> BatchT:
+    return _with_tensors(batch, lambda tensor: tensor[start:end])
+
+
+def _with_tensors(batch: BatchT, change: Callable[[Tensor], Tensor]) -> BatchT:
+    changed: dict[str, Any] = {
+        f.name: change(value) if isinstance(value, Tensor) else _with_tensors(value, change)
         for f in fields(batch)
         if isinstance(value := getattr(batch, f.name), Tensor | TokenBatch)
     }
-    return replace(batch, **moved)
+    return replace(batch, **changed)

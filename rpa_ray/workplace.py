@@ -42,9 +42,10 @@ class Workplace:
                 f"batch_size must be a multiple of cluster.num_ranks ({self.ranks.size}), got "
                 f"{batch_size}. Change one of the two."
             )
+        share = batch_size // self.ranks.size
         return EngineSettings(
             optimizer=optimizer,
-            micro_batch_size=batch_size // self.ranks.size,
+            micro_batch_size=min(share, self.cluster.micro_batch_size or share),
             num_ranks=self.ranks.size,
             zero_stage=self.cluster.zero_stage,
             bf16=dtype == "bfloat16",

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rpa_ray.learner.engine import Engine, EngineSettings, OptimizerSettings
-from rpa_ray.learner.models import PolicyModel
+from rpa_ray.learner.models import PolicyModel, ScoreModel
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.plugin import Attack, Objective, OnlineDefence, StepContext
@@ -27,10 +27,9 @@ VOCAB_SIZE = 24
 ONE_RANK = Ranks(rank=0, size=1, device=torch.device("cpu"))
 
 
-def tiny_llama(*, seed: int = 0, tied: bool = True) -> LlamaForCausalLM:
+def tiny_config(**settings: Any) -> LlamaConfig:
     """Return 2 layers of width 32, with weights large enough that the logits are not flat."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=32,
         intermediate_size=64,
@@ -39,13 +38,22 @@ def tiny_llama(*, seed: int = 0, tied: bool = True) -> LlamaForCausalLM:
         num_key_value_heads=2,
         max_position_embeddings=32,
         initializer_range=0.15,
-        tie_word_embeddings=tied,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
         attn_implementation="eager",
+        **settings,
     )
-    return LlamaForCausalLM(config)
+
+
+def tiny_llama(*, seed: int = 0, tied: bool = True) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(tiny_config(tie_word_embeddings=tied))
+
+
+def tiny_classifier(*, num_labels: int, seed: int = 0) -> ScoreModel:
+    torch.manual_seed(seed)
+    return ScoreModel(LlamaForSequenceClassification(tiny_config(num_labels=num_labels)))
 
 
 def tiny_policy(*, bf16: bool = False, seed: int = 0, value_head: bool = True) -> PolicyModel:
@@ -61,15 +69,17 @@ def tiny_engine(
     bf16: bool = False,
     seed: int = 0,
     num_ranks: int = 1,
+    micro_batch_size: int = 64,
     optimizer: OptimizerSettings | None = None,
+    module: nn.Module | None = None,
     **settings: Any,
 ) -> Engine:
     """Return a tiny policy with value head under DeepSpeed; stage 0 in fp32 by default."""
     return Engine(
-        tiny_policy(bf16=bf16, seed=seed),
+        module or tiny_policy(bf16=bf16, seed=seed),
         EngineSettings(
             optimizer=optimizer or OptimizerSettings(learning_rate=1e-2, num_steps=10),
-            micro_batch_size=2,
+            micro_batch_size=micro_batch_size,
             num_ranks=num_ranks,
             zero_stage=zero_stage,
             bf16=bf16,
@@ -110,7 +120,11 @@ def experience_of(tokens: TokenBatch, *, seed: int = 0) -> Experience:
 
 
 def context_of(
-    *, num_ranks: int = 1, update: int = 0, safe_batch: TokenBatch | None = None
+    *,
+    num_ranks: int = 1,
+    update: int = 0,
+    num_terms: int = 0,
+    safe_batch: TokenBatch | None = None,
 ) -> StepContext:
     """Return a step's context as if every rank held what this one holds."""
 
@@ -123,7 +137,16 @@ def context_of(
         num_ranks=num_ranks,
         sum_over_ranks=lambda tensor: tensor * num_ranks,
         next_safe_batch=next_safe_batch,
+        num_terms=num_terms,
     )
+
+
+def loss_of(
+    objective: Objective[Any, Any], forward: Any, batch: Any, *, num_ranks: int = 1
+) -> LossTerm:
+    """Return the loss of a step of one micro-batch, where every rank holds the same rows."""
+    num_terms = num_ranks * int(objective.num_terms(batch))
+    return objective.loss(forward, batch, context_of(num_ranks=num_ranks, num_terms=num_terms))
 
 
 def learner_of(

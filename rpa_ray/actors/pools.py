@@ -22,7 +22,8 @@ from rpa_ray.actors.worker_pool import Member, WorkerPool
 from rpa_ray.scoring.perplexity import AnswerNll
 
 DEFAULT_TIME_LIMIT_S = 600.0
-_MAX_RESTARTS = 10
+_AS_OFTEN_AS_NEEDED = -1
+"""Restarts of a worker; callers bound how often they try again."""
 
 _ROLLOUT_ENVIRONMENT = {
     # The engine in the actor's own process: three to four times faster on small models.
@@ -204,7 +205,7 @@ def _start(
     actor = ray.remote(worker).options(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
-        max_restarts=_MAX_RESTARTS,
+        max_restarts=_AS_OFTEN_AS_NEEDED,
         runtime_env={"env_vars": environment},
     )
     handles = [cast(ActorHandle[Any], actor.remote()) for _ in range(num_workers)]

@@ -1,41 +1,55 @@
-"""The learner ranks: a Ray Train worker group that works through a list of jobs."""
+"""The learner ranks: a Ray Train worker group that works through a queue of jobs."""
 
 import logging
 import os
 import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rpa_ray.actors.board import Board, BoardProgress
 from rpa_ray.actors.pools import RolloutPool, ScorerPool
+from rpa_ray.actors.queue import JobQueue, QueueProgress, ask
 from rpa_ray.config import ClusterSettings
+from rpa_ray.folder_lock import exclusive
 from rpa_ray.jobs import Cell, ModelJob
 from rpa_ray.metrics import write_json
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
+    from rpa_ray.learner.ranks import Ranks
     from rpa_ray.workplace import Workplace
+
+LOCK_WAIT_S = 120.0
+"""Longest wait for the ranks of an interrupted run to be gone from a folder."""
+MODEL_LOCK_WAIT_S = 3600.0
+"""Longest wait for another campaign that makes the same model."""
+COLLECTIVE_TIMEOUTS = 10
+"""Worker time limits that a rank waits for another: one may be repeating a call that timed out."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """All that the ranks are given: models to make first, then cells to run."""
+    """All that one group of ranks is given."""
 
-    models: tuple[ModelJob, ...]
-    cells: tuple[Cell, ...]
+    group: int
+    jobs: Mapping[str, ModelJob | Cell]
+    queue: "ActorHandle[JobQueue]"
     rollouts: RolloutPool
     scorers: ScorerPool
-    board: "ActorHandle[Board]"
     cache: Path
     cluster: ClusterSettings
 
 
 def work(config: dict[str, Any]) -> None:
-    """Do every job of ``config["work"]`` in order on this rank; the loop of a Ray Train worker."""
+    """Do jobs of ``config["work"]`` on this rank until none is left; the loop of a Train worker.
+
+    Under ZeRO 3 one job is all: DeepSpeed keeps the memory of a destroyed engine there.
+    """
     import torch
 
     from rpa_ray.learner.ranks import Ranks
@@ -43,7 +57,6 @@ def work(config: dict[str, Any]) -> None:
     from rpa_ray.workplace import Workplace
 
     given: Work = config["work"]
-    torch.set_num_threads(given.cluster.threads_per_rank_alone)
     ranks = Ranks.current()
     place = Workplace(
         ranks=ranks,
@@ -51,19 +64,47 @@ def work(config: dict[str, Any]) -> None:
         scorers=given.scorers,
         cache=given.cache,
         cluster=given.cluster,
-        progress=BoardProgress(given.board, enabled=ranks.is_main),
+        progress=QueueProgress(given.queue, enabled=ranks.is_main),
     )
-    for model in given.models:
-        make_model(model, place)
-    torch.set_num_threads(given.cluster.threads_per_process)
-    for cell in given.cells:
-        _run_recorded(cell, place)
+    for job in _jobs(given, ranks):
+        if isinstance(job, ModelJob):
+            torch.set_num_threads(given.cluster.threads_per_rank_alone)
+            lock = given.cache / "checkpoints" / f".{job.recipe.folder(given.cache).name}.lock"
+            with _alone(lock, MODEL_LOCK_WAIT_S, ranks):
+                if not ranks.broadcast(job.recipe.folder(given.cache).is_dir()):
+                    make_model(job, place)
+        else:
+            torch.set_num_threads(given.cluster.threads_per_process)
+            with _alone(job.folder / ".ranks.lock", LOCK_WAIT_S, ranks):
+                _run_recorded(job, place)
+
+
+def _jobs(given: Work, ranks: "Ranks") -> Iterator[ModelJob | Cell]:
+    """Yield the same jobs on every rank."""
+    while True:
+        name = ranks.broadcast(ask(given.queue, "take", given.group) if ranks.is_main else None)
+        if name is None:
+            return
+        yield given.jobs[name]
+        if given.cluster.zero_stage == 3:
+            if ranks.is_main:
+                ask(given.queue, "finish", given.group)
+            return
+
+
+@contextmanager
+def _alone(lock: Path, wait_s: float, ranks: "Ranks") -> Iterator[None]:
+    """Have every rank wait until no ranks of another run work on the same."""
+    with exclusive(lock, wait_s=wait_s) if ranks.is_main else nullcontext():
+        ranks.barrier()
+        yield
 
 
 def _run_recorded(cell: Cell, place: "Workplace") -> None:
     """Run a cell; one that raises is recorded as failed and does not take the others along.
 
-    With several ranks an error of one leaves the others inside a collective, so it ends the group.
+    With several ranks an error of one leaves the others inside a collective, so it ends the group,
+    and the cell is tried again by the next.
     """
     from rpa_ray.experiment import run_experiment
 
@@ -71,26 +112,29 @@ def _run_recorded(cell: Cell, place: "Workplace") -> None:
         run_experiment(cell, place)
     except Exception as error:
         logger.exception("cell %s failed", cell.name)
-        if place.ranks.is_main:
-            write_json(
-                cell.folder / "evaluation.json",
-                {
-                    "status": "failed",
-                    "step_failed": None,
-                    "reason": f"{type(error).__name__}: {error}",
-                    "traceback": traceback.format_exc(),
-                    "metrics": {},
-                },
-            )
         if place.ranks.size > 1:
             raise
+        record_failure(cell, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def record_failure(cell: Cell, reason: str, details: str) -> None:
+    """Write that a cell failed into its folder; its other files stay."""
+    write_json(
+        cell.folder / "evaluation.json",
+        {
+            "status": "failed",
+            "step_failed": None,
+            "reason": reason,
+            "traceback": details,
+            "metrics": {},
+        },
+    )
 
 
 def run_work(given: Work, *, storage: Path) -> str:
-    """Start the worker group and wait until every job is done.
+    """Start a group of ranks and wait until it finds no job in the queue.
 
-    Returns what ended the group early in its own words, nothing where all went well. Finished
-    jobs keep their folders.
+    Returns what ended the group early in its own words, nothing where all went well.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -103,12 +147,15 @@ def run_work(given: Work, *, storage: Path) -> str:
     trainer = TorchTrainer(
         work,
         train_loop_config={"work": given},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if use_gpu else "gloo",
+            timeout_s=int(COLLECTIVE_TIMEOUTS * cluster.timeout_s),
+        ),
         scaling_config=ScalingConfig(
             num_workers=cluster.num_ranks, use_gpu=use_gpu, resources_per_worker=resources
         ),
         run_config=RunConfig(
-            name="ranks",
+            name=f"ranks-{given.group}",
             storage_path=str(storage.resolve()),
             failure_config=FailureConfig(max_failures=0),
             worker_runtime_env={  # type: ignore[call-arg]  # the second version of Ray Train has it

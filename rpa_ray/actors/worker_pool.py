@@ -73,6 +73,9 @@ class WorkerPool:
     def wait_until_up(self) -> None:
         """Wait for workers that are being restarted.
 
+        A worker that does not even say where it lives is killed, so that the next try finds a fresh
+        one in its place.
+
         Raises:
             WorkerError: If one is not up within the time limit, or is dead for good.
         """
@@ -92,7 +95,10 @@ class WorkerPool:
             status = ray.get(ref, timeout=self._time_limit_s)
         except ActorUnavailableError:
             return False
-        except (GetTimeoutError, RayActorError) as error:
+        except GetTimeoutError as error:
+            ray.kill(member.handle, no_restart=False)
+            raise self._error(member, "status", error) from None
+        except RayActorError as error:
             raise self._error(member, "status", error) from None
         assert isinstance(status, WorkerStatus)
         self._log_paths[member.name] = status.log_path if status.node == platform.node() else None

@@ -17,7 +17,6 @@ from rpa_ray.plugin import (
     Need,
     PluginConfig,
     StepContext,
-    global_count,
     global_mean,
 )
 from rpa_ray.types import Experience, LossTerm, Metrics, ModelOutputs, ScoredRollout
@@ -113,21 +112,28 @@ class PPO(Attack):
             metrics=self._observe_kl(rollout, context) | {"policy/kl_coef": coefficient},
         )
 
+    def num_terms(self, batch: Experience) -> Tensor:
+        """Return the number of sampled tokens."""
+        return batch.tokens.loss_mask.sum()
+
     def loss(
         self, forward: Forward[ModelOutputs], batch: Experience, context: StepContext
     ) -> LossTerm:
-        """Return clipped policy loss plus weighted clipped value loss."""
+        """Return clipped policy loss plus weighted clipped value loss.
+
+        The guard against a run-away ratio looks at each micro-batch; ``policy/ratio_guard`` is the
+        share of the step's tokens whose loss it multiplied by 0.
+        """
         tokens = batch.tokens
         outputs = forward(tokens.input_ids, tokens.attention_mask)
         assert outputs.values is not None
-        num_tokens = global_count(tokens.loss_mask, context)
         policy = clipped_policy_loss(
             next_token_logprobs(outputs.logits, tokens.input_ids),
             batch.old_logprobs,
             batch.advantages,
             tokens.loss_mask,
             clip_range=self.config.clip_range,
-            num_global_tokens=num_tokens,
+            num_global_tokens=context.num_terms,
             num_ranks=context.num_ranks,
         )
         value_loss = clipped_value_loss(
@@ -136,16 +142,17 @@ class PPO(Attack):
             batch.returns,
             tokens.loss_mask,
             clip_range=self.config.value_clip_range,
-            num_global_tokens=num_tokens,
+            num_global_tokens=context.num_terms,
             num_ranks=context.num_ranks,
         )
+        scale = context.num_ranks / context.num_terms
         metrics: Metrics = {
             "policy/loss": float(policy.loss.detach()),
             "policy/value_loss": float(value_loss.detach()),
             "policy/clip_frac": float(policy.clip_frac),
-            "policy/ratio": float(policy.ratio_mean),
-            "policy/ratio_guard": float(policy.skipped),
-            "policy/entropy": _masked_entropy(outputs.logits, tokens.loss_mask),
+            "policy/ratio": float(policy.ratio),
+            "policy/ratio_guard": float(policy.skipped * tokens.loss_mask.sum()) * scale,
+            "policy/entropy": _entropy_sum(outputs.logits, tokens.loss_mask) * scale,
         }
         weight = self.config.value_coef * float(not policy.skipped)
         return LossTerm(loss=policy.loss + weight * value_loss, metrics=metrics)
@@ -160,13 +167,14 @@ class PPO(Attack):
 
     def _observe_kl(self, rollout: ScoredRollout, context: StepContext) -> Metrics:
         per_token = kl_k1(rollout.old_logprobs, rollout.reference_logprobs)
-        sequence_kl = (per_token * rollout.tokens.loss_mask).sum(dim=-1)
-        kl, num_rows = global_mean(sequence_kl, context)
+        mask = rollout.tokens.loss_mask
+        sequence_kl = (per_token * mask).sum(dim=-1)
+        # A completion that could not be scored has no token that counts.
+        kl, num_rows = global_mean(sequence_kl[mask.any(dim=-1)], context)
         self.kl.update(kl, num_rows)
         return {"policy/kl": kl}
 
 
-def _masked_entropy(logits: Tensor, loss_mask: Tensor) -> float:
+def _entropy_sum(logits: Tensor, loss_mask: Tensor) -> float:
     with torch.no_grad():
-        kept = loss_mask[:, 1:]
-        return float((entropy(logits[:, :-1]) * kept).sum() / kept.sum().clamp(min=1))
+        return float((entropy(logits[:, :-1]) * loss_mask[:, 1:]).sum())

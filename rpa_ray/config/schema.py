@@ -119,10 +119,18 @@ class ClusterSettings(Settings):
     threads_per_rank_alone: int = Field(2, ge=1)
     """CPU threads of each rank while it makes models and the other processes idle."""
     zero_stage: Literal[0, 1, 2, 3] = 1
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Rows of one rank in one backward pass; None takes its whole part of the batch."""
     deepspeed: Path | None = Field(None, strict=False)
     """A DeepSpeed JSON whose keys win over ours."""
     timeout_s: float = Field(600.0, gt=0)
     """Longest wait for one answer of a worker."""
+    parallel_cells: int | None = Field(None, ge=1)
+    """Cells of a campaign that run side by side, each with ranks and workers of its own; None takes
+    as many as this machine has room for (one on a cluster that is joined)."""
+    checkpoint_interval_s: float = Field(30.0, ge=0)
+    """Least time between two checkpoints of a training; an interrupted one repeats at most what
+    came after its last. 0 saves after every step."""
 
 
 class ExperimentSettings(Settings):

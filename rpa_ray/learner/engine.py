@@ -43,7 +43,7 @@ class EngineSettings:
 
     optimizer: OptimizerSettings
     micro_batch_size: int
-    """Rows of one rank in one backward."""
+    """Most rows of one rank in one backward."""
     num_ranks: int
     zero_stage: int
     bf16: bool
@@ -51,13 +51,22 @@ class EngineSettings:
 
 
 def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
-    """Return the DeepSpeed JSON of a job; the user's own file wins key by key."""
+    """Return the DeepSpeed JSON of a job; the user's own file wins key by key.
+
+    DeepSpeed accumulates nothing by itself: it would divide losses that are already divided by the
+    counts of the whole step.
+
+    Raises:
+        ValueError: the user's file sets one of the batch sizes.
+    """
     optimizer = settings.optimizer
     cpu = not torch.cuda.is_available()
-    config: dict[str, Any] = {
+    batch_sizes = {
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         "gradient_accumulation_steps": 1,
         "train_batch_size": settings.micro_batch_size * settings.num_ranks,
+    }
+    config: dict[str, Any] = batch_sizes | {
         "steps_per_print": 10**9,
         "gradient_clipping": optimizer.max_grad_norm,
         "zero_allow_untested_optimizer": True,
@@ -77,7 +86,13 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
     if settings.zero_stage == 3 and cpu:
         config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     if settings.deepspeed_file is not None:
-        config.update(json.loads(settings.deepspeed_file.read_text(encoding="utf-8")))
+        own = json.loads(settings.deepspeed_file.read_text(encoding="utf-8"))
+        for name in sorted(batch_sizes.keys() & own.keys()):
+            raise ValueError(
+                f"cluster.deepspeed must leave {name} out, got {own[name]!r}. Remove it from "
+                f"{settings.deepspeed_file}; cluster.micro_batch_size sets it."
+            )
+        config.update(own)
     return config
 
 
@@ -98,6 +113,7 @@ class Engine:
         # The user's own file may name another stage than the settings.
         self._zero_stage: int = self._engine.zero_optimization_stage()
         self._lent_gradients: list[tuple[nn.Parameter, Tensor]] = []
+        self._expect_backward()
 
     @property
     def device(self) -> torch.device:
@@ -105,16 +121,43 @@ class Engine:
         device: torch.device = self._engine.device
         return device
 
+    @property
+    def zero_stage(self) -> int:
+        """Return how far the state is cut over the ranks, the user's own JSON considered."""
+        return self._zero_stage
+
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         """Run the module forward through DeepSpeed."""
         return self._engine(input_ids=input_ids, attention_mask=attention_mask)
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate and reduce gradients."""
+        """Add the gradients of a loss to those of the coming update, unscaled.
+
+        Any number of calls make one update. The sum has the type of the weights: bfloat16 ones are
+        rounded at every call. ZeRO 0 and 1 reduce over ranks once an update, 2 and 3 at every call.
+        """
+        assert not self._gradients_complete, "backward came after the gradients were read"
         self._engine.backward(loss)
+
+    def discard_gradients(self) -> None:
+        """Forget every gradient since the last update, as if there had been no backward."""
+        self._lent_gradients.clear()
+        optimizer = self._engine.optimizer
+        if self._zero_stage == 0:
+            self._engine.zero_grad()
+        else:
+            optimizer.zero_grad()
+        if self._zero_stage in (1, 2):
+            optimizer.micro_step_id = -1
+            optimizer.all_grad_tensors.clear()
+            optimizer.averaged_gradients.clear()
+        if self._zero_stage == 3:
+            optimizer.grad_partitions_flat_buffer.zero_()
+        self._expect_backward()
 
     def step(self) -> float:
         """Clip, step, clear gradients; return the gradient norm before clipping."""
+        self._complete_gradients()
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         norm = self._unsharded_grad_norm() if self._zero_stage == 0 else None
@@ -123,9 +166,8 @@ class Engine:
         self.num_updates += 1
         if self._zero_stage == 3:
             # ZeRO-3 would step again on the last gradient of what the next loss does not reach.
-            for shard in self.shards():
-                shard.gradient.zero_()
-            self._take_gradients_back()
+            self._engine.optimizer.grad_partitions_flat_buffer.zero_()
+        self._expect_backward()
         return norm if norm is not None else float(self._engine.get_global_grad_norm())
 
     def learning_rate(self) -> float:
@@ -141,14 +183,41 @@ class Engine:
         return settings.learning_rate * cosine
 
     def shards(self) -> Iterator[Shard]:
-        """Yield master weights and gradients of the parts this rank owns (edit in place)."""
+        """Return master weights and gradients of the parts this rank owns (edit in place).
+
+        Every rank must call it: it averages the gradients over ranks, where that is still to do.
+        """
+        self._complete_gradients()
         self._take_gradients_back()
+        return self._owned_shards()
+
+    def _owned_shards(self) -> Iterator[Shard]:
         for name, parameter in self.module.named_parameters():
             if not parameter.requires_grad:
                 continue
             shard = self._shard(name, parameter)
             if shard is not None:
                 yield shard
+
+    def _expect_backward(self) -> None:
+        """Tell DeepSpeed to accumulate: it learns which backward was the last when it has been."""
+        self._gradients_complete = False
+        self._engine.set_gradient_accumulation_boundary(False)
+
+    def _complete_gradients(self) -> None:
+        """Average over ranks what was accumulated, once an update."""
+        if self._gradients_complete:
+            return
+        self._gradients_complete = True
+        self._engine.set_gradient_accumulation_boundary(True)
+        optimizer = self._engine.optimizer
+        if self._zero_stage >= 2:
+            optimizer.finalize_gradient_accumulation_boundary()
+        elif getattr(optimizer, "overlap_comm", False):
+            # DeepSpeed's usual reduction expects that this one ran beside the last backward.
+            self._engine._flush_coalesced_reduction_zero12(optimizer)
+        else:
+            self._engine.allreduce_gradients()
 
     def _unsharded_grad_norm(self) -> float:
         """Return what DeepSpeed reports only where it shards."""
@@ -200,17 +269,26 @@ class Engine:
                 out[name] = parameter.detach().to("cpu", copy=True)
         return out
 
-    def save(self, folder: Path, client_state: dict[str, Any]) -> None:
-        """Write masters, optimizer state and ``client_state``; every rank calls it."""
+    def save(self, folder: Path) -> None:
+        """Write weights, masters, optimizer state and ``num_updates``; every rank calls it.
+
+        Gradients are not saved: call it between updates.
+        """
         self._engine.save_checkpoint(
-            str(folder), tag="state", client_state={**client_state, "updates": self.num_updates}
+            str(folder), tag="state", client_state={"num_updates": self.num_updates}
         )
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Restore what :meth:`save` wrote; return the client state."""
+    def load(self, folder: Path) -> None:
+        """Restore what :meth:`save` wrote on as many ranks; every rank calls it.
+
+        Raises:
+            ValueError: the folder holds no saved engine.
+        """
+        if not (folder / "state").is_dir():
+            raise ValueError(f"folder must hold a saved engine, got {folder}. Name another.")
         _, client_state = self._engine.load_checkpoint(str(folder), tag="state")
-        self.num_updates = client_state["updates"]
-        return dict(client_state)
+        self.discard_gradients()
+        self.num_updates = int(client_state["num_updates"])
 
     def destroy(self) -> None:
         """Free the engine's memory (whole under ZeRO 0-2)."""

@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rpa_ray.types import Metrics, is_maximum
+
 T = TypeVar("T")
 
 
@@ -37,6 +39,26 @@ class Ranks:
         total = tensor.to(self.device, copy=True)
         dist.all_reduce(total)
         return total
+
+    def mean(self, metrics: Metrics) -> Metrics:
+        """Return the mean of each metric over ranks, of maxima the largest.
+
+        Every rank must call it with the same keys. A value that is not finite on one rank shows.
+        """
+        if self.size == 1 or not metrics:
+            return metrics
+        keys = sorted(metrics)
+        own = torch.tensor([metrics[k] for k in keys], dtype=torch.float64, device=self.device)
+        rows = [torch.empty_like(own) for _ in range(self.size)]
+        # Gathered, since a reduction of maxima may lose a NaN.
+        dist.all_gather(rows, own)
+        table = torch.stack(rows)
+        means, largest = table.mean(dim=0).tolist(), table.amax(dim=0).tolist()
+        found = {
+            k: top if is_maximum(k) else mean
+            for k, mean, top in zip(keys, means, largest, strict=True)
+        }
+        return {k: found[k] for k in metrics}
 
     def broadcast(self, value: T) -> T:
         """Return rank 0's value on every rank."""

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from rpa_ray.learner.engine import Engine
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.plugin import Objective, OnlineDefence, StepContext
-from rpa_ray.types import Batch, Metrics, ModelOutputs, TokenBatch
+from rpa_ray.types import Batch, Metrics, ModelOutputs, TokenBatch, is_maximum, micro_batches
 
 MAX_SKIPPED_UPDATES = 3
 """Consecutive updates with a non-finite loss after which a run has failed."""
@@ -22,6 +23,14 @@ class SamplingFailed(RuntimeError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class LearnerState(TypedDict):
+    """What a resumed learner needs beside its engine."""
+
+    objective: dict[str, float]
+    defence: dict[str, Tensor | float]
+    num_skipped_in_a_row: int
 
 
 def no_safe_batch() -> TokenBatch:
@@ -49,14 +58,31 @@ class Learner:
         self._num_skipped_in_a_row = 0
 
     def step(self, batch: Batch) -> Metrics:
-        """Train on one batch for the objective's number of epochs; return mean metrics.
+        """Train on this rank's part of a batch for the objective's number of epochs.
+
+        Every rank must call it with as many rows. The metrics that come back are those of the whole
+        batch, means over epochs, the same on every rank.
 
         Raises:
             SamplingFailed: the loss stayed non-finite for several updates in a row.
         """
-        updates = [self._update(batch) for _ in range(self.objective.num_epochs)]
+        updates = [self.ranks.mean(self._update(batch)) for _ in range(self.objective.num_epochs)]
         keys = dict.fromkeys(key for metrics in updates for key in metrics)
-        return {k: _mean([m[k] for m in updates if k in m]) for k in keys}
+        return {k: _over_epochs(k, [m[k] for m in updates if k in m]) for k in keys}
+
+    def state_dict(self) -> LearnerState:
+        """Return the state of attack and defence; the engine saves its own."""
+        return {
+            "objective": self.objective.state_dict(),
+            "defence": self.defence.state_dict(),
+            "num_skipped_in_a_row": self._num_skipped_in_a_row,
+        }
+
+    def load_state_dict(self, state: LearnerState) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.objective.load_state_dict(state["objective"])
+        self.defence.load_state_dict(state["defence"])
+        self._num_skipped_in_a_row = state["num_skipped_in_a_row"]
 
     def context(self) -> StepContext:
         """Return what plug-ins may know about the coming update."""
@@ -70,17 +96,24 @@ class Learner:
     def _update(self, batch: Batch) -> Metrics:
         context = self.context()
         objective, batch = self.defence.plan_step(self.objective, batch, context)
+        context = replace(context, num_terms=self._num_terms(objective, batch))
+        parts = micro_batches(batch, self.engine.settings.micro_batch_size)
         finite = True
 
         def gradient_pass() -> Metrics:
             nonlocal finite
-            term = objective.loss(self.forward, batch, context)
-            extra = self.defence.extra_loss(self.forward, context)
-            loss = term.loss if extra is None else term.loss + extra.loss
-            finite = self._is_finite_everywhere(loss)
-            if finite:
-                self.engine.backward(loss)
-            return term.metrics | (extra.metrics if extra is not None else {})
+            metrics: Metrics = {}
+            for part in parts:
+                term = objective.loss(self.forward, part, context)
+                is_last = part is parts[-1]
+                extra = self.defence.extra_loss(self.forward, context) if is_last else None
+                loss = term.loss if extra is None else term.loss + extra.loss
+                finite = finite and self._is_finite_everywhere(loss)
+                if finite:
+                    self.engine.backward(loss)
+                metrics = _added(metrics, term.metrics)
+                metrics |= extra.metrics if extra is not None else {}
+            return metrics
 
         with self.defence.around_forward():
             metrics = self.defence.compute_gradients(gradient_pass)
@@ -102,11 +135,17 @@ class Learner:
         device = self.engine.device
         return as_outputs(self.engine(input_ids.to(device), attention_mask.to(device)))
 
+    def _num_terms(self, objective: Objective[Any, Any], batch: Batch) -> int:
+        """Return the terms of the whole step's loss, at least 1: without any it is 0, not NaN."""
+        total = self.ranks.sum(objective.num_terms(batch).to(torch.float64))
+        return max(1, int(total.item()))
+
     def _is_finite_everywhere(self, loss: Tensor) -> bool:
         broken = (~torch.isfinite(loss.detach())).to(torch.float64)
         return bool(self.ranks.sum(broken).item() == 0)
 
     def _skip(self) -> Metrics:
+        self.engine.discard_gradients()
         self._num_skipped_in_a_row += 1
         if self._num_skipped_in_a_row >= MAX_SKIPPED_UPDATES:
             raise SamplingFailed(
@@ -122,6 +161,20 @@ def as_outputs(raw: Any) -> Any:
     return raw
 
 
-def _mean(values: list[float]) -> float:
+def _added(sums: Metrics, metrics: Metrics) -> Metrics:
+    """Return the metrics of one more micro-batch added to those before, of maxima the larger."""
+    out = dict(sums)
+    for key, value in metrics.items():
+        if is_maximum(key):
+            out[key] = max(value, sums.get(key, value))
+        else:
+            out[key] = value + sums.get(key, 0.0)
+    return out
+
+
+def _over_epochs(key: str, values: list[float]) -> float:
+    """Return the mean (of maxima the largest) of the finite values, NaN where none is."""
     finite = [v for v in values if math.isfinite(v)]
-    return sum(finite) / len(finite) if finite else float("nan")
+    if not finite:
+        return float("nan")
+    return max(finite) if is_maximum(key) else sum(finite) / len(finite)

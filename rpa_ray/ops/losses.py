@@ -2,8 +2,9 @@
 
 Each is the part's sum, divided by the whole step's count of tokens (or pairs, or rows) and
 multiplied by the number of ranks: the engine averages gradients over ranks, so that what remains is
-the mean over the global batch however it was split. Whatever stands at masked positions, NaN
-included, has neither value nor gradient. A global count of 0 gives NaN: such a step has no loss.
+the mean over the global batch however it was split: the parts of all micro-batches and ranks add
+up to it. Whatever stands at masked positions, NaN included, has neither value nor gradient. Counts
+are at least 1: a step without a single term has loss 0.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rpa_ray.ops.kl import MAX_LOG_RATIO
-from rpa_ray.ops.masking import masked_mean
+from rpa_ray.ops.masking import masked_mean, masked_sum
 from rpa_ray.ops.openrlhf import openrlhf_losses
 
 MAX_MEAN_RATIO = 10.0
@@ -22,17 +23,21 @@ MAX_MEAN_RATIO = 10.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyLoss:
-    """The clipped surrogate and how far the policy has moved; only ``loss`` is differentiable."""
+    """The clipped surrogate and how far the policy has moved; only ``loss`` is differentiable.
+
+    All but ``skipped`` are parts of a mean over the whole step's tokens, scaled as the loss is.
+    """
 
     loss: Float[Tensor, ""]
     clip_frac: Float[Tensor, ""]
     """Share of kept tokens whose gradient the clip removed."""
     approx_kl: Float[Tensor, ""]
     """Mean of ``log pi_old - log pi``: k1 estimate of KL(old || policy), in nats a token."""
-    ratio_mean: Float[Tensor, ""]
-    """Mean of ``pi / pi_old``; 1 before the first update, 0 where no token is kept."""
+    ratio: Float[Tensor, ""]
+    """Mean of ``pi / pi_old``; 1 before the first update."""
     skipped: Bool[Tensor, ""]
-    """True where the mean ratio is above 10 and the loss was therefore multiplied by 0."""
+    """True where the mean ratio of this call's tokens is above 10 and the loss was therefore
+    multiplied by 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,15 +82,18 @@ def clipped_policy_loss(
     with torch.no_grad():
         log_ratio = policy - old
         ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-        ratio_mean = masked_mean(ratio, mask)
         too_high = (ratio > 1 + clip_range) & (advantages > 0)
         too_low = (ratio < 1 - clip_range) & (advantages < 0)
-        skipped = ratio_mean > MAX_MEAN_RATIO
+        skipped = masked_mean(ratio, mask) > MAX_MEAN_RATIO
+
+    def part_of_mean(values: Tensor) -> Tensor:
+        return masked_sum(values, mask) / num_global_tokens * num_ranks
+
     return PolicyLoss(
         loss=loss * ~skipped,
-        clip_frac=masked_mean((too_high | too_low).float(), mask),
-        approx_kl=masked_mean(-log_ratio, mask),
-        ratio_mean=ratio_mean,
+        clip_frac=part_of_mean((too_high | too_low).float()),
+        approx_kl=part_of_mean(-log_ratio),
+        ratio=part_of_mean(ratio),
         skipped=skipped,
     )
 

@@ -1,16 +1,18 @@
 """Batches from the policy itself: prompts -> rollout engine -> scores -> advantages."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from rpa_ray.actors.errors import WorkerError
+from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner, SamplingFailed
 from rpa_ray.ops.logprobs import next_token_logprobs
-from rpa_ray.ops.masking import masked_mean
 from rpa_ray.plugin import Attack, Need
 from rpa_ray.types import (
     Completion,
@@ -92,34 +94,53 @@ class RolloutSource:
         old_logprobs, values, reference_logprobs = self._log_probabilities(tokens)
         self._check_finite(rollout_logprobs, "rollout engine")
         self._check_finite(old_logprobs, "learner")
+        gap = _gap_metrics(rollout_logprobs - old_logprobs, tokens.loss_mask, self._learner.ranks)
         measured = time.perf_counter()
         rewards, harm = pending_rewards(), pending_harm()
         scored = time.perf_counter()
         self._observe(step, completions, {"reward": rewards, "judge": harm})
+        failed = self._failed(rewards, harm)
         rollout = ScoredRollout(
-            tokens=tokens,
+            tokens=replace(tokens, loss_mask=tokens.loss_mask & ~failed[:, None]),
             old_logprobs=old_logprobs,
             rollout_logprobs=rollout_logprobs,
             reference_logprobs=reference_logprobs,
             values=values,
-            rewards=torch.tensor(rewards, device=device),
-            costs=torch.tensor(harm, device=device) if self._needs_costs else None,
+            rewards=_without_failed(rewards, failed),
+            costs=_without_failed(harm, failed) if self._needs_costs else None,
         )
         experience = self._attack.experience(
             rollout, self._learner.defence.shape_advantages, self._learner.context()
         )
-        gap = (rollout_logprobs - old_logprobs).abs().masked_fill(~tokens.loss_mask, 0.0)
-        return experience, experience.metrics | {
-            "reward/mean": _mean(rewards),
-            "judge/p_harm": _mean(harm),
+        ranks = self._learner.ranks
+        measured_here = {
             "rollout/length_tokens": float(tokens.loss_mask.sum()) / len(completions),
-            "rollout/finished_frac": _mean([float(c.finished) for c in completions]),
-            "sync/logprob_gap": float(masked_mean(gap, tokens.loss_mask)),
-            "sync/logprob_gap_max": float(gap.max()),
+            "rollout/finished_frac": sum(c.finished for c in completions) / len(completions),
             "time/rollout_s": sampled - started,
             "time/experience_s": measured - sampled,
             "time/score_s": scored - measured,
         }
+        return experience, experience.metrics | gap | ranks.mean(measured_here) | {
+            "reward/mean": _finite_mean(rewards, ranks),
+            "reward/num_failed": float(ranks.sum(failed.sum().double())),
+            "judge/p_harm": _finite_mean(harm, ranks),
+        }
+
+    def _failed(self, rewards: Sequence[float], harm: Sequence[float]) -> Tensor:
+        """Return which completions [batch] have no finite score; they are left out of the step.
+
+        Raises:
+            WorkerError: The scorers gave no finite score to any completion of any rank.
+        """
+        needed = [rewards, harm] if self._needs_costs else [rewards]
+        scores = torch.tensor(needed, device=self._learner.ranks.device)
+        failed = ~torch.isfinite(scores).all(dim=0)
+        if self._learner.ranks.sum((~failed).sum().double()).item() == 0:
+            raise WorkerError(
+                "the scorers must give at least one completion of a batch a finite score, got "
+                f"{len(rewards)} that are not on this rank. Check the reward model's weights."
+            )
+        return failed
 
     def _log_probabilities(self, tokens: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
@@ -159,5 +180,22 @@ def collate_completions(
     return tokens, logprobs
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _gap_metrics(gap: Tensor, mask: Tensor, ranks: Ranks) -> Metrics:
+    """Return mean and largest |engine - learner| log-probability over the tokens of all ranks."""
+    kept = gap.abs().masked_fill(~mask, 0.0)
+    total, count = ranks.sum(torch.stack([kept.sum(), mask.sum()]).double()).tolist()
+    return {"sync/logprob_gap": total / max(count, 1.0)} | ranks.mean(
+        {"sync/logprob_gap_max": float(kept.max())}
+    )
+
+
+def _without_failed(scores: Sequence[float], failed: Tensor) -> Tensor:
+    return torch.tensor(scores, device=failed.device).masked_fill(failed, 0.0)
+
+
+def _finite_mean(values: Sequence[float], ranks: Ranks) -> float:
+    """Return the mean of the finite values of all ranks."""
+    finite = [value for value in values if math.isfinite(value)]
+    sums = torch.tensor([sum(finite), len(finite)], dtype=torch.float64)
+    total, count = ranks.sum(sums).tolist()
+    return float(total / max(count, 1.0))

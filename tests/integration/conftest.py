@@ -1,5 +1,6 @@
 """A local Ray cluster, a rollout engine, and small random models that it can serve."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,16 @@ from rpa_ray.actors.pools import RolloutPool, create_rollout_pool
 from rpa_ray.actors.rollout import EngineConfig
 
 MAX_MODEL_LEN = 96
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where the embedded models are made, once, by whichever test needs them first.
+
+    RPA_RAY_TEST_CACHE names a folder that outlives the tests, which saves minutes.
+    """
+    kept = os.environ.get("RPA_RAY_TEST_CACHE")
+    return Path(kept) if kept else tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,13 @@
 """The README's first command, whole and real: worlds, models, PPO, defences, evaluation, report."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command_line import rpa_ray
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from rpa_ray.actors.pools import RolloutPool
@@ -20,22 +18,6 @@ from rpa_ray.weight_sync.verify import output_gap
 
 ROOT = Path(__file__).parents[2]
 Record = dict[str, Any]
-
-
-def rpa_ray(*arguments: str, cache: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(Path(sys.executable).with_name("rpa-ray")), *arguments],
-        cwd=cwd,
-        env={**os.environ, "RPA_RAY_CACHE": str(cache)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")

@@ -107,6 +107,18 @@ def test_a_killed_worker_is_named_and_loads_its_models_again_by_itself(pool: Sco
     assert pool.score("judge", PAIRS) == scores
 
 
+def test_a_worker_that_hangs_is_replaced(pool: ScorerPool) -> None:
+    scores = pool.score("judge", PAIRS)
+    impatient = ScorerPool(pool._members, time_limit_s=3.0)
+    victim = pool.call_all("status")[0]
+    os.kill(victim.pid, signal.SIGSTOP)
+    with pytest.raises(WorkerError, match=r"scoring worker 0 must answer status, got no answer"):
+        impatient.wait_until_up()
+    pool.wait_until_up()
+    assert pool.call_all("status")[0].pid != victim.pid
+    assert pool.score("judge", PAIRS) == scores
+
+
 def test_an_unloaded_scorer_is_gone(pool: ScorerPool) -> None:
     pool.unload("fluency")
     with pytest.raises(ValueError, match="got 'fluency'"):

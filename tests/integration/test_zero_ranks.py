@@ -1,6 +1,9 @@
-"""Two learner processes under each ZeRO stage give what one gives."""
+"""However many ranks, ZeRO stages and micro-batches share a step, it is the same step."""
 
+import multiprocessing
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +19,23 @@ from fakes import (
     token_batch,
 )
 from safetensors.torch import load_file
+from torch import Tensor
 
 from rpa_ray.attacks.ppo import PPO
 from rpa_ray.defences.online.refusal_loss import RefusalLoss
-from rpa_ray.learner.engine import OptimizerSettings
+from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.ranks import Ranks
-from rpa_ray.plugin import OnlineDefence
-from rpa_ray.types import Experience, ScoredRollout, TokenBatch
+from rpa_ray.learner.step import Learner
+from rpa_ray.plugin import OnlineDefence, StepContext
+from rpa_ray.types import Experience, LossTerm, ScoredRollout, TokenBatch
 
-# Answers of different lengths, so that the two ranks hold different numbers of tokens.
-ROWS = [[1, 5, 6, 7, 8, 2], [1, 9, 10, 2], [1, 11, 2], [1, 12, 13, 14, 2]]
-REFUSALS = [[1, 15, 16, 2], [1, 17, 18, 19, 20, 2]]
+# Answers of one to eight tokens in no order, so that ranks and micro-batches hold different numbers
+# of tokens. 12 rows divide over 1 to 4 ranks.
+LENGTHS = [8, 1, 3, 2, 5, 1, 1, 7, 4, 2, 6, 1]
+ROWS = [[1, *range(3, 3 + n), 2] for n in LENGTHS]
+REFUSALS = [[1, *range(12, 12 + n), 2] for n in reversed(LENGTHS)]
+WHOLE = 64
+"""More rows than any rank has: one backward."""
 # Adam's first update with a large eps is nearly proportional to the gradient: an error in its
 # scale shows, and rounding does not.
 OPTIMIZER = OptimizerSettings(learning_rate=1.0, num_steps=1, eps=1.0)
@@ -34,36 +43,141 @@ DEFENCES = {
     "none": OnlineDefence(OnlineDefence.Config()),
     "refusal_loss": RefusalLoss(RefusalLoss.Config(alpha=2.0)),
 }
+# Stage 3 first: its first engine gives the linear layers of the whole process another backward,
+# which rounds bfloat16 differently, and what is compared below must have the same.
+KINDS = [(stage, bf16) for stage in (3, 2, 1) for bf16 in (False, True)]
+DTYPES = pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+EVERY_STAGE = pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+SHARDED = pytest.mark.parametrize("zero_stage", [1, 2, 3])
 Outcome = dict[str, Any]
 
 
 def part_of(rows: list[list[int]], ranks: Ranks) -> TokenBatch:
-    return token_batch(ranks.part(rows), width=6)
+    return token_batch(ranks.part(rows), width=10)
 
 
-def experience_part(attack: PPO, learner: Any, ranks: Ranks) -> Experience:
+def experience_part(attack: PPO, learner: Learner) -> Experience:
     """Return this rank's part of one global rollout, whitened over all ranks."""
     everything = experience_of(token_batch(ROWS))
-    part = ranks.part(list(range(len(ROWS))))
+    part = learner.ranks.part(list(range(len(ROWS))))
     rollout = ScoredRollout(
-        tokens=part_of(ROWS, ranks),
+        tokens=part_of(ROWS, learner.ranks),
         old_logprobs=everything.old_logprobs[part],
         rollout_logprobs=everything.old_logprobs[part],
         reference_logprobs=everything.returns[part],
         values=everything.old_values[part],
-        rewards=torch.tensor([1.0, -2.0, 0.5, 3.0])[part],
+        rewards=torch.linspace(-2.0, 3.0, len(ROWS))[part],
         costs=None,
     )
     return attack.experience(rollout, lambda advantages, costs: advantages, learner.context())
 
 
-def one_step(zero_stage: int, defence: OnlineDefence, ranks: Ranks) -> tuple[Any, float]:
-    engine = tiny_engine(zero_stage=zero_stage, num_ranks=ranks.size, optimizer=OPTIMIZER)
+def one_step(zero_stage: int, defence: str, micro_batch_size: int, ranks: Ranks) -> Outcome:
+    """Return weights, controller and metrics after one update."""
+    engine = tiny_engine(
+        zero_stage=zero_stage,
+        num_ranks=ranks.size,
+        micro_batch_size=micro_batch_size,
+        optimizer=OPTIMIZER,
+    )
     attack = PPO(PPO.Config(num_epochs=1))
-    learner = learner_of(engine, attack, defence, ranks=ranks, safe_batch=part_of(REFUSALS, ranks))
-    metrics = learner.step(experience_part(attack, learner, ranks))
+    learner = learner_of(
+        engine, attack, DEFENCES[defence], ranks=ranks, safe_batch=part_of(REFUSALS, ranks)
+    )
+    metrics = learner.step(experience_part(attack, learner))
     weights = engine.weights() | {"kl_coef": torch.tensor(attack.kl.value)}
-    return weights, metrics["optim/grad_norm"]
+    return {"weights": weights, "metrics": metrics}
+
+
+def step_cases(num_ranks: int) -> Iterator[tuple[int, str, int]]:
+    """Yield stage, defence and rows of a micro-batch; 5 of 12 rows leave a smaller last one."""
+    if num_ranks > 2:
+        yield 2, "refusal_loss", 1
+        return
+    for stage in (0, 1, 2, 3):
+        for defence in DEFENCES:
+            for size in (WHOLE, 5, 1) if num_ranks == 1 else (WHOLE, 5):
+                yield stage, defence, size
+
+
+class BreaksOnce(PPO):
+    """PPO whose loss is NaN on the last rank, in the second micro-batch that it sees."""
+
+    num_calls = 0
+
+    def loss(self, forward: Any, batch: Experience, context: StepContext) -> LossTerm:
+        term = super().loss(forward, batch, context)
+        self.num_calls += 1
+        if self.num_calls == 2 and dist.get_rank() == context.num_ranks - 1:
+            return replace(term, loss=term.loss * float("nan"))
+        return term
+
+
+def after_a_broken_update(zero_stage: int, bf16: bool, ranks: Ranks) -> tuple[Outcome, Outcome]:
+    """Return engines' states after a skipped and a good update, and after the good one alone."""
+    states = []
+    for attack in (BreaksOnce(PPO.Config(num_epochs=2)), PPO(PPO.Config(num_epochs=1))):
+        engine = tiny_engine(
+            zero_stage=zero_stage, bf16=bf16, num_ranks=ranks.size, micro_batch_size=3
+        )
+        learner = learner_of(engine, attack, ranks=ranks)
+        batch = experience_part(attack, learner)
+        learner.step(batch)
+        assert engine.num_updates == 1
+        states.append(engine_state(engine))
+    return states[0], states[1]
+
+
+def engine_state(engine: Engine) -> Outcome:
+    """Return whole weights, masters and moments: shards of ZeRO-3 end in padding of any value."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    parameters = dict(engine.module.named_parameters())
+    return {
+        "weights": engine.weights(),
+        "masters": {n: safe_get_full_fp32_param(p) for n, p in parameters.items()},
+        "moments": {
+            key: {n: safe_get_full_optimizer_state(p, key) for n, p in parameters.items()}
+            for key in ("exp_avg", "exp_avg_sq")
+        },
+        "adam_updates": [s["step"] for s in engine._engine.optimizer.optimizer.state.values()],
+        "num_updates": engine.num_updates,
+    }
+
+
+def trained(
+    zero_stage: int, bf16: bool, ranks: Ranks, folder: Path, *, save: bool, load: bool
+) -> Outcome:
+    """Return the state after five updates; the first three are taken from ``folder`` by ``load``.
+
+    The rate rises from update to update, so that a wrong count of updates shows.
+    """
+    optimizer = OptimizerSettings(learning_rate=1e-2, num_steps=5, warmup_frac=1.0)
+    engine = tiny_engine(
+        zero_stage=zero_stage,
+        bf16=bf16,
+        num_ranks=ranks.size,
+        micro_batch_size=4,
+        optimizer=optimizer,
+        seed=7 if load else 0,
+    )
+    attack = PPO(PPO.Config(num_epochs=1))
+    learner = learner_of(
+        engine, attack, DEFENCES["refusal_loss"], ranks=ranks, safe_batch=part_of(REFUSALS, ranks)
+    )
+    folder = folder / f"{zero_stage}-{bf16}"
+    if load:
+        engine.load(folder / "engine")
+        state = torch.load(folder / f"learner{ranks.rank}.pt", weights_only=True)
+        learner.load_state_dict(state)
+    for _ in range(engine.num_updates, 3):
+        learner.step(experience_part(attack, learner))
+    if save:
+        engine.save(folder / "engine")
+        torch.save(learner.state_dict(), folder / f"learner{ranks.rank}.pt")
+    for _ in range(2):
+        learner.step(experience_part(attack, learner))
+    return engine_state(engine) | {"kl_coef": attack.kl.value}
 
 
 def gather_often(num_ranks: int, checkpoint: Path) -> tuple[int, int]:
@@ -82,28 +196,47 @@ def gather_often(num_ranks: int, checkpoint: Path) -> tuple[int, int]:
 
 
 def work(rank: int, num_ranks: int, folder: str) -> None:
-    start_rank(rank, num_ranks, folder)
-    ranks = Ranks.current()
-    gathered = gather_often(num_ranks, Path(folder))
-    steps = {
-        (stage, name): one_step(stage, defence, ranks)
-        for stage in (1, 2, 3)
-        for name, defence in DEFENCES.items()
-    }
-    torch.save({"steps": steps, "gathered": gathered}, Path(folder, f"outcome{rank}.pt"))
-    dist.destroy_process_group()
+    ranks = start_rank(rank, num_ranks, folder)
+    found: Outcome = {"steps": {case: one_step(*case, ranks) for case in step_cases(num_ranks)}}
+    if num_ranks == 2:
+        own = {"loss": float(rank), "gap_max": -1.0 - rank, "broken": [1.0, float("nan")][rank]}
+        found["mean"] = ranks.mean(own)
+        found["gathered"] = gather_often(num_ranks, Path(folder))
+        found["broken"] = {kind: after_a_broken_update(*kind, ranks) for kind in KINDS}
+        for name, save in (("saved", True), ("uninterrupted", False)):
+            found[name] = {
+                kind: trained(*kind, ranks, Path(folder), save=save, load=False) for kind in KINDS
+            }
+    finish(found, rank, folder)
 
 
-def start_rank(rank: int, num_ranks: int, folder: str) -> None:
+def work_on(rank: int, num_ranks: int, folder: str) -> None:
+    """Go on from what other processes saved."""
+    ranks = start_rank(rank, num_ranks, folder)
+    resumed = {kind: trained(*kind, ranks, Path(folder), save=False, load=True) for kind in KINDS}
+    finish({"resumed": resumed}, rank, folder)
+
+
+def start_rank(rank: int, num_ranks: int, folder: str) -> Ranks:
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)
     rendezvous = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=num_ranks)
+    return Ranks.current()
 
 
-def outcomes(num_ranks: int, folder: Path) -> list[Outcome]:
+def finish(found: Outcome, rank: int, folder: str) -> None:
+    torch.save(found, Path(folder, f"outcome{rank}.pt"))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def outcomes(num_ranks: int, folder: Path, worker: Any = work) -> list[Outcome]:
     tiny_llama().to(torch.bfloat16).save_pretrained(folder)
-    mp.spawn(work, (num_ranks, str(folder)), nprocs=num_ranks)
+    Path(folder, "rendezvous").unlink(missing_ok=True)
+    # Ranks are forked from one process that has imported everything: imports are most of the time.
+    multiprocessing.set_forkserver_preload(["rpa_ray.ops.openrlhf", "deepspeed", "transformers"])
+    mp.start_processes(worker, (num_ranks, str(folder)), num_ranks, start_method="forkserver")
     return [torch.load(folder / f"outcome{rank}.pt") for rank in range(num_ranks)]
 
 
@@ -113,38 +246,141 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
-    return outcomes(2, tmp_path_factory.mktemp("two"))
+def two_ranks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(two_ranks_folder: Path) -> list[Outcome]:
+    return outcomes(2, two_ranks_folder)
+
+
+@pytest.fixture(scope="module")
+def resumed(two_ranks: list[Outcome], two_ranks_folder: Path) -> list[Outcome]:
+    return outcomes(2, two_ranks_folder, work_on)
+
+
+def assert_same_step(found: Outcome, expected: Outcome) -> None:
+    assert found["metrics"].keys() == expected["metrics"].keys()
+    for name, value in expected["metrics"].items():
+        assert found["metrics"][name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+    for name, weight in expected["weights"].items():
+        torch.testing.assert_close(found["weights"][name], weight, rtol=0, atol=1e-6)
+
+
+def assert_equal(found: Any, expected: Any, where: str = "") -> None:
+    """Compare nested states bit by bit."""
+    if isinstance(expected, Tensor):
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected), where
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_equal(found[key], expected[key], f"{where}/{key}")
+    elif isinstance(expected, list):
+        for one, other in zip(found, expected, strict=True):
+            assert_equal(one, other, where)
+    else:
+        assert found == expected, where
 
 
 @pytest.mark.parametrize("defence", DEFENCES)
-@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+@EVERY_STAGE
 def test_a_step_on_two_ranks_is_the_step_on_one(
     zero_stage: int, defence: str, one_rank: Outcome, two_ranks: list[Outcome]
 ) -> None:
-    expected, norm = one_rank["steps"][zero_stage, defence]
+    case = (zero_stage, defence, WHOLE)
     for outcome in two_ranks:
-        weights, its_norm = outcome["steps"][zero_stage, defence]
-        assert its_norm == pytest.approx(norm, rel=1e-5)
-        for name, weight in weights.items():
-            torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
+        assert_same_step(outcome["steps"][case], one_rank["steps"][case])
 
 
-@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+@pytest.mark.parametrize("size", [5, 1])
+@pytest.mark.parametrize("defence", DEFENCES)
+@EVERY_STAGE
+def test_micro_batches_on_one_rank_make_the_step_of_one_batch(
+    zero_stage: int, defence: str, size: int, one_rank: Outcome
+) -> None:
+    steps = one_rank["steps"]
+    assert_same_step(steps[zero_stage, defence, size], steps[zero_stage, defence, WHOLE])
+
+
+@pytest.mark.parametrize("defence", DEFENCES)
+@EVERY_STAGE
+def test_micro_batches_on_two_ranks_make_the_step_of_one_batch_on_one(
+    zero_stage: int, defence: str, one_rank: Outcome, two_ranks: list[Outcome]
+) -> None:
+    for outcome in two_ranks:
+        assert_same_step(
+            outcome["steps"][zero_stage, defence, 5],
+            one_rank["steps"][zero_stage, defence, WHOLE],
+        )
+
+
+@pytest.mark.parametrize("num_ranks", [3, 4])
+def test_three_and_four_ranks_make_the_step_of_one(
+    num_ranks: int, one_rank: Outcome, tmp_path: Path
+) -> None:
+    for outcome in outcomes(num_ranks, tmp_path):
+        assert_same_step(
+            outcome["steps"][2, "refusal_loss", 1], one_rank["steps"][2, "refusal_loss", WHOLE]
+        )
+
+
+def test_metrics_are_means_over_ranks_and_maxima_the_largest(two_ranks: list[Outcome]) -> None:
+    for outcome in two_ranks:
+        assert list(outcome["mean"]) == ["loss", "gap_max", "broken"]
+        assert outcome["mean"]["loss"] == 0.5
+        assert outcome["mean"]["gap_max"] == -1.0
+        assert str(outcome["mean"]["broken"]) == "nan"
+
+
+def test_every_rank_reports_the_same_numbers(two_ranks: list[Outcome]) -> None:
+    for case, step in two_ranks[0]["steps"].items():
+        assert two_ranks[1]["steps"][case]["metrics"] == step["metrics"]
+
+
+@SHARDED
 def test_the_step_that_is_compared_moves_the_weights(zero_stage: int, one_rank: Outcome) -> None:
-    weights, _ = one_rank["steps"][zero_stage, "none"]
-    defended, _ = one_rank["steps"][zero_stage, "refusal_loss"]
+    weights = one_rank["steps"][zero_stage, "none", WHOLE]["weights"]
+    defended = one_rank["steps"][zero_stage, "refusal_loss", WHOLE]["weights"]
     for name, parameter in tiny_llama().named_parameters():
         assert float((weights[name] - parameter.detach()).abs().max()) > 1e-3
         assert float((weights[name] - defended[name]).abs().max()) > 1e-3
 
 
-def test_stages_agree(one_rank: Outcome) -> None:
-    for stage in (2, 3):
-        for name, weight in one_rank["steps"][stage, "none"][0].items():
-            torch.testing.assert_close(
-                weight, one_rank["steps"][1, "none"][0][name], rtol=0, atol=1e-6
-            )
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_stages_agree(zero_stage: int, one_rank: Outcome) -> None:
+    steps = one_rank["steps"]
+    assert_same_step(steps[zero_stage, "none", WHOLE], steps[1, "none", WHOLE])
+
+
+@DTYPES
+@SHARDED
+def test_an_update_that_broke_half_way_on_one_rank_leaves_nothing_behind(
+    zero_stage: int, bf16: bool, two_ranks: list[Outcome]
+) -> None:
+    for outcome in two_ranks:
+        disturbed, undisturbed = outcome["broken"][zero_stage, bf16]
+        assert_equal(disturbed, undisturbed)
+
+
+@DTYPES
+@SHARDED
+def test_saving_changes_nothing(zero_stage: int, bf16: bool, two_ranks: list[Outcome]) -> None:
+    for outcome in two_ranks:
+        kind = (zero_stage, bf16)
+        assert_equal(outcome["saved"][kind], outcome["uninterrupted"][kind])
+
+
+@DTYPES
+@SHARDED
+def test_new_processes_go_on_as_if_nothing_had_stopped(
+    zero_stage: int, bf16: bool, two_ranks: list[Outcome], resumed: list[Outcome]
+) -> None:
+    for before, after in zip(two_ranks, resumed, strict=True):
+        found = after["resumed"][zero_stage, bf16]
+        assert found["num_updates"] == 5
+        assert_equal(found, before["uninterrupted"][zero_stage, bf16])
 
 
 def test_groups_of_parameters_are_gathered_whole_under_zero_3(two_ranks: list[Outcome]) -> None:

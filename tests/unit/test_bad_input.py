@@ -54,6 +54,8 @@ def refused(
         ("attack.max_new_tokens=120", "attack.max_new_tokens must be at most 102"),
         ("cluster.num_ranks=8", "cluster must ask for at most the"),
         ("cluster.zero_stage=0", "cluster.zero_stage must be 1, 2 or 3 with bfloat16 weights"),
+        ("cluster.address=nowhere", "cluster.address must have the form host:port, ray://host:"),
+        ("cluster.address=127.0.0.1:1", "got '127.0.0.1:1'. Connection refused. Start it"),
         ("seed=-1", "seed must be greater than or equal to 0, got -1"),
         ("nothing", "--set must have the form key=value"),
     ],

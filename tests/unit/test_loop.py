@@ -28,12 +28,30 @@ class Numbers:
         return {"policy/loss": -1.0}
 
 
+class Notebook:
+    """Checkpoints that only write down when they are asked."""
+
+    def __init__(self, *, next_step: int = 0, diary: list[str] | None = None) -> None:
+        self.next_step = next_step
+        self.diary: list[str] = diary if diary is not None else []
+
+    def restore(self) -> int:
+        return self.next_step
+
+    def save_if_due(self, next_step: int) -> None:
+        self.diary.append(f"maybe {next_step}")
+
+    def save(self, next_step: int) -> None:
+        self.diary.append(f"save {next_step}")
+
+
 def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def run(numbers: Any, path: Path, **rest: Any) -> None:
     log = JsonLines(path, enabled=True)
+    rest.setdefault("checkpoints", Notebook())
     train(numbers, numbers, num_steps=3, samples_per_step=8, log=log, **rest)
 
 
@@ -49,14 +67,14 @@ def test_one_line_a_step_with_samples_and_times(tmp_path: Path) -> None:
 def test_weights_are_pushed_before_each_batch_is_made(tmp_path: Path) -> None:
     numbers = Numbers()
 
-    def push(step: int) -> Metrics:
-        numbers.diary.append(f"push {step}")
+    def push() -> Metrics:
+        numbers.diary.append("push")
         return {"sync/bytes": 64.0}
 
     run(numbers, tmp_path / "metrics.jsonl", push=push)
     assert numbers.diary[:6] == [
-        *("push 0", "batch 0", "learn batch 0"),
-        *("push 1", "batch 1", "learn batch 1"),
+        *("push", "batch 0", "learn batch 0"),
+        *("push", "batch 1", "learn batch 1"),
     ]
     assert lines_of(tmp_path / "metrics.jsonl")[2]["sync/bytes"] == 64.0
 
@@ -86,3 +104,35 @@ def test_progress_hears_of_every_step(tmp_path: Path) -> None:
         progress=lambda step, metrics: heard.append((step, metrics["reward/mean"])),
     )
     assert heard == [(0, 0.0), (1, 1.0), (2, 2.0)]
+
+
+def test_an_interrupted_training_goes_on_at_its_next_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    run(Numbers(), path)
+    numbers = Numbers()
+    run(numbers, path, checkpoints=Notebook(next_step=2))
+    assert numbers.diary == ["batch 2", "learn batch 2"]
+    assert [line["step"] for line in lines_of(path)] == [0, 1, 2]
+
+
+def test_lines_after_the_checkpoint_are_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    run(Numbers(), path)
+    with pytest.raises(TrainingFailed):
+        run(Numbers(breaks_at=1), path, checkpoints=Notebook(next_step=1))
+    assert [line["step"] for line in lines_of(path)] == [0]
+
+
+def test_a_training_is_saved_between_steps_and_at_its_end(tmp_path: Path) -> None:
+    numbers = Numbers()
+    run(numbers, tmp_path / "m.jsonl", checkpoints=Notebook(diary=numbers.diary))
+    assert [entry for entry in numbers.diary if "batch" not in entry] == [
+        *("maybe 1", "maybe 2", "save 3")
+    ]
+    assert numbers.diary.index("maybe 1") < numbers.diary.index("batch 1")
+
+
+def test_a_finished_training_is_not_saved_again(tmp_path: Path) -> None:
+    notebook = Notebook(next_step=3)
+    run(Numbers(), tmp_path / "m.jsonl", checkpoints=notebook)
+    assert notebook.diary == []

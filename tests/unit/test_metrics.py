@@ -26,15 +26,40 @@ def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
     assert read(tmp_path / "m.jsonl") == [{"a": None, "b": None, "c": 0.33333333}]
 
 
-@pytest.mark.parametrize(("keep", "steps"), [(0, [9]), (2, [0, 1, 9]), (None, [0, 1, 2, 9])])
+@pytest.mark.parametrize(("keep", "steps"), [(0, [9]), (2, [0, 1, 9]), (7, [0, 1, 2, 9])])
 def test_a_file_is_continued_after_the_lines_that_are_kept(
-    tmp_path: Path, keep: int | None, steps: list[int]
+    tmp_path: Path, keep: int, steps: list[int]
 ) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps({"step": i}) + "\n" for i in range(3)))
-    log = JsonLines(path, enabled=True, keep_lines=keep)
+    log = JsonLines(path, enabled=True)
+    assert log.num_lines == 3
+    log.rewind(keep)
     log.write({"step": 9})
     assert [line["step"] for line in read(path)] == steps
+    assert log.num_lines == len(steps)
+
+
+def test_a_line_cut_short_by_a_kill_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 0}\n{"step": 1}\n{"st')
+    log = JsonLines(path, enabled=True)
+    assert log.num_lines == 2
+    log.rewind(2)
+    log.write({"step": 2})
+    assert [line["step"] for line in read(path)] == [0, 1, 2]
+
+
+def test_a_log_goes_back_to_its_saved_state(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path / "m.jsonl", enabled=True)
+    log.write({"step": 0})
+    state = log.state_dict()
+    log.write({"step": 1})
+    log.close()
+    later = JsonLines(tmp_path / "m.jsonl", enabled=True)
+    later.load_state_dict(state)
+    later.write({"step": 5})
+    assert [line["step"] for line in read(tmp_path / "m.jsonl")] == [0, 5]
 
 
 def test_another_rank_writes_nothing(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from rpa_ray.placement import (
     local_cpus,
     local_memory_gib,
     memory_asked_gib,
+    parallel_cells,
+    require_cluster_resources,
 )
 
 
@@ -41,8 +43,8 @@ def test_more_cpus_than_there_are_are_refused() -> None:
         check_placement(cell(cpus_per_rank=asked), "cells[1].")
     assert str(caught.value) == (
         f"cells[1].cluster must ask for at most the {local_cpus()} CPUs of this machine, got "
-        f"'{asked + 0.75:g} CPUs'. Lower num_ranks, num_rollout_workers, num_scorer_workers or "
-        "their cpus_per_*."
+        f"'{asked + 0.75:g} CPUs'. Lower num_ranks, num_rollout_workers, num_scorer_workers, "
+        "their cpus_per_* or parallel_cells."
     )
 
 
@@ -59,6 +61,64 @@ def test_more_memory_than_there_is_is_refused(
     monkeypatch.setattr(placement, "CGROUP", tmp_path)
     with pytest.raises(ConfigError, match=r"^cluster must ask for at most the 2.0 GiB memory of"):
         check_placement(cell(cpus_per_rank=0.1), "")
+
+
+def test_cells_side_by_side_count_each() -> None:
+    check_placement(cell(cpus_per_rank=0.01, parallel_cells=1), "")
+    with pytest.raises(ConfigError, match=r"CPUs of this machine"):
+        check_placement(cell(cpus_per_rank=0.01, parallel_cells=2 * local_cpus()), "")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend 2 CPUs and 16 GiB, without a cluster to join."""
+    monkeypatch.setattr(placement, "local_cpus", lambda: 2)
+    monkeypatch.setattr(placement, "local_memory_gib", lambda: 16.0)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "num_cells", "num"),
+    [
+        ({"cpus_per_rank": 0.25}, 5, 2),  # 1 CPU each
+        ({"cpus_per_rank": 0.25}, 1, 1),  # no more than there are cells
+        ({"cpus_per_rank": 0.01, "cpus_per_rollout_worker": 0.01}, 5, 2),  # a core each at least
+        ({"cpus_per_rank": 1.0}, 5, 1),  # 1.75 CPUs
+        ({"cpus_per_rank": 0.25, "num_scorer_workers": 4}, 5, 1),  # 12 GiB
+        ({"cpus_per_rank": 0.25, "parallel_cells": 1}, 5, 1),
+        ({"cpus_per_rank": 0.25, "parallel_cells": 9}, 5, 5),
+        ({"cpus_per_rank": 0.25, "address": "auto"}, 5, 1),
+    ],
+)
+def test_as_many_cells_run_side_by_side_as_the_machine_has_room_for(
+    cluster: dict[str, float | str], num_cells: int, num: int, machine: None
+) -> None:
+    assert parallel_cells([cell(**cluster)] * num_cells) == num
+
+
+def test_a_cluster_that_was_joined_and_is_too_small_is_refused() -> None:
+    # 2 x 1 + 0.5 + 0.25 CPUs, 2 x 1 GPUs
+    settings = cell(num_ranks=2, gpus_per_rank=1)
+    require_cluster_resources(settings, {"CPU": 2.75, "GPU": 2.0, "node:a": 1.0})
+    with pytest.raises(ConfigError) as caught:
+        require_cluster_resources(settings, {"CPU": 2.0, "GPU": 8.0})
+    assert str(caught.value) == (
+        "cluster must ask for at most the 2 CPUs of the Ray cluster, got '2.75 CPUs'. Lower "
+        "num_ranks, num_rollout_workers, num_scorer_workers, their cpus_per_* or parallel_cells."
+    )
+    with pytest.raises(ConfigError, match="at most the 0 GPUs of the Ray cluster, got '2 GPUs'"):
+        require_cluster_resources(settings, {"CPU": 2.75})
+    with pytest.raises(ConfigError, match=r"got '3\.5 CPUs'"):
+        require_cluster_resources(cell(parallel_cells=2), {"CPU": 3.0})
+
+
+@pytest.mark.parametrize("address", ["", "local"])
+def test_a_cluster_that_is_started_here_is_judged_by_this_machine(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match="CPUs of this machine"):
+        check_placement(cell(cpus_per_rank=4096, address=address), "")
 
 
 @pytest.mark.parametrize("by", ["address", "variable"])

@@ -15,6 +15,7 @@ GRID = """
 kind: campaign
 attack: ppo
 data: {num_samples: 1000}
+cluster: {parallel_cells: 1}
 cells: [{attack: none}, {}, {defence: {name: refusal_loss, alpha: 3}}]
 """
 
@@ -75,6 +76,19 @@ def test_the_caption_adds_up_the_machine_and_the_minutes(
     planned = float(caption.partition("; about ")[2].partition(" min")[0])
     assert planned == pytest.approx(minutes, abs=0.6)
     assert caption.endswith(f"results in {tmp_path / 'out'}")
+
+
+def test_cells_side_by_side_take_more_of_the_machine_and_less_time(
+    tmp_path: Path, world_cache: Path
+) -> None:
+    captions = []
+    for num in (1, 2):
+        (tmp_path / "grid.yaml").write_text(GRID)
+        config = load_config(tmp_path / "grid.yaml", [f"cluster.parallel_cells={num}"])
+        captions.append(rows(config, tmp_path / "out", world_cache)[1])
+    assert captions[1].startswith("2 cells at a time, 3.5 CPUs, about 12.0 GiB memory; about ")
+    minutes = [float(c.partition("; about ")[2].partition(" min")[0]) for c in captions]
+    assert minutes[1] < minutes[0]
 
 
 def test_what_is_done_costs_nothing_and_needs_no_model(

@@ -13,7 +13,14 @@ from rpa_ray.plugin import (
     global_mean,
     parameters_of,
 )
-from rpa_ray.types import Experience, LabelledBatch, PairBatch, num_rows, on_device
+from rpa_ray.types import (
+    Experience,
+    LabelledBatch,
+    PairBatch,
+    micro_batches,
+    num_rows,
+    on_device,
+)
 
 
 def test_a_global_count_adds_the_trues_of_every_rank() -> None:
@@ -87,6 +94,34 @@ def test_rows_of_a_batch_count_pairs_once() -> None:
     assert num_rows(PairBatch(chosen=tokens, rejected=tokens)) == 3
     assert num_rows(experience) == 3
     assert num_rows(labelled) == 3
+
+
+def test_micro_batches_are_the_rows_in_order_and_the_last_is_smaller() -> None:
+    tokens = token_batch([[1, row] for row in range(5)])
+    parts = micro_batches(tokens, 2)
+    assert [part.input_ids[:, 1].tolist() for part in parts] == [[0, 1], [2, 3], [4]]
+    assert [len(part.loss_mask) for part in parts] == [2, 2, 1]
+    assert micro_batches(tokens, 5) == [tokens]
+
+
+def test_every_tensor_of_a_batch_is_cut_at_the_same_rows() -> None:
+    tokens = token_batch([[1, row] for row in range(3)])
+    column = torch.arange(3.0)[:, None].expand(3, 2)
+    experience = Experience(
+        tokens=tokens, old_logprobs=column, old_values=column, advantages=column, returns=column
+    )
+    last = micro_batches(experience, 2)[1]
+    assert last.tokens.input_ids.tolist() == [[1, 2]]
+    for name in ("old_logprobs", "old_values", "advantages", "returns"):
+        assert getattr(last, name).tolist() == [[2.0, 2.0]]
+    pairs = micro_batches(PairBatch(chosen=tokens, rejected=tokens), 1)
+    assert [int(p.rejected.input_ids[0, 1]) for p in pairs] == [0, 1, 2]
+    labelled = LabelledBatch(
+        input_ids=tokens.input_ids,
+        attention_mask=tokens.attention_mask,
+        labels=torch.tensor([7, 8, 9]),
+    )
+    assert [part.labels.tolist() for part in micro_batches(labelled, 2)] == [[7, 8], [9]]
 
 
 def test_moving_a_batch_moves_all_of_its_tensors() -> None:

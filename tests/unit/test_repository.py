@@ -30,7 +30,7 @@ MAX_FILE_LINES = 400
 # Which parts of the package may import a library at all. A part is a path below rpa_ray/ that
 # the module's own path starts with.
 MAY_IMPORT = {
-    "ray": ("actors/", "weight_sync/", "campaign", "sweep", "cli"),
+    "ray": ("actors/", "weight_sync/", "campaign", "sweep", "cli", "ray_address", "ray_job"),
     "vllm": ("actors/rollout", "weight_sync/"),
     "deepspeed": ("learner/",),
     "openrlhf": ("ops/",),

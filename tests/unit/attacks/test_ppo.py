@@ -3,13 +3,13 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import context_of, experience_of, forward_of, tiny_policy, token_batch
+from fakes import context_of, experience_of, forward_of, loss_of, tiny_policy, token_batch
 from torch import Tensor
 
 from rpa_ray.attacks.ppo import PPO
 from rpa_ray.ops.logprobs import next_token_logprobs
-from rpa_ray.plugin import Need, StepContext
-from rpa_ray.types import Experience, ScoredRollout, TokenBatch
+from rpa_ray.plugin import Need
+from rpa_ray.types import Experience, ScoredRollout, TokenBatch, micro_batches
 
 BATCH = token_batch([[1, 5, 6, 7, 2], [1, 8, 9, 2]])
 # One row: a prompt token, three answer tokens, padding.
@@ -172,7 +172,7 @@ def fresh_experience(module: Any, tokens: TokenBatch = BATCH, *, shift: float = 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_first_epoch_has_ratio_exactly_1_and_clips_nothing(bf16: bool) -> None:
     module = tiny_policy(bf16=bf16)
-    term = ppo().loss(forward_of(module), fresh_experience(module), context_of())
+    term = loss_of(ppo(), forward_of(module), fresh_experience(module))
     assert term.metrics["policy/ratio"] == 1.0
     assert term.metrics["policy/clip_frac"] == 0.0
     assert term.metrics["policy/ratio_guard"] == 0.0
@@ -182,7 +182,7 @@ def test_the_loss_at_the_old_policy_is_known() -> None:
     # ratio 1 and unmoved values: -mean A + 0.1 * mean (V - R)^2 / 2 over the 7 answer tokens
     module = tiny_policy()
     batch = fresh_experience(module)
-    term = ppo().loss(forward_of(module), batch, context_of())
+    term = loss_of(ppo(), forward_of(module), batch)
     kept = BATCH.loss_mask
     policy = -batch.advantages[kept].mean()
     value = 0.5 * (batch.old_values - batch.returns)[kept].square().mean()
@@ -196,20 +196,20 @@ def test_the_entropy_is_that_of_the_answers_distributions() -> None:
         outputs = forward_of(tiny_policy())(input_ids, attention_mask)
         return type(outputs)(logits=torch.zeros(2, 5, 16), values=outputs.values)
 
-    term = ppo().loss(uniform, experience_of(BATCH), context_of())
+    term = loss_of(ppo(), uniform, experience_of(BATCH))
     assert term.metrics["policy/entropy"] == pytest.approx(math.log(16), rel=1e-6)
 
 
-def gradients(attack: PPO, batch: Experience, context: StepContext) -> dict[str, Tensor]:
+def gradients(attack: PPO, batch: Experience) -> dict[str, Tensor]:
     module = tiny_policy()
-    attack.loss(forward_of(module), batch, context).loss.backward()
+    loss_of(attack, forward_of(module), batch).loss.backward()
     return {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
 
 
 def test_a_value_coefficient_of_0_teaches_the_critic_nothing() -> None:
     batch = fresh_experience(tiny_policy())
-    none = gradients(ppo(value_coef=0.0), batch, context_of())
-    some = gradients(ppo(), batch, context_of())
+    none = gradients(ppo(value_coef=0.0), batch)
+    some = gradients(ppo(), batch)
     assert float(none["value_head.weight"].norm()) == 0
     assert float(some["value_head.weight"].norm()) > 0
 
@@ -218,17 +218,26 @@ def test_a_mean_ratio_above_10_multiplies_the_whole_loss_by_zero() -> None:
     # every ratio is e^2.4 = 11.02
     batch = fresh_experience(tiny_policy(), shift=2.4)
     module = tiny_policy()
-    term = ppo().loss(forward_of(module), batch, context_of())
+    term = loss_of(ppo(), forward_of(module), batch)
     assert term.metrics["policy/ratio_guard"] == 1.0
     assert term.metrics["policy/ratio"] == pytest.approx(math.exp(2.4), rel=1e-4)
     assert float(term.loss.detach()) == 0
-    grads = gradients(ppo(), batch, context_of())
+    grads = gradients(ppo(), batch)
     assert all(float(gradient.abs().sum()) == 0 for gradient in grads.values())
+
+
+def test_the_guard_reports_the_share_of_tokens_that_it_took_away() -> None:
+    # 4 of the step's 7 tokens are in this micro-batch
+    first, second = micro_batches(fresh_experience(tiny_policy(), shift=2.4), 1)
+    context = context_of(num_terms=7)
+    parts = [ppo().loss(forward_of(tiny_policy()), part, context) for part in (first, second)]
+    shares = [part.metrics["policy/ratio_guard"] for part in parts]
+    assert shares == pytest.approx([4 / 7, 3 / 7])
 
 
 def test_a_mean_ratio_below_10_does_not() -> None:
     batch = fresh_experience(tiny_policy(), shift=2.2)  # e^2.2 = 9.03
-    term = ppo().loss(forward_of(tiny_policy()), batch, context_of())
+    term = loss_of(ppo(), forward_of(tiny_policy()), batch)
     assert term.metrics["policy/ratio_guard"] == 0.0
     assert float(term.loss.detach()) != 0
 
@@ -243,7 +252,7 @@ def test_what_stands_on_prompts_and_padding_has_no_influence() -> None:
         advantages=batch.advantages.masked_fill(outside, 1e6),
         returns=batch.returns.masked_fill(outside, 1e6),
     )
-    clean, dirty = (gradients(ppo(), b, context_of()) for b in (batch, spoilt))
+    clean, dirty = (gradients(ppo(), b) for b in (batch, spoilt))
     for name in clean:
         assert torch.equal(clean[name], dirty[name])
 
@@ -252,8 +261,8 @@ def test_a_rank_scales_its_loss_so_that_the_mean_over_ranks_is_global() -> None:
     # Two ranks with the same rows: each loss, and so their mean, is that of one rank.
     batch = fresh_experience(tiny_policy())
     module = tiny_policy()
-    one = ppo().loss(forward_of(module), batch, context_of())
-    two = ppo().loss(forward_of(module), batch, context_of(num_ranks=2))
+    one = loss_of(ppo(), forward_of(module), batch)
+    two = loss_of(ppo(), forward_of(module), batch, num_ranks=2)
     torch.testing.assert_close(one.loss, two.loss)
 
 

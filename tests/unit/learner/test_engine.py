@@ -210,14 +210,13 @@ def test_a_resumed_engine_goes_on_as_if_it_had_never_stopped(
     optimizer = OptimizerSettings(learning_rate=1e-2, num_steps=10, warmup_frac=0.5)
     engine = tiny_engine(zero_stage=zero_stage, bf16=bf16, optimizer=optimizer)
     update(engine, 2)
-    engine.save(tmp_path, {"data": {"num_batches": 2}})
+    engine.save(tmp_path)
     update(engine)
     uninterrupted = engine.weights()
 
     resumed = tiny_engine(zero_stage=zero_stage, bf16=bf16, optimizer=optimizer, seed=9)
     assert not equal(resumed.weights(), uninterrupted)
-    state = resumed.load(tmp_path)
-    assert state["data"] == {"num_batches": 2}
+    resumed.load(tmp_path)
     assert resumed.num_updates == 2
     update(resumed)
     assert equal(resumed.weights(), uninterrupted)
@@ -231,6 +230,80 @@ def test_weights_have_the_names_and_values_of_a_saved_checkpoint(
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     assert equal(tiny_engine(zero_stage=zero_stage, bf16=bf16).weights(), saved)
+
+
+@EVERY_STAGE
+def test_gradients_of_backwards_add_up_unscaled(zero_stage: int, bf16: bool) -> None:
+    sums = []
+    for num_backwards in (1, 3):
+        engine = tiny_engine(zero_stage=zero_stage, bf16=bf16)
+        for _ in range(num_backwards):
+            backward(engine)
+        sums.append({s.name: s.gradient.float().clone() for s in engine.shards()})
+    tolerance = 2e-2 if bf16 else 1e-5
+    for name, gradient in sums[0].items():
+        torch.testing.assert_close(sums[1][name], 3 * gradient, rtol=tolerance, atol=1e-6)
+
+
+@EVERY_STAGE
+@pytest.mark.parametrize("read", [False, True])
+def test_discarded_gradients_have_no_influence(zero_stage: int, bf16: bool, read: bool) -> None:
+    engines = []
+    for disturbed in (True, False):
+        engine = tiny_engine(zero_stage=zero_stage, bf16=bf16)
+        update(engine)
+        if disturbed:
+            backward(engine)
+            backward(engine)
+            if read:
+                for shard in engine.shards():
+                    shard.gradient.fill_(7.0)
+            engine.discard_gradients()
+        # What this loss does not reach must not step on the discarded gradient.
+        backward(engine, with_values=False)
+        engine.step()
+        engines.append(engine)
+    assert equal(full_parameters(engines[0]), full_parameters(engines[1]))
+
+
+def test_reduction_beside_the_backward_loses_no_gradient(tmp_path: Path) -> None:
+    file = tmp_path / "deepspeed.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 1, "overlap_comm": True}}))
+    engine, usual = tiny_engine(zero_stage=1, deepspeed_file=file), tiny_engine(zero_stage=1)
+    for one in (engine, usual):
+        backward(one)
+        update(one)
+    assert equal(engine.weights(), usual.weights())
+
+
+@EVERY_STAGE
+def test_saving_and_loading_say_nothing(
+    zero_stage: int, bf16: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    engine = tiny_engine(zero_stage=zero_stage, bf16=bf16)
+    update(engine)
+    capfd.readouterr()
+    engine.save(tmp_path)
+    engine.load(tmp_path)
+    said = capfd.readouterr()
+    assert said.out + said.err == ""
+
+
+def test_gradients_from_before_a_load_are_forgotten(tmp_path: Path) -> None:
+    engine = tiny_engine(zero_stage=1)
+    engine.save(tmp_path)
+    update(engine)
+    expected = engine.weights()
+    backward(engine)
+    engine.load(tmp_path)
+    assert engine.num_updates == 0
+    update(engine)
+    assert equal(engine.weights(), expected)
+
+
+def test_a_folder_without_a_saved_engine_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="folder must hold a saved engine, got "):
+        tiny_engine(zero_stage=1).load(tmp_path)
 
 
 def test_weights_are_copies_that_later_steps_do_not_touch() -> None:
@@ -262,6 +335,15 @@ def test_keys_of_the_users_own_deepspeed_file_win(tmp_path: Path) -> None:
     assert config["gradient_clipping"] == 0.5
     assert config["zero_optimization"] == {"stage": 2}
     assert config["train_batch_size"] == 6
+
+
+@pytest.mark.parametrize("name", ["gradient_accumulation_steps", "train_batch_size"])
+def test_batch_sizes_in_the_users_own_file_are_refused(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "deepspeed.json"
+    file.write_text(json.dumps({name: 4}))
+    settings = settings_of(OptimizerSettings(learning_rate=1e-3, num_steps=1), deepspeed_file=file)
+    with pytest.raises(ValueError, match=f"cluster.deepspeed must leave {name} out, got 4."):
+        deepspeed_config(settings)
 
 
 def test_a_stage_from_the_users_own_file_is_gathered_as_that_stage(tmp_path: Path) -> None:

@@ -5,20 +5,43 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import ONE_RANK, GradientRecorder, learner_of, tiny_engine, token_batch
+from fakes import (
+    ONE_RANK,
+    GradientRecorder,
+    experience_of,
+    learner_of,
+    loss_of,
+    tiny_classifier,
+    tiny_engine,
+    token_batch,
+)
 from torch import Tensor
 
-from rpa_ray.learner.engine import Engine
+from rpa_ray.attacks.ppo import PPO
+from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner, SamplingFailed, no_safe_batch
-from rpa_ray.objectives import LanguageModel
+from rpa_ray.objectives import Judge, LanguageModel, RewardModel
 from rpa_ray.plugin import GradientPass, Objective, OnlineDefence, Shard, StepContext
-from rpa_ray.types import LossTerm, Metrics, ModelOutputs, TokenBatch
+from rpa_ray.types import (
+    Experience,
+    LabelledBatch,
+    LossTerm,
+    Metrics,
+    ModelOutputs,
+    PairBatch,
+    TokenBatch,
+)
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
 BATCH = token_batch([[1, 5, 6, 7, 2], [1, 8, 9, 2]])
 OTHER_BATCH = token_batch([[1, 11, 12, 2]])
+# Answers of 7, 1, 1, 4 and 2 tokens: micro-batches of two rows hold 8, 5 and 2.
+UNEVEN = token_batch([[1, *range(3, 3 + n), 2] for n in (6, 0, 0, 3, 1)])
+EVERY_STAGE = pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+# Adam's first update with a large eps is nearly proportional to the gradient.
+PROPORTIONAL = OptimizerSettings(learning_rate=1.0, num_steps=1, eps=1.0)
 
 
 @pytest.fixture
@@ -39,6 +62,9 @@ class Scripted(Objective[TokenBatch, ModelOutputs]):
     def num_epochs(self) -> int:
         return len(self.factors)
 
+    def num_terms(self, batch: TokenBatch) -> Tensor:
+        return LanguageModel().num_terms(batch)
+
     def loss(self, forward: Any, batch: TokenBatch, context: StepContext) -> LossTerm:
         place = self.num_calls % len(self.factors)
         self.num_calls += 1
@@ -56,7 +82,7 @@ class ExtraLanguageModel(OnlineDefence):
         self.batch = batch
 
     def extra_loss(self, forward: Any, context: StepContext) -> LossTerm:
-        term = LanguageModel().loss(forward, self.batch, context)
+        term = loss_of(LanguageModel(), forward, self.batch)
         return LossTerm(loss=self.alpha * term.loss, metrics={"defence/extra": 7.0})
 
 
@@ -90,6 +116,40 @@ class Diary(OnlineDefence):
 
     def after_step(self, context: StepContext) -> None:
         self.calls.append("after_step")
+
+
+class TwoPasses(OnlineDefence):
+    """Takes two passes through the batch."""
+
+    def compute_gradients(self, gradient_pass: GradientPass) -> Metrics:
+        gradient_pass()
+        return gradient_pass()
+
+
+class TwoCountedPasses(TwoPasses):
+    """Counts how often its extra loss is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(OnlineDefence.Config())
+        self.num_calls = 0
+
+    def extra_loss(self, forward: Any, context: StepContext) -> None:
+        self.num_calls += 1
+
+
+class MeanOfMicroBatchMeans(Objective[Any, Any]):
+    """Divides each micro-batch by its own number of terms: what must not be done."""
+
+    def __init__(self, inner: Objective[Any, Any], num_parts: int) -> None:
+        self.inner = inner
+        self.num_parts = num_parts
+
+    def num_terms(self, batch: Any) -> Tensor:
+        return self.inner.num_terms(batch)
+
+    def loss(self, forward: Any, batch: Any, context: StepContext) -> LossTerm:
+        own = replace(context, num_terms=self.num_parts * int(self.num_terms(batch)))
+        return self.inner.loss(forward, batch, own)
 
 
 class AnotherRankBroke(Ranks):
@@ -222,18 +282,6 @@ def test_a_skipped_update_reaches_neither_gradients_nor_the_end_of_the_step(engi
     assert diary.calls == ["plan_step 0", "enter", "compute_gradients", "extra_loss", "leave"]
 
 
-def test_gradients_of_two_passes_add_up() -> None:
-    class TwoPasses(GradientRecorder):
-        def compute_gradients(self, gradient_pass: GradientPass) -> Metrics:
-            return gradient_pass() | gradient_pass()
-
-    once, twice = GradientRecorder(), TwoPasses()
-    for recorder in (once, twice):
-        learner_of(tiny_engine(), LanguageModel(), recorder).step(BATCH)
-    for name, gradient in once.gradients.items():
-        torch.testing.assert_close(twice.gradients[name], 2 * gradient)
-
-
 def test_a_forward_pass_gives_a_policys_outputs_as_a_record(engine: Engine) -> None:
     outputs = learner_of(engine, LanguageModel()).forward(BATCH.input_ids, BATCH.attention_mask)
     assert isinstance(outputs, ModelOutputs)
@@ -259,3 +307,202 @@ def test_the_context_counts_updates_and_names_the_ranks(engine: Engine) -> None:
     learner.step(BATCH)
     assert learner.context().update == 2
     assert learner.context().num_ranks == 1
+
+
+PAIRS = PairBatch(chosen=UNEVEN, rejected=replace(UNEVEN, input_ids=UNEVEN.input_ids.flip(0)))
+LABELLED = LabelledBatch(
+    input_ids=UNEVEN.input_ids,
+    attention_mask=UNEVEN.attention_mask,
+    labels=torch.tensor([0, 1, 1, 0, 1]),
+)
+KINDS: dict[str, tuple[Objective[Any, Any], Any, int | None]] = {
+    "ppo": (PPO(PPO.Config(num_epochs=1)), experience_of(UNEVEN), None),
+    "language_model": (LanguageModel(), UNEVEN, None),
+    "reward_model": (RewardModel(), PAIRS, 1),
+    "judge": (Judge(), LABELLED, 2),
+}
+
+
+def one_step(kind: str, micro_batch_size: int, *, exact: bool = True) -> tuple[Any, Metrics]:
+    """Return weights and metrics after one update on the five rows of a kind of batch."""
+    objective, batch, num_labels = KINDS[kind]
+    module = None if num_labels is None else tiny_classifier(num_labels=num_labels)
+    engine = tiny_engine(module=module, micro_batch_size=micro_batch_size, optimizer=PROPORTIONAL)
+    if not exact:
+        objective = MeanOfMicroBatchMeans(objective, -(-5 // micro_batch_size))
+    metrics = learner_of(engine, objective).step(batch)
+    return engine.weights(), metrics
+
+
+def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_micro_batches_make_the_step_of_one_batch(kind: str, size: int) -> None:
+    whole, expected = one_step(kind, 5)
+    parts, metrics = one_step(kind, size)
+    assert largest_difference(whole, parts) < 1e-6
+    assert metrics == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mean_of_micro_batch_means_would_be_another_step(kind: str) -> None:
+    whole, _ = one_step(kind, 5)
+    assert largest_difference(whole, one_step(kind, 5, exact=False)[0]) < 1e-6
+    assert largest_difference(whole, one_step(kind, 2, exact=False)[0]) > 1e-4
+
+
+def test_the_context_counts_the_terms_of_the_whole_step() -> None:
+    seen = []
+
+    class Counting(LanguageModel):
+        def loss(self, forward: Any, batch: TokenBatch, context: StepContext) -> LossTerm:
+            seen.append((int(self.num_terms(batch)), context.num_terms))
+            return super().loss(forward, batch, context)
+
+    learner_of(tiny_engine(micro_batch_size=2), Counting()).step(UNEVEN)
+    assert seen == [(8, 15), (5, 15), (2, 15)]
+
+
+def test_the_terms_are_those_of_the_batch_that_a_defence_swapped_in() -> None:
+    seen = []
+
+    class Counting(LanguageModel):
+        def loss(self, forward: Any, batch: TokenBatch, context: StepContext) -> LossTerm:
+            seen.append(context.num_terms)
+            return super().loss(forward, batch, context)
+
+    class Swap(OnlineDefence):
+        def plan_step(self, objective: Any, batch: Any, context: StepContext) -> Any:
+            return objective, OTHER_BATCH
+
+    learner_of(tiny_engine(), Counting(), Swap(OnlineDefence.Config())).step(UNEVEN)
+    assert seen == [3]
+
+
+def test_a_step_without_a_single_term_is_a_step_of_loss_0() -> None:
+    engine = tiny_engine(zero_stage=1)
+    before = engine.weights()
+    nothing = replace(UNEVEN, loss_mask=torch.zeros_like(UNEVEN.loss_mask))
+    metrics = learner_of(engine, LanguageModel()).step(nothing)
+    assert (metrics["train/loss"], metrics["optim/skipped"]) == (0.0, 0.0)
+    assert largest_difference(before, engine.weights()) == 0.0
+    attack = PPO(PPO.Config(num_epochs=1))
+    metrics = learner_of(engine, attack).step(experience_of(nothing))
+    assert metrics["policy/ratio"] == metrics["policy/entropy"] == metrics["optim/skipped"] == 0.0
+    assert largest_difference(before, engine.weights()) == 0.0
+
+
+def test_the_extra_loss_comes_once_a_pass_with_the_last_micro_batch() -> None:
+    diary = Diary()
+    objective = Scripted([1.0])
+    learner_of(tiny_engine(micro_batch_size=2), objective, diary).step(UNEVEN)
+    assert [len(batch.input_ids) for batch in objective.batches] == [2, 2, 1]
+    assert diary.calls.count("extra_loss") == 1
+    twice = TwoCountedPasses()
+    learner_of(tiny_engine(micro_batch_size=2), LanguageModel(), twice).step(UNEVEN)
+    assert twice.num_calls == 2
+
+
+def test_metrics_of_micro_batches_add_up_and_maxima_do_not() -> None:
+    class Measuring(LanguageModel):
+        def loss(self, forward: Any, batch: TokenBatch, context: StepContext) -> LossTerm:
+            rows = float(len(batch.input_ids))
+            term = super().loss(forward, batch, context)
+            return replace(term, metrics={"rows": rows, "rows_max": rows})
+
+    metrics = learner_of(tiny_engine(micro_batch_size=2), Measuring()).step(UNEVEN)
+    assert (metrics["rows"], metrics["rows_max"]) == (5.0, 2.0)
+
+
+def test_of_maxima_the_largest_epoch_is_reported(engine: Engine) -> None:
+    objective = Scripted([1.0, 1.0], [{"a_max": 3.0}, {"a_max": 1.0}])
+    assert learner_of(engine, objective).step(BATCH)["a_max"] == 3.0
+
+
+class Breaking(PPO):
+    """PPO whose loss is not finite at chosen calls."""
+
+    def __init__(self, num_epochs: int, *calls: int) -> None:
+        super().__init__(PPO.Config(num_epochs=num_epochs))
+        self.calls = calls
+        self.num_calls = 0
+
+    def loss(self, forward: Any, batch: Experience, context: StepContext) -> LossTerm:
+        term = super().loss(forward, batch, context)
+        broken = self.num_calls in self.calls
+        self.num_calls += 1
+        return replace(term, loss=term.loss / 0.0) if broken else term
+
+
+@EVERY_STAGE
+@pytest.mark.parametrize("calls", [(0,), (1,), (2,), (0, 2)])
+def test_an_update_that_broke_at_any_micro_batch_leaves_no_gradient(
+    zero_stage: int, calls: tuple[int, ...]
+) -> None:
+    weights = []
+    for attack in (Breaking(2, *calls), Breaking(1)):
+        engine = tiny_engine(zero_stage=zero_stage, micro_batch_size=2)
+        metrics = learner_of(engine, attack).step(experience_of(UNEVEN))
+        assert engine.num_updates == 1
+        weights.append(engine.weights())
+    assert metrics["optim/skipped"] == 0.0
+    assert largest_difference(*weights) == 0.0
+
+
+def test_a_pass_that_broke_is_not_mended_by_a_good_one_after_it(engine: Engine) -> None:
+    before = engine.weights()
+    learner = learner_of(engine, Breaking(1, 0), TwoPasses(OnlineDefence.Config()))
+    assert learner.step(experience_of(UNEVEN))["optim/skipped"] == 1.0
+    assert largest_difference(before, engine.weights()) == 0.0
+
+
+@EVERY_STAGE
+def test_gradients_of_passes_add_up_under_every_stage(zero_stage: int) -> None:
+    class Twice(GradientRecorder):
+        def compute_gradients(self, gradient_pass: GradientPass) -> Metrics:
+            return gradient_pass() | gradient_pass()
+
+    once, twice = GradientRecorder(), Twice()
+    for recorder in (once, twice):
+        engine = tiny_engine(zero_stage=zero_stage, micro_batch_size=2)
+        learner_of(engine, LanguageModel(), recorder).step(UNEVEN)
+    assert float(once.gradients["policy.model.norm.weight"].norm()) > 0
+    for name, gradient in once.gradients.items():
+        torch.testing.assert_close(twice.gradients[name], 2 * gradient)
+
+
+class Remembering(OnlineDefence):
+    """Has a state of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(OnlineDefence.Config())
+        self.state: dict[str, Tensor | float] = {}
+
+    def state_dict(self) -> dict[str, Tensor | float]:
+        return self.state
+
+    def load_state_dict(self, state: Any) -> None:
+        self.state = dict(state)
+
+
+def test_a_resumed_learner_has_the_state_of_attack_and_defence(engine: Engine) -> None:
+    attack, defence = PPO(PPO.Config()), Remembering()
+    attack.kl.update(30.0, 8)
+    defence.state = {"multiplier": 2.0, "anchor": torch.ones(2)}
+    state = learner_of(engine, attack, defence).state_dict()
+    fresh, fresh_defence = PPO(PPO.Config()), Remembering()
+    learner_of(engine, fresh, fresh_defence).load_state_dict(state)
+    assert fresh.kl.value == attack.kl.value != 0.2
+    assert fresh_defence.state == defence.state
+
+
+def test_a_resumed_learner_goes_on_counting_broken_updates(engine: Engine) -> None:
+    broken = learner_of(engine, Scripted([float("nan")] * 2))
+    broken.step(BATCH)
+    resumed = learner_of(engine, Scripted([float("nan")]))
+    resumed.load_state_dict(broken.state_dict())
+    with pytest.raises(SamplingFailed):
+        resumed.step(BATCH)

@@ -62,7 +62,7 @@ def test_clipped_policy_loss_stops_rewarding_a_ratio_above_the_clip_range() -> N
     torch.testing.assert_close(logprobs.grad, torch.tensor([[-0.5, 0.0]]))
     assert result.clip_frac.item() == 0.5
     assert result.approx_kl.item() == -0.5
-    assert result.ratio_mean.item() == pytest.approx((1 + math.e) / 2)
+    assert result.ratio.item() == pytest.approx((1 + math.e) / 2)
     assert not result.skipped.item()
 
 
@@ -105,7 +105,7 @@ def test_before_the_first_update_the_ratio_is_exactly_one_and_nothing_is_clipped
         num_global_tokens=16,
         num_ranks=1,
     )
-    assert result.ratio_mean.item() == 1.0
+    assert result.ratio.item() == 1.0
     assert result.clip_frac.item() == 0.0
     assert result.approx_kl.item() == 0.0
     torch.testing.assert_close(result.loss, -advantages[mask].mean())
@@ -125,7 +125,7 @@ def test_mean_ratio_above_ten_switches_the_loss_off_and_is_reported() -> None:
     )
     result.loss.backward()
     assert result.skipped.item()
-    assert result.ratio_mean.item() == pytest.approx(math.exp(3))
+    assert result.ratio.item() == pytest.approx(math.exp(3))
     assert result.loss.item() == 0.0
     assert torch.equal(logprobs.grad, torch.zeros(1, 2))
 
@@ -140,7 +140,7 @@ def test_log_ratio_is_cut_at_twenty_nats() -> None:
         num_global_tokens=1,
         num_ranks=1,
     )
-    assert result.ratio_mean.item() == pytest.approx(math.exp(20))
+    assert result.ratio.item() == pytest.approx(math.exp(20))
     assert result.approx_kl.item() == -500.0
     assert result.loss.item() == 0.0
 
@@ -198,6 +198,27 @@ def test_mean_over_ranks_is_the_loss_of_the_whole_batch(loss: TokenLoss) -> None
     first = loss(*[a[:1] for a in arrays], mask[:1], 12, 2)
     second = loss(*[a[1:] for a in arrays], mask[1:], 12, 2)
     torch.testing.assert_close((first + second) / 2, whole)
+
+
+def test_what_the_policy_loss_measures_adds_up_over_unequal_parts() -> None:
+    policy, old, advantages, mask = random_arguments()
+
+    def measured(rows: slice, ranks: int) -> Tensor:
+        part = clipped_policy_loss(
+            policy[rows],
+            old[rows],
+            advantages[rows],
+            mask[rows],
+            clip_range=0.2,
+            num_global_tokens=12,
+            num_ranks=ranks,
+        )
+        return torch.stack([part.clip_frac, part.approx_kl, part.ratio])
+
+    whole = measured(slice(None), 1)
+    assert bool((whole != 0).all())
+    torch.testing.assert_close(measured(slice(0, 1), 1) + measured(slice(1, 4), 1), whole)
+    torch.testing.assert_close((measured(slice(0, 1), 2) + measured(slice(1, 4), 2)) / 2, whole)
 
 
 @pytest.mark.parametrize("loss", TOKEN_LOSSES)

@@ -1,4 +1,6 @@
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from fakes import (
     tiny_policy,
 )
 
+from rpa_ray.actors.errors import WorkerError
 from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.plugin import Need, OnlineDefence
@@ -151,6 +154,46 @@ def test_the_gap_to_the_rollout_engine_is_measured_on_answer_tokens() -> None:
     _, metrics = scene.source.next_batch(0)
     assert metrics["sync/logprob_gap_max"] == pytest.approx(0.6, abs=1e-5)
     assert metrics["sync/logprob_gap"] == pytest.approx(0.1, abs=1e-5)
+
+
+def scored(rewards: Sequence[float], harm: Sequence[float], **scene: type[OnlineDefence]) -> Scene:
+    """Return a scene whose scorers give these scores to the two completions of its batch."""
+    made = Scene(num_prompts=2, **scene)
+    made.source._parts = replace(
+        made.source._parts,
+        reward=lambda pairs: lambda: list(rewards),
+        judge=lambda pairs: lambda: list(harm),
+    )
+    return made
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_completion_without_a_reward_is_left_out_and_counted(broken: float) -> None:
+    scene = scored([broken, 3.0], [0.25, 0.75])
+    batch, metrics = scene.source.next_batch(0)
+    assert batch.tokens.loss_mask.sum(dim=-1).tolist() == [0, 3]
+    torch.testing.assert_close(scene.attack.rollouts[0].rewards, torch.tensor([0.0, 3.0]))
+    assert metrics["reward/num_failed"] == 1.0
+    assert metrics["reward/mean"] == 3.0
+    assert metrics["rollout/length_tokens"] == 3.0
+    # The observer sees what came, so that samples show which answer it was.
+    assert not math.isfinite(scene.observed[0][2]["reward"][0])
+
+
+def test_a_completion_without_a_cost_is_left_out_only_where_costs_are_used() -> None:
+    used = scored([1.0, 2.0], [0.5, float("nan")], defence=NeedsCosts)
+    _, metrics = used.source.next_batch(0)
+    assert used.attack.rollouts[0].tokens.loss_mask.sum(dim=-1).tolist() == [3, 0]
+    assert (metrics["reward/num_failed"], metrics["judge/p_harm"]) == (1.0, 0.5)
+    watched = scored([1.0, 2.0], [0.5, float("nan")])
+    _, metrics = watched.source.next_batch(0)
+    assert watched.attack.rollouts[0].tokens.loss_mask.sum(dim=-1).tolist() == [3, 3]
+    assert metrics["reward/num_failed"] == 0.0
+
+
+def test_a_batch_without_any_reward_is_an_error_of_the_scorers() -> None:
+    with pytest.raises(WorkerError, match="must give at least one completion of a batch a finite"):
+        scored([float("nan")] * 2, [0.5, 0.5]).source.next_batch(0)
 
 
 def test_lengths_finished_answers_and_the_attacks_own_metrics_are_reported() -> None:

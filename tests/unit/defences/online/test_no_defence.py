@@ -1,6 +1,6 @@
 import pytest
 import torch
-from fakes import context_of, experience_of, learner_of, tiny_engine, token_batch
+from fakes import experience_of, learner_of, loss_of, tiny_engine, token_batch
 
 from rpa_ray.attacks.ppo import PPO
 from rpa_ray.defences import DEFENCES
@@ -22,7 +22,7 @@ def test_a_step_without_defence_is_the_attacks_own_step() -> None:
     by_hand = tiny_engine(zero_stage=1, bf16=True)
     forward = learner_of(by_hand, attack).forward
     for _ in range(3):
-        by_hand.backward(attack.loss(forward, batch, context_of()).loss)
+        by_hand.backward(loss_of(attack, forward, batch).loss)
         by_hand.step()
     one, other = learned.weights(), by_hand.weights()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []

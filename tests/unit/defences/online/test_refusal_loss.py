@@ -37,6 +37,9 @@ def refusal_loss(alpha: float) -> RefusalLoss:
 class NoLoss(Objective[Any, ModelOutputs]):
     """An attack that wants nothing: its loss is 0 whatever the model says."""
 
+    def num_terms(self, batch: Any) -> Tensor:
+        return torch.tensor(1)
+
     def loss(self, forward: Any, batch: Any, context: Any) -> LossTerm:
         tokens = batch.tokens
         return LossTerm(loss=0.0 * forward(tokens.input_ids, tokens.attention_mask).logits.sum())

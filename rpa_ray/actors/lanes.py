@@ -1,0 +1,100 @@
+"""Groups of ranks that work through one queue side by side, and are started again when they die.
+
+    start a group -> it takes jobs until none is left -> (died: its job goes back) -> start ...
+
+Ray Train could restart a group itself, but only with the jobs it began with, and it could not start
+a fresh one for each job, which ZeRO 3 needs.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rpa_ray.actors.queue import MAX_LOSSES_IN_PLACE, JobState, LostJob, ask
+from rpa_ray.actors.train import Work, record_failure, run_work
+from rpa_ray.jobs import Cell
+
+STORAGE_PREFIX = ".train-"
+_POLL_S = 0.5
+
+logger = logging.getLogger(__name__)
+
+
+class LaneFailed(RuntimeError):
+    """Ranks could not be kept at work, or a model that cells need could not be made."""
+
+
+class Lane:
+    """One group of ranks after the other, started from a thread of the driver."""
+
+    def __init__(self, work: Work, storage: Path, told: Callable[[str], None]) -> None:
+        """Take the work; ``told`` hears of every group that died, from another thread."""
+        self._work = work
+        self._storage = storage
+        self._told = told
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name=f"lane-{work.group}", daemon=True)
+        self._thread.start()
+
+    def is_alive(self) -> bool:
+        """Return whether it is still at work."""
+        return self._thread.is_alive()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for its end."""
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            self._work_through()
+        except Exception as error:
+            self.error = error
+
+    def _work_through(self) -> None:
+        group, num_early_losses = self._work.group, 0
+        while group and not ask(self._work.queue, "models_are_made"):
+            time.sleep(_POLL_S)
+        while ask(self._work.queue, "num_waiting"):
+            with TemporaryDirectory(prefix=STORAGE_PREFIX, dir=self._storage) as storage:
+                failure = run_work(self._work, storage=Path(storage))
+            if not failure:
+                continue
+            lost: LostJob | None = ask(self._work.queue, "lose", group)
+            if lost is not None:
+                num_early_losses = 0
+                self._take_note(lost, failure)
+                continue
+            num_early_losses += 1
+            self._told(f"ranks died before they took a job: {failure}")
+            if num_early_losses > MAX_LOSSES_IN_PLACE:
+                raise LaneFailed(failure)
+
+    def _take_note(self, lost: LostJob, failure: str) -> None:
+        if not lost.given_up:
+            self._told(f"{lost.name} goes on from its last checkpoint, its ranks died: {failure}")
+            return
+        self._told(f"{lost.name} is given up, its ranks died again and again: {failure}")
+        job = self._work.jobs[lost.name]
+        if not isinstance(job, Cell):
+            raise LaneFailed(f"{lost.name} could not be made: {failure}")
+        record_failure(job, f"ranks died again and again in the same place: {failure}", failure)
+
+
+def work_through(lanes: list[Lane], queue: Any, watch: Callable[[list[JobState]], None]) -> str:
+    """Show how far the jobs are until all lanes have ended; return what went wrong, if anything.
+
+    A lane that failed ends the others: what they have saved is found by the next run.
+    """
+
+    def look() -> None:
+        watch(ask(queue, "jobs"))
+
+    while any(lane.is_alive() for lane in lanes) and not any(lane.error for lane in lanes):
+        look()
+        time.sleep(_POLL_S)
+    look()
+    return "\n".join(str(lane.error) for lane in lanes if lane.error)

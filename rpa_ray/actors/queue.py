@@ -1,0 +1,122 @@
+"""The jobs of a campaign: who takes the next, how far each is, and which lost its ranks."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+MAX_LOSSES_IN_PLACE = 3
+"""How often a job is taken up again without getting any further than before."""
+
+
+_TIMEOUT_S = 60.0
+
+
+@dataclass(kw_only=True, slots=True)
+class JobState:
+    """How far one job is."""
+
+    name: str
+    num_steps: int = 0
+    num_done: int = 0
+    note: str = ""
+    started: float = 0.0
+    """Seconds since the epoch; 0 before it began."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LostJob:
+    """A job whose ranks died."""
+
+    name: str
+    given_up: bool
+    """True where it was lost too often in the same place to be tried again."""
+
+
+class JobQueue:
+    """Hands out jobs in their order; an actor that outlives the ranks."""
+
+    def __init__(self, models: Sequence[str], cells: Sequence[str]) -> None:
+        """Take the names of the models to make, each before those made from it, and the cells."""
+        self._unmade = set(models)
+        self._waiting = [*models, *cells]
+        self._taken: dict[int, str] = {}
+        self._states: dict[str, JobState] = {}
+        self._furthest: dict[str, int] = {}
+        self._num_losses: dict[str, int] = {}
+
+    def take(self, group: int) -> str | None:
+        """Return the next job for a group of ranks, which is done with the one before.
+
+        None where no job is left.
+        """
+        self.finish(group)
+        if not self._waiting:
+            return None
+        self._taken[group] = self._waiting.pop(0)
+        return self._taken[group]
+
+    def finish(self, group: int) -> None:
+        """Record that a group is done with its job."""
+        self._unmade.discard(self._taken.pop(group, ""))
+
+    def num_waiting(self) -> int:
+        """Return how many jobs nobody has taken."""
+        return len(self._waiting)
+
+    def models_are_made(self) -> bool:
+        """Return whether cells can be run: one group makes the models, for each needs others."""
+        return not self._unmade
+
+    def lose(self, group: int) -> LostJob | None:
+        """Put the job of a group that died back in front; None where it had none."""
+        name = self._taken.pop(group, None)
+        if name is None:
+            return None
+        num_done = self._states[name].num_done if name in self._states else 0
+        if num_done > self._furthest.get(name, -1):
+            self._furthest[name], self._num_losses[name] = num_done, 0
+        self._num_losses[name] += 1
+        given_up = self._num_losses[name] > MAX_LOSSES_IN_PLACE
+        if not given_up:
+            self._waiting.insert(0, name)
+        return LostJob(name=name, given_up=given_up)
+
+    def start(self, job: str, num_steps: int) -> None:
+        """Record that a job begins."""
+        self._states[job] = JobState(name=job, num_steps=num_steps, started=time.time())
+
+    def advance(self, job: str, step: int, note: str) -> None:
+        """Record that a step is done."""
+        state = self._states[job]
+        state.num_done, state.note = step + 1, note
+
+    def jobs(self) -> list[JobState]:
+        """Return every job that has begun."""
+        return list(self._states.values())
+
+
+class QueueProgress:
+    """Tells the queue how far a job is, without waiting; only the main rank speaks."""
+
+    def __init__(self, queue: "ActorHandle[JobQueue]", *, enabled: bool) -> None:
+        self._queue = queue
+        self._enabled = enabled
+
+    def start(self, job: str, num_steps: int) -> None:
+        """A job begins."""
+        if self._enabled:
+            self._queue.start.remote(job, num_steps)
+
+    def advance(self, job: str, step: int, note: str) -> None:
+        """A step of a job is done."""
+        if self._enabled:
+            self._queue.advance.remote(job, step, note)
+
+
+def ask(queue: "ActorHandle[JobQueue]", method: str, *args: object) -> Any:
+    """Return the answer of a method of the queue."""
+    return ray.get(getattr(queue, method).remote(*args), timeout=_TIMEOUT_S)

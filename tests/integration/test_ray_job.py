@@ -1,0 +1,181 @@
+"""launch/ray_job.sh on a cluster that already runs: what is uploaded, what comes back."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rpa_ray.config import ConfigError
+from rpa_ray.ray_address import require_job_server, require_ray_cluster
+
+ROOT = Path(__file__).parents[2]
+BIG_FILE_BYTES = 200 * 2**20
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    dashboard: str
+    address: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Start a head node on free ports; end its processes, and no others, afterwards."""
+    head, dashboard, client, agent = free_ports(4)
+    # Not pytest's folder: the paths of Ray's sockets must be short.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        command = [
+            *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"),
+            *("--num-cpus=2", f"--temp-dir={folder}", "--disable-usage-stats"),
+            *(f"--port={head}", f"--dashboard-port={dashboard}"),
+            *(f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"),
+            *("--min-worker-port=0", "--max-worker-port=0"),
+        ]
+        with (Path(folder) / "head.log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment())
+        try:
+            found = Cluster(
+                dashboard=f"http://127.0.0.1:{dashboard}",
+                address=f"127.0.0.1:{head}",
+                folder=Path(folder),
+            )
+            wait_for(found)
+            yield found
+        finally:
+            end(process)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of what a job needs, among files that must not be uploaded."""
+    copy = tmp_path_factory.mktemp("work") / "repository"
+    for folder in ("launch", "configs", "rpa_ray"):
+        shutil.copytree(ROOT / folder, copy / folder)
+        big = copy / folder / "some file"
+        big.touch()
+        os.truncate(big, BIG_FILE_BYTES)
+    for name in ("weights.bin", "notes.yaml"):
+        (copy / name).touch()
+        os.truncate(copy / name, BIG_FILE_BYTES)
+    return copy
+
+
+def free_ports(num: int) -> list[int]:
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(num)]
+        for probe in probes:
+            probe.bind(("", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RPA_RAY_"))}
+    return inherited | variables
+
+
+def wait_for(cluster: Cluster) -> None:
+    for _ in range(120):
+        try:
+            return require_job_server(cluster.dashboard)
+        except ConfigError:
+            time.sleep(0.5)
+    raise AssertionError((cluster.folder / "head.log").read_text()[-2000:])
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    own = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.wait(30)
+    finally:
+        for child in own:
+            if child.is_running():
+                child.kill()
+
+
+def ray_job(
+    cluster: Cluster, repository: Path, cache: Path, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """Call the script from a folder that is not the repository."""
+    return subprocess.run(
+        ["bash", str(repository / "launch" / "ray_job.sh"), *arguments],
+        cwd=repository.parent,
+        env=environment(
+            RAY_API_SERVER_ADDRESS=cluster.dashboard,
+            RPA_RAY_PYTHON=sys.executable,
+            RPA_RAY_CACHE=str(cache),
+        ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_job_runs_from_a_small_upload_and_leaves_its_results_where_it_said(
+    cluster: Cluster, repository: Path, cache: Path
+) -> None:
+    # Which copy of the package the ranks and the workers have imported.
+    for module in ("experiment.py", "actors/rollout.py"):
+        marker = repository.parent / f"{Path(module).stem}.txt"
+        with (repository / "rpa_ray" / module).open("a") as source:
+            source.write(f"\nopen({str(marker)!r}, 'w').write(__file__)\n")
+    result = ray_job(
+        cluster,
+        repository,
+        cache,
+        "configs/attack_and_defence.yaml",
+        *("--set", "defence={name: none}"),
+        *("--set", "data.num_samples=16"),
+        *("--set", "evaluation.num_prompts=8"),
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert "seed 0" in result.stdout  # the log was followed
+    output = repository / "runs" / "attack_and_defence"
+    assert re.findall(r"^results: +(.*)$", result.stdout, re.MULTILINE)[0] == str(output)
+    (record,) = json.loads((output / "summary.json").read_text())
+    assert (record["status"], record["defence"], record["num_samples"]) == ("ok", "none", 16)
+    for marker in ("experiment.txt", "rollout.txt"):
+        assert str(cluster.folder) in (repository.parent / marker).read_text()
+    uploads = list(cluster.folder.glob("session_2*/runtime_resources/working_dir_files/*"))
+    assert uploads
+    assert sum(f.stat().st_size for upload in uploads for f in upload.rglob("*")) < 5 * 2**20
+
+
+def test_a_job_that_is_refused_has_the_exit_status_of_its_command(
+    cluster: Cluster, repository: Path, cache: Path
+) -> None:
+    own = repository.parent / "own.yaml"
+    own.write_text("include: [repository/configs/attack/ppo.yaml]\n")
+    result = ray_job(cluster, repository, cache, "own.yaml", "--set", "data.rho=2")
+    assert result.returncode == 2
+    assert "error data.rho must be less than or equal to 1, got 2." in result.stdout
+
+
+def test_a_job_that_is_not_waited_for_can_be_stopped_as_it_says(
+    cluster: Cluster, repository: Path, cache: Path
+) -> None:
+    output = str(repository.parent / "stopped")
+    config = "configs/attack_and_defence.yaml"
+    result = ray_job(cluster, repository, cache, config, "--no-wait", "--output", output)
+    assert result.returncode == 0, result.stderr[-3000:]
+    (stop,) = re.findall(r"^stop: +(.*)$", result.stdout, re.MULTILINE)
+    stopped = subprocess.run(
+        ["bash", "-c", stop], env=environment(), capture_output=True, text=True
+    )
+    assert "was stopped" in stopped.stdout + stopped.stderr
+    require_ray_cluster(cluster.address, "cluster.address")

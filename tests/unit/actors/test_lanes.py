@@ -1,0 +1,138 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from rpa_ray.actors import lanes
+from rpa_ray.actors.lanes import Lane, work_through
+from rpa_ray.actors.queue import MAX_LOSSES_IN_PLACE, JobQueue
+from rpa_ray.actors.train import Work
+from rpa_ray.config import ClusterSettings, parse_tree
+from rpa_ray.jobs import Cell, ModelJob
+
+DIES = "the worker died: SIGKILL"
+
+
+class Scene:
+    """A queue, and ranks that follow a script: a list of deaths, each after a number of jobs."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **script: Any) -> None:
+        self.deaths: list[int] = script.get("deaths", [])
+        self.dies_in: str | None = script.get("dies_in")
+        self.models: list[str] = script.get("models", [])
+        self.queue = JobQueue(self.models, script["cells"])
+        self.done: list[tuple[int, str]] = []
+        self.told: list[str] = []
+        self.storages: list[Path] = []
+        self.tmp_path = tmp_path
+        monkeypatch.setattr(lanes, "run_work", self.run_work)
+        monkeypatch.setattr(lanes, "_POLL_S", 0.01)
+        monkeypatch.setattr(
+            lanes, "ask", lambda queue, method, *args: getattr(queue, method)(*args)
+        )
+        jobs: dict[str, Any] = {
+            name: Cell(name=name, settings=parse_tree({}), folder=tmp_path / name)
+            for name in script["cells"]
+        }
+        jobs |= {name: cast(ModelJob, object()) for name in self.models}
+        self.work = Work(
+            group=0,
+            jobs=jobs,
+            queue=cast(Any, self.queue),
+            rollouts=cast(Any, None),
+            scorers=cast(Any, None),
+            cache=tmp_path,
+            cluster=ClusterSettings(),
+        )
+
+    def run_work(self, work: Work, *, storage: Path) -> str:
+        self.storages.append(storage)
+        num_left = self.deaths.pop(0) if self.deaths else None
+        while num_left != 0:
+            job = self.queue.take(work.group)
+            if job is None:
+                return ""
+            if job == self.dies_in:
+                return DIES
+            self.done.append((work.group, job))
+            num_left = num_left - 1 if num_left is not None else None
+        # It dies in its next job, or, with none taken, before.
+        self.queue.take(work.group)
+        return DIES
+
+    def run(self, num_lanes: int = 1) -> str:
+        running = [
+            Lane(replace(self.work, group=i), self.tmp_path, self.told.append)
+            for i in range(num_lanes)
+        ]
+        return work_through(running, self.queue, lambda states: None)
+
+
+def test_ranks_that_live_do_every_job_in_one_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, monkeypatch, models=["chat"], cells=["a", "b"])
+    assert scene.run() == ""
+    assert scene.done == [(0, "chat"), (0, "a"), (0, "b")]
+    assert (len(scene.storages), scene.told) == (1, [])
+
+
+def test_ranks_that_died_are_started_again_at_the_job_they_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, monkeypatch, cells=["a", "b", "c"], deaths=[1, 0])
+    assert scene.run() == ""
+    assert scene.done == [(0, "a"), (0, "b"), (0, "c")]
+    assert scene.told == [
+        f"b goes on from its last checkpoint, its ranks died: {DIES}",
+        f"b goes on from its last checkpoint, its ranks died: {DIES}",
+    ]
+
+
+def test_every_group_has_a_storage_of_its_own_that_is_gone_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, monkeypatch, cells=["a", "b"], deaths=[1])
+    scene.run()
+    assert len(set(scene.storages)) == 2
+    assert not any(storage.exists() for storage in scene.storages)
+
+
+def test_a_cell_that_kills_its_ranks_is_recorded_and_the_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, monkeypatch, cells=["a", "b", "c"], dies_in="b")
+    assert scene.run() == ""
+    assert scene.done == [(0, "a"), (0, "c")]
+    assert len(scene.told) == MAX_LOSSES_IN_PLACE + 1
+    text = (tmp_path / "b" / "evaluation.json").read_text()
+    assert '"status": "failed"' in text
+    assert DIES in text
+
+
+def test_a_model_that_cannot_be_made_ends_the_campaign_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, monkeypatch, models=["chat"], cells=["a"], dies_in="chat")
+    assert scene.run(num_lanes=2) == f"chat could not be made: {DIES}"
+    assert scene.done == []
+
+
+def test_ranks_that_never_start_end_the_campaign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, monkeypatch, cells=["a"])
+    monkeypatch.setattr(lanes, "run_work", lambda work, storage: DIES)
+    assert scene.run() == DIES
+    assert len(scene.told) == MAX_LOSSES_IN_PLACE + 1
+
+
+def test_lanes_share_the_cells_after_one_of_them_has_made_the_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"cell{i}" for i in range(40)]
+    scene = Scene(tmp_path, monkeypatch, models=["base", "chat"], cells=names)
+    assert scene.run(num_lanes=2) == ""
+    assert scene.done[:2] == [(0, "base"), (0, "chat")]
+    assert sorted(name for _, name in scene.done[2:]) == sorted(names)

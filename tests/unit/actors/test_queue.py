@@ -1,0 +1,82 @@
+from rpa_ray.actors.queue import MAX_LOSSES_IN_PLACE, JobQueue, LostJob
+
+
+def test_jobs_are_taken_in_order_models_first() -> None:
+    queue = JobQueue(["base", "chat"], ["a"])
+    assert [queue.take(0) for _ in range(4)] == ["base", "chat", "a", None]
+
+
+def test_cells_can_be_run_once_the_last_model_is_made_not_taken() -> None:
+    queue = JobQueue(["base", "chat"], ["a", "b"])
+    made = [queue.models_are_made()]
+    for _ in range(3):
+        queue.take(0)
+        made.append(queue.models_are_made())
+    assert made == [False, False, False, True]
+    assert JobQueue([], ["a"]).models_are_made()
+
+
+def test_groups_share_the_jobs() -> None:
+    queue = JobQueue([], ["a", "b", "c"])
+    assert [queue.take(0), queue.take(1), queue.take(0), queue.take(1)] == ["a", "b", "c", None]
+
+
+def test_a_lost_job_is_the_next_to_be_taken() -> None:
+    queue = JobQueue([], ["a", "b", "c"])
+    queue.take(0)
+    queue.take(1)
+    assert queue.lose(1) == LostJob(name="b", given_up=False)
+    assert queue.num_waiting() == 2
+    assert [queue.take(1), queue.take(1)] == ["b", "c"]
+
+
+def test_a_group_that_dies_between_two_jobs_loses_none() -> None:
+    queue = JobQueue([], ["a"])
+    assert queue.lose(0) is None
+    queue.take(0)
+    queue.finish(0)
+    assert queue.lose(0) is None
+
+
+def lose_often(queue: JobQueue, times: int) -> list[bool]:
+    given_up = []
+    for _ in range(times):
+        assert queue.take(0) == "a"
+        queue.start("a", 10)
+        lost = queue.lose(0)
+        assert lost is not None
+        given_up.append(lost.given_up)
+    return given_up
+
+
+def test_a_job_that_is_lost_again_and_again_in_one_place_is_given_up() -> None:
+    queue = JobQueue([], ["a", "b"])
+    assert lose_often(queue, MAX_LOSSES_IN_PLACE + 1) == [False] * MAX_LOSSES_IN_PLACE + [True]
+    assert queue.take(0) == "b"
+
+
+def test_a_job_that_gets_further_each_time_is_never_given_up() -> None:
+    queue = JobQueue([], ["a"])
+    for step in range(3 * MAX_LOSSES_IN_PLACE):
+        assert queue.take(0) == "a"
+        queue.start("a", 100)
+        queue.advance("a", step, "")
+        assert queue.lose(0) == LostJob(name="a", given_up=False)
+
+
+def test_the_furthest_place_counts_not_where_the_last_attempt_ended() -> None:
+    queue = JobQueue([], ["a", "b"])
+    queue.take(0)
+    queue.start("a", 10)
+    queue.advance("a", 4, "")
+    queue.lose(0)
+    assert lose_often(queue, MAX_LOSSES_IN_PLACE) == [False] * (MAX_LOSSES_IN_PLACE - 1) + [True]
+
+
+def test_states_say_how_far_jobs_are() -> None:
+    queue = JobQueue([], ["a", "b"])
+    queue.start("a", 3)
+    queue.advance("a", 0, "loss 2")
+    (state,) = queue.jobs()
+    assert (state.name, state.num_steps, state.num_done, state.note) == ("a", 3, 1, "loss 2")
+    assert state.started > 1e9

@@ -1,0 +1,60 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rpa_ray.folder_lock import FolderInUse, exclusive
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from rpa_ray.folder_lock import exclusive
+with exclusive(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(lock: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_folder_that_another_process_holds_is_refused_with_its_name(tmp_path: Path) -> None:
+    process = holder(tmp_path / ".lock")
+    try:
+        with (
+            pytest.raises(FolderInUse, match=rf"^{tmp_path} must be used by one process"),
+            exclusive(tmp_path / ".lock"),
+        ):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    process = holder(tmp_path / ".lock")
+    process.kill()
+    process.wait()
+    with exclusive(tmp_path / ".lock"):
+        pass
+
+
+def test_a_lock_can_be_waited_for(tmp_path: Path) -> None:
+    process = holder(tmp_path / ".lock")
+    process.terminate()
+    with exclusive(tmp_path / ".lock", wait_s=30.0):
+        pass
+    process.wait()
+
+
+def test_a_block_that_ends_lets_the_next_in(tmp_path: Path) -> None:
+    for _ in range(2):
+        with exclusive(tmp_path / "new" / ".lock"):
+            pass

@@ -1,0 +1,119 @@
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from rpa_ray.config import ConfigError, load_config
+from rpa_ray.ray_job import (
+    MAX_FILE_BYTES,
+    ROOT,
+    exit_status,
+    find_config,
+    is_this_machine,
+    server_address,
+    stage,
+)
+
+CONFIG = ROOT / "configs" / "attack_and_defence.yaml"
+
+
+def test_the_whole_package_is_uploaded(tmp_path: Path) -> None:
+    stage(tmp_path, CONFIG)
+    suffixes = {".py", ".typed", ".html", ".css", ".json", ".yaml"}
+    wanted = {
+        path.relative_to(ROOT)
+        for folder in ("rpa_ray", "configs")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in suffixes
+    }
+    assert wanted <= {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
+
+
+def test_nothing_else_is_uploaded(tmp_path: Path) -> None:
+    config = stage(tmp_path, CONFIG)
+    assert {path.name for path in tmp_path.iterdir()} == {"rpa_ray", "configs", "job"}
+    assert config == Path("job") / "attack_and_defence.yaml"
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*")) < 2 * 2**20
+
+
+@pytest.mark.parametrize("name", ["big.yaml", "weights", "core.1", "model.py"])
+def test_a_large_file_is_not_uploaded_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    copy = tmp_path / "repository"
+    for folder in ("rpa_ray", "configs"):
+        shutil.copytree(ROOT / folder, copy / folder)
+        (copy / folder / name).touch()
+        os.truncate(copy / folder / name, MAX_FILE_BYTES + 1)
+    (copy / "configs" / "dangling").symlink_to("nowhere")
+    monkeypatch.setattr("rpa_ray.ray_job.ROOT", copy)
+    stage(tmp_path / "upload", copy / "configs" / "attack_and_defence.yaml")
+    assert {path.name for path in (tmp_path / "upload").rglob("*")}.isdisjoint({name, "dangling"})
+
+
+def test_a_config_from_anywhere_means_the_same_after_the_upload(tmp_path: Path) -> None:
+    own = tmp_path / "my config.yaml"
+    own.write_text(
+        "kind: campaign\n"
+        f"include: [{CONFIG.parent}/attack/ppo.yaml, part.yaml]\n"
+        "cells: [{defence: none}, {defence: {name: refusal_loss, alpha: 5e-1}}]\n"
+    )
+    (tmp_path / "part.yaml").write_text("data: {rho: 0.25}\nattack: {learning_rate: 5e-5}\n")
+    upload = tmp_path / "upload"
+    assert load_config(upload / stage(upload, own)) == load_config(own)
+
+
+def test_a_config_that_cannot_be_read_is_refused_before_anything_is_uploaded(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ConfigError, match=r"^config must name a YAML file that can be read"):
+        stage(tmp_path, tmp_path / "nowhere.yaml")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_is_looked_for_here_then_in_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "configs/quickstart.yaml"
+    assert find_config(name) == ROOT / name
+    (tmp_path / "configs").mkdir()
+    (tmp_path / name).touch()
+    assert find_config(name) == Path(name)
+    assert find_config("no.yaml") == Path("no.yaml")
+
+
+@pytest.mark.parametrize(
+    ("server", "cluster", "address"),
+    [
+        (None, None, "http://127.0.0.1:8265"),
+        (None, "10.0.0.5:6379", "http://127.0.0.1:8265"),
+        (None, "http://head:8265/", "http://head:8265"),
+        ("https://head", "http://other:8265", "https://head"),
+    ],
+)
+def test_the_dashboard_is_the_one_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch, server: str | None, cluster: str | None, address: str
+) -> None:
+    for name, value in (("RAY_API_SERVER_ADDRESS", server), ("RAY_ADDRESS", cluster)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert server_address() == address
+
+
+def test_own_addresses_are_told_from_others() -> None:
+    assert is_this_machine("127.0.0.1")
+    assert is_this_machine("localhost")
+    assert not is_this_machine("203.0.113.1")  # an address kept for documentation
+
+
+def test_the_exit_status_is_that_of_the_jobs_command() -> None:
+    assert exit_status("SUCCEEDED", 0) == 0
+    assert exit_status("FAILED", 2) == 2
+    assert exit_status("FAILED", -signal.SIGKILL) == 137  # as a shell says it
+    assert exit_status("FAILED", None) == 1
+    assert exit_status("STOPPED", None) == 1
+    assert exit_status("STOPPED", 0) == 1
