@@ -27,6 +27,8 @@ from rpa_ray.ray_address import cluster_to_join, refused_cluster
 from rpa_ray.recipe import in_order
 
 Watch = Callable[[list[JobState]], None]
+LOSSES = "losses.log"
+"""Lists the groups of ranks that died, and why, in a campaign folder."""
 _END_S = 10.0
 """Longest wait for lanes to notice that the cluster is gone."""
 
@@ -103,7 +105,7 @@ def _run(todo: Sequence[PlannedCell], output: Path, cache: Path, watch: Watch) -
         )
         for group in range(parallel_cells([cell.settings for cell in cells])):
             work = _work_of(group, jobs, queue, cache.resolve(), cluster)
-            lanes.append(Lane(work, output, _diary(output / "losses.log")))
+            lanes.append(Lane(work, output, _diary(output / LOSSES)))
         failure = work_through(lanes, queue, watch)
     for lane in lanes:
         lane.join(_END_S)

@@ -197,7 +197,7 @@ def _run(loaded: LoadedConfig, output: Path | None) -> None:
     _refuse_impossible(loaded, folder)
     _print_plan(loaded, folder)
 
-    from rpa_ray.campaign import CampaignFailed, run_campaign
+    from rpa_ray.campaign import LOSSES, CampaignFailed, run_campaign
     from rpa_ray.cells import plan_cells
     from rpa_ray.folder_lock import FolderInUse
     from rpa_ray.progress import ProgressView
@@ -226,16 +226,23 @@ def _run(loaded: LoadedConfig, output: Path | None) -> None:
             why = folder / record["run"] / "evaluation.json"
             console.print(f"[yellow]{record['run']}: {record['status']}, see {why}[/]")
     console.print(f"results: {folder / 'summary.json'}\nreport:  {paths.html}", highlight=False)
+    losses = folder / LOSSES
+    if losses.is_file():
+        console.print(f"ranks that died and were started again: {losses}", highlight=False)
     if any(record["status"] == "failed" for record in records):
         raise typer.Exit(EXIT_FAILED)
 
 
 def _refuse_impossible(loaded: LoadedConfig, folder: Path) -> None:
-    from rpa_ray.preflight import check_all
+    from rpa_ray.cells import plan_cells
+    from rpa_ray.preflight import check_all, check_checkpoints
 
     cells = loaded.campaign.cells
     named = [(f"cells[{i}]." if loaded.kind == "campaign" else "", c) for i, c in enumerate(cells)]
     check_all(named, {"--output": folder, "RPA_RAY_CACHE": cache_folder()})
+    for cell in plan_cells(loaded, folder):
+        if not cell.done:
+            check_checkpoints(cell.folder, cell.settings)
 
 
 def _print_plan(loaded: LoadedConfig, folder: Path) -> None:

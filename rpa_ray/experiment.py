@@ -24,12 +24,10 @@ from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.loop import TrainingFailed, train
 from rpa_ray.measuring import check_instruments, measure_model
 from rpa_ray.metrics import JsonLines, write_json
-from rpa_ray.resume import Checkpoints, latest_checkpoint
+from rpa_ray.resume import CHECKPOINTS, Checkpoints, latest_checkpoint
 from rpa_ray.sources.rollout import RolloutParts, RolloutSource
 from rpa_ray.types import Completion, Prompt
 from rpa_ray.workplace import Workplace
-
-CHECKPOINTS = "checkpoints"
 
 
 class Clock:

@@ -20,6 +20,7 @@ from rpa_ray.placement import check_placement
 from rpa_ray.plugin import Need
 from rpa_ray.ray_address import cluster_to_join, require_ray_cluster
 from rpa_ray.recipe import in_order
+from rpa_ray.resume import CHECKPOINTS, check_fits, latest_checkpoint
 from rpa_ray.world.datasets import CONTEXT_TOKENS, build_world, world_folder
 
 MIN_FREE_BYTES = 500 * 2**20
@@ -89,6 +90,20 @@ def check_output(folder: Path, option: str = "--output") -> None:
             f"{free >> 20} MiB at {there}",
             "Free space or name another folder.",
         )
+
+
+def check_checkpoints(run_folder: Path, settings: ExperimentSettings) -> None:
+    """Refuse to go on with an interrupted run on other ranks than those that began it.
+
+    Raises:
+        ConfigError: Number of ranks or ZeRO stage differ from those of the run's checkpoint.
+    """
+    checkpoint = latest_checkpoint(run_folder / CHECKPOINTS)
+    if checkpoint is not None:
+        cluster = settings.cluster
+        # The user's own DeepSpeed file may name another stage: the ranks compare it then.
+        stage = cluster.zero_stage if cluster.deepspeed is None else None
+        check_fits(checkpoint, num_ranks=cluster.num_ranks, zero_stage=stage)
 
 
 def check_settings(settings: ExperimentSettings, where: str = "") -> None:

@@ -20,10 +20,13 @@ from typing import Any, Protocol
 
 import torch
 
+from rpa_ray.config import ConfigError
 from rpa_ray.learner.engine import Engine
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.metrics import write_json
 
+CHECKPOINTS = "checkpoints"
+"""Folder of a run's checkpoints in its run folder."""
 _PREFIX = "step_"
 
 
@@ -63,7 +66,7 @@ class Checkpoints:
         """Put everything back as it was and return the step to go on with; 0 without a checkpoint.
 
         Raises:
-            ValueError: The checkpoint was made by another number of ranks or ZeRO stage.
+            ConfigError: The checkpoint was made by another number of ranks or ZeRO stage.
         """
         # The first rank decides for all: another may still see the folder of a moment ago.
         found = self._ranks.broadcast(latest_checkpoint(self._folder))
@@ -121,18 +124,20 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max(folder.glob(f"{_PREFIX}*"), default=None)
 
 
-def check_fits(checkpoint: Path, *, num_ranks: int, zero_stage: int) -> None:
+def check_fits(checkpoint: Path, *, num_ranks: int, zero_stage: int | None) -> None:
     """Refuse to go on from a checkpoint that was cut for other ranks.
 
     Raises:
-        ValueError: It was made by another number of ranks or ZeRO stage.
+        ConfigError: It was made by another number of ranks or ZeRO stage (None: not known yet).
     """
     made_by = json.loads((checkpoint / "ranks.json").read_text(encoding="utf-8"))
     for key, value in (("num_ranks", num_ranks), ("zero_stage", zero_stage)):
-        if made_by[key] != value:
-            raise ValueError(
-                f"cluster.{key} must be {made_by[key]}, as in the checkpoint {checkpoint}, got "
-                f"{value}. Set it so, or delete the checkpoint to start the run again."
+        if value is not None and made_by[key] != value:
+            raise ConfigError(
+                f"cluster.{key}",
+                f"be {made_by[key]}, as in the checkpoint of the interrupted run",
+                value,
+                f"Set it so, or delete {checkpoint.parent} to start that run again.",
             )
 
 

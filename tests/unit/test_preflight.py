@@ -7,7 +7,13 @@ import pytest
 
 from rpa_ray.config import ConfigError, parse_tree
 from rpa_ray.data.errors import DataError
-from rpa_ray.preflight import check_all, check_data, check_output, check_settings
+from rpa_ray.preflight import (
+    check_all,
+    check_checkpoints,
+    check_data,
+    check_output,
+    check_settings,
+)
 
 PPO = {"attack": {"name": "ppo", "batch_size": 8}, "data": {"num_samples": 16}}
 
@@ -188,3 +194,14 @@ def test_a_disk_that_is_nearly_full_is_refused(
         f"RPA_RAY_CACHE must lie on a disk with 500 MiB free, got '499 MiB at {tmp_path}'. "
         "Free space or name another folder."
     )
+
+
+def test_an_interrupted_run_is_not_continued_on_other_ranks(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "step_000010"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "ranks.json").write_text('{"num_ranks": 2, "zero_stage": 2}')
+    same = parse_tree({"cluster": {"num_ranks": 2, "zero_stage": 2}})
+    check_checkpoints(tmp_path, same)
+    check_checkpoints(tmp_path / "another", parse_tree({}))
+    with pytest.raises(ConfigError, match=r"^cluster.zero_stage must be 2, .*, got 1\. Set it so"):
+        check_checkpoints(tmp_path, parse_tree({"cluster": {"num_ranks": 2, "zero_stage": 1}}))

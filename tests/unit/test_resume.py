@@ -7,6 +7,7 @@ import torch
 from fakes import ONE_RANK, tiny_engine
 from resume_scene import BATCH_SIZE, NUM_STEPS, Killed, Training, same
 
+from rpa_ray.config import ConfigError
 from rpa_ray.resume import Checkpoints, check_fits, latest_checkpoint
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -116,8 +117,11 @@ def test_checkpoints_are_deleted_when_they_are_not_needed(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("ranks", "message"),
     [
-        ({"num_ranks": 2, "zero_stage": 1}, r"^cluster.num_ranks must be 1, as in the checkpoint"),
-        ({"num_ranks": 1, "zero_stage": 3}, r"^cluster.zero_stage must be 1, as in the checkp"),
+        ({"num_ranks": 2, "zero_stage": 1}, r"^cluster.num_ranks must be 1, as in .*, got 2\. Set"),
+        (
+            {"num_ranks": 1, "zero_stage": 3},
+            r"^cluster.zero_stage must be 1, as in .*, got 3\. Set",
+        ),
     ],
 )
 def test_a_checkpoint_of_other_ranks_is_refused(
@@ -125,5 +129,6 @@ def test_a_checkpoint_of_other_ranks_is_refused(
 ) -> None:
     (tmp_path / "ranks.json").write_text(json.dumps({"num_ranks": 1, "zero_stage": 1}))
     check_fits(tmp_path, num_ranks=1, zero_stage=1)
-    with pytest.raises(ValueError, match=message):
+    check_fits(tmp_path, num_ranks=1, zero_stage=None)
+    with pytest.raises(ConfigError, match=message):
         check_fits(tmp_path, **ranks)
