@@ -2,8 +2,8 @@
 
 python benchmarks/parallel_cells.py --output runs/parallel_cells
 
-The seconds are from the start of the first cell to the end of the last, with the cluster warm in the
-first two columns of work: starting it is left out, and printed apart.
+Seconds of work are from the start of the first cell to the end of the last; seconds in all add the
+start and the end of cluster and workers.
 """
 
 import argparse
