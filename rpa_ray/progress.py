@@ -90,10 +90,10 @@ class ProgressView:
             if job.num_done >= job.num_steps and job.name not in self._reported:
                 self._reported.add(job.name)
                 self._console.print(_line(job))
-        if jobs and now - self._last_line > PLAIN_LINE_EVERY_S:
-            job = jobs[-1]
-            if job.name not in self._reported:
-                self._last_line = now
+        running = [job for job in jobs if job.name not in self._reported]
+        if running and now - self._last_line > PLAIN_LINE_EVERY_S:
+            self._last_line = now
+            for job in running:
                 self._console.print(_line(job) + _time_left(job, now))
 
 

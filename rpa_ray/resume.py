@@ -27,6 +27,8 @@ from rpa_ray.metrics import write_json
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run's checkpoints in its run folder."""
+MAX_TIME_SHARE = 0.05
+"""Share of a training's time that checkpoints may take."""
 _PREFIX = "step_"
 
 
@@ -54,13 +56,17 @@ class Checkpoints:
         parts: Mapping[str, Stateful],
         interval_s: float,
     ) -> None:
-        """Take what is saved; ``interval_s`` is the least time between two checkpoints."""
+        """Take what is saved; ``interval_s`` is the least time between two checkpoints.
+
+        It grows with what a checkpoint costs, to ``MAX_TIME_SHARE`` of the run; 0 saves always.
+        """
         self._folder = folder
         self._ranks = ranks
         self._engine = engine
         self._parts = dict(parts)
         self._interval_s = interval_s
         self._last_save = time.monotonic()
+        self._cost_s = 0.0
 
     def restore(self) -> int:
         """Put everything back as it was and return the step to go on with; 0 without a checkpoint.
@@ -82,12 +88,14 @@ class Checkpoints:
 
     def save_if_due(self, next_step: int) -> None:
         """Save where the interval has passed on the first rank's clock."""
-        due = time.monotonic() - self._last_save >= self._interval_s
+        interval_s = self._interval_s and max(self._interval_s, self._cost_s / MAX_TIME_SHARE)
+        due = time.monotonic() - self._last_save >= interval_s
         if self._ranks.broadcast(due):
             self.save(next_step)
 
     def save(self, next_step: int) -> None:
         """Write a checkpoint from which ``next_step`` is the next, and delete the one before."""
+        started = time.monotonic()
         final = self._folder / f"{_PREFIX}{next_step:06d}"
         partial = self._folder / f".{final.name}"
         if self._ranks.is_main:
@@ -111,6 +119,7 @@ class Checkpoints:
                 if other != final:
                     shutil.rmtree(other)
         self._last_save = time.monotonic()
+        self._cost_s = self._last_save - started
 
     def delete(self) -> None:
         """Delete every checkpoint; they hold the weights of an attacked model."""

@@ -76,7 +76,10 @@ class JobQueue:
         name = self._taken.pop(group, None)
         if name is None:
             return None
-        num_done = self._states[name].num_done if name in self._states else 0
+        num_done = 0
+        if name in self._states:
+            num_done = self._states[name].num_done
+            self._states[name].note = "lost its ranks; starting others"
         if num_done > self._furthest.get(name, -1):
             self._furthest[name], self._num_losses[name] = num_done, 0
         self._num_losses[name] += 1

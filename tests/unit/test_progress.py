@@ -34,6 +34,13 @@ def test_a_plain_output_is_told_now_and_then_how_long_a_job_still_takes() -> Non
     assert lines[0].endswith(" s left)")
 
 
+def test_jobs_that_run_side_by_side_have_a_line_each() -> None:
+    text = io.StringIO()
+    with ProgressView(Console(file=text, width=120)) as view:
+        view.show([Job(name="one", num_steps=10), Job(name="two", num_steps=10)])
+    assert text.getvalue() == "one: 0/10\ntwo: 0/10\n"
+
+
 def test_no_time_is_told_before_the_first_step() -> None:
     text = io.StringIO()
     with ProgressView(Console(file=text, width=120)) as view:

@@ -107,6 +107,20 @@ def test_a_checkpoint_is_written_when_the_interval_has_passed(tmp_path: Path) ->
     assert latest_checkpoint(tmp_path) == tmp_path / "step_000001"
 
 
+def test_checkpoints_that_take_long_are_written_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = checkpoints(tmp_path, interval_s=1e-9)
+    saver.save_if_due(1)
+    monkeypatch.setattr(saver, "_cost_s", 60.0)
+    saver.save_if_due(2)
+    assert latest_checkpoint(tmp_path) == tmp_path / "step_000001"
+    always = checkpoints(tmp_path, interval_s=0.0)
+    monkeypatch.setattr(always, "_cost_s", 60.0)
+    always.save_if_due(3)
+    assert latest_checkpoint(tmp_path) == tmp_path / "step_000003"
+
+
 def test_checkpoints_are_deleted_when_they_are_not_needed(tmp_path: Path) -> None:
     saver = checkpoints(tmp_path / "checkpoints")
     saver.save(1)

@@ -80,3 +80,15 @@ def test_states_say_how_far_jobs_are() -> None:
     (state,) = queue.jobs()
     assert (state.name, state.num_steps, state.num_done, state.note) == ("a", 3, 1, "loss 2")
     assert state.started > 1e9
+
+
+def test_a_lost_job_says_so_until_it_goes_on() -> None:
+    queue = JobQueue([], ["a"])
+    queue.take(0)
+    queue.start("a", 3)
+    queue.advance("a", 0, "loss 2")
+    queue.lose(0)
+    assert [state.note for state in queue.jobs()] == ["lost its ranks; starting others"]
+    queue.take(0)
+    queue.start("a", 3)
+    assert [state.note for state in queue.jobs()] == [""]
