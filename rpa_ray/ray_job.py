@@ -32,6 +32,8 @@ EXIT_FAILED = 1
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
 POLL_EVERY_S = 2.0
+START_LIMIT_S = 60.0
+"""Longest wait for a node of a cluster that answers to be ready for jobs."""
 
 
 def main() -> None:
@@ -108,6 +110,23 @@ def exit_status(status: str, driver_exit_code: int | None) -> int:
     return code if code > 0 else 128 - code  # as a shell counts a signal
 
 
+def submit(client: "JobSubmissionClient", **job: Any) -> str:
+    """Submit a job, also to a cluster that has just been started; return its id.
+
+    Raises:
+        RuntimeError: Ray would not take it, or no node was ready for jobs within START_LIMIT_S.
+    """
+    deadline = time.monotonic() + START_LIMIT_S
+    while True:
+        try:
+            return client.submit_job(**job)
+        except RuntimeError as error:
+            # The dashboard answers some seconds before the agents of its nodes do.
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_EVERY_S)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ray_job.sh",
@@ -137,7 +156,8 @@ def _submit_and_follow(arguments: argparse.Namespace, campaign_options: Sequence
         from ray.job_submission import JobSubmissionClient
 
         client = JobSubmissionClient(server)
-        job = client.submit_job(
+        job = submit(
+            client,
             entrypoint=shlex.join(command),
             submission_id=f"rpa-ray-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
             runtime_env=_runtime_env(folder),

@@ -2,9 +2,11 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rpa_ray import ray_job
 from rpa_ray.config import ConfigError, load_config
 from rpa_ray.ray_job import (
     MAX_FILE_BYTES,
@@ -117,3 +119,40 @@ def test_the_exit_status_is_that_of_the_jobs_command() -> None:
     assert exit_status("FAILED", None) == 1
     assert exit_status("STOPPED", None) == 1
     assert exit_status("STOPPED", 0) == 1
+
+
+class StartingCluster:
+    """A cluster whose nodes are not ready for jobs at first."""
+
+    def __init__(
+        self, num_refusals: int, reason: str = "500: No available agent to submit"
+    ) -> None:
+        self.num_refusals = num_refusals
+        self.reason = reason
+        self.submitted: list[str] = []
+
+    def submit_job(self, *, entrypoint: str) -> str:
+        self.submitted.append(entrypoint)
+        if len(self.submitted) <= self.num_refusals:
+            raise RuntimeError(self.reason)
+        return "job"
+
+
+def test_a_cluster_that_has_just_been_started_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_job, "POLL_EVERY_S", 0.01)
+    cluster: Any = StartingCluster(3)
+    assert ray_job.submit(cluster, entrypoint="python") == "job"
+    assert len(cluster.submitted) == 4
+
+
+@pytest.mark.parametrize(("limit_s", "reason"), [(0.05, "No available agent"), (60, "bad request")])
+def test_a_cluster_that_takes_no_job_is_an_error(
+    limit_s: float, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_job, "POLL_EVERY_S", 0.01)
+    monkeypatch.setattr(ray_job, "START_LIMIT_S", limit_s)
+    cluster: Any = StartingCluster(10**6, reason)
+    with pytest.raises(RuntimeError, match=reason):
+        ray_job.submit(cluster, entrypoint="python")
