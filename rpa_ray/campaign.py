@@ -25,6 +25,7 @@ from rpa_ray.metrics import write_json
 from rpa_ray.placement import parallel_cells, require_cluster_resources
 from rpa_ray.ray_address import cluster_to_join, refused_cluster
 from rpa_ray.recipe import in_order
+from rpa_ray.resume import CHECKPOINTS
 
 Watch = Callable[[list[JobState]], None]
 LOSSES = "losses.log"
@@ -56,8 +57,11 @@ def run_campaign(
     with exclusive(output / ".run.lock"):
         planned = plan_cells(config, output)
         todo = [cell for cell in planned if not cell.done]
-        for cell in todo:
-            _begin_folder(cell, cache, command)
+        for cell in planned:
+            if cell.done:  # it may have been interrupted just before it deleted them
+                shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)
+            else:
+                _begin_folder(cell, cache, command)
         failure = _run(todo, output, cache, watch) if todo else ""
         records = [record(cell) for cell in planned]
         write_json(output / "summary.json", records)

@@ -1,8 +1,10 @@
 """However many ranks, ZeRO stages and micro-batches share a step, it is the same step."""
 
+import itertools
 import multiprocessing
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from rpa_ray.attacks.ppo import PPO
 from rpa_ray.defences.online.refusal_loss import RefusalLoss
-from rpa_ray.learner.engine import Engine, OptimizerSettings
+from rpa_ray.learner.engine import Engine, OptimizerSettings, import_deepspeed
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner
 from rpa_ray.plugin import OnlineDefence, StepContext
@@ -34,6 +36,8 @@ from rpa_ray.types import Experience, LossTerm, ScoredRollout, TokenBatch
 LENGTHS = [8, 1, 3, 2, 5, 1, 1, 7, 4, 2, 6, 1]
 ROWS = [[1, *range(3, 3 + n), 2] for n in LENGTHS]
 REFUSALS = [[1, *range(12, 12 + n), 2] for n in reversed(LENGTHS)]
+GROUP = 7
+"""Parameters that are gathered at once."""
 WHOLE = 64
 """More rows than any rank has: one backward."""
 # Adam's first update with a large eps is nearly proportional to the gradient: an error in its
@@ -180,19 +184,60 @@ def trained(
     return engine_state(engine) | {"kl_coef": attack.kl.value}
 
 
-def gather_often(num_ranks: int, checkpoint: Path) -> tuple[int, int]:
-    """Gather all parameters 30 times in groups; return how many tensors differed from the file."""
+def gather_often(num_ranks: int, checkpoint: Path, times: int = 30) -> tuple[int, int]:
+    """Gather all parameters often in groups; return how many tensors differed from the file."""
     engine = tiny_engine(zero_stage=3, bf16=True, num_ranks=num_ranks)
     saved = load_file(checkpoint / "model.safetensors")
     parameters = list(engine.module.served_parameters())
     num_wrong = num_read = 0
-    for _ in range(30):
-        for start in range(0, len(parameters), 7):
-            group = parameters[start : start + 7]
+    for _ in range(times):
+        for start in range(0, len(parameters), GROUP):
+            group = parameters[start : start + GROUP]
             with engine.gather([p for _, p in group]):
                 num_read += len(group)
                 num_wrong += sum(not torch.equal(p, saved[name]) for name, p in group)
     return num_wrong, num_read
+
+
+class LateHandle:
+    """An asynchronous gather whose result arrives a while after the call."""
+
+    def __init__(self, arrive: Callable[[], None], delay_s: float) -> None:
+        self._timer = threading.Timer(delay_s, arrive)
+        self._timer.start()
+
+    def wait(self) -> None:
+        self._timer.join()
+
+
+def gather_late(num_ranks: int, checkpoint: Path, *, guarded: bool) -> tuple[int, int]:
+    """Gather over a connection on which the last tensor of a group arrives before the others."""
+    import_deepspeed()
+    import deepspeed.comm as comm
+
+    at_once = comm.all_gather_into_tensor
+    calls = itertools.count(1)
+
+    def late(output: Tensor, tensor: Tensor, group: Any = None, async_op: bool = False) -> Any:
+        whole = torch.empty_like(output)
+        at_once(whole, tensor, group=group)
+        output.fill_(float("nan"))
+        if not async_op:
+            output.copy_(whole)
+            return None
+
+        def arrive() -> None:
+            output.copy_(whole)
+
+        return LateHandle(arrive, 0.0 if next(calls) % GROUP == 0 else 0.3)
+
+    # The engine guards what does not say that it waits for itself.
+    late.waits_for_itself = not guarded  # type: ignore[attr-defined]
+    try:
+        comm.all_gather_into_tensor = late
+        return gather_often(num_ranks, checkpoint, times=1)
+    finally:
+        comm.all_gather_into_tensor = at_once
 
 
 def work(rank: int, num_ranks: int, folder: str) -> None:
@@ -202,6 +247,7 @@ def work(rank: int, num_ranks: int, folder: str) -> None:
         own = {"loss": float(rank), "gap_max": -1.0 - rank, "broken": [1.0, float("nan")][rank]}
         found["mean"] = ranks.mean(own)
         found["gathered"] = gather_often(num_ranks, Path(folder))
+        found["late"] = {g: gather_late(num_ranks, Path(folder), guarded=g) for g in (True, False)}
         found["broken"] = {kind: after_a_broken_update(*kind, ranks) for kind in KINDS}
         for name, save in (("saved", True), ("uninterrupted", False)):
             found[name] = {
@@ -386,3 +432,12 @@ def test_new_processes_go_on_as_if_nothing_had_stopped(
 def test_groups_of_parameters_are_gathered_whole_under_zero_3(two_ranks: list[Outcome]) -> None:
     num_tensors = len(list(tiny_llama().named_parameters()))
     assert [outcome["gathered"] for outcome in two_ranks] == [(0, 30 * num_tensors)] * 2
+
+
+def test_the_guard_is_what_keeps_a_late_gather_whole(two_ranks: list[Outcome]) -> None:
+    num_tensors = len(list(tiny_llama().named_parameters()))
+    for outcome in two_ranks:
+        assert outcome["late"][True] == (0, num_tensors)
+        num_wrong, num_read = outcome["late"][False]
+        assert num_read == num_tensors
+        assert num_wrong > 0
