@@ -30,8 +30,6 @@ from rpa_ray.resume import CHECKPOINTS
 Watch = Callable[[list[JobState]], None]
 LOSSES = "losses.log"
 """Lists the groups of ranks that died, and why, in a campaign folder."""
-_END_S = 10.0
-"""Longest wait for lanes to notice that the cluster is gone."""
 
 _RAY_SAYS_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the process of a submitted job."""
@@ -107,13 +105,14 @@ def _run(todo: Sequence[PlannedCell], output: Path, cache: Path, watch: Watch) -
             .options(num_cpus=0)
             .remote([job.name for job in models.values()], [cell.name for cell in cells])
         )
-        for group in range(parallel_cells([cell.settings for cell in cells])):
-            work = _work_of(group, jobs, queue, cache.resolve(), cluster)
-            lanes.append(Lane(work, output, _diary(output / LOSSES)))
-        failure = work_through(lanes, queue, watch)
-    for lane in lanes:
-        lane.join(_END_S)
-    return failure
+        try:
+            for group in range(parallel_cells([cell.settings for cell in cells])):
+                work = _work_of(group, jobs, queue, cache.resolve(), cluster)
+                lanes.append(Lane(work, output, _diary(output / LOSSES)))
+            return work_through(lanes, queue, watch)
+        finally:
+            for lane in lanes:
+                lane.stop()
 
 
 def _work_of(

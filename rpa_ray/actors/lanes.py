@@ -36,6 +36,7 @@ class Lane:
         self._work = work
         self._storage = storage
         self._told = told
+        self._stopped = threading.Event()
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"lane-{work.group}", daemon=True)
         self._thread.start()
@@ -43,6 +44,10 @@ class Lane:
     def is_alive(self) -> bool:
         """Return whether it is still at work."""
         return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Start no group after the one that is at work, which ends with the cluster."""
+        self._stopped.set()
 
     def join(self, timeout_s: float) -> None:
         """Wait for its end."""
@@ -56,14 +61,14 @@ class Lane:
 
     def _work_through(self) -> None:
         group, num_early_losses = self._work.group, 0
-        while group and not ask(self._work.queue, "models_are_made"):
+        while group and not self._stopped.is_set() and not self._ask("models_are_made"):
             time.sleep(_POLL_S)
-        while ask(self._work.queue, "num_waiting"):
+        while not self._stopped.is_set() and self._ask("num_waiting"):
             with TemporaryDirectory(prefix=STORAGE_PREFIX, dir=self._storage) as storage:
                 failure = run_work(self._work, storage=Path(storage))
-            if not failure:
+            if not failure or self._stopped.is_set():
                 continue
-            lost: LostJob | None = ask(self._work.queue, "lose", group)
+            lost: LostJob | None = self._ask("lose", group)
             if lost is not None:
                 num_early_losses = 0
                 self._take_note(lost, failure)
@@ -82,6 +87,9 @@ class Lane:
         if not isinstance(job, Cell):
             raise LaneFailed(f"{lost.name} could not be made: {failure}")
         record_failure(job, f"ranks died again and again in the same place: {failure}", failure)
+
+    def _ask(self, method: str, *args: object) -> Any:
+        return ask(self._work.queue, method, *args)
 
 
 def work_through(lanes: list[Lane], queue: Any, watch: Callable[[list[JobState]], None]) -> str:

@@ -1,7 +1,9 @@
 """The learner ranks: a Ray Train worker group that works through a queue of jobs."""
 
+import json
 import logging
 import os
+import shutil
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -107,7 +109,12 @@ def _run_recorded(cell: Cell, place: "Workplace") -> None:
     and the cell is tried again by the next.
     """
     from rpa_ray.experiment import run_experiment
+    from rpa_ray.resume import CHECKPOINTS
 
+    if place.ranks.broadcast(_is_finished(cell)):  # ranks died after its end, before the next
+        if place.ranks.is_main:
+            shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)
+        return
     try:
         run_experiment(cell, place)
     except Exception as error:
@@ -115,6 +122,13 @@ def _run_recorded(cell: Cell, place: "Workplace") -> None:
         if place.ranks.size > 1:
             raise
         record_failure(cell, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def _is_finished(cell: Cell) -> bool:
+    path = cell.folder / "evaluation.json"
+    if not path.is_file():
+        return False
+    return bool(json.loads(path.read_text(encoding="utf-8"))["status"] != "failed")
 
 
 def record_failure(cell: Cell, reason: str, details: str) -> None:
@@ -178,3 +192,5 @@ def set_train_environment() -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     # How often the controller looks after its workers; its 2 s would delay every report.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # A thread that is still at work when the cluster is left must not start another.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")

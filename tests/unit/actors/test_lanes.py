@@ -1,3 +1,4 @@
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -136,3 +137,24 @@ def test_lanes_share_the_cells_after_one_of_them_has_made_the_models(
     assert scene.run(num_lanes=2) == ""
     assert scene.done[:2] == [(0, "base"), (0, "chat")]
     assert sorted(name for _, name in scene.done[2:]) == sorted(names)
+
+
+def test_a_lane_that_was_stopped_starts_no_other_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, monkeypatch, cells=["a", "b"])
+    begun, cluster_is_gone = threading.Event(), threading.Event()
+
+    def work_until_the_cluster_is_gone(work: Work, *, storage: Path) -> str:
+        begun.set()
+        assert cluster_is_gone.wait(30)
+        return DIES
+
+    monkeypatch.setattr(lanes, "run_work", work_until_the_cluster_is_gone)
+    lane = Lane(scene.work, tmp_path, scene.told.append)
+    assert begun.wait(30)
+    lane.stop()
+    cluster_is_gone.set()
+    lane.join(30)
+    assert not lane.is_alive()
+    assert (lane.error, scene.told, scene.queue.num_waiting()) == (None, [], 2)
