@@ -15,16 +15,14 @@ from rpa_ray.actors.lanes import STORAGE_PREFIX, Lane, work_through
 from rpa_ray.actors.pools import create_rollout_pool, create_scorer_pool
 from rpa_ray.actors.queue import JobQueue, JobState
 from rpa_ray.actors.train import Work, set_train_environment
-from rpa_ray.cell_models import cell_models
 from rpa_ray.cells import PlannedCell, plan_cells, record, worst_checks
 from rpa_ray.config import ClusterSettings, LoadedConfig, with_absolute_paths
 from rpa_ray.folder_lock import exclusive
-from rpa_ray.jobs import Cell, ModelJob
+from rpa_ray.jobs import Cell, Job, plan_jobs
 from rpa_ray.manifest import manifest
 from rpa_ray.metrics import write_json
 from rpa_ray.placement import parallel_cells, require_cluster_resources
 from rpa_ray.ray_address import cluster_to_join, refused_cluster
-from rpa_ray.recipe import in_order
 from rpa_ray.resume import CHECKPOINTS
 
 Watch = Callable[[list[JobState]], None]
@@ -86,12 +84,7 @@ def _run(todo: Sequence[PlannedCell], output: Path, cache: Path, watch: Watch) -
         Cell(name=c.name, settings=with_absolute_paths(c.settings), folder=c.folder.resolve())
         for c in todo
     ]
-    models: dict[str, ModelJob] = {}
-    for cell in cells:
-        for recipe in in_order(cell_models(cell.settings, cache).recipes(), cache):
-            models.setdefault(recipe.key(), ModelJob(recipe=recipe, data=cell.settings.data))
-    jobs: dict[str, ModelJob | Cell] = {job.name: job for job in models.values()}
-    jobs |= {cell.name: cell for cell in cells}
+    jobs, needs = plan_jobs(cells, cache)
     for left_over in output.glob(f"{STORAGE_PREFIX}*"):
         shutil.rmtree(left_over, ignore_errors=True)
     set_train_environment()
@@ -100,11 +93,7 @@ def _run(todo: Sequence[PlannedCell], output: Path, cache: Path, watch: Watch) -
         if cluster_to_join(cluster.address) is not None:
             resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
             require_cluster_resources(todo[0].settings, resources)
-        queue: Any = (
-            ray.remote(JobQueue)
-            .options(num_cpus=0)
-            .remote([job.name for job in models.values()], [cell.name for cell in cells])
-        )
+        queue: Any = ray.remote(JobQueue).options(num_cpus=0).remote(needs)
         try:
             for group in range(parallel_cells([cell.settings for cell in cells])):
                 work = _work_of(group, jobs, queue, cache.resolve(), cluster)
@@ -117,7 +106,7 @@ def _run(todo: Sequence[PlannedCell], output: Path, cache: Path, watch: Watch) -
 
 def _work_of(
     group: int,
-    jobs: dict[str, ModelJob | Cell],
+    jobs: dict[str, Job],
     queue: Any,
     cache: Path,
     cluster: ClusterSettings,

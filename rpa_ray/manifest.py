@@ -71,7 +71,6 @@ def determinism(settings: ExperimentSettings) -> dict[str, Any]:
             "num_rollout_workers": cluster.num_rollout_workers,
             "num_scorer_workers": cluster.num_scorer_workers,
             "threads_per_process": cluster.threads_per_process,
-            "threads_per_rank_alone": cluster.threads_per_rank_alone,
             "versions": "those above",
         },
     }

@@ -11,8 +11,8 @@ from rpa_ray.config import LoadedConfig, with_absolute_paths
 from rpa_ray.placement import cpus_asked, gpus_asked, memory_asked_gib, parallel_cells
 from rpa_ray.recipe import ModelRecipe, in_order
 
-SECONDS_A_MODEL_STEP = {"base": 0.12, "chat": 0.1, "perplexity": 0.12}
-SECONDS_A_SCORER_STEP = 0.06
+SECONDS_A_MODEL_STEP = {"base": 0.14, "chat": 0.12, "perplexity": 0.14}
+SECONDS_A_SCORER_STEP = 0.07
 SECONDS_A_SAMPLE = 0.045
 SECONDS_AN_EVALUATION = 10.0
 SECONDS_TO_START = 25.0
@@ -36,7 +36,7 @@ def plan_table(config: LoadedConfig, output: Path, cache: Path) -> Table:
     todo = [cell for cell in cells if not cell.done]
     num_at_once = parallel_cells([cell.settings for cell in cells])
     gain = 1 + GAIN_OF_A_PARALLEL_CELL * (num_at_once - 1)
-    total = sum(map(_seconds_to_make, models)) + sum(map(_seconds_to_run, todo)) / gain
+    total = (sum(map(_seconds_to_make, models)) + sum(map(_seconds_to_run, todo))) / gain
     minutes = (total + SECONDS_TO_START * bool(todo)) / 60
     table.caption = (
         f"{_machine(cells, num_at_once)}; about {minutes:.0f} min on two cores; results in {output}"

@@ -61,8 +61,6 @@ class Lane:
 
     def _work_through(self) -> None:
         group, num_early_losses = self._work.group, 0
-        while group and not self._stopped.is_set() and not self._ask("models_are_made"):
-            time.sleep(_POLL_S)
         while not self._stopped.is_set() and self._ask("num_waiting"):
             with TemporaryDirectory(prefix=STORAGE_PREFIX, dir=self._storage) as storage:
                 failure = run_work(self._work, storage=Path(storage))

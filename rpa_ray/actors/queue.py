@@ -1,7 +1,7 @@
 """The jobs of a campaign: who takes the next, how far each is, and which lost its ranks."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ MAX_LOSSES_IN_PLACE = 3
 """How often a job is taken up again without getting any further than before."""
 
 
+ASK_AGAIN = ""
 _TIMEOUT_S = 60.0
 
 
@@ -37,12 +38,12 @@ class LostJob:
 
 
 class JobQueue:
-    """Hands out jobs in their order; an actor that outlives the ranks."""
+    """Hands out jobs in order, each after those it needs; an actor that outlives the ranks."""
 
-    def __init__(self, models: Sequence[str], cells: Sequence[str]) -> None:
-        """Take the names of the models to make, each before those made from it, and the cells."""
-        self._unmade = set(models)
-        self._waiting = [*models, *cells]
+    def __init__(self, jobs: Mapping[str, Collection[str]]) -> None:
+        """Take the name of every job with those of the jobs that must be done before it."""
+        self._needs = {name: set(needs) for name, needs in jobs.items()}
+        self._waiting = list(jobs)
         self._taken: dict[int, str] = {}
         self._states: dict[str, JobState] = {}
         self._furthest: dict[str, int] = {}
@@ -51,25 +52,26 @@ class JobQueue:
     def take(self, group: int) -> str | None:
         """Return the next job for a group of ranks, which is done with the one before.
 
-        None where no job is left.
+        ``ASK_AGAIN`` where those that are left need others that are still being done; None where no
+        job is left.
         """
         self.finish(group)
-        if not self._waiting:
-            return None
-        self._taken[group] = self._waiting.pop(0)
-        return self._taken[group]
+        for name in self._waiting:
+            if not self._needs[name]:
+                self._waiting.remove(name)
+                self._taken[group] = name
+                return name
+        return ASK_AGAIN if self._waiting else None
 
     def finish(self, group: int) -> None:
         """Record that a group is done with its job."""
-        self._unmade.discard(self._taken.pop(group, ""))
+        done = self._taken.pop(group, None)
+        for needs in self._needs.values():
+            needs -= {done}
 
     def num_waiting(self) -> int:
         """Return how many jobs nobody has taken."""
         return len(self._waiting)
-
-    def models_are_made(self) -> bool:
-        """Return whether cells can be run: one group makes the models, for each needs others."""
-        return not self._unmade
 
     def lose(self, group: int) -> LostJob | None:
         """Put the job of a group that died back in front; None where it had none."""

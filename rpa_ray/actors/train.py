@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -12,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rpa_ray.actors.pools import RolloutPool, ScorerPool
-from rpa_ray.actors.queue import JobQueue, QueueProgress, ask
+from rpa_ray.actors.queue import ASK_AGAIN, JobQueue, QueueProgress, ask
 from rpa_ray.config import ClusterSettings
 from rpa_ray.folder_lock import exclusive
-from rpa_ray.jobs import Cell, ModelJob
+from rpa_ray.jobs import Cell, Job, ModelJob
 from rpa_ray.metrics import write_json
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ LOCK_WAIT_S = 120.0
 """Longest wait for the ranks of an interrupted run to be gone from a folder."""
 MODEL_LOCK_WAIT_S = 3600.0
 """Longest wait for another campaign that makes the same model."""
+ASK_EVERY_S = 0.5
 COLLECTIVE_TIMEOUTS = 10
 """Worker time limits that a rank waits for another: one may be repeating a call that timed out."""
 
@@ -39,7 +41,7 @@ class Work:
     """All that one group of ranks is given."""
 
     group: int
-    jobs: Mapping[str, ModelJob | Cell]
+    jobs: Mapping[str, Job]
     queue: "ActorHandle[JobQueue]"
     rollouts: RolloutPool
     scorers: ScorerPool
@@ -68,25 +70,27 @@ def work(config: dict[str, Any]) -> None:
         cluster=given.cluster,
         progress=QueueProgress(given.queue, enabled=ranks.is_main),
     )
+    torch.set_num_threads(given.cluster.threads_per_process)
     for job in _jobs(given, ranks):
         if isinstance(job, ModelJob):
-            torch.set_num_threads(given.cluster.threads_per_rank_alone)
             lock = given.cache / "checkpoints" / f".{job.recipe.folder(given.cache).name}.lock"
             with _alone(lock, MODEL_LOCK_WAIT_S, ranks):
                 if not ranks.broadcast(job.recipe.folder(given.cache).is_dir()):
                     make_model(job, place)
         else:
-            torch.set_num_threads(given.cluster.threads_per_process)
             with _alone(job.folder / ".ranks.lock", LOCK_WAIT_S, ranks):
                 _run_recorded(job, place)
 
 
-def _jobs(given: Work, ranks: "Ranks") -> Iterator[ModelJob | Cell]:
+def _jobs(given: Work, ranks: "Ranks") -> Iterator[Job]:
     """Yield the same jobs on every rank."""
     while True:
         name = ranks.broadcast(ask(given.queue, "take", given.group) if ranks.is_main else None)
         if name is None:
             return
+        if name == ASK_AGAIN:
+            time.sleep(ASK_EVERY_S)
+            continue
         yield given.jobs[name]
         if given.cluster.zero_stage == 3:
             if ranks.is_main:
@@ -192,5 +196,7 @@ def set_train_environment() -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     # How often the controller looks after its workers; its 2 s would delay every report.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # No record of every call: a cluster of our own would keep 50 kB a step of it, read by nobody.
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     # A thread that is still at work when the cluster is left must not start another.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")

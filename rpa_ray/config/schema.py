@@ -114,10 +114,9 @@ class ClusterSettings(Settings):
     cpus_per_scorer_worker: float = Field(0.25, ge=0)
     gpus_per_scorer_worker: float = Field(0.0, ge=0)
     threads_per_process: int = Field(1, ge=1)
-    """CPU threads of each rank, rollout and scoring process while cells run. They work at the same
-    time: on two cores one thread each took 0.7 times the time of two."""
-    threads_per_rank_alone: int = Field(2, ge=1)
-    """CPU threads of each rank while it makes models and the other processes idle."""
+    """CPU threads of each rank, rollout and scoring process. They work at the same time: on two
+    cores one thread each took 0.7 times the time of two, and other work on the machine makes
+    threads of one process wait for each other."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     micro_batch_size: int | None = Field(None, ge=1)
     """Rows of one rank in one backward pass; None takes its whole part of the batch."""

@@ -7,7 +7,7 @@ import pytest
 
 from rpa_ray.actors import lanes
 from rpa_ray.actors.lanes import Lane, work_through
-from rpa_ray.actors.queue import MAX_LOSSES_IN_PLACE, JobQueue
+from rpa_ray.actors.queue import ASK_AGAIN, MAX_LOSSES_IN_PLACE, JobQueue
 from rpa_ray.actors.train import Work
 from rpa_ray.config import ClusterSettings, parse_tree
 from rpa_ray.jobs import Cell, ModelJob
@@ -22,7 +22,9 @@ class Scene:
         self.deaths: list[int] = script.get("deaths", [])
         self.dies_in: str | None = script.get("dies_in")
         self.models: list[str] = script.get("models", [])
-        self.queue = JobQueue(self.models, script["cells"])
+        needs = {name: self.models[:i] for i, name in enumerate(self.models)}
+        self.queue = JobQueue(needs | dict.fromkeys(script["cells"], self.models))
+        self.is_over = threading.Event()
         self.done: list[tuple[int, str]] = []
         self.told: list[str] = []
         self.storages: list[Path] = []
@@ -54,6 +56,10 @@ class Scene:
             job = self.queue.take(work.group)
             if job is None:
                 return ""
+            if job == ASK_AGAIN:
+                if self.is_over.wait(0.01):
+                    return DIES
+                continue
             if job == self.dies_in:
                 return DIES
             self.done.append((work.group, job))
@@ -67,7 +73,14 @@ class Scene:
             Lane(replace(self.work, group=i), self.tmp_path, self.told.append)
             for i in range(num_lanes)
         ]
-        return work_through(running, self.queue, lambda states: None)
+        failure = work_through(running, self.queue, lambda states: None)
+        for lane in running:
+            lane.stop()
+        self.is_over.set()
+        for lane in running:
+            lane.join(30)
+            assert not lane.is_alive()
+        return failure
 
 
 def test_ranks_that_live_do_every_job_in_one_go(
@@ -129,13 +142,13 @@ def test_ranks_that_never_start_end_the_campaign(
     assert len(scene.told) == MAX_LOSSES_IN_PLACE + 1
 
 
-def test_lanes_share_the_cells_after_one_of_them_has_made_the_models(
+def test_lanes_share_the_jobs_and_cells_come_after_the_models_they_need(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"cell{i}" for i in range(40)]
     scene = Scene(tmp_path, monkeypatch, models=["base", "chat"], cells=names)
     assert scene.run(num_lanes=2) == ""
-    assert scene.done[:2] == [(0, "base"), (0, "chat")]
+    assert [name for _, name in scene.done[:2]] == ["base", "chat"]
     assert sorted(name for _, name in scene.done[2:]) == sorted(names)
 
 

@@ -1,28 +1,43 @@
-from rpa_ray.actors.queue import MAX_LOSSES_IN_PLACE, JobQueue, LostJob
+from rpa_ray.actors.queue import ASK_AGAIN, MAX_LOSSES_IN_PLACE, JobQueue, LostJob
 
 
-def test_jobs_are_taken_in_order_models_first() -> None:
-    queue = JobQueue(["base", "chat"], ["a"])
-    assert [queue.take(0) for _ in range(4)] == ["base", "chat", "a", None]
+def queue_of(*names: str, **needs: list[str]) -> JobQueue:
+    """Return a queue of jobs that need nothing, then of those that do."""
+    return JobQueue({name: [] for name in names} | needs)
 
 
-def test_cells_can_be_run_once_the_last_model_is_made_not_taken() -> None:
-    queue = JobQueue(["base", "chat"], ["a", "b"])
-    made = [queue.models_are_made()]
-    for _ in range(3):
-        queue.take(0)
-        made.append(queue.models_are_made())
-    assert made == [False, False, False, True]
-    assert JobQueue([], ["a"]).models_are_made()
+def test_jobs_are_taken_in_order() -> None:
+    queue = queue_of("base", "perplexity", chat=["base"], a=["chat"])
+    assert [queue.take(0) for _ in range(5)] == ["base", "perplexity", "chat", "a", None]
+
+
+def test_a_job_waits_for_those_it_needs_to_be_done_not_only_taken() -> None:
+    queue = queue_of("base", chat=["base"], a=["base", "chat"])
+    assert [queue.take(0), queue.take(1)] == ["base", ASK_AGAIN]
+    assert [queue.take(0), queue.take(1)] == ["chat", ASK_AGAIN]
+    queue.finish(0)
+    assert [queue.take(1), queue.take(0)] == ["a", None]
+
+
+def test_a_job_that_needs_nothing_overtakes_one_that_waits() -> None:
+    queue = JobQueue({"base": [], "chat": ["base"], "perplexity": []})
+    assert [queue.take(0), queue.take(1), queue.take(1)] == ["base", "perplexity", ASK_AGAIN]
+
+
+def test_what_needs_a_lost_job_goes_on_waiting() -> None:
+    queue = queue_of("base", chat=["base"])
+    queue.take(0)
+    queue.lose(0)
+    assert [queue.take(1), queue.take(0)] == ["base", ASK_AGAIN]
 
 
 def test_groups_share_the_jobs() -> None:
-    queue = JobQueue([], ["a", "b", "c"])
+    queue = queue_of("a", "b", "c")
     assert [queue.take(0), queue.take(1), queue.take(0), queue.take(1)] == ["a", "b", "c", None]
 
 
 def test_a_lost_job_is_the_next_to_be_taken() -> None:
-    queue = JobQueue([], ["a", "b", "c"])
+    queue = queue_of("a", "b", "c")
     queue.take(0)
     queue.take(1)
     assert queue.lose(1) == LostJob(name="b", given_up=False)
@@ -31,7 +46,7 @@ def test_a_lost_job_is_the_next_to_be_taken() -> None:
 
 
 def test_a_group_that_dies_between_two_jobs_loses_none() -> None:
-    queue = JobQueue([], ["a"])
+    queue = queue_of("a")
     assert queue.lose(0) is None
     queue.take(0)
     queue.finish(0)
@@ -50,13 +65,13 @@ def lose_often(queue: JobQueue, times: int) -> list[bool]:
 
 
 def test_a_job_that_is_lost_again_and_again_in_one_place_is_given_up() -> None:
-    queue = JobQueue([], ["a", "b"])
+    queue = queue_of("a", "b")
     assert lose_often(queue, MAX_LOSSES_IN_PLACE + 1) == [False] * MAX_LOSSES_IN_PLACE + [True]
     assert queue.take(0) == "b"
 
 
 def test_a_job_that_gets_further_each_time_is_never_given_up() -> None:
-    queue = JobQueue([], ["a"])
+    queue = queue_of("a")
     for step in range(3 * MAX_LOSSES_IN_PLACE):
         assert queue.take(0) == "a"
         queue.start("a", 100)
@@ -65,7 +80,7 @@ def test_a_job_that_gets_further_each_time_is_never_given_up() -> None:
 
 
 def test_the_furthest_place_counts_not_where_the_last_attempt_ended() -> None:
-    queue = JobQueue([], ["a", "b"])
+    queue = queue_of("a", "b")
     queue.take(0)
     queue.start("a", 10)
     queue.advance("a", 4, "")
@@ -74,7 +89,7 @@ def test_the_furthest_place_counts_not_where_the_last_attempt_ended() -> None:
 
 
 def test_states_say_how_far_jobs_are() -> None:
-    queue = JobQueue([], ["a", "b"])
+    queue = queue_of("a", "b")
     queue.start("a", 3)
     queue.advance("a", 0, "loss 2")
     (state,) = queue.jobs()
@@ -83,7 +98,7 @@ def test_states_say_how_far_jobs_are() -> None:
 
 
 def test_a_lost_job_says_so_until_it_goes_on() -> None:
-    queue = JobQueue([], ["a"])
+    queue = queue_of("a")
     queue.take(0)
     queue.start("a", 3)
     queue.advance("a", 0, "loss 2")
