@@ -72,6 +72,8 @@ def run_campaign(
 
 def _begin_folder(cell: PlannedCell, cache: Path, command: str) -> None:
     cell.folder.mkdir(parents=True, exist_ok=True)
+    # A failure of an earlier run: ranks take a finished cell for one of this run's.
+    (cell.folder / "evaluation.json").unlink(missing_ok=True)
     text = yaml.safe_dump(cell.settings.to_yaml_dict(), sort_keys=False)
     (cell.folder / "config.yaml").write_text(text, encoding="utf-8")
     write_json(cell.folder / "manifest.json", manifest(cell.settings, cache, command))
