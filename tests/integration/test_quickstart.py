@@ -150,10 +150,17 @@ def test_the_engine_answers_as_transformers_does_from_the_chat_model(
     )
     generated = rollout_pool.generate(prompts, greedy, 1)
     exact = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    gap = output_gap(logits_of=lambda ids: exact(ids).logits, prompts=prompts, generated=generated)
+    # bfloat16 moves a log-probability by up to 0.04: two tokens nearer than 0.1 may change places.
+    gap = output_gap(
+        logits_of=lambda ids: exact(ids).logits,
+        prompts=prompts,
+        generated=generated,
+        greedy_margin=0.1,
+    )
     assert gap.num_decided > 1000
     assert gap.num_greedy_differences == 0
     assert gap.mean_logprob_gap <= 0.02
+    assert gap.max_logprob_gap <= 0.05
 
 
 def test_a_checkpoint_named_by_a_relative_path_is_measured(
