@@ -55,13 +55,26 @@ def cell_name(settings: ExperimentSettings) -> str:
     return "_".join(parts)
 
 
+def read_outcome(folder: Path) -> dict[str, Any] | None:
+    """Return what came out of the cell of a run folder, None where nothing has yet."""
+    path = folder / "evaluation.json"
+    if not path.is_file():
+        return None
+    outcome: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return outcome
+
+
+def ran_to_an_end(folder: Path) -> bool:
+    """Return whether a cell has a result; a policy that broke is one, a failure is not."""
+    outcome = read_outcome(folder)
+    return outcome is not None and outcome["status"] != "failed"
+
+
 def record(cell: PlannedCell) -> dict[str, Any]:
     """Return the summary record of a cell from its run folder."""
     settings = cell.settings
-    path = cell.folder / "evaluation.json"
-    outcome: dict[str, Any] = {"status": "failed", "step_failed": None, "metrics": {}}
-    if path.is_file():
-        outcome = json.loads(path.read_text(encoding="utf-8"))
+    unfinished: dict[str, Any] = {"status": "failed", "step_failed": None, "metrics": {}}
+    outcome = read_outcome(cell.folder) or unfinished
     attacked = settings.attack.name != "none"
     return {
         "model": settings.model.path,
@@ -85,9 +98,8 @@ def worst_checks(cells: Sequence[PlannedCell]) -> dict[str, Any]:
     """Return the worst finding of each instrument check over all cells."""
     worst: dict[str, Any] = {}
     for cell in cells:
-        path = cell.folder / "evaluation.json"
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        for name, check in found.get("checks", {}).items():
+        outcome = read_outcome(cell.folder) or {}
+        for name, check in outcome.get("checks", {}).items():
             sign = -1.0 if name == "reward_model_unflipped_accuracy" else 1.0
             if name not in worst or sign * check["mean"] < sign * worst[name]["mean"]:
                 worst[name] = check
@@ -136,10 +148,8 @@ def _identity(settings: ExperimentSettings) -> dict[str, Any]:
 
 
 def _is_done(folder: Path, settings: ExperimentSettings) -> bool:
-    path = folder / "evaluation.json"
-    if not path.is_file():
+    if not ran_to_an_end(folder):
         return False
-    outcome = json.loads(path.read_text(encoding="utf-8"))
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     del config["cluster"]
-    return bool(outcome["status"] != "failed" and config == _identity(settings))
+    return bool(config == _identity(settings))

@@ -38,7 +38,7 @@ class JsonLines:
         """Append one record and flush it; numbers that are not finite are written as null."""
         if self._file is None:
             return
-        self._file.write(json.dumps({k: _json_value(v) for k, v in record.items()}) + "\n")
+        self._file.write(json.dumps(_json_value(record)) + "\n")
         self._file.flush()
         self.num_lines += 1
 
@@ -65,6 +65,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _json_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _json_value(inner) for key, inner in value.items()}
     if isinstance(value, float):
         return round(value, 8) if math.isfinite(value) else None
     return value

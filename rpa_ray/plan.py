@@ -34,7 +34,7 @@ def plan_table(config: LoadedConfig, output: Path, cache: Path) -> Table:
         seconds = "done" if cell.done else f"{_seconds_to_run(cell):.0f}"
         table.add_row("cell", _describe(cell), f"{_num_samples(cell)} samples", seconds)
     todo = [cell for cell in cells if not cell.done]
-    num_at_once = parallel_cells([cell.settings for cell in cells])
+    num_at_once = parallel_cells([cell.settings for cell in todo or cells])
     gain = 1 + GAIN_OF_A_PARALLEL_CELL * (num_at_once - 1)
     total = (sum(map(_seconds_to_make, models)) + sum(map(_seconds_to_run, todo))) / gain
     minutes = (total + SECONDS_TO_START * bool(todo)) / 60

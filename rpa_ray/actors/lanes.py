@@ -6,7 +6,6 @@ Ray Train could restart a group itself, but only with the jobs it began with, an
 a fresh one for each job, which ZeRO 3 needs.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -20,8 +19,6 @@ from rpa_ray.jobs import Cell
 
 STORAGE_PREFIX = ".train-"
 _POLL_S = 0.5
-
-logger = logging.getLogger(__name__)
 
 
 class LaneFailed(RuntimeError):

@@ -10,9 +10,8 @@ from ray.actor import ActorHandle
 
 MAX_LOSSES_IN_PLACE = 3
 """How often a job is taken up again without getting any further than before."""
-
-
 ASK_AGAIN = ""
+"""In place of a job's name: none can be begun yet."""
 _TIMEOUT_S = 60.0
 
 

@@ -1,6 +1,5 @@
 """The learner ranks: a Ray Train worker group that works through a queue of jobs."""
 
-import json
 import logging
 import os
 import shutil
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rpa_ray.actors.pools import RolloutPool, ScorerPool
 from rpa_ray.actors.queue import ASK_AGAIN, JobQueue, QueueProgress, ask
+from rpa_ray.cells import ran_to_an_end
 from rpa_ray.config import ClusterSettings
 from rpa_ray.folder_lock import exclusive
 from rpa_ray.jobs import Cell, Job, ModelJob
@@ -115,7 +115,9 @@ def _run_recorded(cell: Cell, place: "Workplace") -> None:
     from rpa_ray.experiment import run_experiment
     from rpa_ray.resume import CHECKPOINTS
 
-    if place.ranks.broadcast(_is_finished(cell)):  # ranks died after its end, before the next
+    if place.ranks.broadcast(
+        ran_to_an_end(cell.folder)
+    ):  # ranks died after its end, before the next
         if place.ranks.is_main:
             shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)
         return
@@ -126,13 +128,6 @@ def _run_recorded(cell: Cell, place: "Workplace") -> None:
         if place.ranks.size > 1:
             raise
         record_failure(cell, f"{type(error).__name__}: {error}", traceback.format_exc())
-
-
-def _is_finished(cell: Cell) -> bool:
-    path = cell.folder / "evaluation.json"
-    if not path.is_file():
-        return False
-    return bool(json.loads(path.read_text(encoding="utf-8"))["status"] != "failed")
 
 
 def record_failure(cell: Cell, reason: str, details: str) -> None:

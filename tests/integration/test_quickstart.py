@@ -150,7 +150,7 @@ def test_the_engine_answers_as_transformers_does_from_the_chat_model(
     )
     generated = rollout_pool.generate(prompts, greedy, 1)
     exact = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    # bfloat16 moves a log-probability by up to 0.04: two tokens nearer than 0.1 may change places.
+    # Two tokens, each moved by at most the 0.05 asserted below, may change places within 0.1.
     gap = output_gap(
         logits_of=lambda ids: exact(ids).logits,
         prompts=prompts,
@@ -160,6 +160,7 @@ def test_the_engine_answers_as_transformers_does_from_the_chat_model(
     assert gap.num_decided > 1000
     assert gap.num_greedy_differences == 0
     assert gap.mean_logprob_gap <= 0.02
+    assert gap.max_logprob_gap <= 0.05
 
 
 def test_a_checkpoint_named_by_a_relative_path_is_measured(

@@ -62,6 +62,12 @@ def test_a_log_goes_back_to_its_saved_state(tmp_path: Path) -> None:
     assert [line["step"] for line in read(tmp_path / "m.jsonl")] == [0, 5]
 
 
+def test_a_score_inside_a_record_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path / "s.jsonl", enabled=True)
+    log.write({"scores": {"reward": float("nan"), "judge": 0.5}})
+    assert (tmp_path / "s.jsonl").read_text() == '{"scores": {"reward": null, "judge": 0.5}}\n'
+
+
 def test_another_rank_writes_nothing(tmp_path: Path) -> None:
     log = JsonLines(tmp_path / "m.jsonl", enabled=False)
     log.write({"step": 0})
