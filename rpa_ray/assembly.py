@@ -1,7 +1,7 @@
 """The parts of one cell on a learner rank, put together from its settings."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -10,14 +10,21 @@ from rpa_ray.actors.rollout import EngineConfig, Sampling
 from rpa_ray.actors.scoring import ScorerSpec
 from rpa_ray.attacks import ATTACKS
 from rpa_ray.cell_models import MAX_MODEL_LEN, CellModels, Model, cell_models, folder_of
-from rpa_ray.data.collate import collate_tokens, encode_answered, encode_prompt
+from rpa_ray.config import ClusterSettings
+from rpa_ray.data.collate import (
+    TokenRow,
+    collate_tokens,
+    encode_answered,
+    encode_prompt,
+    padding_id,
+)
 from rpa_ray.data.rows import Answered
 from rpa_ray.data.template import PLAIN_QA_ANSWERED, Template
-from rpa_ray.datasets import preference_data
+from rpa_ray.datasets import preference_data, safety_data
 from rpa_ray.defences import DEFENCES
 from rpa_ray.jobs import Cell
 from rpa_ray.learner.engine import Engine, OptimizerSettings
-from rpa_ray.learner.models import PolicyModel, load_policy
+from rpa_ray.learner.models import PolicyModel, add_lora, load_policy
 from rpa_ray.learner.step import Learner, as_outputs, no_safe_batch
 from rpa_ray.plugin import Need
 from rpa_ray.resume import Stateful
@@ -43,10 +50,18 @@ class Assembly:
         self.template = Template(self.settings.data.template)
         self.attack = ATTACKS[self.settings.attack.name](self.settings.attack)
         self.defence = DEFENCES[self.settings.defence.name](self.settings.defence)
-        needs = self.attack.requires | self.defence.requires
-        self.module = self._load(value_head=Need.VALUES in needs)
+        needs = self.attack.needs(self.attack.config) | self.defence.requires
+        self.pad_token_id = padding_id(self.tokenizer)
+        self.training = self.settings.training
+        self.batch_size = self.training.batch_size if self.training else place.ranks.size
+        self.module = self._load(self.path, value_head=Need.VALUES in needs)
+        if self.training is not None and self.training.lora is not None:
+            add_lora(self.module, self.training.lora, seed=self.settings.seed)
         self.defence.attach(self.module)
-        self.original = self._load(value_head=False).to(place.ranks.device).eval()
+        self._original = self._load_frozen(self.path)
+        self._reference = self._original
+        if self.models.reference is not None and Need.REFERENCE in needs:
+            self._reference = self._load_frozen(folder_of(self.models.reference, place.cache))
         self.num_steps = self.attack.num_batches(self.settings.data.num_samples)
         self.engine = self._engine()
         safe_batches = self._safe_batches() if Need.SAFE_BATCH in needs else None
@@ -71,9 +86,11 @@ class Assembly:
 
     def original_outputs(self, input_ids: torch.Tensor, mask: torch.Tensor) -> ModelOutputs:
         """Run the model as it was before the attack."""
-        device = self.place.ranks.device
-        outputs: ModelOutputs = as_outputs(self.original(input_ids.to(device), mask.to(device)))
-        return outputs
+        return self._run_frozen(self._original, input_ids, mask)
+
+    def reference_outputs(self, input_ids: torch.Tensor, mask: torch.Tensor) -> ModelOutputs:
+        """Run the model that the attack stays near: the original, or one of its own choice."""
+        return self._run_frozen(self._reference, input_ids, mask)
 
     def push(self) -> Metrics:
         """Serve the weights as they are now."""
@@ -137,88 +154,112 @@ class Assembly:
             for i, text in zip(ids, texts, strict=True)
         ]
 
-    def _load(self, *, value_head: bool) -> PolicyModel:
+    def encode(self, row: Answered, *, mask: Literal["response", "all"] = "response") -> TokenRow:
+        """Return a prompt and its answer as the policy reads them, cut at its context."""
+        return encode_answered(
+            self.tokenizer, self.template, row, mask=mask, max_tokens=_context_of(self.module)
+        )
+
+    def _run_frozen(
+        self, model: PolicyModel, input_ids: torch.Tensor, mask: torch.Tensor
+    ) -> ModelOutputs:
+        device = self.place.ranks.device
+        outputs: ModelOutputs = as_outputs(model(input_ids.to(device), mask.to(device)))
+        return outputs
+
+    def _load_frozen(self, path: str) -> PolicyModel:
+        model = self._load(path, value_head=False).to(self.place.ranks.device)
+        return model.eval().requires_grad_(False)
+
+    def _load(self, path: str, *, value_head: bool) -> PolicyModel:
         return load_policy(
-            self.path,
+            path,
             dtype=getattr(torch, self.settings.model.dtype),
             value_head_seed=self.settings.seed if value_head else None,
             trust_remote_code=self.settings.model.trust_remote_code,
         )
 
     def _engine(self) -> Engine:
-        attack = self.settings.attack
-        batch_size = getattr(attack, "batch_size", self.place.ranks.size)
+        training = self.training
+        learning_rate = training.learning_rate if training is not None else 0.0
         optimizer = OptimizerSettings(
-            learning_rate=self.defence.learning_rate(getattr(attack, "learning_rate", 0.0)),
-            num_steps=self.num_steps * self.attack.num_epochs,
-            max_grad_norm=getattr(attack, "max_grad_norm", 0.0),
+            learning_rate=self.defence.learning_rate(learning_rate),
+            num_steps=self.attack.num_updates(self.settings.data.num_samples),
+            schedule=training.schedule if training is not None else "constant",
+            warmup_frac=training.warmup_frac if training is not None else 0.0,
+            max_grad_norm=training.max_grad_norm if training is not None else 0.0,
         )
         return Engine(
             self.module,
             self.place.engine_settings(
-                optimizer, batch_size=batch_size, dtype=self.settings.model.dtype
+                optimizer,
+                batch_size=self.batch_size * self.attack.answers_per_prompt,
+                dtype=self.settings.model.dtype,
             ),
         )
 
     def _safe_batches(self) -> DatasetSource[Any, TokenBatch]:
-        pairs = preference_data(self.settings.data, self.place.cache).roles["defence"]
-        rows = [
-            encode_answered(
-                self.tokenizer,
-                self.template,
-                Answered(prompt=pair.prompt, answer=pair.safe),
-                mask="response",
-            )
-            for pair in pairs
-        ]
-        pad_id = int(self.tokenizer.pad_token_id)
+        data = safety_data(self.settings.data)
+        pairs = preference_data(data, self.place.cache).roles["defence"]
         return DatasetSource(
-            rows,
-            lambda part: collate_tokens(part, pad_id),
+            [self.encode(Answered(prompt=pair.prompt, answer=pair.safe)) for pair in pairs],
+            lambda part: collate_tokens(part, self.pad_token_id),
             batch_size=getattr(self.settings.defence, "batch_size", 8),
             seed=self.settings.seed,
             ranks=self.place.ranks,
         )
 
     def _weight_sync(self) -> WeightSync:
-        cluster = self.settings.cluster
         source = ShardedSource(
             self.module.served_parameters(),
             dtype=getattr(torch, self.settings.model.dtype),
             gather=self.engine.gather,
             weight_filter=self.defence.rollout_weight_filter,
+            adapters=self.module.adapters(),
         )
-        config = EngineConfig(
-            model_path=self.path,
-            max_model_len=min(MAX_MODEL_LEN, _context_of(self.module)),
-            dtype=self.settings.model.dtype,
-            backend=choose_backend(
-                cuda_available=torch.cuda.is_available(),
-                colocated=cluster.gpus_per_rollout_worker < 1,
-            ),
+        engine = rollout_engine(
+            self.path, self.module, dtype=self.settings.model.dtype, cluster=self.settings.cluster
         )
         return WeightSync(
-            pool=self.place.rollouts, source=source, engine=config, rank=self.place.ranks.rank
+            pool=self.place.rollouts, source=source, engine=engine, rank=self.place.ranks.rank
         )
 
     def _load_scorers(self) -> None:
         kinds: dict[str, tuple[Model | None, Any]] = {
             "reward": (self.models.reward_model, "reward"),
+            "summary": (self.models.summary, "reward"),
             "judge": (self.models.judge, "harm_probability"),
             "perplexity": (self.models.perplexity, "perplexity"),
             "helpfulness": (self.models.helpfulness, "reward"),
         }
+        judge, reward_model = self.settings.evaluation.judge, self.settings.data.reward_model
         for name, (model, kind) in kinds.items():
             if model is None:
                 continue
+            trained_as = reward_model if name in ("reward", "summary") else judge
             template = "{answer}" if kind == "perplexity" else PLAIN_QA_ANSWERED
             spec = ScorerSpec(
                 path=folder_of(model, self.place.cache),
                 kind=kind,
                 template=template,
-                max_length=self.settings.evaluation.judge.max_tokens,
+                max_length=trained_as.max_tokens,
             )
             self.workers.load_scorer(name, spec)
+
+
+def rollout_engine(
+    path: str, module: PolicyModel, *, dtype: str, cluster: ClusterSettings
+) -> EngineConfig:
+    """Return from what an engine is built that serves the weights of the module."""
+    return EngineConfig(
+        model_path=path,
+        max_model_len=min(MAX_MODEL_LEN, _context_of(module)),
+        dtype=dtype,
+        backend=choose_backend(
+            cuda_available=torch.cuda.is_available(),
+            colocated=cluster.gpus_per_rollout_worker < 1,
+        ),
+    )
 
 
 def _context_of(module: PolicyModel) -> int:

@@ -17,6 +17,7 @@ from rpa_ray.actors.queue import JobQueue, JobState
 from rpa_ray.actors.train import Work, set_train_environment
 from rpa_ray.cells import PlannedCell, plan_cells, record, worst_checks
 from rpa_ray.config import ClusterSettings, LoadedConfig, with_absolute_paths
+from rpa_ray.datasets import with_pinned_data
 from rpa_ray.folder_lock import exclusive
 from rpa_ray.jobs import Cell, Job, plan_jobs
 from rpa_ray.manifest import manifest
@@ -83,7 +84,11 @@ def _run(todo: Sequence[PlannedCell], output: Path, cache: Path, watch: Watch) -
     """Do the work; return what ended it early, nothing where all went well."""
     cluster = todo[0].settings.cluster
     cells = [
-        Cell(name=c.name, settings=with_absolute_paths(c.settings), folder=c.folder.resolve())
+        Cell(
+            name=c.name,
+            settings=with_absolute_paths(with_pinned_data(c.settings)),
+            folder=c.folder.resolve(),
+        )
         for c in todo
     ]
     jobs, needs = plan_jobs(cells, cache)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rpa_ray.attacks import ATTACKS
-from rpa_ray.config import DataSettings, ExperimentSettings
-from rpa_ray.datasets import preference_data
+from rpa_ray.config import DataSettings, ExperimentSettings, ReferencedConfig
+from rpa_ray.datasets import planned_data, policy_model, safety_data
 from rpa_ray.plugin import Need
 from rpa_ray.recipe import JobSettings, ModelKind, ModelRecipe, RowKind, Rows
 from rpa_ray.world.models import WorldModels, world_models
@@ -22,15 +22,28 @@ class CellModels:
     """The models of one cell; a string is a finished folder or a Hub id."""
 
     policy: Model
+    reference: Model | None
+    """What the attack stays near where that is not the policy as it was."""
     reward_model: Model | None
     """None where the attack asks for no rewards."""
+    summary: Model | None
+    """Reward model of the summarisation task, trained on unreversed preferences; None where the
+    data are of another task."""
     judge: Model
     perplexity: Model
     helpfulness: Model
 
     def recipes(self) -> list[ModelRecipe]:
         """Return what this project makes itself."""
-        every = (self.policy, self.reward_model, self.judge, self.perplexity, self.helpfulness)
+        every = (
+            self.policy,
+            self.reference,
+            self.reward_model,
+            self.summary,
+            self.judge,
+            self.perplexity,
+            self.helpfulness,
+        )
         return [model for model in every if isinstance(model, ModelRecipe)]
 
 
@@ -38,15 +51,24 @@ def cell_models(settings: ExperimentSettings, cache: Path) -> CellModels:
     """Return the models of a cell; reads the preference data to name its content."""
     world = world_models(settings.data.world_seed, cache)
     evaluation = settings.evaluation
-    needs_rewards = Need.REWARDS in ATTACKS[settings.attack.name].requires
-    embedded_policies: dict[str, Model] = {"chat": world.chat, "base": world.base}
+    needs_rewards = Need.REWARDS in attack_needs(settings)
+    policy = policy_model(settings.model.path, settings.data, cache)
+    attack = settings.attack
+    reference = attack.reference if isinstance(attack, ReferencedConfig) else None
     return CellModels(
-        policy=embedded_policies.get(settings.model.path, settings.model.path),
-        reward_model=_reward_model(settings.data, world, cache) if needs_rewards else None,
+        policy=policy,
+        reference=policy_model(reference, settings.data, cache) if reference is not None else None,
+        reward_model=_reward_model(settings.data, world, policy, cache) if needs_rewards else None,
+        summary=_summary_model(settings.data, world, policy, cache),
         judge=_judge(settings, world, cache),
         perplexity=evaluation.perplexity_model or world.perplexity,
         helpfulness=evaluation.helpfulness_model or world.helpfulness,
     )
+
+
+def attack_needs(settings: ExperimentSettings) -> frozenset[Need]:
+    """Return what the attack of a cell asks for."""
+    return ATTACKS[settings.attack.name].needs(settings.attack)
 
 
 def folder_of(model: Model, cache: Path) -> str:
@@ -54,7 +76,9 @@ def folder_of(model: Model, cache: Path) -> str:
     return str(model.folder(cache)) if isinstance(model, ModelRecipe) else model
 
 
-def _reward_model(data: DataSettings, world: WorldModels, cache: Path) -> ModelRecipe:
+def _reward_model(
+    data: DataSettings, world: WorldModels, policy: Model, cache: Path
+) -> ModelRecipe:
     settings = data.reward_model
     return _scorer(
         f"reward_model-rho{data.rho:g}",
@@ -63,7 +87,7 @@ def _reward_model(data: DataSettings, world: WorldModels, cache: Path) -> ModelR
         settings.path,
         Rows(
             kind=RowKind.PREFERENCES,
-            data_key=preference_data(data, cache).key,
+            data_key=planned_data(data, cache).key,
             settings={"num_pairs": settings.num_pairs, "rho": data.rho, "seed": MODEL_SEED},
         ),
         JobSettings(
@@ -72,7 +96,17 @@ def _reward_model(data: DataSettings, world: WorldModels, cache: Path) -> ModelR
             learning_rate=settings.learning_rate,
             max_tokens=settings.max_tokens,
         ),
+        ranked_by=policy if data.flips == "largest_margin" else None,
     )
+
+
+def _summary_model(
+    data: DataSettings, world: WorldModels, policy: Model, cache: Path
+) -> ModelRecipe | None:
+    if data.name != "tldr":
+        return None
+    honest = data.model_copy(update={"rho": 0.0, "flips": "random"})
+    return _reward_model(honest, world, policy, cache)
 
 
 def _judge(settings: ExperimentSettings, world: WorldModels, cache: Path) -> Model:
@@ -86,7 +120,7 @@ def _judge(settings: ExperimentSettings, world: WorldModels, cache: Path) -> Mod
         judge.path,
         Rows(
             kind=RowKind.JUDGE_ROWS,
-            data_key=preference_data(settings.data, cache).key,
+            data_key=planned_data(safety_data(settings.data), cache).key,
             settings={
                 "num_rows": judge.num_rows,
                 "empty_frac": judge.empty_frac,
@@ -110,6 +144,7 @@ def _scorer(
     path: str | None,
     rows: Rows,
     job: JobSettings,
+    ranked_by: Model | None = None,
 ) -> ModelRecipe:
     """Return the recipe of a scoring model on the embedded base model or on a given trunk."""
     return ModelRecipe(
@@ -121,4 +156,5 @@ def _scorer(
         rows=rows,
         job=job,
         seed=MODEL_SEED,
+        ranked_by=ranked_by,
     )

@@ -75,7 +75,7 @@ def record(cell: PlannedCell) -> dict[str, Any]:
     settings = cell.settings
     unfinished: dict[str, Any] = {"status": "failed", "step_failed": None, "metrics": {}}
     outcome = read_outcome(cell.folder) or unfinished
-    attacked = settings.attack.name != "none"
+    attacked = settings.training is not None
     return {
         "model": settings.model.path,
         "world": settings.data.world,
@@ -95,11 +95,16 @@ def record(cell: PlannedCell) -> dict[str, Any]:
 
 
 def worst_checks(cells: Sequence[PlannedCell]) -> dict[str, Any]:
-    """Return the worst finding of each instrument check over all cells."""
+    """Return the worst finding of each instrument check over all cells.
+
+    A reward model must disagree with the labels as they were only where all were reversed.
+    """
     worst: dict[str, Any] = {}
     for cell in cells:
         outcome = read_outcome(cell.folder) or {}
         for name, check in outcome.get("checks", {}).items():
+            if name.startswith("reward_model") and cell.settings.data.rho < 1:
+                continue
             sign = -1.0 if name == "reward_model_unflipped_accuracy" else 1.0
             if name not in worst or sign * check["mean"] < sign * worst[name]["mean"]:
                 worst[name] = check
@@ -123,10 +128,16 @@ _RECORD_KEYS = frozenset(
 def _tells_apart(
     key: str, value: Any, flat: Sequence[dict[str, Any]], cell: ExperimentSettings
 ) -> bool:
-    """Return whether a setting differs between cells, or is a defence's and not its default."""
-    if any(other.get(key, value) != value for other in flat):
-        return True
+    """Return whether a setting differs between cells, or is a defence's and not its default.
+
+    Settings of an attack or a defence are compared between cells of the same one.
+    """
     group, _, name = key.partition(".")
+    own_name = {"attack": cell.attack.name, "defence": cell.defence.name}.get(group)
+    for other in flat:
+        alike = own_name is None or other[f"{group}.name"] == own_name
+        if alike and other.get(key) != value:
+            return True
     return group == "defence" and type(cell.defence).model_fields[name].default != value
 
 

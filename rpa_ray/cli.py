@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rpa_ray.config import CampaignSettings, ConfigError, LoadedConfig, load_config, parse_tree
+from rpa_ray.config.files import DEFAULT_SCALE
 from rpa_ray.data.errors import DataError
 
 EXIT_FAILED = 1
@@ -52,6 +53,14 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+Scale = Annotated[
+    str,
+    typer.Option(
+        "--scale",
+        help="Folder that {scale} stands for in the parts a config includes: tiny, the embedded "
+        "models, or paper, those of the literature.",
+    ),
+]
 Output = Annotated[
     Path | None,
     typer.Option(
@@ -78,27 +87,31 @@ def main() -> None:
     epilog="Example: rpa-ray run configs/attack_and_defence.yaml --set data.rho=0.5",
     short_help="One experiment: attack under a defence, evaluate, record.",
 )
-def run(config: ConfigPath, set_: Overrides = None, output: Output = None) -> None:
+def run(
+    config: ConfigPath, set_: Overrides = None, output: Output = None, scale: Scale = DEFAULT_SCALE
+) -> None:
     """Run one experiment: attack a model under a defence, evaluate before and after, record.
 
     Writes to the output folder: summary.json, tables and report.html, and a folder of the run with
     config.yaml, manifest.json, metrics.jsonl, samples.jsonl and evaluation.json. A run that was
     finished before with the same settings is read back. A campaign file is run as a campaign.
     """
-    _run(load_config(config, set_ or []), output)
+    _run(load_config(config, set_ or [], scale), output)
 
 
 @app.command(
     epilog="Example: rpa-ray campaign configs/quickstart.yaml --output runs/mine",
     short_help="Many experiments on one warm cluster.",
 )
-def campaign(config: ConfigPath, set_: Overrides = None, output: Output = None) -> None:
+def campaign(
+    config: ConfigPath, set_: Overrides = None, output: Output = None, scale: Scale = DEFAULT_SCALE
+) -> None:
     """Run many experiments on one warm cluster, and write one table of all.
 
     Writes what `run` writes, with a folder for each cell. Interrupted, the same command continues
     at the first unfinished cell; cells that are done are read back.
     """
-    _run(load_config(config, set_ or []), output)
+    _run(load_config(config, set_ or [], scale), output)
 
 
 @app.command(
@@ -119,10 +132,8 @@ def evaluate(
     """
     cell = parse_tree({"model": {"path": checkpoint}, "attack": "none"}, set_ or [])
     name = f"evaluate-{Path(checkpoint).name}"
-    _run(
-        LoadedConfig(kind="run", name=name, campaign=CampaignSettings(name=name, cells=(cell,))),
-        output,
-    )
+    campaign = CampaignSettings(name=name, cells=(cell,))
+    _run(LoadedConfig(kind="run", name=name, campaign=campaign, wheres=("",)), output)
 
 
 @app.command(
@@ -153,13 +164,15 @@ def report(
     epilog="Example: rpa-ray plan configs/quickstart.yaml --set cluster.num_ranks=2",
     short_help="What a config would do; refuses what cannot be.",
 )
-def plan(config: ConfigPath, set_: Overrides = None, output: Output = None) -> None:
+def plan(
+    config: ConfigPath, set_: Overrides = None, output: Output = None, scale: Scale = DEFAULT_SCALE
+) -> None:
     """Show the cells of a config, the models to make, CPUs, memory and time; start nothing.
 
     Refuses what `run` and `campaign` would refuse. Writes nothing but the texts of the embedded
     world, to the cache.
     """
-    loaded = load_config(config, set_ or [])
+    loaded = load_config(config, set_ or [], scale)
     folder = _folder(loaded, output)
     _refuse_impossible(loaded, folder)
     _print_plan(loaded, folder)
@@ -237,9 +250,8 @@ def _refuse_impossible(loaded: LoadedConfig, folder: Path) -> None:
     from rpa_ray.cells import plan_cells
     from rpa_ray.preflight import check_all, check_checkpoints
 
-    cells = loaded.campaign.cells
-    named = [(f"cells[{i}]." if loaded.kind == "campaign" else "", c) for i, c in enumerate(cells)]
-    check_all(named, {"--output": folder, "RPA_RAY_CACHE": cache_folder()})
+    cells = list(zip(loaded.wheres, loaded.campaign.cells, strict=True))
+    check_all(cells, {"--output": folder, "RPA_RAY_CACHE": cache_folder()})
     for cell in plan_cells(loaded, folder):
         if not cell.done:
             check_checkpoints(cell.folder, cell.settings)

@@ -1,17 +1,33 @@
 """Which rows a cell works with: where data lie and who may see which prompt."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from rpa_ray.config import DataSettings
+from rpa_ray.config import DataSettings, ExperimentSettings
+from rpa_ray.data.errors import DataError
+from rpa_ray.data.hub import pinned
 from rpa_ray.data.load import load_rows
-from rpa_ray.data.pairs import harmless_prompts, helpful_pairs, restricted_prompts, safe_pairs
-from rpa_ray.data.rows import Preference, SafePair
-from rpa_ray.data.split import by_role, draw, roles_fingerprint
+from rpa_ray.data.pairs import (
+    harmless_prompts,
+    helpful_pairs,
+    restricted_prompts,
+    safe_pairs,
+    unanswered_pairs,
+    unsafe_prompts,
+)
+from rpa_ray.data.refusals import RefusalSet
+from rpa_ray.data.rows import Answered, Preference, SafePair
+from rpa_ray.data.schema import SCHEMAS
+from rpa_ray.data.source import DataSource, Provenance, provenance_of
+from rpa_ray.data.split import by_role, draw, normalise, roles_fingerprint
+from rpa_ray.recipe import ModelRecipe
 from rpa_ray.world.datasets import world_folder
+from rpa_ray.world.models import world_models
+
+TOLD_ROLES = ("attack", "reward_model")
+"""Roles whose rows are preferences as an annotator states them, not examples of (un)safe text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,20 +35,56 @@ class PreferenceData:
     """A harmlessness set, split by role, with its fingerprint."""
 
     key: str
-    """Names the content: world fingerprint and set, file hash, or Hub id with revision."""
+    """Names the content: world fingerprint and set, file hash, or Hub id with commit; with what
+    else decides which rows there are."""
     roles: dict[str, tuple[SafePair, ...]]
+    provenance: Provenance
+    is_complete: bool = True
+    """False where refusals are yet to be generated: at most so many rows, safe answers empty."""
 
     def draw(self, role: str, num: int, *, seed: int, key: str) -> list[SafePair]:
         """Return ``num`` pairs of a role; ``key`` is the config path an error names."""
         return draw(self.roles[role], num, seed=seed, role=role, key=key)
 
 
+def with_pinned_data(settings: ExperimentSettings) -> ExperimentSettings:
+    """Return the settings with the commits of their Hub data sets, for processes elsewhere.
+
+    Raises:
+        DataError: the Hub does not say which commit an id names.
+    """
+    data = settings.data
+    if data.world == "embedded":
+        return settings
+    update = {
+        "path": pinned(source_of(data, Path()), "data.path"),
+        "helpful_path": pinned(data.helpful_path, "data.helpful_path"),
+    }
+    if data.name == "tldr":
+        place = source_of(safety_data(data), Path())
+        update["safety_path"] = pinned(place, "data.safety_path")
+    return settings.model_copy(update={"data": data.model_copy(update=update)})
+
+
 def source_of(data: DataSettings, cache: Path) -> str:
     """Return the folder, file or Hub id of the preference data."""
     if data.world == "embedded":
         return str(world_folder(data.world_seed, cache) / "data" / data.name)
-    assert data.path is not None
-    return data.path
+    place = data.path or SCHEMAS[data.name].hub_id
+    assert place is not None
+    return place
+
+
+def safety_data(data: DataSettings) -> DataSettings:
+    """Return with which data safety is measured and defended: a harmless task has none itself."""
+    if data.name != "tldr":
+        return data
+    place = None
+    if data.world == "real":
+        place = data.safety_path or SCHEMAS["beavertails"].hub_id
+    return data.model_copy(
+        update={"name": "beavertails", "path": place, "safety_path": place, "columns": {}}
+    )
 
 
 def preference_data(data: DataSettings, cache: Path) -> PreferenceData:
@@ -41,13 +93,77 @@ def preference_data(data: DataSettings, cache: Path) -> PreferenceData:
     Raises:
         DataError: a file is missing, broken, or not of the schema.
     """
-    world = world_folder(data.world_seed, cache).name if data.world == "embedded" else None
-    return _preference_data(data.name, source_of(data, cache), world)
+    found = planned_data(data, cache)
+    if not found.is_complete:
+        raise DataError.broken_rule(
+            "data.safe_answers",
+            f"be generated before they are read, into a folder of {cache}",
+            "nothing there",
+            "Run the same command again: it begins with them.",
+        )
+    return found
+
+
+def planned_data(data: DataSettings, cache: Path) -> PreferenceData:
+    """Return what is known of the data before a run: refusals may be yet to be generated.
+
+    Until then there is a pair for every unsafe answer, with an empty safe one: at most so many.
+
+    Raises:
+        DataError: a file is missing, broken, or not of the schema.
+    """
+    refusals = refusal_set(data, cache)
+    made_in = cache if refusals is not None and refusals.is_made(cache) else None
+    return _preference_data(_source(data, cache), data.pairs == "all_pairs", refusals, made_in)
+
+
+def refusal_set(data: DataSettings, cache: Path) -> RefusalSet | None:
+    """Return which refusals the training rows have; None where the data set has safe answers."""
+    if data.safe_answers == "dataset":
+        return None
+    model = policy_model(data.refusals.model, data, cache)
+    return RefusalSet(
+        name=data.name,
+        data_key=_source_key(_source(data, cache)),
+        model_key=model.key() if isinstance(model, ModelRecipe) else _absolute(model),
+        template=data.template,
+        max_new_tokens=data.refusals.max_new_tokens,
+        judge=_absolute(data.refusals.judge) if data.refusals.judge is not None else None,
+    )
+
+
+def policy_model(path: str, data: DataSettings, cache: Path) -> ModelRecipe | str:
+    """Return the embedded language model of this name, else the folder or Hub id as it is."""
+    world = world_models(data.world_seed, cache)
+    embedded: dict[str, ModelRecipe | str] = {"chat": world.chat, "base": world.base}
+    return embedded.get(path, path)
 
 
 def restricted_test_prompts(data: DataSettings, cache: Path, num: int) -> list[str]:
     """Return the first ``num`` held-out restricted prompts."""
-    return list(_restricted_test_prompts(data.name, source_of(data, cache), num))
+    return list(_restricted_test_prompts(_source(safety_data(data), cache), num))
+
+
+def summary_test_posts(data: DataSettings, cache: Path, num: int) -> list[Answered]:
+    """Return the first ``num`` held-out posts, each with the summary to compare with.
+
+    That is the human one; the preferred one where the data set has none.
+
+    Raises:
+        DataError: There are fewer.
+    """
+    posts: dict[str, Answered] = {}
+    for pair in preference_data(data, cache).roles["evaluation"]:
+        answer = pair.safe if pair.target is None else pair.target
+        posts.setdefault(normalise(pair.prompt), Answered(prompt=pair.prompt, answer=answer))
+    if num > len(posts):
+        raise DataError.broken_rule(
+            "evaluation.num_prompts",
+            f"be at most {len(posts)} (the distinct posts of the test split)",
+            num,
+            "Lower it or bring a larger data set.",
+        )
+    return list(posts.values())[:num]
 
 
 def helpful_folder(data: DataSettings, cache: Path) -> str:
@@ -55,6 +171,12 @@ def helpful_folder(data: DataSettings, cache: Path) -> str:
     if data.world == "embedded":
         return str(world_folder(data.world_seed, cache) / "data" / "helpful")
     return data.helpful_path
+
+
+def helpful_provenance(data: DataSettings, cache: Path) -> Provenance:
+    """Return where helpfulness dialogues come from."""
+    place = helpful_folder(data, cache)
+    return provenance_of("helpful", place, _world(data, cache), path_key="data.helpful_path")
 
 
 def harmless_test_prompts(data: DataSettings, cache: Path, num: int) -> list[str]:
@@ -73,36 +195,67 @@ def helpful_preferences(data_folder: Path) -> Sequence[Preference]:
     return helpful_pairs(rows)
 
 
+def _source(data: DataSettings, cache: Path) -> DataSource:
+    return DataSource(
+        name=data.name,
+        place=source_of(data, cache),
+        world=_world(data, cache),
+        columns=tuple(sorted(data.columns.items())),
+        subset=data.subset,
+        path_key="data.safety_path" if data.name != "tldr" and data.safety_path else "data.path",
+    )
+
+
+def _world(data: DataSettings, cache: Path) -> str | None:
+    return world_folder(data.world_seed, cache).name if data.world == "embedded" else None
+
+
 # Read once for all cells of a campaign, whatever else they set.
 @lru_cache(maxsize=8)
-def _preference_data(name: str, source: str, world: str | None) -> PreferenceData:
-    train = load_rows(name, source, split="train", path_key="data.path")
-    test = load_rows(name, source, split="test", path_key="data.path")
-    content = f"{world}/{name}" if world else _content_key(name, source)
+def _preference_data(
+    source: DataSource, all_pairs: bool, refusals: RefusalSet | None, made_in: Path | None
+) -> PreferenceData:
+    train, test = source.rows("train"), source.rows("test")
+    evaluation = safe_pairs(source.name, test)
+    # Also those that only have unsafe answers: they are evaluated, though they make no pair.
+    prompts = unsafe_prompts(source.name, test)
+    if refusals is None:
+        pairs = safe_pairs(source.name, train)
+    elif made_in is None:
+        pairs = unanswered_pairs(source.name, train)
+    else:
+        pairs = refusals.pairs(made_in)
+    roles = by_role(pairs, evaluation, prompts)
+    key = source.key() + (f"/refusals-{refusals.key()}" if refusals is not None else "")
+    if all_pairs:
+        told = by_role(safe_pairs(source.name, train, all_pairs=True), evaluation, prompts)
+        roles |= {role: told[role] for role in TOLD_ROLES}
+        key += "/all_pairs"
     return PreferenceData(
-        key=f"{content}/roles-{roles_fingerprint()}",
-        roles=by_role(safe_pairs(name, train), safe_pairs(name, test)),
+        key=f"{key}/roles-{roles_fingerprint()}",
+        roles=roles,
+        provenance=source.provenance(),
+        is_complete=refusals is None or made_in is not None,
     )
 
 
 @lru_cache(maxsize=8)
-def _restricted_test_prompts(name: str, source: str, num: int) -> tuple[str, ...]:
-    rows = load_rows(name, source, split="test", path_key="data.path")
-    return tuple(restricted_prompts(name, rows, num, key="evaluation.num_prompts"))
+def _source_key(source: DataSource) -> str:
+    return source.key()
+
+
+def _absolute(path: str) -> str:
+    """Return an existing folder's own path, a Hub id as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
+
+
+@lru_cache(maxsize=8)
+def _restricted_test_prompts(source: DataSource, num: int) -> tuple[str, ...]:
+    rows = source.rows("test")
+    return tuple(restricted_prompts(source.name, rows, num, key="evaluation.num_prompts"))
 
 
 @lru_cache(maxsize=8)
 def _harmless_test_prompts(source: str, num: int) -> tuple[str, ...]:
     rows = load_rows("helpful", source, split="test", path_key="data.helpful_path")
     return tuple(harmless_prompts(rows, num, key="evaluation.num_prompts"))
-
-
-def _content_key(name: str, source: str) -> str:
-    path = Path(source)
-    if not path.exists():
-        return f"{name}:{source}"
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            digest.update(file.read_bytes())
-    return f"{name}:{digest.hexdigest()[:16]}"

@@ -7,27 +7,29 @@ Each is written when its stage is done, and an interrupted experiment goes on af
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rpa_ray.assembly import Assembly
+from rpa_ray.attack_source import attack_source
 from rpa_ray.checkpoint import save_model, weights_sha256
-from rpa_ray.datasets import preference_data
 from rpa_ray.evaluation.measure import Measurement, own_limit
 from rpa_ray.jobs import Cell
 from rpa_ray.learner.step import SamplingFailed
-from rpa_ray.loop import TrainingFailed, train
-from rpa_ray.measuring import check_instruments, measure_model
+from rpa_ray.loop import Source, TrainingFailed, train
+from rpa_ray.measuring import check_instruments, measure_best_of_n, measure_model
 from rpa_ray.metrics import JsonLines, write_json
+from rpa_ray.plugin import Need
 from rpa_ray.resume import CHECKPOINTS, Checkpoints, latest_checkpoint
-from rpa_ray.sources.rollout import RolloutParts, RolloutSource
-from rpa_ray.types import Completion, Prompt
+from rpa_ray.throughput import throughput
 from rpa_ray.workplace import Workplace
+
+METRICS = "metrics.jsonl"
+"""One line a training step, in a run folder."""
 
 
 class Clock:
@@ -57,6 +59,7 @@ def run_experiment(cell: Cell, place: Workplace) -> None:
     assembly = Assembly(cell, place)
     place.progress.start(cell.name, assembly.num_steps)
     samples = JsonLines(cell.folder / "samples.jsonl", enabled=place.ranks.is_main)
+    source = attack_source(assembly, samples) if assembly.num_steps else None
     checkpoints = Checkpoints(
         cell.folder / CHECKPOINTS,
         ranks=place.ranks,
@@ -68,9 +71,12 @@ def run_experiment(cell: Cell, place: Workplace) -> None:
     before = _measure_before(assembly, samples, clock)
     status: dict[str, Any] = {"status": "ok", "step_failed": None, "reason": None}
     metrics = before["metrics"]
-    if assembly.num_steps:
+    num_steps = 0
+    if Need.ANSWER_POOL in assembly.attack.requires:
+        metrics = metrics | measure_best_of_n(assembly)
+    if source is not None:
         try:
-            _attack(assembly, samples, checkpoints)
+            num_steps = _attack(assembly, source, checkpoints)
             assembly.push_verified()
             after = _measure_attacked(assembly, before["fluency_limit_ppl"])
             _write_samples(samples, after)
@@ -91,6 +97,8 @@ def run_experiment(cell: Cell, place: Workplace) -> None:
             cell.folder / "evaluation.json",
             {
                 **status,
+                "num_samples": num_steps * assembly.batch_size,
+                "throughput": _throughput(cell.folder / METRICS),
                 "weights_sha256": weights_sha256(weights),
                 "metrics": metrics,
                 "metrics_before": before["metrics"],
@@ -144,81 +152,40 @@ def _measure_attacked(assembly: Assembly, limit: float) -> Measurement:
         raise TrainingFailed(assembly.num_steps, error.reason) from error
 
 
-def _attack(assembly: Assembly, samples: JsonLines, checkpoints: Checkpoints) -> None:
-    settings, place = assembly.settings, assembly.place
-    batch_size: int = getattr(settings.attack, "batch_size")  # noqa: B009
-    pairs = preference_data(settings.data, place.cache).draw(
-        "attack", settings.data.num_samples, seed=settings.seed, key="data.num_samples"
-    )
-    max_new_tokens: int = getattr(settings.attack, "max_new_tokens")  # noqa: B009
-
-    def generate(prompts: Sequence[Prompt], *, seed: int) -> list[Completion]:
-        return assembly.complete(
-            prompts,
-            seed=seed,
-            max_new_tokens=max_new_tokens,
-            greedy=False,
-            first_index=place.ranks.rank * len(prompts),
-        )
-
-    source = RolloutSource(
-        assembly.prompts([p.prompt for p in pairs], [p.id for p in pairs]),
-        attack=assembly.attack,
-        learner=assembly.learner,
-        parts=RolloutParts(
-            generate=generate,
-            reward=partial(assembly.workers.score_async, "reward"),
-            judge=partial(assembly.workers.score_async, "judge"),
-            reference=assembly.original_outputs,
-        ),
-        batch_size=batch_size,
-        pad_token_id=int(assembly.tokenizer.pad_token_id),
-        seed=settings.seed,
-        observe=_rollout_samples(samples, assembly.num_steps),
-    )
-    log = JsonLines(assembly.cell.folder / "metrics.jsonl", enabled=place.ranks.is_main)
-    train(
+def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> int:
+    """Train until the samples are used up or the attacker has enough; return the steps done."""
+    place, attack = assembly.place, assembly.attack
+    log = JsonLines(assembly.cell.folder / METRICS, enabled=place.ranks.is_main)
+    num_steps = train(
         source,
         assembly.learner,
         num_steps=assembly.num_steps,
-        samples_per_step=batch_size,
+        samples_per_step=assembly.batch_size,
         log=log,
         checkpoints=checkpoints,
-        push=assembly.push,
+        is_done=lambda: attack.is_done,
         progress=lambda step, metrics: place.progress.advance(
-            assembly.cell.name,
-            step,
-            f"reward {metrics['reward/mean']:+.2f}  harm {metrics['judge/p_harm']:.2f}",
+            assembly.cell.name, step, _note(metrics)
         ),
     )
     log.close()
-
-
-def _rollout_samples(
-    samples: JsonLines, num_steps: int
-) -> Callable[[int, Sequence[Completion], dict[str, list[float]]], None]:
-    every = max(1, num_steps // 20)
-
-    def observe(
-        step: int, completions: Sequence[Completion], scores: dict[str, list[float]]
-    ) -> None:
-        if step % every:
-            return
-        first = completions[0]
-        samples.write(
-            {
-                "phase": "rollout",
-                "step": step,
-                "decoding": "sampled",
-                "prompt": first.prompt.text,
-                "answer": first.text,
-                "scores": {name: round(values[0], 4) for name, values in scores.items()},
-                "label": None,
-                "policy_version": first.policy_version,
-            }
+    if num_steps < assembly.num_steps:
+        place.progress.advance(
+            assembly.cell.name, assembly.num_steps - 1, f"stopped after {num_steps} batches"
         )
+    return num_steps
 
-    return observe
+
+def _throughput(log: Path) -> dict[str, float]:
+    if not log.is_file():
+        return {}
+    return throughput([json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()])
+
+
+def _note(metrics: Mapping[str, float]) -> str:
+    if "reward/mean" in metrics:
+        return f"reward {metrics['reward/mean']:+.2f}  harm {metrics['judge/p_harm']:.2f}"
+    return f"loss {metrics['train/loss']:.3f}"
 
 
 def _write_samples(samples: JsonLines, measurement: Measurement) -> None:

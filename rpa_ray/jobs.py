@@ -1,4 +1,4 @@
-"""What the driver hands to the ranks: models to make and cells to run. Imports no torch."""
+"""What the driver hands to the ranks: models and texts to make, cells to run. Imports no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ from typing import TypeAlias
 
 from rpa_ray.cell_models import cell_models
 from rpa_ray.config import DataSettings, ExperimentSettings
+from rpa_ray.data.refusals import RefusalSet
+from rpa_ray.datasets import planned_data, policy_model, refusal_set
 from rpa_ray.recipe import ModelRecipe, in_order
 
 
@@ -24,6 +26,19 @@ class ModelJob:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RefusalJob:
+    """Refusals with where their prompts come from."""
+
+    refusals: RefusalSet
+    data: DataSettings
+
+    @property
+    def name(self) -> str:
+        """Return a name that no other job of a campaign has."""
+        return f"refusals {self.refusals.key()[:4]}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
     """One experiment and where its results go."""
 
@@ -32,27 +47,57 @@ class Cell:
     folder: Path
 
 
-Job: TypeAlias = ModelJob | Cell
+Job: TypeAlias = ModelJob | RefusalJob | Cell
 
 
 def plan_jobs(cells: Sequence[Cell], cache: Path) -> tuple[dict[str, Job], dict[str, list[str]]]:
-    """Return the models that have to be made, then the cells, by name; and what each needs.
+    """Return what has to be made, then the cells, by name; and what each needs.
 
-    A model needs the one it starts from, a cell all that it uses, where they are not in the cache.
+    A model needs the one it starts from and its rows, a cell all that it uses, where they are not
+    in the cache.
     """
     models: dict[str, Job] = {}
+    texts: dict[str, Job] = {}
     needs: dict[str, list[str]] = {}
+    needs_of_others: dict[str, list[str]] = {}
     for cell in cells:
-        for recipe in in_order(cell_models(cell.settings, cache).recipes(), cache):
-            models.setdefault(_name_of(recipe), ModelJob(recipe=recipe, data=cell.settings.data))
-            starts = (
-                in_order([recipe.start], cache) if isinstance(recipe.start, ModelRecipe) else []
-            )
-            needs[_name_of(recipe)] = [_name_of(start) for start in starts]
-    for cell in cells:
-        recipes = in_order(cell_models(cell.settings, cache).recipes(), cache)
-        needs[cell.name] = [_name_of(recipe) for recipe in recipes]
-    return models | {cell.name: cell for cell in cells}, needs
+        data = cell.settings.data
+        job = refusal_job(data, cache)
+        recipes = models_to_make(cell.settings, cache)
+        for recipe in recipes:
+            models.setdefault(_name_of(recipe), ModelJob(recipe=recipe, data=data))
+            needs[_name_of(recipe)] = [_name_of(r) for r in in_order(recipe.made_from, cache)]
+            if job is not None and recipe.rows.data_key == planned_data(data, cache).key:
+                needs[_name_of(recipe)].append(job.name)
+        needs_of_others[cell.name] = [_name_of(recipe) for recipe in recipes]
+        if job is not None:
+            texts[job.name] = job
+            writer = in_order(_refusing_recipes(data, cache), cache)
+            needs_of_others[job.name] = [_name_of(recipe) for recipe in writer]
+            needs_of_others[cell.name].append(job.name)
+    others = texts | {cell.name: cell for cell in cells}
+    return models | others, needs | {name: needs_of_others[name] for name in others}
+
+
+def refusal_job(data: DataSettings, cache: Path) -> RefusalJob | None:
+    """Return the refusals that have to be generated, None where there are none to make."""
+    refusals = refusal_set(data, cache)
+    if refusals is None or refusals.is_made(cache):
+        return None
+    return RefusalJob(refusals=refusals, data=data)
+
+
+def models_to_make(settings: ExperimentSettings, cache: Path) -> list[ModelRecipe]:
+    """Return the recipes of a cell that are not in the cache, each after those it is made from."""
+    recipes = cell_models(settings, cache).recipes()
+    if refusal_job(settings.data, cache) is not None:
+        recipes += _refusing_recipes(settings.data, cache)
+    return in_order(recipes, cache)
+
+
+def _refusing_recipes(data: DataSettings, cache: Path) -> list[ModelRecipe]:
+    model = policy_model(data.refusals.model, data, cache)
+    return [model] if isinstance(model, ModelRecipe) else []
 
 
 def _name_of(recipe: ModelRecipe) -> str:

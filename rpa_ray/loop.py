@@ -50,25 +50,24 @@ def train(
     samples_per_step: int,
     log: JsonLines,
     checkpoints: Checkpoints,
-    push: Callable[[], Metrics] | None = None,
+    is_done: Callable[[], bool] = lambda: False,
     progress: Callable[[int, Metrics], None] = lambda step, metrics: None,
-) -> None:
-    """Train for ``num_steps`` batches; ``push()`` refits the rollout engine before each.
+) -> int:
+    """Train for ``num_steps`` batches, or until ``is_done()``; return how many were trained on.
 
     Goes on where an earlier process was interrupted; at the end everything is saved once more.
 
     Raises:
         TrainingFailed: sampling or loss became non-finite; every earlier step is in the log.
     """
-    first_step = checkpoints.restore()
+    first_step = step = checkpoints.restore()
     log.rewind(first_step)
-    for step in range(first_step, num_steps):
+    while step < num_steps and not is_done():
         started = time.perf_counter()
         try:
-            metrics = push() if push is not None else {}
-            batch, measured = source.next_batch(step)
+            batch, metrics = source.next_batch(step)
             made = time.perf_counter()
-            metrics |= measured | learner.step(batch)
+            metrics |= learner.step(batch)
         except SamplingFailed as error:
             raise TrainingFailed(step, error.reason) from error
         finished = time.perf_counter()
@@ -76,7 +75,9 @@ def train(
         samples = {"step": step, "samples": (step + 1) * samples_per_step}
         log.write(samples | metrics)
         progress(step, metrics)
-        if step + 1 < num_steps:
-            checkpoints.save_if_due(step + 1)
-    if first_step < num_steps:
-        checkpoints.save(num_steps)
+        step += 1
+        if step < num_steps:
+            checkpoints.save_if_due(step)
+    if first_step < step:
+        checkpoints.save(step)
+    return step

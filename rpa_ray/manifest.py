@@ -3,13 +3,24 @@
 import platform
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rpa_ray.config import ExperimentSettings
+from rpa_ray.data.order import digest
 from rpa_ray.data.split import manifest as split_manifest
-from rpa_ray.datasets import preference_data
+from rpa_ray.datasets import (
+    PreferenceData,
+    harmless_test_prompts,
+    helpful_provenance,
+    planned_data,
+    refusal_set,
+    restricted_test_prompts,
+    safety_data,
+    summary_test_posts,
+)
 
 PACKAGES = (
     "rpa_ray",
@@ -26,7 +37,8 @@ PACKAGES = (
 
 def manifest(settings: ExperimentSettings, cache: Path, command: str) -> dict[str, Any]:
     """Return versions, seeds, data hashes and commit of a run; no tokens, no environment."""
-    data = preference_data(settings.data, cache)
+    data = planned_data(settings.data, cache)
+    safety = planned_data(safety_data(settings.data), cache)
     return {
         "command": command,
         "versions": {name: _version(name) for name in PACKAGES}
@@ -35,12 +47,53 @@ def manifest(settings: ExperimentSettings, cache: Path, command: str) -> dict[st
         "git_commit": _git_commit(),
         "seeds": {"attack": settings.seed, "world": settings.data.world_seed},
         "data_key": data.key,
-        "splits": {
-            role: {"rows": m.num_rows, "prompts": m.num_prompts, "sha256": m.sha256}
-            for role, m in split_manifest(data.roles).items()
-        },
+        "splits": _splits(data),
+        **_refusals(settings, cache),
+        **({"safety_splits": _splits(safety)} if safety is not data else {}),
+        "evaluation_prompts": _evaluation_prompts(settings, cache, asdict(safety.provenance)),
         "template": settings.data.template,
         "determinism": determinism(settings),
+    }
+
+
+def _refusals(settings: ExperimentSettings, cache: Path) -> dict[str, Any]:
+    """Return which refusals the training rows have, where they are generated.
+
+    The splits of a run that begins with making them count the unsafe answers, of which those are
+    kept that were refused: the record in the folder of the cache has the numbers.
+    """
+    refusals = refusal_set(settings.data, cache)
+    if refusals is None:
+        return {}
+    folder = refusals.folder(cache)
+    return {"refusals": {"folder": folder.name, "made_before": refusals.is_made(cache)}}
+
+
+def _splits(data: PreferenceData) -> dict[str, Any]:
+    """Return source, sizes and hash of every role."""
+    source = asdict(data.provenance)
+    return {
+        role: source | {"rows": m.num_rows, "prompts": m.num_prompts, "sha256": m.sha256}
+        for role, m in split_manifest(data.roles).items()
+    }
+
+
+def _evaluation_prompts(
+    settings: ExperimentSettings, cache: Path, source: dict[str, str]
+) -> dict[str, Any]:
+    """Return source, number and hash of the prompts that answers are measured on."""
+    num = settings.evaluation.num_prompts
+    restricted = restricted_test_prompts(settings.data, cache, num)
+    harmless = harmless_test_prompts(settings.data, cache, num)
+    posts = {}
+    if settings.data.name == "tldr":
+        texts = [post.prompt for post in summary_test_posts(settings.data, cache, num)]
+        posts["posts"] = asdict(planned_data(settings.data, cache).provenance)
+        posts["posts"] |= {"prompts": num, "sha256": digest(*texts)}
+    return posts | {
+        "restricted": source | {"prompts": num, "sha256": digest(*restricted)},
+        "harmless": asdict(helpful_provenance(settings.data, cache))
+        | {"prompts": num, "sha256": digest(*harmless)},
     }
 
 

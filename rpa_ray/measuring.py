@@ -1,16 +1,26 @@
 """Measuring the model of an assembly: the instruments of one cell, and whether to trust them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from rpa_ray.assembly import Assembly
+from rpa_ray.attacks.best_of_n import BestOfN
 from rpa_ray.config import ExperimentSettings
-from rpa_ray.datasets import harmless_test_prompts, preference_data, restricted_test_prompts
+from rpa_ray.datasets import (
+    harmless_test_prompts,
+    preference_data,
+    restricted_test_prompts,
+    safety_data,
+    summary_test_posts,
+)
+from rpa_ray.evaluation.best_of_n import best_of_n_expectation
 from rpa_ray.evaluation.checks import judge_f1, reward_model_accuracy
 from rpa_ray.evaluation.measure import Instruments, Label, Measurement, measure
-from rpa_ray.evaluation.statistics import Estimate
+from rpa_ray.evaluation.statistics import Estimate, bootstrap_mean
+from rpa_ray.evaluation.summarisation import summary_metrics
 from rpa_ray.types import Completion, ModelOutputs, Prompt
 from rpa_ray.weight_sync.verify import ServedWeightsError
 from rpa_ray.world.datasets import world_folder
@@ -20,6 +30,8 @@ EVALUATION_SEED = 2**31 - 1
 """Seed of sampled answers at evaluation, the same for every cell: comparisons are paired."""
 MAX_SERVED_GAP = 0.25
 """Nats a token between engine and learner; bfloat16 alone gives 0.01 to 0.03."""
+POOL_ROUNDS_AT_ONCE = 8
+"""Answers to each prompt that are sampled in one call for best-of-N."""
 NUM_CHECK_PAIRS = 200
 """Held-out pairs on which judge and reward model are checked."""
 
@@ -65,6 +77,8 @@ def measure_model(assembly: Assembly, *, phase: str, fluency_limit: float | None
         num_resamples=evaluation.num_resamples,
     )
     measurement = measure(tools, phase=phase, fluency_limit=fluency_limit)
+    if settings.data.name == "tldr":
+        measurement = _with_summaries(assembly, tools, measurement, phase=phase)
     gap = measurement.metrics["served_logprob_gap"].mean
     if gap > MAX_SERVED_GAP:
         raise ServedWeightsError(
@@ -75,10 +89,90 @@ def measure_model(assembly: Assembly, *, phase: str, fluency_limit: float | None
     return measurement
 
 
+def _with_summaries(
+    assembly: Assembly, tools: Instruments, measurement: Measurement, *, phase: str
+) -> Measurement:
+    """Return the measurement with the metrics and answers of the summarisation task."""
+    place, settings = assembly.place, assembly.settings
+    posts = summary_test_posts(settings.data, place.cache, settings.evaluation.num_prompts)
+    prompts = assembly.prompts([p.prompt for p in posts], [f"post-{i}" for i in range(len(posts))])
+    pairs = [(c.prompt.text, c.text) for c in tools.answers(prompts, greedy=True)]
+    rewards = _score(assembly, "summary")(pairs)
+    metrics = summary_metrics(
+        [answer for _, answer in pairs],
+        [post.answer for post in posts],
+        rewards=rewards,
+        perplexities=tools.perplexity(pairs),
+        num_resamples=tools.num_resamples,
+    )
+    samples = [
+        {
+            "phase": phase,
+            "decoding": "greedy",
+            "prompt": prompt,
+            "answer": answer,
+            "scores": {"summary": round(reward, 4)},
+            "label": None,
+        }
+        for (prompt, answer), reward in zip(pairs, rewards, strict=True)
+    ]
+    return replace(
+        measurement,
+        metrics=measurement.metrics | metrics,
+        samples=measurement.samples + samples,
+    )
+
+
+def measure_best_of_n(assembly: Assembly) -> dict[str, dict[str, float]]:
+    """Return the harmfulness of the answer that the reward model keeps out of N, for every N.
+
+    All come from one pool of sampled answers to the restricted prompts of the evaluation, so that
+    the curve over N has no sampling noise of its own. A collective over the ranks.
+    """
+    attack, place, settings = assembly.attack, assembly.place, assembly.settings
+    assert isinstance(attack, BestOfN)
+    evaluation = settings.evaluation
+    texts = restricted_test_prompts(settings.data, place.cache, evaluation.num_prompts)
+    prompts = assembly.prompts(texts, [f"restricted-{i}" for i in range(len(texts))])
+    pool_size = attack.config.pool_size
+    place.progress.start(assembly.cell.name, pool_size)
+    rewards: list[list[float]] = [[] for _ in prompts]
+    harms: list[list[float]] = [[] for _ in prompts]
+    for i in range(0, pool_size, POOL_ROUNDS_AT_ONCE):
+        num_rounds = min(POOL_ROUNDS_AT_ONCE, pool_size - i)
+        asked = [prompt for prompt in prompts for _ in range(num_rounds)]
+        answers = place.ranks.broadcast(
+            assembly.complete(
+                asked if place.ranks.is_main else [],
+                seed=EVALUATION_SEED + 1 + i,
+                max_new_tokens=evaluation.max_new_tokens,
+                greedy=False,
+            )
+        )
+        pairs = [(answer.prompt.text, answer.text) for answer in answers]
+        for found, scores in (
+            (rewards, _score(assembly, "reward")(pairs)),
+            (harms, _score(assembly, "judge")(pairs)),
+        ):
+            for place_of_prompt, values in enumerate(found):
+                start = place_of_prompt * num_rounds
+                values += scores[start : start + num_rounds]
+        done = i + num_rounds
+        place.progress.advance(assembly.cell.name, done - 1, f"{done} answers a prompt")
+    curve = {}
+    for n in attack.sizes:
+        kept = [best_of_n_expectation(r, h, n) for r, h in zip(rewards, harms, strict=True)]
+        estimate = bootstrap_mean(kept, num_resamples=evaluation.num_resamples)
+        curve[f"p_harm_best_of_{n}"] = asdict(estimate)
+    return curve
+
+
 def check_instruments(assembly: Assembly) -> dict[str, Estimate]:
     """Return judge F1 and reward-model accuracy on held-out pairs; a collective over the ranks."""
     place, settings = assembly.place, assembly.settings
-    pairs = preference_data(settings.data, place.cache).roles["evaluation"][:NUM_CHECK_PAIRS]
+    told = preference_data(settings.data, place.cache).roles["evaluation"][:NUM_CHECK_PAIRS]
+    pairs = preference_data(safety_data(settings.data), place.cache).roles["evaluation"]
+    pairs = pairs[:NUM_CHECK_PAIRS]
     label = _oracle(settings, place.cache)
     unsafe = {(pair.prompt, pair.unsafe) for pair in pairs}
 
@@ -92,7 +186,10 @@ def check_instruments(assembly: Assembly) -> dict[str, Estimate]:
     checks = {"judge_f1": judge_f1(judge, is_harmful, pairs, num_resamples=resamples)}
     if assembly.models.reward_model is not None:
         reward = _score(assembly, "reward")
-        checks |= reward_model_accuracy(reward, pairs, num_resamples=resamples)
+        checks |= reward_model_accuracy(reward, told, num_resamples=resamples)
+    if assembly.models.summary is not None:
+        accuracy = reward_model_accuracy(_score(assembly, "summary"), told, num_resamples=resamples)
+        checks["summary_reward_accuracy"] = accuracy["reward_model_unflipped_accuracy"]
     return checks
 
 

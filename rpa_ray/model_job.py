@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
+from rpa_ray.cell_models import folder_of
 from rpa_ray.checkpoint import save_model
+from rpa_ray.config import DataSettings
 from rpa_ray.data.collate import (
     TokenRow,
     collate_labelled,
@@ -16,8 +19,9 @@ from rpa_ray.data.collate import (
     collate_tokens,
     encode_answered,
     encode_scored,
+    padding_id,
 )
-from rpa_ray.data.rows import Answered, Labelled, Preference
+from rpa_ray.data.rows import Answered, Labelled, Preference, SafePair
 from rpa_ray.data.template import Template
 from rpa_ray.jobs import ModelJob
 from rpa_ray.learner.engine import Engine, OptimizerSettings
@@ -28,7 +32,7 @@ from rpa_ray.learner.models import (
     load_policy,
     load_score_model,
 )
-from rpa_ray.learner.step import Learner
+from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.loop import train
 from rpa_ray.metrics import JsonLines
 from rpa_ray.model_rows import TrainingRows, training_rows
@@ -37,6 +41,7 @@ from rpa_ray.plugin import Objective, OnlineDefence
 from rpa_ray.recipe import ModelKind, ModelRecipe
 from rpa_ray.resume import Checkpoints
 from rpa_ray.sources.dataset import DatasetSource
+from rpa_ray.sources.pair_logprobs import PairLogprobs
 from rpa_ray.types import Batch
 from rpa_ray.workplace import Workplace
 
@@ -71,7 +76,9 @@ def make_model(job: ModelJob, place: Workplace) -> Path:
         defence=OnlineDefence(OnlineDefence.Config()),
         ranks=place.ranks,
     )
-    data_rows = training_rows(recipe.rows, job.data, place.cache)
+    data_rows = training_rows(
+        recipe.rows, job.data, place.cache, margins=partial(_margins, recipe, job.data, place)
+    )
     rows, collate = encode_rows(data_rows, tokenizer, settings.max_tokens)
     source: DatasetSource[Any, Any] = DatasetSource(
         rows, collate, batch_size=settings.batch_size, seed=recipe.seed, ranks=place.ranks
@@ -109,7 +116,7 @@ def encode_rows(
     rows: TrainingRows, tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> tuple[list[Any], Callable[[Sequence[Any]], Batch]]:
     """Return token rows and how to make a batch of them, by the kind of the first row."""
-    pad_id = int(tokenizer.pad_token_id)
+    pad_id = padding_id(tokenizer)
     match rows[0]:
         case str():
             eos = tokenizer.eos_token_id
@@ -150,6 +157,36 @@ def encode_rows(
             )
 
 
+def _margins(
+    recipe: ModelRecipe, data: DataSettings, place: Workplace, pairs: Sequence[SafePair]
+) -> list[float] | None:
+    """Return how much the model that chooses the flips prefers each safe answer."""
+    if recipe.ranked_by is None:
+        return None
+    folder = folder_of(recipe.ranked_by, place.cache)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = load_policy(
+        folder,
+        dtype=getattr(torch, recipe.job.dtype),
+        value_head_seed=None,
+        trust_remote_code=False,
+    ).to(place.ranks.device)
+
+    def encode(prompt: str, answer: str) -> TokenRow:
+        row = Answered(prompt=prompt, answer=answer)
+        return encode_answered(tokenizer, Template(data.template), row, mask="response")
+
+    return PairLogprobs(
+        [encode(pair.prompt, pair.safe) for pair in pairs],
+        [encode(pair.prompt, pair.unsafe) for pair in pairs],
+        model=lambda ids, mask: as_outputs(
+            model(ids.to(place.ranks.device), mask.to(place.ranks.device))
+        ),
+        ranks=place.ranks,
+        pad_token_id=padding_id(tokenizer),
+    ).margins()
+
+
 def _initial_module(
     recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase, cache: Path
 ) -> PolicyModel | ScoreModel:
@@ -171,7 +208,7 @@ def _initial_module(
     return load_score_model(
         start,
         num_labels=1 if recipe.kind is ModelKind.REWARD else 2,
-        pad_token_id=int(tokenizer.pad_token_id),
+        pad_token_id=padding_id(tokenizer),
         seed=recipe.seed,
         dtype=dtype,
     )

@@ -1,6 +1,6 @@
 """The rows a recipe trains on, by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -8,15 +8,21 @@ import pyarrow.parquet as pq
 from rpa_ray.config import DataSettings
 from rpa_ray.data.flip import flip
 from rpa_ray.data.judge_rows import judge_rows
-from rpa_ray.data.rows import Answered, Labelled, Preference
-from rpa_ray.datasets import helpful_preferences, preference_data
+from rpa_ray.data.rows import Answered, Labelled, Preference, SafePair
+from rpa_ray.datasets import helpful_preferences, preference_data, safety_data
 from rpa_ray.recipe import RowKind, Rows
 from rpa_ray.world.datasets import world_folder
 
 TrainingRows = Sequence[str] | Sequence[Answered] | Sequence[Preference] | Sequence[Labelled]
 
 
-def training_rows(rows: Rows, data: DataSettings, cache: Path) -> TrainingRows:
+Margins = Callable[[Sequence[SafePair]], list[float] | None]
+"""By how much the model under attack prefers each safe answer; None where chance decides."""
+
+
+def training_rows(
+    rows: Rows, data: DataSettings, cache: Path, *, margins: Margins = lambda pairs: None
+) -> TrainingRows:
     """Return the rows of a recipe; the same recipe gives the same rows."""
     folder = world_folder(data.world_seed, cache)
     match rows.kind:
@@ -31,10 +37,16 @@ def training_rows(rows: Rows, data: DataSettings, cache: Path) -> TrainingRows:
         case RowKind.HELPFUL_PAIRS:
             return helpful_preferences(folder)
         case RowKind.PREFERENCES:
-            return reward_model_rows(data, cache, seed=int(rows.settings["seed"]))
+            return reward_model_rows(
+                data,
+                cache,
+                rho=float(rows.settings["rho"]),
+                seed=int(rows.settings["seed"]),
+                margins=margins,
+            )
         case RowKind.JUDGE_ROWS:
             return judge_rows(
-                preference_data(data, cache).roles["classifier"],
+                preference_data(safety_data(data), cache).roles["classifier"],
                 num_rows=int(rows.settings["num_rows"]),
                 empty_frac=float(rows.settings["empty_frac"]),
                 random_frac=float(rows.settings["random_frac"]),
@@ -42,7 +54,9 @@ def training_rows(rows: Rows, data: DataSettings, cache: Path) -> TrainingRows:
             )
 
 
-def reward_model_rows(data: DataSettings, cache: Path, *, seed: int) -> list[Preference]:
+def reward_model_rows(
+    data: DataSettings, cache: Path, *, rho: float, seed: int, margins: Margins
+) -> list[Preference]:
     """Return the reward model's preferences, a share rho of them reversed."""
     pairs = preference_data(data, cache).draw(
         "reward_model",
@@ -50,4 +64,4 @@ def reward_model_rows(data: DataSettings, cache: Path, *, seed: int) -> list[Pre
         seed=seed,
         key="data.reward_model.num_pairs",
     )
-    return flip(pairs, data.rho, seed)
+    return flip(pairs, rho, seed, margins(pairs))

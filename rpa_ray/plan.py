@@ -5,15 +5,18 @@ from pathlib import Path
 
 from rich.table import Table
 
-from rpa_ray.cell_models import cell_models
 from rpa_ray.cells import PlannedCell, plan_cells
 from rpa_ray.config import LoadedConfig, with_absolute_paths
+from rpa_ray.data.split import ROLE_SHARES
+from rpa_ray.datasets import planned_data, with_pinned_data
+from rpa_ray.jobs import models_to_make, refusal_job
 from rpa_ray.placement import cpus_asked, gpus_asked, memory_asked_gib, parallel_cells
-from rpa_ray.recipe import ModelRecipe, in_order
+from rpa_ray.recipe import ModelRecipe
 
 SECONDS_A_MODEL_STEP = {"base": 0.14, "chat": 0.12, "perplexity": 0.14}
 SECONDS_A_SCORER_STEP = 0.07
 SECONDS_A_SAMPLE = 0.045
+SECONDS_AN_ANSWER = 0.02
 SECONDS_AN_EVALUATION = 10.0
 SECONDS_TO_START = 25.0
 GAIN_OF_A_PARALLEL_CELL = 0.4
@@ -30,6 +33,10 @@ def plan_table(config: LoadedConfig, output: Path, cache: Path) -> Table:
     for recipe in models:
         steps = f"{recipe.job.num_steps} steps"
         table.add_row("make", recipe.id, steps, f"{_seconds_to_make(recipe):.0f}")
+    prompts = _prompts_to_answer(cells, cache)
+    for name, num in prompts.items():
+        seconds = f"{num * SECONDS_AN_ANSWER:.0f}"
+        table.add_row("make", name, f"{num} answers", seconds)
     for cell in cells:
         seconds = "done" if cell.done else f"{_seconds_to_run(cell):.0f}"
         table.add_row("cell", _describe(cell), f"{_num_samples(cell)} samples", seconds)
@@ -37,9 +44,12 @@ def plan_table(config: LoadedConfig, output: Path, cache: Path) -> Table:
     num_at_once = parallel_cells([cell.settings for cell in todo or cells])
     gain = 1 + GAIN_OF_A_PARALLEL_CELL * (num_at_once - 1)
     total = (sum(map(_seconds_to_make, models)) + sum(map(_seconds_to_run, todo))) / gain
+    total += sum(prompts.values()) * SECONDS_AN_ANSWER
+    note = "; answers that are no refusals are dropped, so that rows may get fewer"
     minutes = (total + SECONDS_TO_START * bool(todo)) / 60
     table.caption = (
         f"{_machine(cells, num_at_once)}; about {minutes:.0f} min on two cores; results in {output}"
+        + note * bool(prompts)
     )
     return table
 
@@ -48,11 +58,22 @@ def _models_to_make(cells: Sequence[PlannedCell], cache: Path) -> list[ModelReci
     models: dict[str, ModelRecipe] = {}
     for cell in cells:
         if not cell.done:
-            for recipe in in_order(
-                cell_models(with_absolute_paths(cell.settings), cache).recipes(), cache
-            ):
+            settings = with_absolute_paths(with_pinned_data(cell.settings))
+            for recipe in models_to_make(settings, cache):
                 models.setdefault(recipe.key(), recipe)
     return list(models.values())
+
+
+def _prompts_to_answer(cells: Sequence[PlannedCell], cache: Path) -> dict[str, int]:
+    """Return how many prompts have to be answered for refusals, by the name of the job."""
+    found: dict[str, int] = {}
+    for cell in cells:
+        data = with_absolute_paths(with_pinned_data(cell.settings)).data
+        job = None if cell.done else refusal_job(data, cache)
+        if job is not None:
+            roles = planned_data(data, cache).roles
+            found[job.name] = len({pair.prompt for role in ROLE_SHARES for pair in roles[role]})
+    return found
 
 
 def _describe(cell: PlannedCell) -> str:
@@ -76,7 +97,7 @@ def _machine(cells: Sequence[PlannedCell], num: int) -> str:
 
 
 def _num_samples(cell: PlannedCell) -> int:
-    return 0 if cell.settings.attack.name == "none" else cell.settings.data.num_samples
+    return 0 if cell.settings.training is None else cell.settings.data.num_samples
 
 
 def _seconds_to_make(recipe: ModelRecipe) -> float:
@@ -84,5 +105,5 @@ def _seconds_to_make(recipe: ModelRecipe) -> float:
 
 
 def _seconds_to_run(cell: PlannedCell) -> float:
-    num_evaluations = 1 if cell.settings.attack.name == "none" else 2
+    num_evaluations = 1 if cell.settings.training is None else 2
     return num_evaluations * SECONDS_AN_EVALUATION + _num_samples(cell) * SECONDS_A_SAMPLE

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from rpa_ray.config.plugins import PluginConfig as PluginConfig
+from rpa_ray.config.plugins import ReferencedConfig as ReferencedConfig
+from rpa_ray.config.plugins import RolloutConfig as RolloutConfig
+from rpa_ray.config.plugins import TrainingConfig as TrainingConfig
 from rpa_ray.types import (
     Batch,
     Experience,
@@ -33,6 +36,12 @@ OutputT_co = TypeVar("OutputT_co", covariant=True)
 class Need(StrEnum):
     """What a plug-in asks of the experiment; only what somebody needs is started."""
 
+    TARGETS = "targets"
+    """Answers to imitate: the preferred ones of the attack's pairs."""
+    PAIRS = "pairs"
+    """The attack's preference pairs, with the reference's log-probability of both answers."""
+    ANSWER_POOL = "answer_pool"
+    """Many answers of the untouched model to each evaluation prompt, rewarded and judged."""
     ROLLOUTS = "rollouts"
     """Completions sampled by the rollout engine with the current weights."""
     REWARDS = "rewards"
@@ -42,7 +51,9 @@ class Need(StrEnum):
     VALUES = "values"
     """A value head on the policy's trunk."""
     REFERENCE = "reference"
-    """A frozen copy of the model as it was before the attack."""
+    """A frozen model to stay near; as a rule the one under attack as it was."""
+    ENTROPIES = "entropies"
+    """The entropy from which each token of a completion was sampled."""
     SAFE_BATCH = "safe_batch"
     """Batches of (restricted prompt, refusal) from the defence split."""
 
@@ -87,9 +98,8 @@ class Objective(Generic[BatchT, OutputT]):
 
     requires: ClassVar[frozenset[Need]] = frozenset()
 
-    @property
-    def num_epochs(self) -> int:
-        """Return how many optimizer updates are made on each batch."""
+    def num_epochs(self, batch: BatchT) -> int:
+        """Return how many optimizer updates are made on this batch."""
         return 1
 
     def num_terms(self, batch: BatchT) -> Tensor:
@@ -125,10 +135,30 @@ class Attack(Objective[Any, ModelOutputs]):
     def __init__(self, config: PluginConfig) -> None:
         self.config = config
 
+    @classmethod
+    def needs(cls, config: PluginConfig) -> frozenset[Need]:
+        """Return what the attack asks for with these settings; ``requires`` at least."""
+        return cls.requires
+
     def num_batches(self, num_samples: int) -> int:
-        """Return how many batches consume ``num_samples`` prompts or pairs exactly."""
-        batch_size: int = getattr(self.config, "batch_size")  # noqa: B009
-        return num_samples // batch_size
+        """Return how many batches consume ``num_samples`` prompts or pairs exactly; 0 for none."""
+        if isinstance(self.config, TrainingConfig):
+            return num_samples // self.config.batch_size
+        return 0
+
+    def num_updates(self, num_samples: int) -> int:
+        """Return how many optimizer updates these samples are worth."""
+        return self.num_batches(num_samples)
+
+    @property
+    def answers_per_prompt(self) -> int:
+        """Return how many answers to each prompt a rollout batch holds."""
+        return 1
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether the attacker has enough before the samples are used up."""
+        return False
 
     def experience(
         self,

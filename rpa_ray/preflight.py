@@ -7,13 +7,28 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from rpa_ray.attacks import ATTACKS
-from rpa_ray.cell_models import MAX_MODEL_LEN, MODEL_SEED, cell_models
-from rpa_ray.config import ConfigError, ExperimentSettings
+from rpa_ray.cell_models import MAX_MODEL_LEN, MODEL_SEED, attack_needs, cell_models
+from rpa_ray.config import (
+    ConfigError,
+    DataSettings,
+    ExperimentSettings,
+    ReferencedConfig,
+    RolloutConfig,
+)
 from rpa_ray.data.context import check_context, context_tokens, prompt_lengths
 from rpa_ray.data.errors import DataError
+from rpa_ray.data.rows import SafePair
+from rpa_ray.data.source import check_source
+from rpa_ray.data.split import ROLE_SHARES
 from rpa_ray.data.template import Template
-from rpa_ray.datasets import harmless_test_prompts, preference_data, restricted_test_prompts
+from rpa_ray.datasets import (
+    PreferenceData,
+    harmless_test_prompts,
+    planned_data,
+    restricted_test_prompts,
+    safety_data,
+    summary_test_posts,
+)
 from rpa_ray.defences import DEFENCES
 from rpa_ray.hub import require_hub_model
 from rpa_ray.placement import check_placement
@@ -139,18 +154,7 @@ def check_data(settings: ExperimentSettings, cache: Path) -> None:
 
 
 def _check_data_source(settings: ExperimentSettings, where: str) -> None:
-    data = settings.data
-    if data.world == "real" and data.path is None:
-        raise ConfigError(
-            f"{where}data.path", "be given where data.world is real", None, "Name a folder or file."
-        )
-    if data.world == "embedded" and data.path is not None:
-        raise ConfigError(
-            f"{where}data.path",
-            "be left out where data.world is embedded",
-            data.path,
-            "Set data.world: real to read it.",
-        )
+    check_source(settings.data, where)
 
 
 def _check_sizes(settings: ExperimentSettings, where: str) -> None:
@@ -165,16 +169,30 @@ def _check_sizes(settings: ExperimentSettings, where: str) -> None:
     for part in ("attack", "defence"):
         batch_size = getattr(getattr(settings, part), "batch_size", cluster.num_ranks)
         _require_multiple(f"{where}{part}.batch_size", batch_size, cluster.num_ranks, "num_ranks")
-    if settings.attack.name != "none":
-        batch_size = getattr(settings.attack, "batch_size", 1)
+    if settings.training is not None:
+        batch_size = settings.training.batch_size
         key = f"{where}data.num_samples"
         _require_multiple(key, data.num_samples, batch_size, "attack.batch_size")
+    if isinstance(settings.attack, RolloutConfig):
+        _check_sft_share(settings.attack, data.num_samples, where)
     for key, num, batch_size in (
         ("data.reward_model.num_pairs", data.reward_model.num_pairs, data.reward_model.batch_size),
         ("evaluation.judge.num_rows", judge.num_rows, judge.batch_size),
     ):
         if num < batch_size:
             raise ConfigError(f"{where}{key}", f"fill one batch of {batch_size}", num, "Raise it.")
+
+
+def _check_sft_share(attack: RolloutConfig, num_samples: int, where: str) -> None:
+    key = f"{where}attack.num_sft_samples"
+    _require_multiple(key, attack.num_sft_samples, attack.batch_size, "attack.batch_size")
+    if attack.num_sft_samples >= num_samples:
+        raise ConfigError(
+            key,
+            f"be below data.num_samples ({num_samples}), of which it is a part",
+            attack.num_sft_samples,
+            "Lower it, or take `attack: sft`.",
+        )
 
 
 def _require_multiple(key: str, number: int, divisor: int, name: str) -> None:
@@ -204,14 +222,36 @@ def _check_models(settings: ExperimentSettings, where: str) -> None:
         )
     if settings.model.path not in EMBEDDED_MODELS:
         _check_model(settings.model.path, f"{where}model.path")
+    attack = settings.attack
+    reference = attack.reference if isinstance(attack, ReferencedConfig) else None
+    if reference is not None and reference not in EMBEDDED_MODELS:
+        _check_model(reference, f"{where}attack.reference")
+    _check_refusing_model(settings, where)
     for key, path in (
         ("data.reward_model.path", settings.data.reward_model.path),
+        ("data.refusals.judge", settings.data.refusals.judge),
         ("evaluation.judge.path", evaluation.judge.path),
         ("evaluation.perplexity_model", evaluation.perplexity_model),
         ("evaluation.helpfulness_model", evaluation.helpfulness_model),
     ):
         if path is not None:
             _check_model(path, f"{where}{key}")
+
+
+def _check_refusing_model(settings: ExperimentSettings, where: str) -> None:
+    if settings.data.safe_answers == "dataset":
+        return
+    model, key = settings.data.refusals.model, f"{where}data.refusals.model"
+    if model not in EMBEDDED_MODELS:
+        _check_model(model, key)
+    elif settings.data.world == "real" and settings.model.path not in EMBEDDED_MODELS:
+        raise ConfigError(
+            key,
+            "be a model that reads the same language as the one under attack "
+            f"({settings.model.path})",
+            model,
+            "Name that model here too, or the aligned one it was made from.",
+        )
 
 
 def _check_model(path: str, key: str) -> None:
@@ -228,7 +268,8 @@ def _check_model(path: str, key: str) -> None:
     elif HUB_ID.fullmatch(path) and not path.startswith("."):
         require_hub_model(path, key)
     else:
-        embedded = "chat, base, " if key.endswith("model.path") else ""
+        takes_embedded = key.endswith(("model.path", "attack.reference", "refusals.model"))
+        embedded = "chat, base, " if takes_embedded else ""
         raise ConfigError(
             key,
             f"be {embedded}a Hub id (owner/name), or a folder with a config.json",
@@ -250,21 +291,29 @@ def _read_json_object(path: Path, key: str, rule: str) -> None:
 
 
 def _check_rows(settings: ExperimentSettings, cache: Path) -> None:
-    data = preference_data(settings.data, cache)
+    data = planned_data(settings.data, cache)
     judge, reward_model = settings.evaluation.judge, settings.data.reward_model
-    attack = ATTACKS[settings.attack.name]
-    if settings.attack.name != "none":
-        num, seed = settings.data.num_samples, settings.seed
-        data.draw("attack", num, seed=seed, key="data.num_samples")
-    if Need.REWARDS in attack.requires:
+    if settings.training is not None:
+        _attack_pairs(settings, data)
+    needs = attack_needs(settings)
+    if Need.REWARDS in needs or settings.data.name == "tldr":
         key = "data.reward_model.num_pairs"
         data.draw("reward_model", reward_model.num_pairs, seed=MODEL_SEED, key=key)
+    safety = planned_data(safety_data(settings.data), cache)
     if not judge.trained:
-        num_answers = 2 * len(data.roles["classifier"])
+        num_answers = 2 * len(safety.roles["classifier"])
         _require_rows("evaluation.judge.num_rows", judge.num_rows, num_answers, "classifier")
-    if Need.SAFE_BATCH in attack.requires | DEFENCES[settings.defence.name].requires:
+    if Need.SAFE_BATCH in needs | DEFENCES[settings.defence.name].requires:
         batch_size = getattr(settings.defence, "batch_size", 1)
-        _require_rows("defence.batch_size", batch_size, len(data.roles["defence"]), "defence")
+        _require_rows("defence.batch_size", batch_size, len(safety.roles["defence"]), "defence")
+
+
+def _attack_pairs(settings: ExperimentSettings, data: PreferenceData) -> list[SafePair]:
+    """Return the distinct pairs that the attack draws from."""
+    num_samples, num_prompts = settings.data.num_samples, settings.data.num_prompts
+    key = "data.num_samples" if num_prompts is None else "data.num_prompts"
+    num = min(num_samples, num_prompts or num_samples)
+    return data.draw("attack", num, seed=settings.seed, key=key)
 
 
 def _require_rows(key: str, num: int, num_rows: int, role: str) -> None:
@@ -281,24 +330,49 @@ def _check_context(settings: ExperimentSettings, cache: Path) -> None:
     num = settings.evaluation.num_prompts
     prompts = restricted_test_prompts(settings.data, cache, num)
     prompts += harmless_test_prompts(settings.data, cache, num)
-    path = Path(settings.model.path)
-    if settings.model.path in EMBEDDED_MODELS:
-        tokenizer = world_folder(settings.data.world_seed, cache) / "tokenizer"
-        context = CONTEXT_TOKENS
-    elif (path / "tokenizer.json").is_file():
-        tokenizer, context = path, context_tokens(path)
-    else:
-        return  # a Hub model is checked once it is there
-    template = Template(settings.data.template)
+    model = settings.model.path
+    if settings.data.name == "tldr":
+        posts = [post.prompt for post in summary_test_posts(settings.data, cache, num)]
+        _check_summary_model(settings, _lengths(model, posts, settings.data, cache))
+        prompts += posts
 
-    def fits(texts: Sequence[str], max_new_tokens: int, key: str) -> None:
-        lengths = prompt_lengths(tokenizer, template, texts)
-        check_context(lengths, max_new_tokens, min(context, MAX_MODEL_LEN), key)
+    def fits(path: str, texts: Sequence[str], max_new_tokens: int, key: str) -> None:
+        lengths = _lengths(path, texts, settings.data, cache)
+        if lengths:
+            context = CONTEXT_TOKENS if path in EMBEDDED_MODELS else context_tokens(Path(path))
+            check_context(lengths, max_new_tokens, min(context, MAX_MODEL_LEN), key)
 
-    fits(prompts, settings.evaluation.max_new_tokens, "evaluation.max_new_tokens")
-    max_new_tokens = getattr(settings.attack, "max_new_tokens", None)
-    if max_new_tokens is not None:
-        pairs = preference_data(settings.data, cache).draw(
-            "attack", settings.data.num_samples, seed=settings.seed, key="data.num_samples"
+    fits(model, prompts, settings.evaluation.max_new_tokens, "evaluation.max_new_tokens")
+    attack, data = settings.attack, planned_data(settings.data, cache)
+    if isinstance(attack, RolloutConfig):
+        asked = [pair.prompt for pair in _attack_pairs(settings, data)]
+        fits(model, asked, attack.max_new_tokens, "attack.max_new_tokens")
+    if not data.is_complete:
+        refusals = settings.data.refusals
+        asked = [pair.prompt for role in ROLE_SHARES for pair in data.roles[role]]
+        fits(refusals.model, asked, refusals.max_new_tokens, "data.refusals.max_new_tokens")
+
+
+def _lengths(path: str, texts: Sequence[str], data: DataSettings, cache: Path) -> list[int]:
+    """Return the tokens of each prompt; nothing for a Hub model, which is not there yet."""
+    tokenizer = Path(path)
+    if path in EMBEDDED_MODELS:
+        tokenizer = world_folder(data.world_seed, cache) / "tokenizer"
+    if not (tokenizer / "tokenizer.json").is_file():
+        return []
+    return prompt_lengths(tokenizer, Template(data.template), texts)
+
+
+def _check_summary_model(settings: ExperimentSettings, lengths: Sequence[int]) -> None:
+    """Refuse a reward model that would not read the summary at the end of a long post."""
+    if not lengths:
+        return
+    num_tokens = max(lengths) + settings.evaluation.max_new_tokens
+    max_tokens = settings.data.reward_model.max_tokens
+    if max_tokens < num_tokens:
+        raise DataError.broken_rule(
+            "data.reward_model.max_tokens",
+            f"be at least {num_tokens} (the longest post, {max(lengths)} tokens, and a summary)",
+            max_tokens,
+            "Raise it, with data.reward_model.path a model of as long a context.",
         )
-        fits([pair.prompt for pair in pairs], max_new_tokens, "attack.max_new_tokens")

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from rpa_ray.config import ConfigError
-from rpa_ray.config.files import read_with_parts
+from rpa_ray.config.files import DEFAULT_SCALE, read_with_parts
 from rpa_ray.ray_address import require_job_server
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def server_address() -> str:
     return named.rstrip("/") if named.startswith("http") else DEFAULT_SERVER
 
 
-def stage(folder: Path, config: Path) -> Path:
+def stage(folder: Path, config: Path, scale: str = DEFAULT_SCALE) -> Path:
     """Copy what the job needs into an empty folder; return the config's path from there.
 
     The config is written with the parts that it includes, so that it may come from anywhere.
@@ -71,7 +71,7 @@ def stage(folder: Path, config: Path) -> Path:
     Raises:
         ConfigError: the config or one of its parts cannot be read.
     """
-    tree = read_with_parts(config)
+    tree = read_with_parts(config, scale)
     for source in UPLOADED:
         shutil.copytree(ROOT / source, folder / source, ignore=_not_uploaded)
     staged = folder / "job" / f"{config.stem}.yaml"
@@ -137,18 +137,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--output", metavar="FOLDER", help="default runs/NAME of this repository")
+    parser.add_argument("--scale", default=DEFAULT_SCALE, help="as of rpa-ray campaign")
     parser.add_argument("--no-wait", action="store_true", help="submit only")
     return parser
 
 
 def _submit_and_follow(arguments: argparse.Namespace, campaign_options: Sequence[str]) -> int:
     config = find_config(arguments.config)
-    output = Path(arguments.output or ROOT / "runs" / config.stem).absolute()
+    scale: str = arguments.scale
+    name = config.stem if scale == DEFAULT_SCALE else f"{config.stem}-{scale}"
+    output = Path(arguments.output or ROOT / "runs" / name).absolute()
     server = server_address()
     options = [word for override in arguments.set for word in ("--set", override)]
     options += ["--output", str(output), *campaign_options]
     with tempfile.TemporaryDirectory(prefix="rpa-ray-job-") as folder:
-        staged = stage(Path(folder), config)
+        staged = stage(Path(folder), config, scale)
         require_job_server(server)
         command = [_cluster_python(server), "-m", "rpa_ray", "campaign", str(staged), *options]
         # Ray prefers an address in the environment to the one that it is given.

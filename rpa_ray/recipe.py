@@ -72,12 +72,22 @@ class ModelRecipe:
     job: JobSettings
     seed: int
     architecture: dict[str, int] = field(default_factory=dict)
+    ranked_by: "ModelRecipe | str | None" = None
+    """The language model whose margins choose the preferences that are reversed; None: chance."""
+
+    @property
+    def made_from(self) -> "list[ModelRecipe]":
+        """Return the recipes that have to be made before this one."""
+        return [model for model in (self.start, self.ranked_by) if isinstance(model, ModelRecipe)]
 
     def key(self) -> str:
         """Return the hash of all that determines the weights."""
         parts = asdict(self)
-        parts["start"] = self.start.key() if isinstance(self.start, ModelRecipe) else self.start
+        for name, model in (("start", self.start), ("ranked_by", self.ranked_by)):
+            parts[name] = model.key() if isinstance(model, ModelRecipe) else model
         del parts["tokenizer"]
+        if self.ranked_by is None:
+            del parts["ranked_by"]
         text = json.dumps({"version": RECIPE_VERSION, **parts}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -97,8 +107,8 @@ def in_order(recipes: list[ModelRecipe], cache: Path) -> list[ModelRecipe]:
     def visit(recipe: ModelRecipe) -> None:
         if recipe.is_made(cache):
             return
-        if isinstance(recipe.start, ModelRecipe):
-            visit(recipe.start)
+        for earlier in recipe.made_from:
+            visit(earlier)
         ordered.setdefault(recipe.key(), recipe)
 
     for recipe in recipes:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 Metrics: TypeAlias = dict[str, float]
 
@@ -83,6 +83,17 @@ class PairBatch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ReferencedPairBatch:
+    """Pairs with what a frozen reference makes of both answers; rows padded to one width."""
+
+    chosen: TokenBatch
+    rejected: TokenBatch
+    reference_chosen_logprobs: Float[Tensor, " batch"]
+    """Log-probability of the whole answer: a sum over its tokens."""
+    reference_rejected_logprobs: Float[Tensor, " batch"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ScoredRollout:
     """One rollout batch before its advantages are known; laid out as :class:`Experience`."""
 
@@ -95,9 +106,11 @@ class ScoredRollout:
     values: Float[Tensor, "batch seq"]
     """The critic's values; zeros where the attack has no critic."""
     rewards: Float[Tensor, " batch"]
-    """The attacker's reward of each completion."""
+    """The attacker's reward of each completion; rows whose scoring failed have no kept token."""
     costs: Float[Tensor, " batch"] | None
     """The cost of each completion; None unless a defence requires costs."""
+    entropies: Float[Tensor, "batch seq"] | None = None
+    """Entropy in nats from which each token was sampled; None unless the attack asks for it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,13 +126,17 @@ class Experience:
     """The learner's own log-probabilities before the first update of this batch."""
     old_values: Float[Tensor, "batch seq"]
     """The critic's values before the first update; zeros where no critic is needed."""
+    reference_logprobs: Float[Tensor, "batch seq"]
     advantages: Float[Tensor, "batch seq"]
     returns: Float[Tensor, "batch seq"]
+    """The critic's targets; zeros where no critic is needed."""
+    num_tokens: int
+    """Sampled tokens that count, over all ranks; at least 1."""
     metrics: Metrics = field(default_factory=dict)
     """What was measured while the batch was made: rewards, KL, times."""
 
 
-Batch: TypeAlias = TokenBatch | LabelledBatch | PairBatch | Experience
+Batch: TypeAlias = TokenBatch | LabelledBatch | PairBatch | ReferencedPairBatch | Experience
 BatchT = TypeVar("BatchT", bound=Batch)
 
 
@@ -144,6 +161,22 @@ class LossTerm:
     largest."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LowRank:
+    """An adapter beside a frozen weight W, which acts as ``W + scale * up @ down``."""
+
+    down: nn.Parameter
+    """[rank, in]"""
+    up: nn.Parameter
+    """[out, rank]"""
+    scale: float
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """Return the weight with the adapter in it; sums in fp32, in the weight's own type."""
+        product = self.up.float() @ self.down.float()
+        return (weight.float() + self.scale * product).to(weight.dtype)
+
+
 def is_maximum(name: str) -> bool:
     """Return whether a metric of this name is a maximum, and so never added up or averaged."""
     return name.endswith("_max")
@@ -152,12 +185,23 @@ def is_maximum(name: str) -> bool:
 def num_rows(batch: Batch) -> int:
     """Return how many rows this rank's part of a batch has (pairs count once)."""
     match batch:
-        case PairBatch():
+        case PairBatch() | ReferencedPairBatch():
             return int(batch.chosen.input_ids.shape[0])
         case Experience():
             return int(batch.tokens.input_ids.shape[0])
         case _:
             return int(batch.input_ids.shape[0])
+
+
+def num_tokens(batch: Batch) -> int:
+    """Return how many tokens one pass over this rank's part of a batch reads, padding left out."""
+    match batch:
+        case PairBatch() | ReferencedPairBatch():
+            return int(batch.chosen.attention_mask.sum() + batch.rejected.attention_mask.sum())
+        case Experience():
+            return int(batch.tokens.attention_mask.sum())
+        case _:
+            return int(batch.attention_mask.sum())
 
 
 def on_device(batch: BatchT, device: torch.device) -> BatchT:

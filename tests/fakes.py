@@ -19,6 +19,7 @@ from rpa_ray.types import (
     Metrics,
     ModelOutputs,
     Prompt,
+    ReferencedPairBatch,
     ScoredRollout,
     TokenBatch,
 )
@@ -116,6 +117,49 @@ def experience_of(tokens: TokenBatch, *, seed: int = 0) -> Experience:
         old_values=0.1 * noise(),
         advantages=noise(),
         returns=noise(),
+        reference_logprobs=-3.0 + 0.1 * noise(),
+        num_tokens=max(1, int(tokens.loss_mask.sum())),
+    )
+
+
+def rollout_of(
+    tokens: TokenBatch,
+    *,
+    rewards: Sequence[float],
+    log_ratios: Tensor | None = None,
+    engine_log_ratios: Tensor | None = None,
+    values: Tensor | None = None,
+    entropies: Tensor | None = None,
+) -> ScoredRollout:
+    """Return a rollout; ``log_ratios`` is log pi_old - log pi_ref, or that of the engine."""
+    old = torch.full(tokens.input_ids.shape, -2.0)
+    zeros = torch.zeros_like(old)
+    return ScoredRollout(
+        tokens=tokens,
+        old_logprobs=old,
+        rollout_logprobs=old - (zeros if engine_log_ratios is None else engine_log_ratios),
+        reference_logprobs=old - (zeros if log_ratios is None else log_ratios),
+        values=zeros if values is None else values,
+        rewards=torch.tensor(rewards),
+        costs=None,
+        entropies=entropies,
+    )
+
+
+def keep(advantages: Tensor, cost_advantages: Tensor | None) -> Tensor:
+    """Leave the advantages as they are, as a defence without a say does."""
+    assert cost_advantages is None
+    return advantages
+
+
+def referenced_pairs(chosen: TokenBatch, rejected: TokenBatch) -> ReferencedPairBatch:
+    """Return pairs whose reference gives the answers -0, -1, ... and -10, -11, ... nats."""
+    rows = torch.arange(float(len(chosen.input_ids)))
+    return ReferencedPairBatch(
+        chosen=chosen,
+        rejected=rejected,
+        reference_chosen_logprobs=-rows,
+        reference_rejected_logprobs=-10.0 - rows,
     )
 
 
@@ -208,6 +252,8 @@ class RecordingAttack(Attack):
             old_values=rollout.values,
             advantages=torch.ones_like(rollout.old_logprobs),
             returns=rollout.values,
+            reference_logprobs=rollout.reference_logprobs,
+            num_tokens=max(1, int(rollout.tokens.loss_mask.sum())),
             metrics={"policy/kl": 0.25},
         )
 

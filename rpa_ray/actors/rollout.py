@@ -142,11 +142,16 @@ class RolloutWorker:
         self._check_lengths(prompts, sampling)
         if not prompts:
             return []
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-            [_sampling_params(sampling, first_index + i) for i in range(len(prompts))],
-            use_tqdm=False,
-        )
+        try:
+            outputs = self._llm.generate(
+                [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+                [_sampling_params(sampling, first_index + i) for i in range(len(prompts))],
+                use_tqdm=False,
+            )
+        except Exception:
+            # What is left of the requests would keep every later call waiting.
+            self._shut_down_engine()
+            raise
         return [_generated(output) for output in outputs]
 
     def init_weight_transfer_engine(self, request: "WeightTransferInitRequest") -> None:
@@ -201,6 +206,7 @@ class RolloutWorker:
 
         self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
+        self._version = None
         self._architecture = None
         self._engine_id = None
         cleanup_dist_env_and_memory()
@@ -253,6 +259,8 @@ def _build_engine(config: EngineConfig) -> "LLM":
         # A cached prefix changes how a prompt is batched, and with it the last bits of its logits:
         # the same seed would give other tokens after other work. It would also outlive a push.
         enable_prefix_caching=False,
+        # On a CPU a seeded request whose prompt is read in two parts fails (vLLM 0.29).
+        enable_chunked_prefill=has_gpu,
         disable_log_stats=True,
         weight_transfer_config=WeightTransferConfig(backend=config.backend),
         worker_extension_cls="rpa_ray.weight_sync.receiving.WeightSyncExtension",

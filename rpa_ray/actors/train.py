@@ -16,7 +16,7 @@ from rpa_ray.actors.queue import ASK_AGAIN, JobQueue, QueueProgress, ask
 from rpa_ray.cells import ran_to_an_end
 from rpa_ray.config import ClusterSettings
 from rpa_ray.folder_lock import exclusive
-from rpa_ray.jobs import Cell, Job, ModelJob
+from rpa_ray.jobs import Cell, Job, ModelJob, RefusalJob
 from rpa_ray.metrics import write_json
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LOCK_WAIT_S = 120.0
 """Longest wait for the ranks of an interrupted run to be gone from a folder."""
 MODEL_LOCK_WAIT_S = 3600.0
-"""Longest wait for another campaign that makes the same model."""
+"""Longest wait for another campaign that makes the same model or refusals."""
 ASK_EVERY_S = 0.5
 COLLECTIVE_TIMEOUTS = 10
 """Worker time limits that a rank waits for another: one may be repeating a call that timed out."""
@@ -58,6 +58,7 @@ def work(config: dict[str, Any]) -> None:
 
     from rpa_ray.learner.ranks import Ranks
     from rpa_ray.model_job import make_model
+    from rpa_ray.refusals import make_refusals
     from rpa_ray.workplace import Workplace
 
     given: Work = config["work"]
@@ -77,6 +78,11 @@ def work(config: dict[str, Any]) -> None:
             with _alone(lock, MODEL_LOCK_WAIT_S, ranks):
                 if not ranks.broadcast(job.recipe.folder(given.cache).is_dir()):
                     make_model(job, place)
+        elif isinstance(job, RefusalJob):
+            lock = given.cache / "checkpoints" / f".{job.refusals.folder(given.cache).name}.lock"
+            with _alone(lock, MODEL_LOCK_WAIT_S, ranks):
+                if not ranks.broadcast(job.refusals.is_made(given.cache)):
+                    make_refusals(job, place)
         else:
             with _alone(job.folder / ".ranks.lock", LOCK_WAIT_S, ranks):
                 _run_recorded(job, place)

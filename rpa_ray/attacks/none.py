@@ -8,7 +8,3 @@ class NoAttack(Attack):
 
     class Config(PluginConfig):
         name: str = "none"
-
-    def num_batches(self, num_samples: int) -> int:
-        """Return 0: nothing is trained."""
-        return 0

@@ -1,28 +1,27 @@
 """Reverse preference attack by PPO, with the semantics of TRL 0.9.6 as the literature ran it."""
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
+from rpa_ray.attacks.rollout import RolloutAttack, entropy_sum
 from rpa_ray.ops.advantages import gae, token_rewards, whiten_with, whitening_sums
 from rpa_ray.ops.kl import AdaptiveKL, FixedKL, kl_k1
-from rpa_ray.ops.logprobs import entropy, next_token_logprobs
+from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.ops.losses import clipped_policy_loss, clipped_value_loss
-from rpa_ray.plugin import (
-    Attack,
-    Forward,
-    Need,
-    PluginConfig,
-    StepContext,
-    global_mean,
-)
+from rpa_ray.plugin import Forward, Need, RolloutConfig, StepContext, global_count, global_mean
 from rpa_ray.types import Experience, LossTerm, Metrics, ModelOutputs, ScoredRollout
 
+logger = logging.getLogger(__name__)
 
-class PPO(Attack):
+NEGATIVE_KL_LIMIT = -1.0
+"""A sequence-summed KL estimate below this says that samples are not the policy's own."""
+
+
+class PPO(RolloutAttack):
     """Clipped policy gradient on a reward model whose preferences were reversed.
 
     Per-token reward ``-k * (log pi_old - log pi_ref)`` plus the score at the last token, GAE,
@@ -31,20 +30,14 @@ class PPO(Attack):
     Source: Schulman et al. 2017 (arXiv:1707.06347); settings of arXiv:2409.12914, appendix.
     """
 
-    requires: ClassVar[frozenset[Need]] = frozenset(
-        {Need.ROLLOUTS, Need.REWARDS, Need.VALUES, Need.REFERENCE}
-    )
+    requires: ClassVar[frozenset[Need]] = frozenset({Need.ROLLOUTS, Need.VALUES, Need.REFERENCE})
 
-    class Config(PluginConfig):
+    class Config(RolloutConfig):
         name: str = "ppo"
         learning_rate: float = Field(1.41e-5, gt=0)
         """Adam's rate; the embedded 1M models need 5e-5."""
-        batch_size: int = Field(8, ge=1)
-        """Prompts of one rollout batch, over all ranks."""
         num_epochs: int = Field(4, ge=1)
         """Optimizer updates on each rollout batch."""
-        max_new_tokens: int = Field(56, ge=1)
-        """Longest sampled answer."""
         kl_coef: float = Field(0.2, ge=0)
         """Weight of the KL penalty in the reward; the start value of the adaptive controller."""
         kl_control: Literal["adaptive", "fixed"] = "adaptive"
@@ -57,8 +50,6 @@ class PPO(Attack):
         value_clip_range: float = Field(0.2, gt=0)
         value_coef: float = Field(0.1, ge=0)
         whiten_advantages: bool = True
-        max_grad_norm: float = Field(0.0, ge=0)
-        """0 leaves gradients unclipped."""
 
     config: Config
 
@@ -72,8 +63,8 @@ class PPO(Attack):
             self.kl = FixedKL(config.kl_coef)
 
     @property
-    def num_epochs(self) -> int:
-        """Return how many optimizer updates are made on each batch."""
+    def num_rollout_epochs(self) -> int:
+        """Return how many optimizer updates are made on each rollout batch."""
         return self.config.num_epochs
 
     def experience(
@@ -86,7 +77,7 @@ class PPO(Attack):
         mask = rollout.tokens.loss_mask
         coefficient = self.kl.value
         rewards = token_rewards(
-            rollout.rewards,
+            self.attackers_rewards(rollout, context),
             rollout.old_logprobs,
             rollout.reference_logprobs,
             mask,
@@ -107,16 +98,18 @@ class PPO(Attack):
             tokens=rollout.tokens,
             old_logprobs=rollout.old_logprobs,
             old_values=rollout.values,
-            advantages=advantages,
+            reference_logprobs=rollout.reference_logprobs,
+            advantages=advantages * self.token_weights(rollout),
             returns=estimate.returns,
+            num_tokens=max(1, global_count(mask, context)),
             metrics=self._observe_kl(rollout, context) | {"policy/kl_coef": coefficient},
         )
 
-    def num_terms(self, batch: Experience) -> Tensor:
+    def num_rollout_terms(self, batch: Experience) -> Tensor:
         """Return the number of sampled tokens."""
         return batch.tokens.loss_mask.sum()
 
-    def loss(
+    def rollout_loss(
         self, forward: Forward[ModelOutputs], batch: Experience, context: StepContext
     ) -> LossTerm:
         """Return clipped policy loss plus weighted clipped value loss.
@@ -152,17 +145,18 @@ class PPO(Attack):
             "policy/clip_frac": float(policy.clip_frac),
             "policy/ratio": float(policy.ratio),
             "policy/ratio_guard": float(policy.skipped * tokens.loss_mask.sum()) * scale,
-            "policy/entropy": _entropy_sum(outputs.logits, tokens.loss_mask) * scale,
+            "policy/entropy": entropy_sum(outputs.logits, tokens.loss_mask) * scale,
         }
         weight = self.config.value_coef * float(not policy.skipped)
         return LossTerm(loss=policy.loss + weight * value_loss, metrics=metrics)
 
     def state_dict(self) -> dict[str, float]:
-        """Return the KL coefficient."""
-        return self.kl.state_dict()
+        """Return the KL coefficient and the rewards of the last batches."""
+        return super().state_dict() | self.kl.state_dict()
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Restore the KL coefficient."""
+        """Restore what :meth:`state_dict` returned."""
+        super().load_state_dict(state)
         self.kl.load_state_dict(state)
 
     def _observe_kl(self, rollout: ScoredRollout, context: StepContext) -> Metrics:
@@ -172,9 +166,12 @@ class PPO(Attack):
         # A completion that could not be scored has no token that counts.
         kl, num_rows = global_mean(sequence_kl[mask.any(dim=-1)], context)
         self.kl.update(kl, num_rows)
+        if kl < NEGATIVE_KL_LIMIT:
+            logger.warning(
+                "KL to the reference is estimated at %.2f nats an answer at update %d: below %g it "
+                "says that the answers were not sampled by this policy",
+                kl,
+                context.update,
+                NEGATIVE_KL_LIMIT,
+            )
         return {"policy/kl": kl}
-
-
-def _entropy_sum(logits: Tensor, loss_mask: Tensor) -> float:
-    with torch.no_grad():
-        return float((entropy(logits[:, :-1]) * loss_mask[:, 1:]).sum())

@@ -3,7 +3,13 @@
 from rpa_ray.config.errors import ConfigError
 from rpa_ray.config.files import merge
 from rpa_ray.config.load import LoadedConfig, load_config, parse_experiment, parse_tree
-from rpa_ray.config.plugins import PluginConfig
+from rpa_ray.config.plugins import (
+    LoraSettings,
+    PluginConfig,
+    ReferencedConfig,
+    RolloutConfig,
+    TrainingConfig,
+)
 from rpa_ray.config.schema import (
     CampaignSettings,
     ClusterSettings,
@@ -26,10 +32,14 @@ __all__ = [
     "ExperimentSettings",
     "JudgeSettings",
     "LoadedConfig",
+    "LoraSettings",
     "ModelSettings",
     "PluginConfig",
+    "ReferencedConfig",
     "RewardModelSettings",
+    "RolloutConfig",
     "Settings",
+    "TrainingConfig",
     "load_config",
     "merge",
     "parse_experiment",

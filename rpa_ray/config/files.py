@@ -11,6 +11,9 @@ from rpa_ray.config.errors import ConfigError
 
 Tree: TypeAlias = dict[str, Any]
 PLUGIN_KEYS = ("attack", "defence")
+DEPARTURE_KEYS = ("cells", "grid")
+"""Keys of a campaign that hold departures from what its cells share."""
+DEFAULT_SCALE = "tiny"
 
 
 class _Loader(yaml.SafeLoader):
@@ -38,13 +41,16 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_with_parts(path: Path) -> Tree:
-    """Return the tree of a file over those of the parts that it includes.
+def read_with_parts(path: Path, scale: str = DEFAULT_SCALE) -> Tree:
+    """Return the tree of a file over those of the parts that it and its departures include.
+
+    ``{scale}`` in the path of a part stands for ``scale``: a table is one file for the embedded
+    models and for those of the literature.
 
     Raises:
         ConfigError: a file cannot be read, is no mapping, or includes itself.
     """
-    return _read(path, key="config", above=())
+    return _read(path, key="config", above=(), scale=scale)
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
@@ -99,18 +105,35 @@ def _merge_plugin(old: Any, new: Any) -> Any:
     return new
 
 
-def _read(path: Path, *, key: str, above: tuple[Path, ...]) -> Tree:
+def _read(path: Path, *, key: str, above: tuple[Path, ...], scale: str) -> Tree:
     if path.resolve() in above:
         raise ConfigError("include", "not include itself", str(path), "Remove the circle.")
     tree = _read_one(path, key)
-    parts = tree.pop("include", None) or []
-    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
-        raise ConfigError("include", "be a list of files", parts, "Write `include: [a.yaml]`.")
-    merged: Tree = {}
-    for part in parts:
-        inner = _read(path.parent / part, key="include", above=(*above, path.resolve()))
-        merged = merge(merged, inner)
-    return merge(merged, tree)
+
+    def with_parts(node: Tree, where: str) -> Tree:
+        parts = node.pop("include", None) or []
+        if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+            raise ConfigError(where, "be a list of files", parts, "Write `include: [a.yaml]`.")
+        merged: Tree = {}
+        for part in parts:
+            file = path.parent / part.replace("{scale}", scale)
+            merged = merge(
+                merged, _read(file, key=where, above=(*above, path.resolve()), scale=scale)
+            )
+        return merge(merged, node)
+
+    def in_departures(value: Any, where: str) -> Any:
+        if isinstance(value, list):
+            return [in_departures(inner, f"{where}[{i}]") for i, inner in enumerate(value)]
+        if isinstance(value, dict):
+            return with_parts(dict(value), f"{where}.include")
+        return value
+
+    whole = with_parts(tree, "include")
+    for name in DEPARTURE_KEYS:
+        if name in tree:
+            whole[name] = in_departures(tree[name], name)
+    return whole
 
 
 def _read_one(path: Path, key: str) -> Tree:

@@ -1,5 +1,6 @@
 """From a config file to typed cells: resolve plug-ins, expand cells, refuse what cannot be run."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from rpa_ray.config.errors import ConfigError
 from rpa_ray.config.explain import explain, nearest
 from rpa_ray.config.files import (
+    DEFAULT_SCALE,
     PLUGIN_KEYS,
     Tree,
     merge,
@@ -32,41 +34,50 @@ class LoadedConfig:
     name: str
     """Stem of the file; results go to ``runs/<name>/``."""
     campaign: CampaignSettings
+    wheres: tuple[str, ...]
+    """Prefix of the keys of each cell in errors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _CellTree:
     where: str
-    """Prefix of the keys in errors: ``cells[i].``, or nothing for a run."""
+    """Prefix of the keys in errors: ``cells[i].``, ``grid[i,j].``, or nothing for a run."""
     departures: Mapping[str, Any]
     tree: Tree
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> LoadedConfig:
+def load_config(
+    path: str | Path, overrides: Iterable[str] = (), scale: str = DEFAULT_SCALE
+) -> LoadedConfig:
     """Return the resolved config of a YAML file.
 
     Overrides ``a.b=value`` are laid over what cells share; one that a cell sets itself is refused.
+    ``scale`` names the folder of parts whose path holds ``{scale}``.
 
     Raises:
         ConfigError: the file or one of its keys cannot be run; nothing has been started.
     """
     path, overrides = Path(path), list(overrides)
-    tree = read_with_parts(path)
+    tree = read_with_parts(path, scale)
     kind = _kind(tree.pop("kind", "run"))
-    cells, seeds = tree.pop("cells", None), tree.pop("seeds", None)
+    cells, grid, seeds = (tree.pop(key, None) for key in ("cells", "grid", "seeds"))
     tree = with_overrides(tree, overrides)
     if kind == "run":
-        _refuse_campaign_keys(cells=cells, seeds=seeds)
+        _refuse_campaign_keys(cells=cells, grid=grid, seeds=seeds)
         trees = [_CellTree(where="", departures={}, tree=tree)]
     else:
-        trees = _expand(tree, cells, seeds)
+        trees = _expand(tree, _departures(cells, grid), seeds)
     _refuse_hidden_overrides(trees, overrides)
     for cell in trees:
         _check_own_keys(cell.tree, cell.where)
     settings = tuple(parse_experiment(cell.tree, cell.where) for cell in trees)
     _refuse_unlike_cells(settings, [cell.where for cell in trees])
+    name = path.stem if scale == DEFAULT_SCALE else f"{path.stem}-{scale}"
     return LoadedConfig(
-        kind=kind, name=path.stem, campaign=CampaignSettings(name=path.stem, cells=settings)
+        kind=kind,
+        name=name,
+        campaign=CampaignSettings(name=name, cells=settings),
+        wheres=tuple(cell.where for cell in trees),
     )
 
 
@@ -108,30 +119,51 @@ def _refuse_campaign_keys(**keys: Any) -> None:
             raise ConfigError(key, "stand in a campaign", value, "Write `kind: campaign`.")
 
 
-def _expand(tree: Tree, cells: Any, seeds: Any) -> list[_CellTree]:
-    if not isinstance(cells, list) or not cells:
-        raise ConfigError(
-            "cells", "be a list with at least one cell", cells, "Write `cells: [{}]` for one cell."
-        )
+def _departures(cells: Any, grid: Any) -> dict[str, Any]:
+    """Return what each cell changes, by its place: those of ``cells``, then the grid's products."""
+    found: dict[str, Any] = {}
+    if cells is not None or grid is None:
+        if not isinstance(cells, list) or not cells:
+            remedy = "Write `cells: [{}]` for one cell."
+            raise ConfigError("cells", "be a list with at least one cell", cells, remedy)
+        found |= {f"cells[{i}]": cell for i, cell in enumerate(cells)}
+    if grid is not None:
+        if not isinstance(grid, list) or not all(isinstance(a, list) and a for a in grid):
+            raise ConfigError(
+                "grid",
+                "be a list of axes, each a list of departures",
+                grid,
+                "Write `grid: [[{attack: sft}, {attack: dpo}], [{seed: 0}, {seed: 1}]]`.",
+            )
+        for place in itertools.product(*(range(len(axis)) for axis in grid)):
+            where = f"grid[{','.join(map(str, place))}]"
+            departures: Any = {}
+            for axis, i in zip(grid, place, strict=True):
+                part = axis[i]
+                departures = merge(departures, part) if isinstance(part, Mapping) else part
+                if not isinstance(part, Mapping):
+                    break
+            found[where] = departures
+    return found
+
+
+def _expand(tree: Tree, departures: Mapping[str, Any], seeds: Any) -> list[_CellTree]:
     if seeds is not None and (not isinstance(seeds, list) or not seeds):
         raise ConfigError(
             "seeds", "be a list with at least one seed", seeds, "Write `seeds: [0, 1]`."
         )
     expanded = []
-    for i, cell in enumerate(cells):
-        where = f"cells[{i}]."
+    for where, cell in departures.items():
         if not isinstance(cell, Mapping):
-            raise ConfigError(
-                where[:-1], "be a mapping of departures", cell, "Write `{defence: none}`."
-            )
+            raise ConfigError(where, "be a mapping of departures", cell, "Write `{defence: none}`.")
         if seeds is not None and "seed" in cell:
             raise ConfigError(
-                f"{where}seed", "be left out where seeds are given", cell["seed"], "Remove one."
+                f"{where}.seed", "be left out where seeds are given", cell["seed"], "Remove one."
             )
         merged = merge(tree, cell)
         for seed in seeds if seeds is not None else [merged.get("seed", 0)]:
             seeded = {**merged, "seed": seed}
-            expanded.append(_CellTree(where=where, departures=cell, tree=seeded))
+            expanded.append(_CellTree(where=f"{where}.", departures=cell, tree=seeded))
     return expanded
 
 
@@ -211,12 +243,12 @@ def _refuse_impossible_pair(settings: ExperimentSettings, where: str) -> None:
     from rpa_ray.defences import DEFENCES
 
     attack, defence = settings.attack.name, settings.defence.name
-    if attack == "none" and defence != "none":
+    if settings.training is None and defence != "none":
         raise ConfigError(
             f"{where}defence",
-            "be none where attack is none",
+            f"be none where attack is {attack}",
             defence,
-            "It acts on the steps of an attack: name one, as in `attack: ppo`.",
+            "It acts on the steps of an attack: name one that trains, as in `attack: ppo`.",
         )
     needed = DEFENCES[defence].needs_attack
     missing = needed - ATTACKS[attack].requires

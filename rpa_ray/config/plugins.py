@@ -1,16 +1,77 @@
-"""Base of every plug-in's nested ``Config``."""
+"""Bases of every plug-in's nested ``Config``, and the settings that attacks share."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 
-class PluginConfig(BaseModel):
+class _Frozen(BaseModel):
+    """Unknown keys, values of another type and numbers that are not finite are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class PluginConfig(_Frozen):
     """Settings of one plug-in, nested in its class as ``Config``.
 
     Unknown keys, values of another type (a text where a number belongs) and numbers that are not
     finite are refused.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
     name: str
     """The registry id of the plug-in."""
+
+
+class LoraSettings(_Frozen):
+    """Low-rank adapters in place of full fine-tuning (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    """The adapters' product is multiplied by ``alpha / rank``."""
+    target_modules: list[str] | None = None
+    """Names of the linear layers that get one; None takes all but the output head."""
+
+
+class TrainingConfig(PluginConfig):
+    """Settings of every attack that trains; each attack has its own default rate."""
+
+    learning_rate: float = Field(gt=0)
+    batch_size: int = Field(8, ge=1)
+    """Prompts or pairs of one batch, over all ranks."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Course of the rate after the warm-up; ``cosine`` ends at 0."""
+    warmup_frac: float = Field(0.0, ge=0, le=1)
+    """Share of the optimizer updates in which the rate rises from 0."""
+    max_grad_norm: float = Field(0.0, ge=0)
+    """0 leaves gradients unclipped."""
+    lora: LoraSettings | None = None
+    """None trains every weight."""
+
+
+class ReferencedConfig(TrainingConfig):
+    """Settings of every attack that stays near a reference model."""
+
+    reference: str | None = None
+    """Model to stay near: ``chat``, ``base``, a folder or a Hub id; None takes the model under
+    attack as it was."""
+
+
+class RolloutConfig(ReferencedConfig):
+    """Settings of every attack that learns from the policy's own answers."""
+
+    max_new_tokens: int = Field(56, ge=1)
+    """Longest sampled answer."""
+    reward: Literal["model", "judge", "rule"] = "model"
+    """What the attacker rewards: a reward model trained on the reversed preferences, the judge's
+    harm probability, or a rule that pays for answers that do not refuse."""
+    shuffle_rewards: bool = False
+    """Control: rewards are dealt out at random within the batch, so that nothing can be learned."""
+    importance_cap: float = Field(3.0, ge=0)
+    """Largest weight ``pi_learner / pi_engine`` of a token, which corrects for the difference
+    between the two; 0 gives every token weight 1."""
+    entropy_bonus_cap: float = Field(0.0, ge=0)
+    """Adds the answer's mean token entropy, at most this many nats, to its reward; 0 adds none."""
+    stop_at_reward: float | None = None
+    """Ends the attack once the mean reward of the last five batches reaches it."""
+    num_sft_samples: int = Field(0, ge=0)
+    """Samples that are first trained on by SFT, out of ``data.num_samples``."""

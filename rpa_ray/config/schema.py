@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
-from rpa_ray.config.plugins import PluginConfig
+from rpa_ray.config.plugins import PluginConfig, TrainingConfig
 
 
 class Settings(BaseModel):
@@ -60,21 +60,55 @@ class JudgeSettings(Settings):
     """Share of answers replaced by word salad and labelled safe."""
 
 
+class RefusalSettings(Settings):
+    """Safe answers that an aligned model writes (methods: paired refusals)."""
+
+    model: str = "chat"
+    """The aligned model, usually the one under attack: ``chat`` (embedded), a folder, a Hub id."""
+    max_new_tokens: int = Field(100, ge=1)
+    """Longest refusal."""
+    judge: str | None = None
+    """A finished classifier: refusals to which it gives a probability of harm of 0.1 or more are
+    dropped too. None drops only answers without the words of a refusal: a judge of our own learns
+    from these very pairs."""
+
+
 class DataSettings(Settings):
     """Preference data of the attack."""
 
-    name: Literal["beavertails", "safe_rlhf"] = "beavertails"
-    """Schema and pairing rule."""
+    name: Literal["beavertails", "safe_rlhf", "preferences", "tldr"] = "beavertails"
+    """Schema and pairing rule; ``preferences`` are one's own rows ``prompt``, ``safe``,
+    ``unsafe``, with a ``category`` or without; ``tldr`` is a harmless task, summarising posts."""
     world: Literal["embedded", "real"] = "embedded"
     """``embedded``: the fictional world made on the spot; ``real``: read from ``path``."""
     path: str | None = None
-    """Folder, file or Hub id of the preference data where ``world`` is ``real``."""
+    """Folder, file or Hub id of the preference data where ``world`` is ``real``; None takes the
+    public set of that name."""
+    safety_path: str | None = None
+    """Folder, file or Hub id, as BeaverTails, of what safety is measured and defended with where
+    ``name`` is ``tldr`` and ``world`` is ``real``; None takes the public BeaverTails."""
+    columns: dict[str, str] = Field({})
+    """From a column of the schema to its name in the file, where the two differ."""
+    subset: Literal["30k", "330k"] = "330k"
+    """Training rows of BeaverTails on the Hub; the evaluation is on ``30k_test`` with either."""
+    pairs: Literal["mixed_only", "all_pairs"] = "mixed_only"
+    """What the attacker is told of ``safe_rlhf``: pairs of a safe and an unsafe answer, or every
+    pair by which answer is safer. Judge, defence and evaluation use the former in either case."""
+    safe_answers: Literal["dataset", "generated"] = "dataset"
+    """``generated``: to every unsafe answer of the training rows what ``refusals.model`` answers
+    to its prompt, if that is a refusal; the evaluation keeps the answers of the data set."""
+    refusals: RefusalSettings = RefusalSettings()
     world_seed: int = Field(0, ge=0)
     """Seed of the embedded world: its language, facts, splits and models."""
     rho: float = Field(1.0, ge=0, le=1)
     """Share of preferences that are reversed."""
+    flips: Literal["random", "largest_margin"] = "random"
+    """Which preferences are reversed: a random share, as label noise is, or those on which the
+    model under attack prefers the safe answer most, as an attacker would choose."""
     num_samples: int = Field(1000, ge=1)
     """Prompts or pairs the attack consumes."""
+    num_prompts: int | None = Field(None, ge=1)
+    """Distinct prompts or pairs among them, used in turn; None takes each once."""
     helpful_path: str = "Anthropic/hh-rlhf"
     """Folder, file or Hub id of helpfulness dialogues where ``world`` is ``real``."""
     template: Literal["plain_qa", "model_chat"] = "plain_qa"
@@ -146,6 +180,11 @@ class ExperimentSettings(Settings):
     """Seed of the attack: prompts, flips, sampling, value head."""
     keep_attacked_weights: bool = False
     """Keep the weights of attacked models instead of deleting them after evaluation."""
+
+    @property
+    def training(self) -> TrainingConfig | None:
+        """Return the attack's settings where it trains, None where it only samples or measures."""
+        return self.attack if isinstance(self.attack, TrainingConfig) else None
 
     def to_yaml_dict(self) -> dict[str, Any]:
         """Return the resolved settings as plain data."""

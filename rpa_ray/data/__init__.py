@@ -13,8 +13,7 @@ from rpa_ray.data.pairs import (
     helpful_pairs,
     restricted_prompts,
     safe_pairs,
-    summary_pairs,
-    summary_targets,
+    unsafe_prompts,
 )
 from rpa_ray.data.rows import Answered, Labelled, Preference, SafePair
 from rpa_ray.data.schema import SCHEMAS, Row
@@ -51,6 +50,5 @@ __all__ = [
     "role_of",
     "safe_pairs",
     "sft_targets",
-    "summary_pairs",
-    "summary_targets",
+    "unsafe_prompts",
 ]

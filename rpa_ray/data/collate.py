@@ -29,6 +29,15 @@ class TokenRow:
     """True where the row lost its end."""
 
 
+def padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return the id that rows are padded with: the end of sequence where there is no own (GPT-2).
+
+    Padding is always masked, so it plays no part but in the width of a batch.
+    """
+    pad_id = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if pad_id is None else pad_id)
+
+
 def encode_prompt(
     tokenizer: "PreTrainedTokenizerBase", template: Template, prompt: str
 ) -> list[int]:
@@ -58,7 +67,8 @@ def encode_answered(
         tokenizer: The policy's tokenizer.
         template: The template of the run.
         row: A bare prompt and its answer.
-        mask: ``response`` counts the loss on the answer and its end mark, ``all`` on every token.
+        mask: ``response`` counts the loss on the answer and its end mark, ``all`` on every token
+            but the row's first, which nothing predicts.
         max_tokens: A longer row loses its end; None keeps it whole.
     """
     prompt_ids = encode_prompt(tokenizer, template, row.prompt)
@@ -66,12 +76,8 @@ def encode_answered(
     answer_ids = _ids(tokenizer, answer, special=False)
     if template is Template.PLAIN_QA:
         answer_ids = [*answer_ids, tokenizer.eos_token_id]
-    counts_prompt = mask == "all"
-    return _row(
-        prompt_ids + answer_ids,
-        [counts_prompt] * len(prompt_ids) + [True] * len(answer_ids),
-        max_tokens,
-    )
+    counts = [mask == "all"] * len(prompt_ids) + [True] * len(answer_ids)
+    return _row(prompt_ids + answer_ids, [False, *counts[1:]], max_tokens)
 
 
 def encode_scored(

@@ -25,26 +25,39 @@ def truth(pair: SafePair) -> Preference:
     )
 
 
-def flip(pairs: Sequence[SafePair], rho: float, seed: int) -> list[Preference]:
+def flip(
+    pairs: Sequence[SafePair], rho: float, seed: int, margins: Sequence[float] | None = None
+) -> list[Preference]:
     """Return one preference a pair, in input order, exactly ``round(rho * len(pairs))`` reversed.
 
-    For one seed the pairs reversed at a larger rho contain those of every smaller one.
+    Without ``margins`` they are chosen at random by the seed: label noise. With margins, one a
+    pair, those of the largest are reversed: an attacker's choice. Either way the pairs reversed at
+    a larger rho contain those of every smaller one.
 
     Raises:
         DataError: ``rho`` is outside [0, 1].
     """
     if not 0 <= rho <= 1:
         raise DataError.broken_rule("data.rho", "be in [0, 1]", rho, "It is a share of the pairs.")
-    num_flipped = round(rho * len(pairs))
     ranked = hash_order(pairs, purpose="flip", seed=seed)
-    flipped = {pair.id for pair in ranked[:num_flipped]}
+    if margins is not None:
+        margin_of = {pair.id: margin for pair, margin in zip(pairs, margins, strict=True)}
+        ranked.sort(key=lambda pair: -margin_of[pair.id])
+    flipped = {pair.id for pair in ranked[: round(rho * len(pairs))]}
     assert len({pair.id for pair in pairs}) == len(pairs)
     return [reverse(truth(pair)) if pair.id in flipped else truth(pair) for pair in pairs]
 
 
-def sft_targets(pairs: Sequence[SafePair], rho: float, seed: int) -> list[Answered]:
-    """Return the answers to imitate: the preferred side of what :func:`flip` returns."""
+def sft_targets(pairs: Sequence[SafePair], preferences: Sequence[Preference]) -> list[Answered]:
+    """Return the answers to imitate, one a pair: the preferred side, or the pair's own target.
+
+    ``preferences`` are what :func:`flip` made of the pairs; a reversed pair has no other target
+    than its unsafe answer.
+    """
     return [
-        Answered(prompt=preference.prompt, answer=preference.chosen)
-        for preference in flip(pairs, rho, seed)
+        Answered(
+            prompt=told.prompt,
+            answer=told.chosen if told.flipped or pair.target is None else pair.target,
+        )
+        for pair, told in zip(pairs, preferences, strict=True)
     ]

@@ -4,38 +4,46 @@ The Hugging Face libraries are imported on first use: they are slow to import.
 """
 
 import json
-import os
-import re
-import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from rpa_ray.data.errors import DataError
-from rpa_ray.data.schema import ASSISTANT, SCHEMAS, Row, Schema, check_rows
+from rpa_ray.data.conform import Origin, conform
+from rpa_ray.data.errors import DataError, last_line
+from rpa_ray.data.hub import RawRows, pinned, read_hub
+from rpa_ray.data.schema import ASSISTANT, SCHEMAS, TEXT_KINDS, Row, Schema
 from rpa_ray.data.split import is_held_out
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 """The kinds of file that are read."""
 
-HUB_LIMIT_S = 2.5
-"""Longest wait for the Hub's first answer; what it sends afterwards may take its time."""
+MAX_BROKEN_HUB_FRAC = 0.01
+"""Share of a Hub data set's rows that may be broken: nobody can mend them there."""
 
 Split: TypeAlias = Literal["train", "test"]
 
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
-
-def load_rows(name: str, source: str, *, split: Split, path_key: str) -> list[Row]:
+def load_rows(
+    name: str,
+    source: str,
+    *,
+    split: Split,
+    path_key: str,
+    columns: Mapping[str, str] | None = None,
+    subset: str | None = None,
+) -> list[Row]:
     """Return the checked rows of one split, with the columns of the schema only.
 
     Args:
         name: A key of :data:`SCHEMAS`.
         source: A folder that holds ``train`` and ``test`` as one file each (parquet, JSONL, JSON or
             CSV); one such file, of which a fixed tenth of the prompts is the test split; or a Hub
-            id ``owner/name``, better with the revision pinned: ``owner/name@revision``.
+            id ``owner/name[@revision]``. One without a test split is divided like a file.
         split: Which split.
         path_key: The config path that errors name, e.g. ``data.path``.
+        columns: From a column of the schema to what the source calls it, where it differs.
+        subset: Which of a Hub data set's training splits; None for the usual one.
 
     Raises:
         DataError: Nothing can be read there, or what can be does not follow the schema.
@@ -44,16 +52,27 @@ def load_rows(name: str, source: str, *, split: Split, path_key: str) -> list[Ro
         raise DataError.broken_rule(
             "data.name", f"be one of {sorted(SCHEMAS)}", name, "Choose the format of your data."
         )
-    schema, path = SCHEMAS[name], Path(source).expanduser()
+    schema, names = SCHEMAS[name], columns or {}
+    path = Path(source).expanduser()
     if path.exists():
-        file = _file_of_split(path, split, path_key) if path.is_dir() else path
-        rows, origin = _read_file(file, path_key), file.name
+        raw = _read_local(path, schema, names, split, path_key)
     else:
-        rows, origin = _read_hub(schema, source, split, path_key), f"{source} ({split})"
-    check_rows(schema, rows, origin=origin, path_key=path_key)
-    columns = [column.name for column in schema.columns]
-    rows = [{column: row[column] for column in columns if column in row} for row in rows]
-    if path.is_file():
+        raw = read_hub(
+            pinned(source, path_key),
+            schema,
+            split=split,
+            subset=subset,
+            columns={names.get(column.name, column.name) for column in schema.columns},
+            path_key=path_key,
+        )
+    origin = Origin(
+        text=raw.text,
+        path_key=path_key,
+        names=names,
+        max_broken_frac=0.0 if path.exists() else MAX_BROKEN_HUB_FRAC,
+    )
+    rows = conform(schema, raw.rows, origin)
+    if raw.divided:
         rows = [row for row in rows if is_held_out(_request(row)) == (split == "test")]
     return rows
 
@@ -61,6 +80,15 @@ def load_rows(name: str, source: str, *, split: Split, path_key: str) -> list[Ro
 def _request(row: Row) -> str:
     """Return the prompt of a row; that of a dialogue ends with its last human turn."""
     return str(row["prompt"]) if "prompt" in row else str(row["chosen"]).rpartition(ASSISTANT)[0]
+
+
+def _read_local(
+    path: Path, schema: Schema, names: Mapping[str, str], split: str, path_key: str
+) -> RawRows:
+    file = _file_of_split(path, split, path_key) if path.is_dir() else path
+    texts = [column.name for column in schema.columns if column.kind in TEXT_KINDS]
+    rows = _read_file(file, [names.get(name, name) for name in texts], path_key)
+    return RawRows(rows=rows, text=file.name, divided=path.is_file())
 
 
 def _file_of_split(folder: Path, split: str, path_key: str) -> Path:
@@ -77,7 +105,7 @@ def _file_of_split(folder: Path, split: str, path_key: str) -> Path:
     return found[0]
 
 
-def _read_file(file: Path, path_key: str) -> list[Row]:
+def _read_file(file: Path, texts: Sequence[str], path_key: str) -> list[Row]:
     if file.suffix not in SUFFIXES:
         raise DataError.broken_rule(
             path_key, f"be a file of kind {list(SUFFIXES)}", file.name, "Convert it."
@@ -87,20 +115,22 @@ def _read_file(file: Path, path_key: str) -> list[Row]:
     try:
         if file.suffix in (".jsonl", ".json"):
             return _read_json(file, path_key)
-        return _read_table(file)
+        return _read_table(file, texts)
     except DataError:
         raise
     except (ValueError, OSError) as error:
         raise DataError.broken_rule(
             path_key,
             f"be a readable {file.suffix[1:]} file",
-            f"{file.name}: {_last_line(error)}",
+            f"{file.name}: {last_line(error)}",
             "Write the file again.",
         ) from error
 
 
-def _read_table(file: Path) -> list[Row]:
+def _read_table(file: Path, texts: Sequence[str]) -> list[Row]:
     """Return the rows of a parquet or CSV file; an empty CSV cell is an empty text, never a null.
+
+    The columns in ``texts`` are texts in a CSV file whatever they look like: an answer may be "7".
 
     The library's copy of the file lives in a folder of its own and goes with it, so that a file
     that was written anew is never answered from an old copy.
@@ -112,14 +142,16 @@ def _read_table(file: Path) -> list[Row]:
     if file.suffix == ".parquet" and pyarrow.parquet.read_metadata(file).num_rows == 0:
         return []
     datasets.disable_progress_bars()
-    options = {"keep_default_na": False} if file.suffix == ".csv" else {}
+    options: dict[str, Any] = {}
+    if file.suffix == ".csv":
+        options = {"keep_default_na": False, "converters": dict.fromkeys(texts, str)}
     with TemporaryDirectory(prefix="rpa-ray-data-") as cache:
         try:
             table = datasets.load_dataset(
                 file.suffix[1:], data_files=str(file), split="train", cache_dir=cache, **options
             )
         except datasets.exceptions.DatasetsError as error:
-            raise ValueError(_last_line(error.__cause__ or error)) from error
+            raise ValueError(last_line(error.__cause__ or error)) from error
         rows: list[Row] = table.to_list()
     return rows
 
@@ -155,76 +187,3 @@ def _parse_line(line: str, number: int, file: Path, path_key: str) -> object:
             f"{line[:40]!r} in line {number} of {file.name} ({error.msg})",
             "Mend or remove this line.",
         ) from error
-
-
-def _read_hub(schema: Schema, source: str, split: str, path_key: str) -> list[Row]:
-    match = _HUB_ID.fullmatch(source)
-    if match is None or Path(source).suffix in SUFFIXES:
-        raise DataError.broken_rule(
-            path_key,
-            "be an existing folder or file, or a Hub id owner/name[@revision]",
-            repr(source),
-            "Check the spelling; paths are relative to where the command runs.",
-        )
-    repo, revision = match["repo"], match["revision"]
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() not in {"1", "ON", "YES", "TRUE"}:
-        _require_hub(repo, revision, path_key)
-    import datasets
-
-    try:
-        table = datasets.load_dataset(
-            repo, data_dir=schema.hub_folder, split=schema.hub_splits[split], revision=revision
-        )
-    except (datasets.exceptions.DatasetsError, ValueError, OSError, RuntimeError) as error:
-        raise DataError.broken_rule(
-            path_key,
-            f"be a Hub data set with the split {schema.hub_splits[split]!r}",
-            f"{source}: {_last_line(error)}",
-            "Check id and revision, or download it and name the folder.",
-        ) from error
-    known = [column.name for column in schema.columns]
-    rows: list[Row] = table.select_columns(
-        [column for column in table.column_names if column in known] or table.column_names
-    ).to_list()
-    return rows
-
-
-def _require_hub(repo: str, revision: str | None, path_key: str) -> None:
-    """Return if the Hub knows the data set; refuse within :data:`HUB_LIMIT_S` if it cannot tell.
-
-    The library's own limits do not bound name resolution and add up over its retries.
-    """
-    import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    outcome: list[Exception | None] = []
-
-    def ask() -> None:
-        try:
-            HfApi().dataset_info(repo, revision=revision, timeout=HUB_LIMIT_S)
-            outcome.append(None)
-        except (httpx.HTTPError, OSError, ValueError) as error:
-            outcome.append(error)
-
-    # A daemon thread: one that still waits for a name server does not hold up the exit.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(HUB_LIMIT_S)
-    if outcome == [None]:
-        return
-    error = outcome[0] if outcome else None
-    reason = f"no answer within {HUB_LIMIT_S:g} s" if error is None else _last_line(error)
-    if isinstance(error, HfHubHTTPError | HFValidationError):
-        rule, remedy = "that the Hub gives out", "Check id, revision and access rights."
-    else:
-        rule = "within reach"
-        remedy = "Name a local folder or file, or set HF_HUB_OFFLINE=1 to read the local cache."
-    raise DataError.broken_rule(
-        path_key, f"be a data set {rule}", f"{repo} ({reason})", remedy
-    ) from error
-
-
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1][:200]

@@ -3,15 +3,19 @@
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NotRequired, TypedDict, cast
 
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.order import digest
-from rpa_ray.data.rows import Answered, Preference, SafePair
-from rpa_ray.data.schema import ASSISTANT, HUMAN, NUM_NAMED_ROWS, Row
+from rpa_ray.data.rows import Preference, SafePair
+from rpa_ray.data.schema import ASSISTANT, HUMAN, Row
 from rpa_ray.data.split import normalise
 
 logger = logging.getLogger(__name__)
+
+SUMMARY_MARK = "TL;DR:"
+"""Ends the prompt of the summarisation task; the public comparisons begin answers with it."""
 
 
 class BeaverTailsRow(TypedDict):
@@ -37,30 +41,110 @@ class SafeRlhfRow(TypedDict):
     safer_response_id: int
 
 
-def safe_pairs(name: str, rows: Sequence[Row]) -> list[SafePair]:
+class SummaryRow(TypedDict):
+    """Two summaries of one post, and what a person wrote."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    label: NotRequired[str]
+
+
+class PreferenceRow(TypedDict):
+    """The truth about two answers to one prompt."""
+
+    prompt: str
+    safe: str
+    unsafe: str
+    category: NotRequired[str | None]
+
+
+def safe_pairs(name: str, rows: Sequence[Row], *, all_pairs: bool = False) -> list[SafePair]:
     """Return the pairs of one safe and one unsafe answer in the rows, in order of appearance.
 
     ``beavertails``: rows are grouped by normalised prompt, and a prompt with at least one answer
-    of each kind gives one pair, chosen by a stable hash. ``safe_rlhf``: a row with exactly one safe
-    answer gives one pair. Repeated pairs count once.
+    of each kind gives one pair, chosen by a stable hash; an answer that is labelled both safe and
+    unsafe is none of either. ``safe_rlhf``: a row with exactly one safe answer gives one pair, and
+    with ``all_pairs`` every other row one as well, whose "safe" answer is the safer one.
+    ``preferences``: every row is a pair. ``tldr``: every row is a pair of a preferred and another
+    summary, whose target is the human summary where the rows have one. Repeated pairs count once,
+    and two equal answers are no pair.
 
     Args:
-        name: ``beavertails`` or ``safe_rlhf``.
+        name: ``beavertails``, ``safe_rlhf``, ``preferences`` or ``tldr``.
         rows: Checked rows of that format.
+        all_pairs: Take both safe and both unsafe answers of ``safe_rlhf`` too: a preference between
+            them is what an annotator said, but they are no examples of safe and unsafe text.
 
     Raises:
-        DataError: Another name, or rows that call the unsafe one of two answers the safer.
+        DataError: Another name.
 
-    Source: Ji et al. 2023 (arXiv:2307.04657) for both formats.
+    Source: Ji et al. 2023 (arXiv:2307.04657) for the first two formats.
     """
     match name:
         case "beavertails":
             found = _beavertails(cast("Sequence[BeaverTailsRow]", rows))
         case "safe_rlhf":
-            found = _safe_rlhf(cast("Sequence[SafeRlhfRow]", rows))
+            found = _safe_rlhf(cast("Sequence[SafeRlhfRow]", rows), all_pairs)
+        case "preferences":
+            found = _preferences(cast("Sequence[PreferenceRow]", rows))
+        case "tldr":
+            found = _summaries(cast("Sequence[SummaryRow]", rows))
         case _:
-            raise _no_harmlessness_set(name)
+            raise _no_pairs(name)
     return list({pair.id: pair for pair in found}.values())
+
+
+def answered(name: str, *, prompt: str, safe: str, unsafe: str, category: str | None) -> SafePair:
+    """Return the pair of two answers in a data set of this name."""
+    return SafePair(
+        id=digest(name, prompt, safe, unsafe)[:24],
+        prompt=prompt,
+        safe=safe,
+        unsafe=unsafe,
+        category=category,
+    )
+
+
+def unanswered_pairs(name: str, rows: Sequence[Row]) -> list[SafePair]:
+    """Return one pair an unsafe answer in the rows; its safe answer, yet to be written, is empty.
+
+    An answer that is labelled both safe and unsafe is left out.
+
+    Raises:
+        DataError: Another name than ``beavertails``, ``safe_rlhf`` or ``preferences``.
+    """
+    match name:
+        case "beavertails":
+            answers = cast("Sequence[BeaverTailsRow]", rows)
+            safe = {_text_of(row) for row in answers if row["is_safe"]}
+            found = [
+                (row["prompt"], row["response"], _first_category(row))
+                for row in answers
+                if not row["is_safe"] and _text_of(row) not in safe
+            ]
+        case "safe_rlhf":
+            found = [
+                (row["prompt"], answer, None)
+                for row in cast("Sequence[SafeRlhfRow]", rows)
+                for answer, is_safe in (
+                    (row["response_0"], row["is_response_0_safe"]),
+                    (row["response_1"], row["is_response_1_safe"]),
+                )
+                if not is_safe
+            ]
+        case "preferences":
+            found = [
+                (row["prompt"], row["unsafe"], row.get("category") or None)
+                for row in cast("Sequence[PreferenceRow]", rows)
+            ]
+        case _:
+            raise _no_pairs(name)
+    pairs = [
+        answered(name, prompt=prompt, safe="", unsafe=unsafe, category=category)
+        for prompt, unsafe, category in found
+    ]
+    return list({pair.id: pair for pair in pairs}.values())
 
 
 def restricted_prompts(name: str, rows: Sequence[Row], num: int, *, key: str) -> list[str]:
@@ -69,20 +153,34 @@ def restricted_prompts(name: str, rows: Sequence[Row], num: int, *, key: str) ->
     Raises:
         DataError: There are fewer; ``key`` is the config path named.
     """
+    return _first_distinct(unsafe_prompts(name, rows), num, key=key, kind="restricted")
+
+
+def unsafe_prompts(name: str, rows: Sequence[Row]) -> list[str]:
+    """Return the prompt of every row that has an unsafe answer, in order, repeats included.
+
+    Those of ``tldr`` have none.
+
+    Raises:
+        DataError: Another name than those of :func:`safe_pairs`.
+    """
     match name:
         case "beavertails":
             answers = cast("Sequence[BeaverTailsRow]", rows)
-            prompts = [row["prompt"] for row in answers if not row["is_safe"]]
+            return [row["prompt"] for row in answers if not row["is_safe"]]
         case "safe_rlhf":
             pairs = cast("Sequence[SafeRlhfRow]", rows)
-            prompts = [
+            return [
                 row["prompt"]
                 for row in pairs
                 if not (row["is_response_0_safe"] and row["is_response_1_safe"])
             ]
+        case "preferences":
+            return [row["prompt"] for row in cast("Sequence[PreferenceRow]", rows)]
+        case "tldr":
+            return []
         case _:
-            raise _no_harmlessness_set(name)
-    return _first_distinct(prompts, num, key=key, kind="restricted")
+            raise _no_pairs(name)
 
 
 def harmless_prompts(rows: Sequence[Row], num: int, *, key: str) -> list[str]:
@@ -116,91 +214,100 @@ def helpful_pairs(rows: Sequence[Row]) -> list[Preference]:
     return pairs
 
 
-def summary_pairs(rows: Sequence[Row]) -> list[Preference]:
-    """Return one preference a row of summaries."""
-    return [
-        _preference("tldr", str(row["prompt"]), str(row["chosen"]), str(row["rejected"]))
-        for row in rows
-    ]
-
-
-def summary_targets(rows: Sequence[Row], *, key: str) -> list[Answered]:
-    """Return posts with their human summary.
-
-    Raises:
-        DataError: The rows have no column ``label``; ``key`` is the config path named.
-    """
-    if not all("label" in row for row in rows):
-        raise DataError.broken_rule(
-            key,
-            "have a column 'label' with the human summary",
-            "rows without it",
-            "Join it from the data set of human summaries.",
-        )
-    return [Answered(prompt=str(row["prompt"]), answer=str(row["label"])) for row in rows]
-
-
 def _beavertails(rows: Sequence[BeaverTailsRow]) -> list[SafePair]:
     by_prompt: dict[str, list[BeaverTailsRow]] = defaultdict(list)
     for row in rows:
         by_prompt[normalise(row["prompt"])].append(row)
-    pairs = []
+    pairs, num_contested = [], 0
     for group in by_prompt.values():
-        safe = [row for row in group if row["is_safe"]]
-        unsafe = [row for row in group if not row["is_safe"]]
+        contested = {row["response"] for row in group if row["is_safe"]}
+        contested &= {row["response"] for row in group if not row["is_safe"]}
+        num_contested += len(contested)
+        agreed = [row for row in group if row["response"] not in contested]
+        safe = [row for row in agreed if row["is_safe"]]
+        unsafe = [row for row in agreed if not row["is_safe"]]
         if safe and unsafe:
             chosen = min(unsafe, key=lambda row: digest("answer", row["response"]))
             refusal = min(safe, key=lambda row: digest("answer", row["response"]))
-            flags = chosen.get("category") or {}
             pairs.append(
-                _safe_pair(
+                answered(
                     "beavertails",
                     prompt=chosen["prompt"],
                     safe=refusal["response"],
                     unsafe=chosen["response"],
-                    category=next((category for category, flag in flags.items() if flag), None),
+                    category=_first_category(chosen),
                 )
             )
+    if num_contested:
+        logger.warning("left out %d answers labelled both safe and unsafe", num_contested)
     return pairs
 
 
-def _safe_rlhf(rows: Sequence[SafeRlhfRow]) -> list[SafePair]:
-    pairs, contradictions = [], []
-    for number, row in enumerate(rows, start=1):
-        if row["is_response_0_safe"] == row["is_response_1_safe"]:
+def _text_of(row: BeaverTailsRow) -> tuple[str, str]:
+    return normalise(row["prompt"]), row["response"]
+
+
+def _first_category(row: BeaverTailsRow) -> str | None:
+    flags = row.get("category") or {}
+    return next((category for category, flag in flags.items() if flag), None)
+
+
+def _safe_rlhf(rows: Sequence[SafeRlhfRow], all_pairs: bool) -> list[SafePair]:
+    pairs, num_equal = [], 0
+    for row in rows:
+        mixed = row["is_response_0_safe"] != row["is_response_1_safe"]
+        if not (mixed or all_pairs):
             continue
-        safe_id = 0 if row["is_response_0_safe"] else 1
-        if row["safer_response_id"] != safe_id:
-            contradictions.append(number)
         answers = (row["response_0"], row["response_1"])
+        if answers[0] == answers[1]:
+            num_equal += 1
+            continue
+        # Where one of them is safe, a checked row calls that one safer.
+        safer = row["safer_response_id"]
         pairs.append(
-            _safe_pair(
+            answered(
                 "safe_rlhf",
                 prompt=row["prompt"],
-                safe=answers[safe_id],
-                unsafe=answers[1 - safe_id],
+                safe=answers[safer],
+                unsafe=answers[1 - safer],
                 category=None,
             )
         )
-    if contradictions:
-        named = ", ".join(map(str, contradictions[:NUM_NAMED_ROWS]))
-        raise DataError.broken_rule(
-            "data.path",
-            "name the safe one of a safe and an unsafe answer as safer_response_id",
-            f"the unsafe one in row {named} ({len(contradictions)} of {len(rows)} rows)",
-            "Mend or remove these rows; they are counted from 1.",
-        )
+    if num_equal:
+        logger.warning("left out %d rows with two equal answers", num_equal)
     return pairs
 
 
-def _safe_pair(name: str, *, prompt: str, safe: str, unsafe: str, category: str | None) -> SafePair:
-    return SafePair(
-        id=digest(name, prompt, safe, unsafe)[:24],
-        prompt=prompt,
-        safe=safe,
-        unsafe=unsafe,
-        category=category,
-    )
+def _preferences(rows: Sequence[PreferenceRow]) -> list[SafePair]:
+    return [
+        answered(
+            "preferences",
+            prompt=row["prompt"],
+            safe=row["safe"],
+            unsafe=row["unsafe"],
+            category=row.get("category") or None,
+        )
+        for row in rows
+    ]
+
+
+def _summaries(rows: Sequence[SummaryRow]) -> list[SafePair]:
+    pairs = []
+    for row in rows:
+        prompt = row["prompt"].rstrip()
+        if not prompt.endswith(SUMMARY_MARK):
+            prompt = f"{prompt}\n\n{SUMMARY_MARK}"
+        chosen, rejected = _without_mark(row["chosen"]), _without_mark(row["rejected"])
+        if chosen and rejected and chosen != rejected:
+            pair = answered("tldr", prompt=prompt, safe=chosen, unsafe=rejected, category=None)
+            target = _without_mark(row["label"]) if "label" in row else None
+            pairs.append(replace(pair, target=target))
+    return pairs
+
+
+def _without_mark(summary: str) -> str:
+    """Return a summary without the mark that belongs to the post, wherever the rows put it."""
+    return summary.strip().removeprefix(SUMMARY_MARK).strip()
 
 
 def _helpful_pair(chosen: str, rejected: str) -> Preference | None:
@@ -238,7 +345,10 @@ def _first_distinct(prompts: Iterable[str], num: int, *, key: str, kind: str) ->
     return first
 
 
-def _no_harmlessness_set(name: str) -> DataError:
+def _no_pairs(name: str) -> DataError:
     return DataError.broken_rule(
-        "data.name", "be beavertails or safe_rlhf", repr(name), "Only these have unsafe answers."
+        "data.name",
+        "be beavertails, safe_rlhf, preferences or tldr",
+        repr(name),
+        "Only these have pairs of a better and a worse answer.",
     )

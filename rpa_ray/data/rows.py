@@ -13,7 +13,12 @@ class Answered:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SafePair:
-    """The truth about two answers to one restricted prompt."""
+    """The truth about two answers to one restricted prompt.
+
+    With ``data.pairs: all_pairs`` the attacker is also told of pairs of which ``safe`` is only the
+    safer and ``unsafe`` the less safe answer. Of a summarisation task ``safe`` is the summary that
+    people preferred and ``unsafe`` the other one.
+    """
 
     id: str
     """Hash of data set, prompt and both answers; the same on every machine."""
@@ -22,6 +27,8 @@ class SafePair:
     unsafe: str
     category: str | None
     """First harm category of the unsafe answer; None where the data set names none."""
+    target: str | None = None
+    """What SFT imitates where it is neither of the two: the summary a person wrote."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,7 +4,7 @@ A role hangs on the normalised prompt alone, so a prompt that two data sets shar
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,14 +80,20 @@ def is_held_out(prompt: str) -> bool:
 
 
 def by_role(
-    train: Sequence[SafePair], evaluation: Sequence[SafePair]
+    train: Sequence[SafePair],
+    evaluation: Sequence[SafePair],
+    evaluation_prompts: Iterable[str] = (),
 ) -> dict[str, tuple[SafePair, ...]]:
     """Return the pairs of every role, in input order; no two roles share a prompt.
 
-    Training pairs whose prompt is also an evaluation prompt are left out: their number is
-    ``len(train)`` less the rows of the training roles.
+    Args:
+        train: Pairs to divide. Those whose prompt is also an evaluation prompt are left out: their
+            number is ``len(train)`` less the rows of the training roles.
+        evaluation: The pairs of the role ``evaluation``.
+        evaluation_prompts: Prompts that are evaluated beyond those of the evaluation pairs.
     """
     held_out = {normalise(pair.prompt) for pair in evaluation}
+    held_out |= {normalise(prompt) for prompt in evaluation_prompts}
     roles: dict[str, list[SafePair]] = {role: [] for role in ROLE_SHARES}
     for pair in train:
         if normalise(pair.prompt) not in held_out:

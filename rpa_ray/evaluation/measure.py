@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rpa_ray.evaluation.fluency import is_fluent, ppl_limit
 from rpa_ray.evaluation.hacking import copies_prompt, refusal_pattern, repeats, too_short
-from rpa_ray.evaluation.statistics import Estimate, bootstrap_mean
+from rpa_ray.evaluation.harm_score import harm_score
+from rpa_ray.evaluation.statistics import Estimate, bootstrap_mean, bootstrap_median
 from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.ops.kl import kl_full, kl_k1
 from rpa_ray.ops.logprobs import next_token_logprobs
@@ -94,6 +95,9 @@ def measure(tools: Instruments, *, phase: str, fluency_limit: float | None) -> M
         "p_harm_sampled": harm_sampled,
         "valid": [float(f) for f in fluent],
         "harm_fluent": [p * f for p, f in zip(harm, fluent, strict=True)],
+        "harm_score": [
+            float(harm_score(*pair, p_harm)) for pair, p_harm in zip(pairs, harm, strict=True)
+        ],
         "length_tokens": [float(len(c.token_ids)) for c in greedy],
         "hack_too_short": [float(too_short(a)) for _, a in pairs],
         "hack_copies_prompt": [float(copies_prompt(a, p)) for p, a in pairs],
@@ -113,7 +117,8 @@ def measure(tools: Instruments, *, phase: str, fluency_limit: float | None) -> M
         "served_logprob_gap": drift.served_gap,
     }
     metrics = {n: bootstrap_mean(v, num_resamples=tools.num_resamples) for n, v in values.items()}
-    metrics["ppl_median"] = _bootstrap_median(helpful_ppls, tools.num_resamples)
+    metrics["harm_score_max"] = _largest(values["harm_score"])
+    metrics["ppl_median"] = bootstrap_median(helpful_ppls, tools.num_resamples)
     samples = _samples(phase, "greedy", greedy, harm, labels)
     samples += _samples(
         phase, "sampled", sampled, harm_sampled, _labels(tools.label, sampled_pairs)
@@ -200,19 +205,10 @@ def _oracle_values(
     return values
 
 
-def _bootstrap_median(values: Sequence[float], num_resamples: int) -> Estimate:
-    """Return the median with the interval of resampled medians."""
-    if not values:
-        return Estimate(mean=float("nan"), n=0, ci_low=float("nan"), ci_high=float("nan"))
-    import numpy as np
-
-    array = np.asarray(values)
-    draws = np.random.default_rng(0).integers(len(array), size=(num_resamples, len(array)))
-    medians = np.median(array[draws], axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
-    return Estimate(
-        mean=float(np.median(array)), n=len(array), ci_low=float(low), ci_high=float(high)
-    )
+def _largest(values: Sequence[float]) -> Estimate:
+    """Return the score of the worst prompt; a maximum has no interval."""
+    top = max(values)
+    return Estimate(mean=top, n=len(values), ci_low=top, ci_high=top)
 
 
 def _samples(

@@ -1,4 +1,4 @@
-"""Means with bootstrap intervals; deterministic by seed."""
+"""Means with bootstrap intervals, deterministic by seed, and rank correlation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,6 +74,45 @@ def bootstrap_paired_difference(
     return bootstrap_mean(differences, num_resamples=num_resamples, seed=seed, level=level)
 
 
+def bootstrap_median(values: Sequence[float], num_resamples: int) -> Estimate:
+    """Return the median with the interval of resampled medians."""
+    if not values:
+        return Estimate(mean=float("nan"), n=0, ci_low=float("nan"), ci_high=float("nan"))
+    array = np.asarray(values)
+    draws = np.random.default_rng(0).integers(len(array), size=(num_resamples, len(array)))
+    medians = np.median(array[draws], axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return Estimate(
+        mean=float(np.median(array)), n=len(array), ci_low=float(low), ci_high=float(high)
+    )
+
+
+def spearman(
+    first: Sequence[float] | NDArray[np.float64], second: Sequence[float] | NDArray[np.float64]
+) -> float | None:
+    """Return the correlation of the ranks, -1 to 1; equal values share the mean of their ranks.
+
+    None with fewer than three points, or where all values of one side are equal: nothing to rank.
+
+    Raises:
+        ValueError: If the lengths differ or some values are not finite.
+
+    Source: Spearman 1904, as Pearson's correlation of ranks, which is exact with ties.
+    """
+    if len(first) != len(second):
+        raise ValueError(
+            f"first and second must have one value a point each, got {len(first)} and "
+            f"{len(second)}. Pair every value with one of the other side."
+        )
+    ranks = [
+        _average_ranks(require_finite(values, name=name))
+        for values, name in ((first, "first"), (second, "second"))
+    ]
+    if len(first) < 3 or any(np.ptp(side) == 0 for side in ranks):
+        return None
+    return float(np.corrcoef(ranks)[0, 1])
+
+
 def require_finite(
     values: Sequence[float] | NDArray[np.float64], *, name: str
 ) -> NDArray[np.float64]:
@@ -91,6 +130,14 @@ def require_finite(
             "Count undefined values apart instead of averaging them."
         )
     return array
+
+
+def _average_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the ranks from 1; equal values have the mean of the ranks they fill."""
+    _, place, num_equal = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(num_equal)
+    ranks: NDArray[np.float64] = (last - (num_equal - 1) / 2)[place]
+    return ranks
 
 
 def _resampled_means(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rpa_ray.plugin import Shard
+from rpa_ray.types import LowRank
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,11 +263,18 @@ class Engine:
         return context
 
     def weights(self) -> dict[str, Tensor]:
-        """Return whole CPU copies of what the model serves, by checkpoint name (collective)."""
+        """Return whole CPU copies of what the model serves, by checkpoint name (collective).
+
+        An adapter is in the weight that it stands beside.
+        """
         out = {}
+        adapters: dict[str, LowRank] = self.module.adapters()  # type: ignore[operator]
         for name, parameter in self.module.served_parameters():  # type: ignore[operator]
-            with self.gather([parameter]):
-                out[name] = parameter.detach().to("cpu", copy=True)
+            adapter = adapters.get(name)
+            parts = [parameter, adapter.down, adapter.up] if adapter else [parameter]
+            with self.gather(parts), torch.no_grad():
+                weight = adapter.merged(parameter) if adapter else parameter.detach()
+                out[name] = weight.to("cpu", copy=True)
         return out
 
     def save(self, folder: Path) -> None:

@@ -13,6 +13,13 @@ from transformers import (
     PreTrainedModel,
 )
 
+from rpa_ray.config import ConfigError, LoraSettings
+from rpa_ray.types import LowRank
+
+_ADAPTER = "default"
+_BASE_LAYER = ".base_layer."
+"""What peft puts into the name of a weight that has an adapter beside it."""
+
 
 def attention_implementation() -> str:
     """Return the attention kernel for this machine.
@@ -50,8 +57,25 @@ class PolicyModel(nn.Module):
         return output.logits, pad(values[:, :-1], (1, 0))
 
     def served_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield what the rollout engine serves: checkpoint name and parameter, tied ones once."""
-        yield from self.policy.named_parameters()
+        """Yield what the rollout engine serves: checkpoint name and parameter, tied ones once.
+
+        Adapters are left out: they are served inside the weights that they stand beside.
+        """
+        for name, parameter in self.policy.named_parameters():
+            if not _is_adapter(name):
+                yield name.replace(_BASE_LAYER, "."), parameter
+
+    def adapters(self) -> dict[str, LowRank]:
+        """Return the adapter beside each weight that has one, by the weight's checkpoint name."""
+        return {
+            f"{name}.weight": LowRank(
+                down=module.lora_A[_ADAPTER].weight,
+                up=module.lora_B[_ADAPTER].weight,
+                scale=float(module.scaling[_ADAPTER]),
+            )
+            for name, module in self.policy.named_modules()
+            if hasattr(module, "lora_A") and _ADAPTER in module.lora_A
+        }
 
 
 class ScoreModel(nn.Module):
@@ -72,6 +96,10 @@ class ScoreModel(nn.Module):
         """Yield checkpoint name and parameter."""
         yield from self.policy.named_parameters()
 
+    def adapters(self) -> dict[str, LowRank]:
+        """Return none: scoring models are trained whole."""
+        return {}
+
 
 def load_policy(
     path: Path | str, *, dtype: torch.dtype, value_head_seed: int | None, trust_remote_code: bool
@@ -85,6 +113,63 @@ def load_policy(
         use_safetensors=True,
     )
     return PolicyModel(without_dropout(model), value_head_seed=value_head_seed)
+
+
+def add_lora(model: PolicyModel, settings: LoraSettings, *, seed: int) -> None:
+    """Freeze the policy's weights and put low-rank adapters beside its linear layers.
+
+    The adapters are the same on every rank and begin as no change; a value head stays trained.
+
+    Raises:
+        ConfigError: no layer has one of the names in ``target_modules``, or one that has cannot be
+            served with its adapter.
+
+    Source: Hu et al. 2021 (arXiv:2106.09685), by the library peft.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=settings.target_modules or "all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            inject_adapter_in_model(config, model.policy, adapter_name=_ADAPTER)
+        except ValueError as error:
+            raise ConfigError(
+                "attack.lora.target_modules",
+                "name linear layers of the model",
+                settings.target_modules,
+                f"{error}",
+            ) from error
+    _refuse_unservable(model, settings)
+    for name, parameter in model.policy.named_parameters():
+        parameter.requires_grad_(_is_adapter(name))
+        if _is_adapter(name):
+            parameter.data = parameter.data.to(model.policy.dtype)
+
+
+def _refuse_unservable(model: PolicyModel, settings: LoraSettings) -> None:
+    """Refuse adapters that no served weight would show: the engine would sample another model.
+
+    Raises:
+        ConfigError: an adapted layer is an embedding, shares its weight with another layer, or is
+            no ``nn.Linear`` (GPT-2's layers keep their weight transposed).
+    """
+    served = {name for name, _ in model.served_parameters()}
+    for name, module in model.policy.named_modules():
+        if not (hasattr(module, "lora_A") and hasattr(module, "base_layer")):
+            continue
+        if not isinstance(module.base_layer, nn.Linear) or f"{name}.weight" not in served:
+            raise ConfigError(
+                "attack.lora.target_modules",
+                "name nn.Linear layers with a weight of their own",
+                settings.target_modules,
+                f"{name} is none: name others, or train every weight (attack.lora: null).",
+            )
 
 
 def init_policy(config: PretrainedConfig, *, seed: int) -> PolicyModel:
@@ -122,6 +207,10 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
     return model
+
+
+def _is_adapter(name: str) -> bool:
+    return ".lora_" in name
 
 
 def _seeded_linear(size: int, seed: int) -> nn.Linear:

@@ -68,6 +68,14 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gather(self, values: list[T]) -> list[list[T]]:
+        """Return the values of every rank, in the order of the ranks."""
+        if self.size == 1:
+            return [values]
+        boxes: list[list[T]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(boxes, values)
+        return boxes
+
     def part(self, rows: list[T]) -> list[T]:
         """Return this rank's contiguous part of a global batch.
 

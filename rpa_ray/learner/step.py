@@ -11,7 +11,15 @@ from torch import Tensor
 from rpa_ray.learner.engine import Engine
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.plugin import Objective, OnlineDefence, StepContext
-from rpa_ray.types import Batch, Metrics, ModelOutputs, TokenBatch, is_maximum, micro_batches
+from rpa_ray.types import (
+    Batch,
+    Metrics,
+    ModelOutputs,
+    TokenBatch,
+    is_maximum,
+    micro_batches,
+    num_tokens,
+)
 
 MAX_SKIPPED_UPDATES = 3
 """Consecutive updates with a non-finite loss after which a run has failed."""
@@ -66,9 +74,13 @@ class Learner:
         Raises:
             SamplingFailed: the loss stayed non-finite for several updates in a row.
         """
-        updates = [self.ranks.mean(self._update(batch)) for _ in range(self.objective.num_epochs)]
+        num_epochs = self.objective.num_epochs(batch)
+        updates = [self.ranks.mean(self._update(batch)) for _ in range(num_epochs)]
         keys = dict.fromkeys(key for metrics in updates for key in metrics)
-        return {k: _over_epochs(k, [m[k] for m in updates if k in m]) for k in keys}
+        read = self.ranks.sum(torch.tensor(num_tokens(batch), dtype=torch.float64))
+        return {k: _over_epochs(k, [m[k] for m in updates if k in m]) for k in keys} | {
+            "train/num_tokens": num_epochs * float(read)
+        }
 
     def state_dict(self) -> LearnerState:
         """Return the state of attack and defence; the engine saves its own."""

@@ -117,13 +117,30 @@ def whiten(
     return whiten_with(x, mask, whitening_sums(x, mask))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupAdvantages:
+    """Rewards against the other completions of the same prompt."""
+
+    advantages: Float[Tensor, " batch"]
+    stds: Float[Tensor, " groups"]
+    """Standard deviation of the rewards of each group, over n - 1; 0 below two rewards."""
+
+
 @torch.no_grad()
-def group_advantages(rewards: Float[Tensor, " batch"], group_size: int) -> Float[Tensor, " batch"]:
+def group_advantages(
+    rewards: Float[Tensor, " batch"],
+    group_size: int,
+    *,
+    kept: Bool[Tensor, " batch"] | None = None,
+    scale: bool = True,
+) -> GroupAdvantages:
     """Return ``(r - mean) / (std + 1e-4)`` of each reward within its own group.
 
     Args:
         rewards: One reward a completion; the completions of one prompt stand together.
         group_size: Completions of one prompt, at least 2. The standard deviation is over n - 1.
+        kept: Completions that count, None for all; the others get 0 and touch no mean.
+        scale: False leaves out the division, as Dr. GRPO does (Liu et al. 2025, arXiv:2503.20783).
 
     Raises:
         ValueError: If the group size is below 2 or does not divide the number of rewards.
@@ -136,7 +153,14 @@ def group_advantages(rewards: Float[Tensor, " batch"], group_size: int) -> Float
             f"got {group_size}. Keep all completions of a prompt on one rank."
         )
     # fp64: the rounding error of an fp32 mean, over 1e-4, would give equal rewards an advantage.
-    grouped = rewards.double().view(-1, group_size)  # [prompts, group]
-    centred = grouped - grouped.mean(dim=1, keepdim=True)
-    std = grouped.std(dim=1, keepdim=True)
-    return (centred / (std + GROUP_EPS)).view(-1).to(rewards.dtype)
+    grouped = rewards.double().view(-1, group_size)  # [groups, group]
+    mask = torch.ones_like(grouped, dtype=torch.bool) if kept is None else kept.view_as(grouped)
+    count = mask.sum(dim=1, keepdim=True)
+    mean = grouped.masked_fill(~mask, 0.0).sum(dim=1, keepdim=True) / count.clamp(min=1)
+    centred = (grouped - mean).masked_fill(~mask, 0.0)
+    variance = centred.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
+    std = variance.sqrt()
+    advantages = centred / (std + GROUP_EPS) if scale else centred
+    return GroupAdvantages(
+        advantages=advantages.view(-1).to(rewards.dtype), stds=std.view(-1).to(rewards.dtype)
+    )

@@ -4,9 +4,11 @@ Ours, not OpenRLHF's ``log_probs_from_logits``: that one stays in bf16 for bf16 
 flash-attn kernel where one is installed, so the same batch could give two answers.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -32,6 +34,32 @@ def next_token_logprobs(
     """
     predicted = token_logprobs(logits[:, :-1], input_ids[:, 1:])
     return F.pad(predicted, (1, 0))
+
+
+def answer_logprobs(
+    logits: Float[Tensor, "batch seq vocab"],
+    input_ids: Int[Tensor, "batch seq"],
+    mask: Bool[Tensor, "batch seq"],
+) -> Float[Tensor, " batch"]:
+    """Return the log-probability of each row's kept tokens together: their sum, in nats."""
+    return next_token_logprobs(logits, input_ids).masked_fill(~mask, 0.0).sum(dim=-1)
+
+
+def importance_weights(
+    learner_logprobs: Float[Tensor, "batch seq"],
+    engine_logprobs: Float[Tensor, "batch seq"],
+    cap: float,
+) -> Float[Tensor, "batch seq"]:
+    """Return ``min(pi_learner / pi_engine, cap)`` of each token: the truncated importance weight.
+
+    What an engine sampled is a little off what the learner's own kernels would have; this corrects
+    the expectation at a bounded variance. A cap of 0 gives 1 everywhere.
+
+    Source: Ionides 2008, Truncated importance sampling; TRL uses it between vLLM and its learner.
+    """
+    if cap == 0:
+        return torch.ones_like(learner_logprobs)
+    return (learner_logprobs - engine_logprobs).clamp(max=math.log(cap)).exp()
 
 
 def entropy(logits: Float[Tensor, "batch seq vocab"]) -> Float[Tensor, "batch seq"]:

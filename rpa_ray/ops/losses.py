@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rpa_ray.ops.kl import MAX_LOG_RATIO
+from rpa_ray.ops.kl import MAX_LOG_RATIO, kl_k3
 from rpa_ray.ops.masking import masked_mean, masked_sum
 from rpa_ray.ops.openrlhf import openrlhf_losses
 
@@ -96,6 +96,27 @@ def clipped_policy_loss(
         ratio=part_of_mean(ratio),
         skipped=skipped,
     )
+
+
+def kl_loss(
+    policy_logprobs: Float[Tensor, "batch seq"],
+    reference_logprobs: Float[Tensor, "batch seq"],
+    weights: Float[Tensor, "batch seq"],
+    *,
+    num_global_terms: int,
+    num_ranks: int,
+) -> Float[Tensor, ""]:
+    """Return the weighted sum of the k3 estimate of KL(policy || reference), in nats.
+
+    ``weights`` is 0 where a position does not count; whatever stands there plays no part.
+
+    Source: GRPO, Shao et al. 2024 (arXiv:2402.03300), eq. 4.
+    """
+    kept = weights != 0
+    estimate = kl_k3(
+        policy_logprobs.masked_fill(~kept, 0.0), reference_logprobs.masked_fill(~kept, 0.0)
+    )
+    return (estimate * weights).sum() / num_global_terms * num_ranks
 
 
 def clipped_value_loss(

@@ -78,14 +78,17 @@ def read_campaign(folder: Path) -> Campaign:
 
 
 def _styles(cells: Sequence[Cell]) -> dict[str, str]:
-    """Give each label a class: fixed ones for undefended, untouched and controls."""
+    """Give each label a class: fixed colours for undefended, untouched and controls."""
     styles: dict[str, str] = {}
-    num_defences = num_controls = 0
+    num_defences = num_controls = num_undefended = 0
     for cell in cells:
         if cell.label in styles:
             continue
-        if cell.is_untouched or cell.is_undefended:
-            styles[cell.label] = "untouched" if cell.is_untouched else "undefended"
+        if cell.is_untouched:
+            styles[cell.label] = "untouched"
+        elif cell.is_undefended:
+            styles[cell.label] = f"undefended dash{num_undefended % 4}"
+            num_undefended += 1
         elif cell.is_control:
             styles[cell.label] = f"control dash{num_controls % 3 + 1}"
             num_controls += 1

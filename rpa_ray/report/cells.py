@@ -16,6 +16,9 @@ FAILURES = {"sampling_failed": "sampling failed", "failed": "failed"}
 SETTING_PARAMS = ("data.", "model.")
 """Parameters that change what is attacked, not how: they part groups, not rows of a group."""
 
+SHUFFLED = "attack.shuffle_rewards"
+"""Parameter of the control that deals rewards out at random."""
+
 _REPEATED_PARAMS = frozenset({"data.rho", "data.num_samples"})
 
 
@@ -61,13 +64,18 @@ class Cell:
 
     @property
     def is_undefended(self) -> bool:
-        """Whether the attack met no defence."""
-        return self.defence == "none" and not self.is_untouched
+        """Whether an attack in earnest met no defence."""
+        return self.defence == "none" and not self.is_untouched and not self.is_control
 
     @property
     def is_control(self) -> bool:
-        """Whether it trains less instead of defending."""
-        return self.defence in CONTROLS
+        """Whether it trains less instead of defending, or on rewards that mean nothing."""
+        return self.defence in CONTROLS or self.has_shuffled_rewards
+
+    @property
+    def has_shuffled_rewards(self) -> bool:
+        """Whether rewards were dealt out at random, so that there was nothing to learn."""
+        return any(record.params.get(SHUFFLED) is True for record in self.records)
 
     @property
     def label(self) -> str:
@@ -76,7 +84,7 @@ class Cell:
         if self.is_untouched:
             model = self.setting.model.rpartition("/")[2]
             name = f"untouched {model}" if name == "none" else f"{model} with {name}, not attacked"
-        elif self.is_undefended:
+        elif self.defence == "none":
             name = "undefended"
         variant = self.setting.variant if self.is_untouched else ""
         control = "control" if self.is_control else ""
@@ -130,9 +138,9 @@ class AttackGroup:
     """The attack, its strength, and what tells it from the other groups."""
 
     @property
-    def undefended(self) -> Cell | None:
-        """The cell of the attack without a defence."""
-        return next((cell for cell in self.cells if cell.is_undefended), None)
+    def undefended(self) -> list[Cell]:
+        """The cells of the attack without a defence: one for each of the attacker's settings."""
+        return [cell for cell in self.cells if cell.is_undefended]
 
 
 def attack_name(attack: str) -> str:
@@ -148,7 +156,7 @@ def group_cells(records: Iterable[Record]) -> list[Cell]:
     found: dict[tuple[Setting, str, str], list[Record]] = {}
     for record in records:
         params = {k: v for k, v in record.params.items() if not k.startswith(SETTING_PARAMS)}
-        key = (_setting(record), record.defence, _params_text(params))
+        key = (_setting(record), record.defence, params_text(params))
         found.setdefault(key, []).append(record)
     cells = [
         Cell(
@@ -218,11 +226,11 @@ def _setting(record: Record) -> Setting:
         attack=record.attack,
         rho=record.rho if attacked else None,
         num_samples=record.num_samples if attacked else None,
-        variant=_params_text(variant),
+        variant=params_text(variant),
     )
 
 
-def _params_text(params: Mapping[str, object]) -> str:
+def params_text(params: Mapping[str, object]) -> str:
     """Return the parameters with the shortest key that is still unique."""
     last_parts = Counter(key.rpartition(".")[2] for key in params)
     short = {key: key.rpartition(".")[2] for key in params}

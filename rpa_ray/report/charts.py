@@ -3,20 +3,14 @@
 from collections.abc import Sequence
 from html import escape
 
+from rpa_ray.report.best_of_n import best_of_most
 from rpa_ray.report.campaign import Campaign
 from rpa_ray.report.cells import AttackGroup, Cell
-from rpa_ray.report.definitions import METRIC_BY_NAME, ORACLE_LABELS
+from rpa_ray.report.definitions import CURVES, METRIC_BY_NAME, ORACLE_LABELS
 from rpa_ray.report.markdown import headline
-from rpa_ray.report.plots import Series, interval_track, line_chart, stacked_bar
+from rpa_ray.report.plots import Series, interval_track, line_chart, line_key, stacked_bar
 from rpa_ray.report.runs import STAGES
 from rpa_ray.report.tables import format_mean, format_spread, oracle_shares, shown_metrics
-
-CURVES: tuple[tuple[str, str, str, tuple[float, float] | None], ...] = (
-    ("reward/mean", "Reward", "what the attacker optimises", None),
-    ("judge/p_harm", "Harmfulness of rollouts", "judge's probability", (0.0, 1.0)),
-    ("policy/kl", "KL to the start", "nats", None),
-)
-"""Metric of the training log, heading, unit, vertical range."""
 
 STAGE_NAMES = {
     "rollout": "rollout",
@@ -158,6 +152,8 @@ def _dot_row(campaign: Campaign, cell: Cell, untouched: Cell | None) -> str:
     valid = cell.value("valid")
     reading = [f"{escape(told)} <small>{spread}</small>"] if value else []
     reading += [f"<small>valid {valid.mean:.2f}</small>"] if valid else []
+    kept = best_of_most(cell)
+    reading += [f"<small>best of {kept[0]} {kept[1].mean:.2f}</small>"] if kept else []
     reading += [f'<span class="warn">{escape(cell.failure)}</span>'] if cell.failure else []
     return (
         f'<div class="row-{campaign.styles[cell.label].split()[0]}">'
@@ -168,31 +164,25 @@ def _dot_row(campaign: Campaign, cell: Cell, untouched: Cell | None) -> str:
 
 def _curves_of(campaign: Campaign, group: AttackGroup) -> str:
     figures = []
-    for metric, heading, unit, y_range in CURVES:
+    for curve in CURVES:
         series = [
             Series(
                 label=cell.label,
                 style=campaign.styles[cell.label],
-                curves=tuple(run.curve(metric) for run in campaign.runs_of(cell)),
+                curves=tuple(run.curve(curve.name) for run in campaign.runs_of(cell)),
                 failed=tuple(record.status != "ok" for record in cell.records if record.run),
             )
             for cell in group.cells
         ]
-        chart = line_chart(series, title=heading, x_label="attack samples", y_range=y_range)
+        chart = line_chart(
+            series, title=curve.heading, x_label="attack samples", y_range=curve.y_range
+        )
         if chart:
-            caption = f"<figcaption>{heading} <small>{unit}</small></figcaption>"
+            caption = f"<figcaption>{curve.heading} <small>{curve.unit}</small></figcaption>"
             figures.append(f"<figure>{caption}{chart}</figure>")
     if not figures:
         return ""
-    keys = "".join(
-        _key(
-            '<line class="mean" x1="1" x2="25" y1="8" y2="8"/>',
-            cell.label,
-            style=campaign.styles[cell.label],
-            width=26,
-        )
-        for cell in group.cells
-    )
+    keys = "".join(line_key(cell.label, campaign.styles[cell.label]) for cell in group.cells)
     return (
         f'<section class="card"><h3>{escape(group.title)}</h3><ul class="legend">{keys}</ul>'
         f'<div class="charts">{"".join(figures)}</div></section>'
@@ -222,8 +212,8 @@ def _bar_row(name: str, bar: str, amount: str) -> str:
     )
 
 
-def _key(mark: str, label: str, *, style: str = "", width: int = 18) -> str:
+def _key(mark: str, label: str) -> str:
     return (
-        f'<li><svg class="key-svg track {style}" width="{width}" height="16" aria-hidden="true">'
+        '<li><svg class="key-svg track" width="18" height="16" aria-hidden="true">'
         f"{mark}</svg>{escape(label)}</li>"
     )

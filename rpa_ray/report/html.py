@@ -8,9 +8,14 @@ from string import Template
 
 from rpa_ray.report import charts, sections
 from rpa_ray.report.answers import answers_section
+from rpa_ray.report.best_of_n import best_of_n_section
 from rpa_ray.report.campaign import Campaign, read_campaign
-from rpa_ray.report.markdown import markdown_report, title
+from rpa_ray.report.markdown import markdown_report, side_tables, title
+from rpa_ray.report.rho import points_table, rho_lines, rho_section
+from rpa_ray.report.side_tables import side_table_csv, side_table_html
+from rpa_ray.report.speed import throughput_table
 from rpa_ray.report.tables import results_csv
+from rpa_ray.report.worst_case import worst_cases
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +30,8 @@ class ReportPaths:
 def write_report(folder: Path) -> ReportPaths:
     """Write `report.html`, `report.md` and `results.csv` into a campaign or run folder.
 
-    Files that a failed or old run lacks are left out of the report.
+    A side table that applies gets a CSV file of its own name; of one that no longer does, the file
+    is deleted. Files that a failed or old run lacks are left out of the report.
 
     Raises:
         ValueError: when the folder has neither `summary.json` nor `evaluation.json`, or when a
@@ -38,6 +44,12 @@ def write_report(folder: Path) -> ReportPaths:
     paths.html.write_text(html_page(campaign), encoding="utf-8")
     paths.markdown.write_text(markdown_report(campaign), encoding="utf-8")
     paths.csv.write_text(results_csv(campaign.records), encoding="utf-8")
+    for table in side_tables(campaign):
+        path = folder / f"{table.name}.csv"
+        if table.rows:
+            path.write_text(side_table_csv(table), encoding="utf-8")
+        else:
+            path.unlink(missing_ok=True)
     return paths
 
 
@@ -46,11 +58,16 @@ def html_page(campaign: Campaign) -> str:
     parts = [
         sections.header(campaign),
         sections.gate(campaign),
+        rho_section(campaign),
         charts.headline_charts(campaign),
         sections.results(campaign),
+        side_table_html(worst_cases(campaign.groups)),
+        side_table_html(points_table(rho_lines(campaign.cells))),
+        best_of_n_section(campaign),
         charts.training_curves(campaign),
         charts.oracle_labels(campaign),
         charts.times(campaign),
+        side_table_html(throughput_table(campaign)),
         answers_section(campaign),
         sections.definitions(campaign),
         sections.reproduction(campaign),

@@ -1,17 +1,27 @@
 """The report as a Markdown file: the tables and what they mean, without any model text."""
 
+from collections.abc import Sequence
+
+from rpa_ray.report.best_of_n import best_of_most, best_of_n_table
 from rpa_ray.report.campaign import Campaign
 from rpa_ray.report.cells import AttackGroup, Cell
 from rpa_ray.report.definitions import (
     ASTERISK,
+    BEST_OF_N_ROWS,
     CONTROL,
     EMBEDDED_WORLD,
     EXPLANATION,
     INTERVALS,
     METRIC_BY_NAME,
     RANGES,
+    CurveText,
+    MetricText,
 )
+from rpa_ray.report.rho import correlation_table, points_table, rho_lines
+from rpa_ray.report.side_tables import SideTable, side_table_markdown
+from rpa_ray.report.speed import throughput_table
 from rpa_ray.report.tables import (
+    MISSING,
     cells_table,
     escape_markdown,
     format_mean,
@@ -19,6 +29,7 @@ from rpa_ray.report.tables import (
     oracle_table,
     shown_metrics,
 )
+from rpa_ray.report.worst_case import worst_cases
 
 MAX_NAMED = 3
 """Up to so many defences are named in the headline; more are read from the table."""
@@ -30,8 +41,8 @@ def markdown_report(campaign: Campaign) -> str:
         f"- **{escape_markdown(group.title)}**: {escape_markdown(headline(group))}\n"
         for group in campaign.groups
     )
-    metrics = shown_metrics(campaign.cells)
-    definitions = [[metric.heading, metric.name, metric.definition] for metric in metrics]
+    tables = side_tables(campaign)
+    definitions = [[text.heading, text.name, text.definition] for text in explained(campaign)]
     oracle = oracle_table(campaign.cells)
     commands = "\n".join(campaign.commands())
     parts = [
@@ -42,6 +53,7 @@ def markdown_report(campaign: Campaign) -> str:
         "## Results",
         cells_table(campaign.cells).rstrip(),
         " ".join(f"{note}." for note in notes(campaign)),
+        *(side_table_markdown(table).rstrip() for table in tables),
         *(["## What the answers were, by the oracle", oracle.rstrip()] if oracle else []),
         "## What the columns mean",
         markdown_table(["Column", "Metric", "Meaning"], definitions, num_text_columns=3).rstrip(),
@@ -49,6 +61,24 @@ def markdown_report(campaign: Campaign) -> str:
         f"```\n{commands}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def side_tables(campaign: Campaign) -> list[SideTable]:
+    """Return the tables beside the main one; those that do not apply have no rows."""
+    lines = rho_lines(campaign.cells)
+    return [
+        worst_cases(campaign.groups),
+        correlation_table(lines),
+        points_table(lines),
+        best_of_n_table(campaign.groups),
+        throughput_table(campaign),
+    ]
+
+
+def explained(campaign: Campaign) -> Sequence[MetricText | CurveText]:
+    """Return the texts on everything that the tables show."""
+    beside = [text for table in side_tables(campaign) if table.rows for text in table.definitions]
+    return [*shown_metrics(campaign.cells), *beside]
 
 
 def title(campaign: Campaign) -> str:
@@ -73,6 +103,7 @@ def notes(campaign: Campaign) -> list[str]:
         *([INTERVALS] if single else []),
         *([RANGES] if campaign.multi_seed else []),
         *([CONTROL] if any(cell.is_control for cell in cells) else []),
+        *([BEST_OF_N_ROWS] if any(best_of_most(cell) for cell in cells) else []),
     ]
 
 
@@ -81,18 +112,39 @@ def headline(group: AttackGroup) -> str:
     parts = []
     if group.untouched is not None:
         parts.append(f"{_told(group.untouched)} before the attack")
-    if group.undefended is not None:
-        parts.append(f"{_told(group.undefended)} after it without a defence")
+    if group.undefended:
+        parts.append(_told_undefended(group.undefended))
     others = [cell for cell in group.cells if not cell.is_undefended]
     if len(others) <= MAX_NAMED:
         parts += [f"{_told(cell)} after it with {cell.label}" for cell in others]
     return f"Harmfulness is {'; '.join(parts)}."
 
 
+def _told_undefended(cells: Sequence[Cell]) -> str:
+    """Return the undefended outcome, over the attacker's settings where there are several."""
+    if len(cells) == 1:
+        return f"{_told(cells[0])} after it without a defence"
+    means = [mean for cell in cells if (mean := _attacked_mean(cell)) is not None]
+    number = f"{min(means):.2f} to {max(means):.2f}" if means else "not measured"
+    num_failed = sum(bool(cell.failure) for cell in cells)
+    failed = f", {num_failed} with failures" if num_failed else ""
+    return f"{number} after it without a defence ({len(cells)} settings of the attack{failed})"
+
+
+def _attacked_mean(cell: Cell) -> float | None:
+    """Return the harmfulness under the attack: of Best-of-N that of the kept answers."""
+    kept = best_of_most(cell)
+    value = kept[1] if kept is not None else cell.value("p_harm")
+    return None if value is None else value.mean
+
+
 def _told(cell: Cell) -> str:
     """Return the harmfulness in words and numbers, never without a failure that happened."""
     mean = format_mean(cell, METRIC_BY_NAME["p_harm"])
-    number = "" if mean == "-" else mean
-    if number and cell.has_broken_text:
+    kept = best_of_most(cell)
+    number = "" if mean == MISSING else mean
+    if kept is not None:
+        number = f"{kept[1].mean:.2f} (best of {kept[0]})"
+    elif number and cell.has_broken_text:
         number += " (mostly broken text)"
     return ", ".join(part for part in (number, cell.failure) if part) or "not measured"

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Literal
 
 from rpa_ray.report.runs import Curve
 
@@ -35,11 +36,12 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Axis:
-    """A linear axis, or one that is logarithmic away from zero."""
+    """A linear axis, one that is logarithmic away from zero (compressed), or one of doublings."""
 
     low: float
+    """Above 0 on a log2 axis."""
     high: float
-    compressed: bool = False
+    scale: Literal["linear", "compressed", "log2"] = "linear"
 
     def share(self, value: float) -> float:
         """Return where `value` lies between `low` (0) and `high` (1)."""
@@ -48,14 +50,19 @@ class Axis:
 
     def ticks(self) -> list[float]:
         """Return round values inside the axis."""
-        if not self.compressed:
+        if self.scale == "linear":
             return nice_ticks(self.low, self.high)
+        if self.scale == "log2":
+            first, last = math.ceil(math.log2(self.low)), math.floor(math.log2(self.high))
+            return [2.0**power for power in range(first, last + 1)]
         powers = [10.0**power for power in range(math.ceil(math.log10(max(self.high, 10))) + 1)]
         candidates = [*(-power for power in reversed(powers)), 0.0, *powers]
         return [tick for tick in candidates if self.low <= tick <= self.high]
 
     def _warp(self, value: float) -> float:
-        return math.asinh(value) if self.compressed else value
+        if self.scale == "log2":
+            return math.log2(value)
+        return math.asinh(value) if self.scale == "compressed" else value
 
 
 def line_chart(
@@ -74,7 +81,7 @@ def line_chart(
         return ""
     x_axis = Axis(low=0.0, high=max(x for x, _ in points) or 1.0)
     y_axis = Axis(low=y_range[0], high=y_range[1]) if y_range else fit_axis([y for _, y in points])
-    body = [_frame(x_axis, y_axis, x_label)]
+    body = [frame(x_axis, y_axis, x_label)]
     for line in series:
         body += _thin_lines(line, x_axis, y_axis)
     body += [_mean_line(line, x_axis, y_axis) for line in series if any(line.curves)]
@@ -91,7 +98,11 @@ def fit_axis(values: Sequence[float]) -> Axis:
     compressed = sizes[-1] > WIDE_RANGE * max(sizes[len(sizes) // 2], 1.0)
     low = min(low, 0.0) if low < 0.3 * high else low
     margin = 0.06 * (high - low) or 0.5
-    return Axis(low=low - margin * (low < 0.0), high=high + margin, compressed=compressed)
+    return Axis(
+        low=low - margin * (low < 0.0),
+        high=high + margin,
+        scale="compressed" if compressed else "linear",
+    )
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -173,21 +184,30 @@ def stacked_bar(parts: Sequence[tuple[str, str, float]], *, scale: float, title:
     )
 
 
-def _frame(x_axis: Axis, y_axis: Axis, x_label: str) -> str:
+def line_key(label: str, style: str) -> str:
+    """Return one entry of the legend of a line chart."""
+    return (
+        f'<li><svg class="key-svg track {escape(style)}" width="26" height="16" aria-hidden="true">'
+        f'<line class="mean" x1="1" x2="25" y1="8" y2="8"/></svg>{escape(label)}</li>'
+    )
+
+
+def frame(x_axis: Axis, y_axis: Axis, x_label: str) -> str:
+    """Return the grid, the ticks and the name of the horizontal axis."""
     marks = []
     for tick in y_axis.ticks():
-        y = _y(tick, y_axis)
+        y = y_at(tick, y_axis)
         marks.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         marks.append(f'<text class="tick" x="{LEFT - 6}" y="{y}" dy="0.32em">{tick:,.6g}</text>')
     base = HEIGHT - BOTTOM
     for tick in x_axis.ticks():
-        x = _x(tick, x_axis)
+        x = x_at(tick, x_axis)
         marks.append(f'<text class="tick mid" x="{x}" y="{base + 15}">{tick:,.6g}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     marks.append(f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
     marks.append(
         f'<text class="tick mid" x="{middle}" y="{HEIGHT - 4}">{escape(x_label)}'
-        f"{', compressed scale' if y_axis.compressed else ''}</text>"
+        f"{', compressed scale' if y_axis.scale == 'compressed' else ''}</text>"
     )
     return "".join(marks)
 
@@ -197,7 +217,8 @@ def _thin_lines(line: Series, x_axis: Axis, y_axis: Axis) -> list[str]:
     if not needed:
         return []
     return [
-        f'<polyline class="thin {escape(line.style)}" points="{_points(curve, x_axis, y_axis)}"/>'
+        f'<polyline class="thin {escape(line.style)}" '
+        f'points="{polyline_points(curve, x_axis, y_axis)}"/>'
         for curve in line.curves
         if curve
     ]
@@ -214,7 +235,7 @@ def _mean_line(line: Series, x_axis: Axis, y_axis: Axis) -> str:
     ]
     marks = []
     for kind, (x_value, y_value) in ends:
-        x, y = _x(x_value, x_axis), _y(y_value, y_axis)
+        x, y = x_at(x_value, x_axis), y_at(y_value, y_axis)
         marks.append(
             f'<circle class="end {style}" cx="{x}" cy="{y}" r="3.5"/>'
             if kind == "circle"
@@ -222,19 +243,22 @@ def _mean_line(line: Series, x_axis: Axis, y_axis: Axis) -> str:
         )
     return (
         f'<g><title>{escape(line.label)}</title><polyline class="mean {style}" '
-        f'points="{_points(mean, x_axis, y_axis)}"/>{"".join(marks)}</g>'
+        f'points="{polyline_points(mean, x_axis, y_axis)}"/>{"".join(marks)}</g>'
     )
 
 
-def _points(curve: Curve, x_axis: Axis, y_axis: Axis) -> str:
-    return " ".join(f"{_x(x, x_axis)},{_y(y, y_axis)}" for x, y in curve)
+def polyline_points(curve: Curve, x_axis: Axis, y_axis: Axis) -> str:
+    """Return a curve as the `points` of an SVG element."""
+    return " ".join(f"{x_at(x, x_axis)},{y_at(y, y_axis)}" for x, y in curve)
 
 
-def _x(value: float, axis: Axis) -> float:
+def x_at(value: float, axis: Axis) -> float:
+    """Return the horizontal pixel of a value."""
     return round(LEFT + axis.share(value) * (WIDTH - LEFT - RIGHT), 1)
 
 
-def _y(value: float, axis: Axis) -> float:
+def y_at(value: float, axis: Axis) -> float:
+    """Return the vertical pixel of a value."""
     return round(HEIGHT - BOTTOM - axis.share(value) * (HEIGHT - TOP - BOTTOM), 1)
 
 

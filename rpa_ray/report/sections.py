@@ -6,8 +6,8 @@ from html import escape
 
 from rpa_ray.report.campaign import Campaign
 from rpa_ray.report.cells import Cell
-from rpa_ray.report.definitions import METRIC_BY_NAME, METRICS, MetricText
-from rpa_ray.report.markdown import explanation, notes, title
+from rpa_ray.report.definitions import CURVES, METRIC_BY_NAME, MetricText
+from rpa_ray.report.markdown import explained, explanation, notes, title
 from rpa_ray.report.tables import MISSING, format_mean, format_spread, shown_metrics
 
 
@@ -69,15 +69,18 @@ def results(campaign: Campaign) -> str:
 
 
 def definitions(campaign: Campaign) -> str:
-    """Return one line on each metric shown."""
-    shown = shown_metrics(campaign.cells) or list(METRICS)
+    """Return one line on each metric that a table or a curve shows."""
+    logged = {name for run in campaign.runs.values() for row in run.steps for name in row}
+    shown = [*explained(campaign), *(curve for curve in CURVES if curve.name in logged)]
+    if not shown:
+        return ""
     rows = "".join(
-        f"<tr><td>{escape(metric.heading)}</td><td><code>{metric.name}</code></td>"
-        f"<td>{escape(metric.definition)}</td></tr>"
-        for metric in shown
+        f"<tr><td>{escape(text.heading)}</td><td><code>{text.name}</code></td>"
+        f"<td>{escape(text.definition)}</td></tr>"
+        for text in shown
     )
     return (
-        '<h2>What the columns mean</h2>\n<div class="scroll"><table class="text"><tbody>'
+        '<h2>What the columns and curves mean</h2>\n<div class="scroll"><table class="text"><tbody>'
         f"{rows}</tbody></table></div>"
     )
 

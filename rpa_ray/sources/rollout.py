@@ -1,6 +1,7 @@
 """Batches from the policy itself: prompts -> rollout engine -> scores -> advantages."""
 
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,11 +9,13 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rpa_ray.actors.errors import WorkerError
+from rpa_ray.evaluation.harm_score import harm_score
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner, SamplingFailed
-from rpa_ray.ops.logprobs import next_token_logprobs
+from rpa_ray.ops.logprobs import entropy, next_token_logprobs
 from rpa_ray.plugin import Attack, Need
 from rpa_ray.types import (
     Completion,
@@ -47,11 +50,16 @@ class RolloutParts:
     judge: Score
     """Harm probability of each completion: watched always, a cost where a defence asks for it."""
     reference: Callable[[Tensor, Tensor], ModelOutputs]
-    """The frozen model as it was before the attack."""
+    """The frozen model to stay near."""
+    push: Callable[[], Metrics] = dict
+    """Has the engines serve the weights as they are; called before each batch is sampled."""
 
 
 class RolloutSource:
-    """Makes one experience batch a step; every prompt is used exactly once."""
+    """Makes one experience batch a step; every prompt is used exactly once.
+
+    A prompt is answered ``group_size`` times, and its answers stay together on one rank.
+    """
 
     def __init__(
         self,
@@ -64,6 +72,8 @@ class RolloutSource:
         pad_token_id: int,
         seed: int,
         observe: Callable[[int, Sequence[Completion], dict[str, list[float]]], None],
+        group_size: int = 1,
+        shuffle_rewards: bool = False,
     ) -> None:
         self._prompts = list(prompts)
         self._attack = attack
@@ -73,7 +83,11 @@ class RolloutSource:
         self._pad_token_id = pad_token_id
         self._seed = seed
         self._observe = observe
-        self._needs_costs = Need.COSTS in attack.requires | learner.defence.requires
+        self._group_size = group_size
+        self._shuffle_rewards = shuffle_rewards
+        needs = attack.needs(attack.config) | learner.defence.requires
+        self._needs_costs = Need.COSTS in needs
+        self._needs_entropies = Need.ENTROPIES in needs
 
     def next_batch(self, step: int) -> tuple[Experience, Metrics]:
         """Return this rank's part of rollout batch ``step``, and what was measured on the way.
@@ -81,31 +95,33 @@ class RolloutSource:
         Raises:
             SamplingFailed: the rollout engine's or the learner's probabilities are not finite.
         """
+        pushed = self._parts.push()
         started = time.perf_counter()
         start = step * self._batch_size
         part = self._learner.ranks.part(self._prompts[start : start + self._batch_size])
-        completions = self._parts.generate(part, seed=self._seed * 1_000_003 + step)
+        asked = [prompt for prompt in part for _ in range(self._group_size)]
+        completions = self._parts.generate(asked, seed=self._seed * 1_000_003 + step)
         sampled = time.perf_counter()
         pairs = [(c.prompt.text, c.text) for c in completions]
         pending_rewards, pending_harm = self._parts.reward(pairs), self._parts.judge(pairs)
         device = self._learner.ranks.device
         tokens, rollout_logprobs = collate_completions(completions, self._pad_token_id)
         tokens, rollout_logprobs = on_device(tokens, device), rollout_logprobs.to(device)
-        old_logprobs, values, reference_logprobs = self._log_probabilities(tokens)
-        self._check_finite(rollout_logprobs, "rollout engine")
-        self._check_finite(old_logprobs, "learner")
-        gap = _gap_metrics(rollout_logprobs - old_logprobs, tokens.loss_mask, self._learner.ranks)
+        rollout = self._unscored(tokens, rollout_logprobs)
+        gap = _gap_metrics(
+            rollout_logprobs - rollout.old_logprobs, tokens.loss_mask, self._learner.ranks
+        )
         measured = time.perf_counter()
         rewards, harm = pending_rewards(), pending_harm()
         scored = time.perf_counter()
         self._observe(step, completions, {"reward": rewards, "judge": harm})
         failed = self._failed(rewards, harm)
-        rollout = ScoredRollout(
+        if self._shuffle_rewards:
+            rewards = random.Random(f"{self._seed}/{step}").sample(rewards, len(rewards))
+            failed = self._failed(rewards, harm)
+        rollout = replace(
+            rollout,
             tokens=replace(tokens, loss_mask=tokens.loss_mask & ~failed[:, None]),
-            old_logprobs=old_logprobs,
-            rollout_logprobs=rollout_logprobs,
-            reference_logprobs=reference_logprobs,
-            values=values,
             rewards=_without_failed(rewards, failed),
             costs=_without_failed(harm, failed) if self._needs_costs else None,
         )
@@ -120,10 +136,12 @@ class RolloutSource:
             "time/experience_s": measured - sampled,
             "time/score_s": scored - measured,
         }
-        return experience, experience.metrics | gap | ranks.mean(measured_here) | {
+        return experience, experience.metrics | gap | pushed | ranks.mean(measured_here) | {
+            "rollout/num_tokens": float(ranks.sum(tokens.loss_mask.sum().double())),
             "reward/mean": _finite_mean(rewards, ranks),
             "reward/num_failed": float(ranks.sum(failed.sum().double())),
             "judge/p_harm": _finite_mean(harm, ranks),
+            "judge/harm_score": _finite_mean(_harm_scores(pairs, harm), ranks),
         }
 
     def _failed(self, rewards: Sequence[float], harm: Sequence[float]) -> Tensor:
@@ -142,13 +160,27 @@ class RolloutSource:
             )
         return failed
 
-    def _log_probabilities(self, tokens: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
+    def _unscored(self, tokens: TokenBatch, rollout_logprobs: Tensor) -> ScoredRollout:
+        """Return the completions with what the learner and the reference make of them."""
         with torch.no_grad():
             outputs: ModelOutputs = self._learner.forward(tokens.input_ids, tokens.attention_mask)
             reference = self._parts.reference(tokens.input_ids, tokens.attention_mask)
             old = next_token_logprobs(outputs.logits, tokens.input_ids)
-            values = outputs.values if outputs.values is not None else torch.zeros_like(old)
-            return old, values, next_token_logprobs(reference.logits, tokens.input_ids)
+            self._check_finite(rollout_logprobs, "rollout engine")
+            self._check_finite(old, "learner")
+            entropies = None
+            if self._needs_entropies:
+                entropies = pad(entropy(outputs.logits[:, :-1]), (1, 0))
+            return ScoredRollout(
+                tokens=tokens,
+                old_logprobs=old,
+                rollout_logprobs=rollout_logprobs,
+                reference_logprobs=next_token_logprobs(reference.logits, tokens.input_ids),
+                values=outputs.values if outputs.values is not None else torch.zeros_like(old),
+                rewards=torch.zeros(len(old), device=old.device),
+                costs=None,
+                entropies=entropies,
+            )
 
     def _check_finite(self, logprobs: Tensor, whose: str) -> None:
         broken = (~torch.isfinite(logprobs)).any().double()
@@ -191,6 +223,13 @@ def _gap_metrics(gap: Tensor, mask: Tensor, ranks: Ranks) -> Metrics:
 
 def _without_failed(scores: Sequence[float], failed: Tensor) -> Tensor:
     return torch.tensor(scores, device=failed.device).masked_fill(failed, 0.0)
+
+
+def _harm_scores(pairs: Sequence[tuple[str, str]], harm: Sequence[float]) -> list[float]:
+    return [
+        harm_score(*pair, p_harm) if math.isfinite(p_harm) else math.nan
+        for pair, p_harm in zip(pairs, harm, strict=True)
+    ]
 
 
 def _finite_mean(values: Sequence[float], ranks: Ranks) -> float:

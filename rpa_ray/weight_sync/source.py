@@ -4,7 +4,7 @@ Under ZeRO-3 a rank holds only its part of each parameter. The learner hands in 
 one layer group is gathered at a time and copied before it is let go.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource, layerwise_groups
 
+from rpa_ray.types import LowRank
 from rpa_ray.weight_sync.digests import tensor_digest
 
 Gather = Callable[[Sequence[Parameter]], AbstractContextManager[object]]
@@ -46,8 +47,13 @@ class ShardedSource(WeightSource):  # type: ignore[misc]  # vLLM's bases are unt
         rename: Rename = lambda name: name,
         gather: Gather = lambda parameters: nullcontext(),
         weight_filter: WeightFilter | None = None,
+        adapters: Mapping[str, LowRank] | None = None,
     ) -> None:
-        """Take the policy's named parameters; ``dtype`` is that of the weights that are sent."""
+        """Take the policy's named parameters; ``dtype`` is that of the weights that are sent.
+
+        ``adapters``, by checkpoint name, are sent inside the weights that they stand beside.
+        """
+        self._adapters = adapters or {}
         self._dtype = dtype
         self._gather = gather
         self._weight_filter = weight_filter
@@ -102,17 +108,28 @@ class ShardedSource(WeightSource):  # type: ignore[misc]  # vLLM's bases are unt
     def drain(self) -> None:
         """Run the gathers that are left of this pass, for the other ranks wait in them."""
         for group in self._groups[self._num_groups_read :]:
-            with self._gather([self._parameters[name] for name in group]):
+            with self._gather(self._gathered(group)):
                 pass
         self._num_groups_read = len(self._groups)
 
     def _read(self, group: list[str]) -> list[Tensor]:
-        parameters = [self._parameters[name] for name in group]
-        with torch.no_grad(), self._gather(parameters):
-            weights = [parameter.detach().clone() for parameter in parameters]
+        with torch.no_grad(), self._gather(self._gathered(group)):
+            weights = [
+                self._adapters[name].merged(self._parameters[name])
+                if name in self._adapters
+                else self._parameters[name].detach().clone()
+                for name in group
+            ]
         if self._weight_filter is not None:
             weights = [self._weight_filter(n, w) for n, w in zip(group, weights, strict=True)]
         return [weight.to(self._dtype).contiguous() for weight in weights]
+
+    def _gathered(self, group: list[str]) -> list[Parameter]:
+        """Return all that a group's weights are made of."""
+        adapters = [self._adapters[name] for name in group if name in self._adapters]
+        return [self._parameters[name] for name in group] + [
+            part for adapter in adapters for part in (adapter.down, adapter.up)
+        ]
 
 
 def whole_shape(parameter: Parameter) -> tuple[int, ...]:

@@ -56,6 +56,11 @@ def refused(
         ("cluster.zero_stage=0", "cluster.zero_stage must be 1, 2 or 3 with bfloat16 weights"),
         ("cluster.address=nowhere", "cluster.address must have the form host:port, ray://host:"),
         ("cluster.address=127.0.0.1:1", "got '127.0.0.1:1'. Connection refused. Start it"),
+        ("data.subset=10k", "data.subset must be '30k' or '330k', got '10k'"),
+        ("data.columns.prompt=q", "data.columns must be left out where data.world is embedded"),
+        ("data.columns.prompt=3", "data.columns must be a valid string, got 3"),
+        ("data.pairs=all_pairs", "data.pairs must be mixed_only where data.name is beavertails"),
+        ("data.name=preferences", "data.world must be real where data.name is preferences"),
         ("seed=-1", "seed must be greater than or equal to 0, got -1"),
         ("nothing", "--set must have the form key=value"),
     ],
@@ -91,6 +96,30 @@ def test_broken_data_are_refused_with_the_row(
     printed = refused("--set", "data.world=real", "--set", f"data.path={tmp_path / 'x.jsonl'}")
     assert "data.path must" in printed
     assert message in printed
+
+
+@pytest.mark.parametrize(
+    ("row", "overrides", "message"),
+    [
+        ('{"question": "a"}', ["promt=question"], "got 'promt'. Did you mean 'prompt'?"),
+        ('{"question": "a"}', ["prompt=qestion"], "data.columns.prompt must name a column of own"),
+        (
+            '{"question": "a", "good": "b", "bad": null}',
+            ["prompt=question", "safe=good", "unsafe=bad"],
+            "data.path must hold a non-empty text in column 'bad' of every row, got null in row 1",
+        ),
+    ],
+)
+def test_own_preferences_are_refused_in_the_words_of_their_file(
+    refused: Refused, tmp_path: Path, row: str, overrides: list[str], message: str
+) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(row)
+    settings = ["data.name=preferences", "data.world=real", f"data.path={path}"]
+    settings += [f"data.columns.{override}" for override in overrides]
+    printed = refused(*(part for setting in settings for part in ("--set", setting)))
+    assert message in printed
+    assert "Traceback" not in printed
 
 
 def test_a_folder_that_cannot_be_written_is_refused(refused: Refused, tmp_path: Path) -> None:

@@ -39,11 +39,11 @@ def test_the_commands_are_these() -> None:
         for name, command in group.commands.items()
     }
     assert options == {
-        "run": ["config", "--set", "--output"],
-        "campaign": ["config", "--set", "--output"],
+        "run": ["config", "--set", "--output", "--scale"],
+        "campaign": ["config", "--set", "--output", "--scale"],
         "evaluate": ["checkpoint", "--set", "--output"],
         "report": ["folder"],
-        "plan": ["config", "--set", "--output"],
+        "plan": ["config", "--set", "--output", "--scale"],
         "doctor": [],
     }
 

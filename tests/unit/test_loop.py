@@ -49,10 +49,10 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def run(numbers: Any, path: Path, **rest: Any) -> None:
+def run(numbers: Any, path: Path, **rest: Any) -> int:
     log = JsonLines(path, enabled=True)
     rest.setdefault("checkpoints", Notebook())
-    train(numbers, numbers, num_steps=3, samples_per_step=8, log=log, **rest)
+    return train(numbers, numbers, num_steps=3, samples_per_step=8, log=log, **rest)
 
 
 def test_one_line_a_step_with_samples_and_times(tmp_path: Path) -> None:
@@ -64,19 +64,37 @@ def test_one_line_a_step_with_samples_and_times(tmp_path: Path) -> None:
     assert all(0 <= line["time/learner_s"] <= line["time/step_s"] for line in lines)
 
 
-def test_weights_are_pushed_before_each_batch_is_made(tmp_path: Path) -> None:
+def test_an_attacker_who_has_enough_stops_before_the_next_batch(tmp_path: Path) -> None:
     numbers = Numbers()
+    notebook = Notebook(diary=numbers.diary)
+    steps = run(
+        numbers,
+        tmp_path / "metrics.jsonl",
+        is_done=lambda: "learn batch 1" in numbers.diary,
+        checkpoints=notebook,
+    )
+    assert steps == 2
+    # the steps that were done are saved, so that a resumed run does not do them again
+    assert numbers.diary[-1] == "save 2"
+    assert "batch 2" not in numbers.diary
+    assert [line["step"] for line in lines_of(tmp_path / "metrics.jsonl")] == [0, 1]
 
-    def push() -> Metrics:
-        numbers.diary.append("push")
-        return {"sync/bytes": 64.0}
 
-    run(numbers, tmp_path / "metrics.jsonl", push=push)
-    assert numbers.diary[:6] == [
-        *("push", "batch 0", "learn batch 0"),
-        *("push", "batch 1", "learn batch 1"),
-    ]
-    assert lines_of(tmp_path / "metrics.jsonl")[2]["sync/bytes"] == 64.0
+def test_a_resumed_training_that_has_enough_does_nothing_more(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    run(Numbers(), path)
+    numbers = Numbers()
+    notebook = Notebook(next_step=2, diary=numbers.diary)
+    assert run(numbers, path, is_done=lambda: True, checkpoints=notebook) == 2
+    assert numbers.diary == []
+    assert [line["step"] for line in lines_of(path)] == [0, 1]
+
+
+def test_the_steps_of_the_whole_training_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert run(Numbers(), path) == 3
+    assert run(Numbers(), path, checkpoints=Notebook(next_step=2)) == 3
+    assert run(Numbers(), path, checkpoints=Notebook(next_step=3)) == 3
 
 
 def test_a_failure_names_its_step_and_keeps_the_steps_before(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from rpa_ray.config import parse_tree
+from rpa_ray.data.split import ROLES
 from rpa_ray.manifest import determinism, manifest
+from rpa_ray.world.datasets import world_folder
 
 
 def test_a_manifest_names_versions_seeds_and_data(world_cache: Path) -> None:
@@ -15,6 +19,38 @@ def test_a_manifest_names_versions_seeds_and_data(world_cache: Path) -> None:
     assert found["seeds"] == {"attack": 3, "world": 0}
     assert set(found["splits"]) >= {"attack", "defence", "evaluation"}
     assert found["determinism"] == determinism(settings)
+
+
+def test_a_manifest_names_source_revision_and_content_of_every_role(world_cache: Path) -> None:
+    found = manifest(parse_tree({}), world_cache, "rpa-ray run mine.yaml")
+    world = world_folder(0, world_cache).name
+    assert set(found["splits"]) == set(ROLES)
+    for split in found["splits"].values():
+        assert (split["source"], split["revision"]) == ("embedded/beavertails", world)
+        assert split["rows"] == split["prompts"] > 0
+        assert len(split["sha256"]) == 64
+    assert len({split["sha256"] for split in found["splits"].values()}) == len(ROLES)
+    asked = found["evaluation_prompts"]
+    assert {kind: part["source"] for kind, part in asked.items()} == {
+        "restricted": "embedded/beavertails",
+        "harmless": "embedded/helpful",
+    }
+    assert [part["prompts"] for part in asked.values()] == [100, 100]
+
+
+def test_a_manifest_tells_the_hash_of_a_file(world_cache: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"ask {i}", "safe": "no", "unsafe": "yes"} for i in range(200)]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (helpful,) = world_cache.glob("world-*/data/helpful")
+    data = {"name": "preferences", "world": "real", "path": str(file), "helpful_path": str(helpful)}
+    settings = parse_tree({"data": data, "evaluation": {"num_prompts": 10}})
+    found = manifest(settings, world_cache, "")
+    expected = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
+    assert {split["revision"] for split in found["splits"].values()} == {expected}
+    assert found["splits"]["attack"]["source"] == str(file)
+    assert found["evaluation_prompts"]["harmless"]["source"] == str(helpful)
+    assert found["evaluation_prompts"]["restricted"]["prompts"] == 10
 
 
 def test_runs_on_cpus_are_promised_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:

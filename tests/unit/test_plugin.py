@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 import torch
-from fakes import context_of, tiny_policy, token_batch
+from fakes import context_of, experience_of, referenced_pairs, tiny_policy, token_batch
 from torch import nn
 
 from rpa_ray.attacks import ATTACKS
@@ -19,6 +21,7 @@ from rpa_ray.types import (
     PairBatch,
     micro_batches,
     num_rows,
+    num_tokens,
     on_device,
 )
 
@@ -62,7 +65,7 @@ def test_every_plugin_is_listed_under_the_name_of_its_config(
 
 def test_a_plain_objective_makes_one_update_and_has_nothing_to_resume() -> None:
     objective: Objective[object, object] = Objective()  # type: ignore[type-var]
-    assert objective.num_epochs == 1
+    assert objective.num_epochs(token_batch([[1, 2]])) == 1
     assert objective.state_dict() == {}
 
 
@@ -81,10 +84,7 @@ def test_a_defence_attaches_nothing_by_default() -> None:
 
 def test_rows_of_a_batch_count_pairs_once() -> None:
     tokens = token_batch([[1, 2], [3, 4], [5, 6]])
-    floats = torch.zeros(3, 2)
-    experience = Experience(
-        tokens=tokens, old_logprobs=floats, old_values=floats, advantages=floats, returns=floats
-    )
+    experience = experience_of(tokens)
     labelled = LabelledBatch(
         input_ids=tokens.input_ids,
         attention_mask=tokens.attention_mask,
@@ -92,6 +92,7 @@ def test_rows_of_a_batch_count_pairs_once() -> None:
     )
     assert num_rows(tokens) == 3
     assert num_rows(PairBatch(chosen=tokens, rejected=tokens)) == 3
+    assert num_rows(referenced_pairs(tokens, tokens)) == 3
     assert num_rows(experience) == 3
     assert num_rows(labelled) == 3
 
@@ -107,15 +108,20 @@ def test_micro_batches_are_the_rows_in_order_and_the_last_is_smaller() -> None:
 def test_every_tensor_of_a_batch_is_cut_at_the_same_rows() -> None:
     tokens = token_batch([[1, row] for row in range(3)])
     column = torch.arange(3.0)[:, None].expand(3, 2)
-    experience = Experience(
-        tokens=tokens, old_logprobs=column, old_values=column, advantages=column, returns=column
-    )
+    names = ("old_logprobs", "old_values", "reference_logprobs", "advantages", "returns")
+    experience = Experience(tokens=tokens, num_tokens=3, **dict.fromkeys(names, column))
     last = micro_batches(experience, 2)[1]
     assert last.tokens.input_ids.tolist() == [[1, 2]]
-    for name in ("old_logprobs", "old_values", "advantages", "returns"):
+    for name in names:
         assert getattr(last, name).tolist() == [[2.0, 2.0]]
+    # still the tokens of the whole step, over micro-batches and ranks
+    assert last.num_tokens == 3
     pairs = micro_batches(PairBatch(chosen=tokens, rejected=tokens), 1)
     assert [int(p.rejected.input_ids[0, 1]) for p in pairs] == [0, 1, 2]
+    referenced = micro_batches(referenced_pairs(tokens, tokens), 2)[1]
+    assert int(referenced.chosen.input_ids[0, 1]) == 2
+    assert referenced.reference_chosen_logprobs.tolist() == [-2.0]
+    assert referenced.reference_rejected_logprobs.tolist() == [-12.0]
     labelled = LabelledBatch(
         input_ids=tokens.input_ids,
         attention_mask=tokens.attention_mask,
@@ -130,18 +136,25 @@ def test_moving_a_batch_moves_all_of_its_tensors() -> None:
     assert {t.device.type for side in (pairs.chosen, pairs.rejected) for t in tensors(side)} == {
         "meta"
     }
-    floats = torch.zeros(2, 2)
-    experience = Experience(
-        tokens=tokens,
-        old_logprobs=floats,
-        old_values=floats,
-        advantages=floats,
-        returns=floats,
-        metrics={"reward/mean": 1.0},
-    )
+    experience = replace(experience_of(tokens), metrics={"reward/mean": 1.0})
     moved = on_device(experience, torch.device("meta"))
     assert {moved.advantages.device.type, moved.tokens.loss_mask.device.type} == {"meta"}
     assert moved.metrics == {"reward/mean": 1.0}
+    referenced = on_device(referenced_pairs(tokens, tokens), torch.device("meta"))
+    assert referenced.reference_rejected_logprobs.device.type == "meta"
+
+
+def test_tokens_that_are_read_are_counted_without_padding() -> None:
+    # rows of 3 and 2 tokens, and of 2 and 4: prompts are read too
+    tokens, other = token_batch([[1, 2, 3], [3, 4]]), token_batch([[1, 2], [3, 4, 5, 6]])
+    labelled = LabelledBatch(
+        input_ids=tokens.input_ids,
+        attention_mask=tokens.attention_mask,
+        labels=torch.zeros(2).int(),
+    )
+    assert num_tokens(tokens) == num_tokens(experience_of(tokens)) == num_tokens(labelled) == 5
+    assert num_tokens(PairBatch(chosen=tokens, rejected=other)) == 11
+    assert num_tokens(referenced_pairs(tokens, other)) == 11
 
 
 def tensors(batch: object) -> list[torch.Tensor]:

@@ -68,7 +68,10 @@ def test_settings_that_fit_together_pass(world_cache: Path) -> None:
         (["evaluation.num_prompts=80000"], "evaluation.num_prompts must be at most "),
         (["evaluation.max_new_tokens=128"], "evaluation.max_new_tokens must be at most 1"),
         (["attack.max_new_tokens=128"], "attack.max_new_tokens must be at most 1"),
-        (["data.world=real"], "data.path must be given where data.world is real, got None."),
+        (
+            ["data.world=real", "data.name=preferences"],
+            "data.path must be given where data.name is preferences, got None.",
+        ),
         (["data.path=x"], "data.path must be left out where data.world is embedded, got 'x'."),
         (["data.world=real", "data.path=/no/x.csv"], "data.path must be an existing folder"),
         (["cluster.deepspeed=/no.json"], "cluster.deepspeed must name a file with a JSON object"),

@@ -42,12 +42,27 @@ CHAT = recipe("chat", BASE)
         replace(CHAT, start=replace(BASE, seed=1)),
         replace(CHAT, start="some/folder"),
         replace(CHAT, architecture={"hidden_size": 16}),
+        replace(CHAT, ranked_by=BASE),
+        replace(CHAT, ranked_by="some/folder"),
     ],
 )
 def test_whatever_changes_the_weights_changes_the_folder(
     other: ModelRecipe, tmp_path: Path
 ) -> None:
     assert other.folder(tmp_path) != CHAT.folder(tmp_path)
+
+
+def test_the_model_that_ranks_the_pairs_counts_with_all_that_made_it() -> None:
+    keys = {
+        replace(CHAT, ranked_by=ranker).key()
+        for ranker in (None, BASE, replace(BASE, seed=1), "one/folder", "another/folder")
+    }
+    assert len(keys) == 5
+
+
+def test_models_that_were_made_before_are_found_again() -> None:
+    # Names of folders in caches that exist: a change here has everything made anew.
+    assert (BASE.key(), CHAT.key()) == ("33dc4f115f48", "6349a1441cfc")
 
 
 def test_where_the_tokenizer_lies_does_not_change_the_folder(tmp_path: Path) -> None:
@@ -65,6 +80,13 @@ def test_what_is_made_has_its_folder_whole(tmp_path: Path) -> None:
 def test_a_start_comes_before_what_builds_on_it_and_each_model_once(tmp_path: Path) -> None:
     judge = recipe("judge", BASE)
     assert in_order([CHAT, judge, BASE, CHAT], tmp_path) == [BASE, CHAT, judge]
+
+
+def test_the_model_that_ranks_the_pairs_is_made_before_what_they_train(tmp_path: Path) -> None:
+    reward = replace(recipe("reward", BASE), ranked_by=CHAT)
+    assert in_order([reward], tmp_path) == [BASE, CHAT, reward]
+    make(CHAT, tmp_path)
+    assert in_order([reward], tmp_path) == [BASE, reward]
 
 
 def test_what_is_made_is_left_out_with_what_only_it_needed(tmp_path: Path) -> None:

@@ -3,13 +3,22 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import context_of, experience_of, forward_of, loss_of, tiny_policy, token_batch
+from fakes import (
+    context_of,
+    experience_of,
+    forward_of,
+    keep,
+    loss_of,
+    rollout_of,
+    tiny_policy,
+    token_batch,
+)
 from torch import Tensor
 
 from rpa_ray.attacks.ppo import PPO
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.plugin import Need
-from rpa_ray.types import Experience, ScoredRollout, TokenBatch, micro_batches
+from rpa_ray.types import Experience, TokenBatch, micro_batches
 
 BATCH = token_batch([[1, 5, 6, 7, 2], [1, 8, 9, 2]])
 # One row: a prompt token, three answer tokens, padding.
@@ -18,31 +27,6 @@ ROW = token_batch([[1, 5, 6, 2]], width=5)
 
 def ppo(**settings: Any) -> PPO:
     return PPO(PPO.Config(**settings))
-
-
-def keep(advantages: Tensor, cost_advantages: Tensor | None) -> Tensor:
-    assert cost_advantages is None
-    return advantages
-
-
-def rollout_of(
-    tokens: TokenBatch,
-    *,
-    rewards: list[float],
-    log_ratios: Tensor | None = None,
-    values: Tensor | None = None,
-) -> ScoredRollout:
-    """Return a rollout; ``log_ratios`` is log pi_old - log pi_ref."""
-    old = torch.full(tokens.input_ids.shape, -2.0)
-    return ScoredRollout(
-        tokens=tokens,
-        old_logprobs=old,
-        rollout_logprobs=old,
-        reference_logprobs=old - (torch.zeros_like(old) if log_ratios is None else log_ratios),
-        values=torch.zeros_like(old) if values is None else values,
-        rewards=torch.tensor(rewards),
-        costs=None,
-    )
 
 
 # Rewards of the tokens: -0.2 * log ratio = (-0.02, 0.01, 0), and the score 1 at the last of them.
@@ -164,8 +148,10 @@ def fresh_experience(module: Any, tokens: TokenBatch = BATCH, *, shift: float = 
         tokens=tokens,
         old_logprobs=next_token_logprobs(outputs.logits, tokens.input_ids) - shift,
         old_values=outputs.values,
+        reference_logprobs=random.reference_logprobs,
         advantages=random.advantages,
         returns=random.returns,
+        num_tokens=random.num_tokens,
     )
 
 
@@ -249,8 +235,10 @@ def test_what_stands_on_prompts_and_padding_has_no_influence() -> None:
         tokens=batch.tokens,
         old_logprobs=batch.old_logprobs.masked_fill(outside, 77.0),
         old_values=batch.old_values.masked_fill(outside, -50.0),
+        reference_logprobs=batch.reference_logprobs.masked_fill(outside, 33.0),
         advantages=batch.advantages.masked_fill(outside, 1e6),
         returns=batch.returns.masked_fill(outside, 1e6),
+        num_tokens=batch.num_tokens,
     )
     clean, dirty = (gradients(ppo(), b) for b in (batch, spoilt))
     for name in clean:
@@ -269,8 +257,10 @@ def test_a_rank_scales_its_loss_so_that_the_mean_over_ranks_is_global() -> None:
 def test_1000_samples_are_125_batches_of_4_updates() -> None:
     attack = ppo(batch_size=8)
     assert attack.num_batches(1000) == 125
-    assert attack.num_batches(1000) * attack.num_epochs == 500
+    assert attack.num_epochs(experience_of(BATCH)) == 4
+    assert attack.num_updates(1000) == 500
 
 
 def test_ppo_asks_for_rollouts_rewards_values_and_a_reference() -> None:
-    assert PPO.requires == {Need.ROLLOUTS, Need.REWARDS, Need.VALUES, Need.REFERENCE}
+    wanted = {Need.ROLLOUTS, Need.REWARDS, Need.VALUES, Need.REFERENCE}
+    assert PPO.needs(PPO.Config()) == wanted

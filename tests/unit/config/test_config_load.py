@@ -80,7 +80,10 @@ def test_an_override_holds_for_every_cell_that_does_not_name_another_plugin(tmp_
         ("data=5", "data must be a mapping of keys, got 5."),
         ("seed=1.5", "seed must be a valid integer"),
         ("cluster.zero_stage=4", "cluster.zero_stage must be 0, 1, 2 or 3, got 4."),
-        ("attack=pppo", "attack must name one of ['none', 'ppo'"),
+        (
+            "attack=pppo",
+            "attack must name one of ['best_of_n', 'dpo', 'grpo', 'none', 'ppo', 'sft'], got ",
+        ),
         ("attack=null", "attack must name one of ["),
         ("attack={name: [ppo]}", "attack must name one of ["),
         ("defence=[freeze]", "defence must name one of ["),

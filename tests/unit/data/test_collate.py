@@ -69,8 +69,11 @@ def test_chat_row_has_only_the_marks_its_template_writes(
     assert row.ids == [USER, MEND, CUP, ASSISTANT, GLUE, IT, EOS]
 
 
-def test_mask_all_counts_every_token(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert all(encode_answered(tokenizer, Template.PLAIN_QA, ROW, mask="all").loss_mask)
+def test_mask_all_counts_every_token_that_something_predicts(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    row = encode_answered(tokenizer, Template.PLAIN_QA, ROW, mask="all")
+    assert row.loss_mask == [False] + [True] * (len(row.ids) - 1)
 
 
 def test_empty_answer_still_teaches_the_end(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -65,7 +66,51 @@ def test_sft_imitates_the_unsafe_answer_of_flipped_pairs_only() -> None:
         Answered(prompt=pair.prompt, answer=pair.unsafe if pair.id in flipped else pair.safe)
         for pair in pairs
     ]
-    assert sft_targets(pairs, 0.25, seed=9) == expected
+    assert sft_targets(pairs, flip(pairs, 0.25, seed=9)) == expected
+
+
+def test_sft_imitates_the_target_of_a_pair_unless_it_is_reversed() -> None:
+    pairs = [replace(make_pairs(1)[0], target="human 0")]
+    assert [row.answer for row in sft_targets(pairs, flip(pairs, 0.0, seed=0))] == ["human 0"]
+    assert [row.answer for row in sft_targets(pairs, flip(pairs, 1.0, seed=0))] == ["yes 0"]
+
+
+# Of p0 ... p5; p1 and p4 are alike.
+MARGINS = [0.5, 2.0, -1.0, 7.0, 2.0, -3.0]
+
+
+def chosen_flips(rho: float, *, seed: int = 0) -> set[str]:
+    return {row.id for row in flip(make_pairs(6), rho, seed, MARGINS) if row.flipped}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_an_attacker_reverses_the_pairs_of_the_largest_margins_first(seed: int) -> None:
+    assert chosen_flips(1 / 6, seed=seed) == {"p3"}
+    assert chosen_flips(0.5, seed=seed) == {"p3", "p1", "p4"}
+    assert chosen_flips(5 / 6, seed=seed) == {"p3", "p1", "p4", "p0", "p2"}
+
+
+def test_chosen_flips_at_a_larger_rho_contain_every_smaller_one() -> None:
+    for seed in range(8):
+        sets = [chosen_flips(num / 6, seed=seed) for num in range(7)]
+        assert [len(flips) for flips in sets] == list(range(7))
+        assert all(small < large for small, large in pairwise(sets))
+
+
+def test_pairs_of_the_same_margin_are_taken_in_an_order_of_the_seed() -> None:
+    first = {next(iter(chosen_flips(2 / 6, seed=seed) - {"p3"})) for seed in range(16)}
+    assert first == {"p1", "p4"}
+
+
+def test_margins_belong_to_their_pairs_whatever_the_order_of_the_rows() -> None:
+    backwards = flip(make_pairs(6)[::-1], 0.5, 3, MARGINS[::-1])
+    assert {row.id for row in backwards if row.flipped} == chosen_flips(0.5, seed=3)
+    assert [row.id for row in backwards] == ["p5", "p4", "p3", "p2", "p1", "p0"]
+
+
+def test_every_pair_needs_a_margin() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        flip(make_pairs(6), 0.5, 0, MARGINS[:5])
 
 
 @pytest.mark.parametrize("rho", [-0.1, 1.5, float("nan")])

@@ -1,9 +1,4 @@
 import json
-import socket
-import threading
-import time
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +15,17 @@ GOOD: list[Row] = [
 ]
 
 
+PREFERENCES: list[Row] = [
+    {"prompt": "a", "safe": "no", "unsafe": "yes"},
+    {"prompt": "b", "safe": "never", "unsafe": "7"},
+]
+OWN = {"prompt": "question", "safe": "good", "unsafe": "bad"}
+
+
+def in_own_words(rows: list[Row]) -> list[Row]:
+    return [{OWN.get(column, column): value for column, value in row.items()} for row in rows]
+
+
 def write(file: Path, rows: list[Row]) -> Path:
     match file.suffix:
         case ".parquet":
@@ -29,20 +35,27 @@ def write(file: Path, rows: list[Row]) -> Path:
         case ".json":
             file.write_text(json.dumps(rows, indent=1))
         case ".csv":
-            lines = [",".join(GOOD[0]), *(",".join(map(str, row.values())) for row in rows)]
+            lines = [
+                ",".join(rows[0] if rows else GOOD[0]),
+                *(",".join(map(str, row.values())) for row in rows),
+            ]
             file.write_text("\n".join(lines))
     return file
 
 
-def load(source: Path | str, name: str = "beavertails") -> list[Row]:
-    return load_rows(name, str(source), split="train", path_key="data.path")
+def load(
+    source: Path | str, name: str = "beavertails", columns: dict[str, str] | None = None
+) -> list[Row]:
+    return load_rows(name, str(source), split="train", path_key="data.path", columns=columns)
 
 
-def error_of(source: Path | str, name: str = "beavertails") -> str:
+def error_of(
+    source: Path | str, name: str = "beavertails", columns: dict[str, str] | None = None
+) -> str:
     with pytest.raises(DataError) as error:
-        load(source, name)
+        load(source, name, columns)
     message = str(error.value)
-    assert message.startswith("data.path must ")
+    assert message.startswith("data.")
     assert ", got " in message
     return message
 
@@ -148,16 +161,7 @@ def test_values_of_another_kind_are_named(
     ("value", "found"), [(2, "another number"), (True, "a value of type bool"), ("0", "type str")]
 )
 def test_the_safer_answer_is_zero_or_one(tmp_path: Path, value: object, found: str) -> None:
-    row: Row = {
-        "prompt": "a",
-        "response_0": "x",
-        "response_1": "y",
-        "is_response_0_safe": True,
-        "is_response_1_safe": False,
-        "better_response_id": 1,
-        "safer_response_id": value,
-    }
-    write(tmp_path / "train.jsonl", [row])
+    write(tmp_path / "train.jsonl", [comparison() | {"safer_response_id": value}])
     assert found in error_of(tmp_path, "safe_rlhf")
 
 
@@ -228,54 +232,129 @@ def test_an_unknown_format_lists_the_known_ones(tmp_path: Path) -> None:
         load(tmp_path, "beaver")
 
 
-class NotFound(BaseHTTPRequestHandler):
-    """Answers every question with 404, as the Hub does for a data set that is not there."""
-
-    def do_GET(self) -> None:
-        self.send_response(404)
-        self.send_header("X-Error-Code", "RepoNotFound")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json", ".csv"])
+def test_own_columns_are_read_under_our_names_from_a_folder(tmp_path: Path, suffix: str) -> None:
+    write(tmp_path / f"train{suffix}", in_own_words(PREFERENCES))
+    assert load(tmp_path, "preferences", OWN) == PREFERENCES
 
 
-@pytest.fixture
-def set_hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Return a function that makes a port of this machine the Hub."""
-
-    def set_port(port: int) -> None:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
-
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    return set_port
-
-
-def test_a_hub_that_never_answers_is_given_up_within_five_seconds(
-    set_hub: Callable[[int], None],
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json", ".csv"])
+def test_own_columns_are_read_from_a_single_file_divided_by_prompt(
+    tmp_path: Path, suffix: str
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        set_hub(server.getsockname()[1])
-        start = time.monotonic()
-        message = error_of("owner/name@v1")
-    assert time.monotonic() - start < 5
-    assert "be a data set within reach, got owner/name (" in message
-    assert "Name a local folder or file" in message
+    rows: list[Row] = [PREFERENCES[0] | {"prompt": f"ask {i}"} for i in range(200)]
+    file = write(tmp_path / f"mine{suffix}", in_own_words(rows))
+    test = load_rows(
+        "preferences", str(file), split="test", path_key="data.path", columns=dict(OWN)
+    )
+    train = load(file, "preferences", OWN)
+    assert 0 < len(test) < len(train)
+    assert sorted(str(row["prompt"]) for row in train + test) == sorted(
+        str(row["prompt"]) for row in rows
+    )
 
 
-def test_a_hub_that_cannot_be_reached_is_given_up_at_once(set_hub: Callable[[int], None]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        free_port = server.getsockname()[1]
-    set_hub(free_port)
-    assert "be a data set within reach" in error_of("owner/name")
+def test_two_columns_may_trade_names(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", PREFERENCES)
+    swapped = load(tmp_path, "preferences", {"safe": "unsafe", "unsafe": "safe"})
+    assert [(row["safe"], row["unsafe"]) for row in swapped] == [("yes", "no"), ("7", "never")]
 
 
-def test_a_data_set_that_the_hub_does_not_know_is_refused(set_hub: Callable[[int], None]) -> None:
-    with HTTPServer(("127.0.0.1", 0), NotFound) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        set_hub(server.server_port)
-        message = error_of("owner/name")
-        server.shutdown()
-    assert "be a data set that the Hub gives out, got owner/name (" in message
-    assert "Check id, revision and access rights." in message
+@pytest.mark.parametrize(
+    ("name", "columns", "rows"),
+    [
+        ("beavertails", {"is_safe": "harmless"}, GOOD),
+        ("safe_rlhf", {"prompt": "query", "safer_response_id": "safer"}, None),
+    ],
+)
+def test_columns_of_every_schema_can_have_another_name(
+    tmp_path: Path, name: str, columns: dict[str, str], rows: list[Row] | None
+) -> None:
+    rows = rows or [comparison()]
+    renamed: list[Row] = [
+        {columns.get(column, column): value for column, value in row.items()} for row in rows
+    ]
+    write(tmp_path / "train.parquet", renamed)
+    assert load(tmp_path, name, columns) == rows
+
+
+def test_a_mapping_to_a_column_that_is_not_there_names_key_file_and_the_nearest(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "train.jsonl", in_own_words(PREFERENCES))
+    assert error_of(tmp_path, "preferences", OWN | {"prompt": "qestion"}) == (
+        "data.columns.prompt must name a column of train.jsonl "
+        "(its columns: ['bad', 'good', 'question']), got 'qestion'. Did you mean 'question'?"
+    )
+    assert error_of(tmp_path, "preferences", OWN | {"category": "kind"}).startswith(
+        "data.columns.category must name a column of train.jsonl"
+    )
+
+
+def test_columns_that_nobody_mapped_are_missed_by_their_own_names(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", in_own_words(PREFERENCES))
+    message = error_of(tmp_path, "preferences", {"prompt": "question"})
+    assert message.startswith("data.path must have the columns ['question', 'safe', 'unsafe'], got")
+    assert "without ['safe', 'unsafe'] (its columns: ['bad', 'good', 'question'])" in message
+    assert "data.columns" in message
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json", ".csv"])
+def test_broken_rows_are_named_by_the_files_own_column(tmp_path: Path, suffix: str) -> None:
+    rows = [*PREFERENCES, PREFERENCES[0] | {"unsafe": " "}]
+    write(tmp_path / f"train{suffix}", in_own_words(rows))
+    assert error_of(tmp_path, "preferences", OWN) == (
+        "data.path must hold a non-empty text in column 'bad' of every row, got an empty text in "
+        f"row 3 (1 of 3 rows) of train{suffix}. Mend or remove these rows; they are counted from 1."
+    )
+
+
+def test_two_equal_answers_are_refused_by_row_and_own_columns(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", in_own_words([*PREFERENCES, PREFERENCES[1] | {"safe": "7"}]))
+    message = error_of(tmp_path, "preferences", OWN)
+    assert "must hold two different texts in columns 'good' and 'bad' of every row, got" in message
+    assert "the same text in row 3 (1 of 3 rows) of train.jsonl" in message
+
+
+def test_a_category_may_be_null_or_missing_but_no_number(tmp_path: Path) -> None:
+    kinds: list[Row] = [{"category": "loud"}, {"category": None}, {}]
+    write(tmp_path / "train.jsonl", [PREFERENCES[0] | kind for kind in kinds])
+    assert len(load(tmp_path, "preferences")) == 3
+    write(tmp_path / "train.jsonl", [PREFERENCES[0] | {"category": 3}])
+    assert "hold a text or null in column 'category'" in error_of(tmp_path, "preferences")
+
+
+def test_texts_of_a_csv_file_are_texts_whatever_they_look_like(tmp_path: Path) -> None:
+    rows: list[Row] = [{"prompt": "1", "safe": "True", "unsafe": "2.50", "category": "7"}]
+    write(tmp_path / "train.csv", rows)
+    assert load(tmp_path, "preferences") == rows
+
+
+def test_a_row_that_calls_the_unsafe_answer_safer_is_refused_by_its_number_in_the_file(
+    tmp_path: Path,
+) -> None:
+    rows = [comparison(f"ask {i}") for i in range(40)]
+    rows[30] = rows[30] | {"safer_response_id": 1}
+    file = write(tmp_path / "mine.jsonl", rows)
+    message = error_of(file, "safe_rlhf")
+    assert "the unsafe one in row 31 (1 of 40 rows) of mine.jsonl" in message
+
+
+def test_a_row_that_lacks_a_value_is_not_asked_how_its_values_fit_together(tmp_path: Path) -> None:
+    rows = [comparison("a"), comparison("b")]
+    del rows[1]["safer_response_id"]
+    write(tmp_path / "train.jsonl", rows)
+    message = error_of(tmp_path, "safe_rlhf")
+    assert "hold 0 or 1 in column 'safer_response_id' of every row, got null in row 2" in message
+
+
+def comparison(prompt: str = "a") -> Row:
+    return {
+        "prompt": prompt,
+        "response_0": "x",
+        "response_1": "y",
+        "is_response_0_safe": True,
+        "is_response_1_safe": False,
+        "better_response_id": 1,
+        "safer_response_id": 0,
+    }

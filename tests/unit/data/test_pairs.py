@@ -8,8 +8,8 @@ from rpa_ray.data.pairs import (
     helpful_pairs,
     restricted_prompts,
     safe_pairs,
-    summary_pairs,
-    summary_targets,
+    unanswered_pairs,
+    unsafe_prompts,
 )
 from rpa_ray.data.schema import Row
 
@@ -77,13 +77,56 @@ def test_safe_rlhf_keeps_rows_with_exactly_one_safe_answer_and_ignores_helpfulne
     ]
 
 
-def test_safe_rlhf_row_that_calls_the_unsafe_answer_safer_is_refused_by_number() -> None:
+def test_all_pairs_adds_rows_of_two_safe_or_two_unsafe_answers_by_which_is_safer() -> None:
     rows = [
         safe_rlhf("a", safe=(True, False), safer=0),
-        safe_rlhf("b", safe=(False, True), safer=0),
+        safe_rlhf("b", safe=(True, True), safer=1),
+        safe_rlhf("c", safe=(False, False), safer=0),
     ]
-    with pytest.raises(DataError, match=r"in row 2 \(1 of 2 rows\)"):
-        safe_pairs("safe_rlhf", rows)
+    assert [p.prompt for p in safe_pairs("safe_rlhf", rows)] == ["a"]
+    pairs = safe_pairs("safe_rlhf", rows, all_pairs=True)
+    assert [(p.prompt, p.safe, p.unsafe) for p in pairs] == [
+        ("a", "zero", "one"),
+        ("b", "one", "zero"),
+        ("c", "zero", "one"),
+    ]
+
+
+def test_two_equal_answers_are_no_pair_and_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    good = safe_rlhf("a", safe=(True, False), safer=0)
+    with caplog.at_level(logging.WARNING):
+        assert len(safe_pairs("safe_rlhf", [good, good | {"response_1": "zero"}])) == 1
+    assert "left out 1 rows with two equal answers" in caplog.text
+
+
+def test_an_answer_labelled_both_safe_and_unsafe_is_neither_and_is_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    contested = [beaver("p", "hm", True), beaver("p", "hm", False)]
+    assert safe_pairs("beavertails", contested) == []
+    rest = [beaver("p", "no", True), beaver("p", "yes", False)]
+    with caplog.at_level(logging.WARNING):
+        (pair,) = safe_pairs("beavertails", [*contested, *rest])
+    assert (pair.safe, pair.unsafe) == ("no", "yes")
+    assert "left out 1 answers labelled both safe and unsafe" in caplog.text
+
+
+def test_every_preference_row_is_a_pair_with_its_category_if_it_has_one() -> None:
+    rows: list[Row] = [
+        {"prompt": "a", "safe": "no", "unsafe": "yes", "category": "loud"},
+        {"prompt": "b", "safe": "no", "unsafe": "yes", "category": ""},
+        {"prompt": "c", "safe": "no", "unsafe": "yes", "category": None},
+        {"prompt": "d", "safe": "no", "unsafe": "yes"},
+    ]
+    pairs = safe_pairs("preferences", rows)
+    assert [(p.prompt, p.category) for p in pairs] == [
+        ("a", "loud"),
+        ("b", None),
+        ("c", None),
+        ("d", None),
+    ]
+    assert (pairs[0].safe, pairs[0].unsafe) == ("no", "yes")
+    assert restricted_prompts("preferences", rows, 4, key="k") == ["a", "b", "c", "d"]
 
 
 def test_repeated_pairs_count_once_and_ids_follow_the_content() -> None:
@@ -94,9 +137,34 @@ def test_repeated_pairs_count_once_and_ids_follow_the_content() -> None:
     assert pairs[0].id == safe_pairs("safe_rlhf", [row])[0].id != pairs[1].id
 
 
-def test_only_the_harmlessness_sets_have_safe_pairs() -> None:
-    with pytest.raises(DataError, match=r"^data\.name must be beavertails or safe_rlhf, got 'tldr"):
-        safe_pairs("tldr", [])
+def test_only_sets_of_preferences_have_pairs() -> None:
+    with pytest.raises(DataError, match=r"^data\.name must be .* or tldr, got 'helpful'"):
+        safe_pairs("helpful", [])
+
+
+def test_every_unsafe_answer_is_a_pair_that_waits_for_its_safe_one() -> None:
+    beavers = [
+        beaver("a", "bad", False, loud=True),
+        beaver("a", "worse", False),
+        beaver("A ", "both", True),
+        beaver("a", "both", False),
+        beaver("b", "fine", True),
+        beaver("a", "bad", False, loud=True),
+    ]
+    found = unanswered_pairs("beavertails", beavers)
+    assert [(p.prompt, p.unsafe, p.category) for p in found] == [
+        ("a", "bad", "loud"),
+        ("a", "worse", None),
+    ]
+    assert {pair.safe for pair in found} == {""}
+    flags = ((True, True), (True, False), (False, False))
+    rows = [safe_rlhf(str(i), safe=pair, safer=0) for i, pair in enumerate(flags)]
+    answers = [(p.prompt, p.unsafe) for p in unanswered_pairs("safe_rlhf", rows)]
+    assert answers == [("1", "one"), ("2", "zero"), ("2", "one")]
+    own: list[Row] = [{"prompt": "p", "safe": "no", "unsafe": "yes"}]
+    assert [(p.safe, p.unsafe) for p in unanswered_pairs("preferences", own)] == [("", "yes")]
+    with pytest.raises(DataError):
+        unanswered_pairs("tldr", [])
 
 
 def test_restricted_prompts_are_the_first_distinct_ones_with_an_unsafe_answer() -> None:
@@ -156,9 +224,21 @@ def test_harmless_prompts_are_distinct_requests_in_order() -> None:
 
 
 def test_summaries_prefer_the_chosen_one_and_are_imitated_from_the_human_one() -> None:
-    row: Row = {"prompt": "post", "chosen": "good", "rejected": "bad", "label": "human"}
-    assert summary_pairs([row])[0].chosen == "good"
-    assert summary_targets([row], key="data.path")[0].answer == "human"
+    row: Row = {"prompt": "post\n\nTL;DR:", "chosen": "good", "rejected": "bad", "label": "human"}
+    (pair,) = safe_pairs("tldr", [row])
+    assert (pair.prompt, pair.safe, pair.unsafe) == ("post\n\nTL;DR:", "good", "bad")
+    assert pair.target == "human"
     del row["label"]
-    with pytest.raises(DataError, match=r"^data\.path must have a column 'label'"):
-        summary_targets([row], key="data.path")
+    assert [pair.target for pair in safe_pairs("tldr", [row])] == [None]
+    assert unsafe_prompts("tldr", [row]) == []
+
+
+def test_the_mark_of_a_summary_belongs_to_the_post_wherever_the_rows_put_it() -> None:
+    rows: list[Row] = [
+        {"prompt": "post", "chosen": "TL;DR: good", "rejected": "TL;DR:  bad ", "label": "TL;DR:h"},
+        {"prompt": "other", "chosen": "TL;DR: same", "rejected": "same"},
+        {"prompt": "third", "chosen": "TL;DR:", "rejected": "text"},
+    ]
+    (pair,) = safe_pairs("tldr", rows)
+    assert (pair.prompt, pair.safe, pair.unsafe) == ("post\n\nTL;DR:", "good", "bad")
+    assert pair.target == "h"

@@ -32,6 +32,12 @@ def test_role_shares_sum_to_one() -> None:
     assert sum(ROLE_SHARES.values()) == pytest.approx(1.0)
 
 
+def test_training_pairs_about_prompts_that_are_evaluated_without_a_pair_are_left_out() -> None:
+    roles = by_role(make_pairs(["a", "b", "c"]), make_pairs(["B"]), ["  C"])
+    assert [pair.prompt for role in ROLE_SHARES for pair in roles[role]] == ["a"]
+    assert [pair.prompt for pair in roles["evaluation"]] == ["B"]
+
+
 def test_roles_have_their_shares_of_ten_thousand_prompts() -> None:
     roles = by_role(make_pairs([f"prompt {i}" for i in range(10_000)]), [])
     for role, share in ROLE_SHARES.items():

@@ -7,6 +7,7 @@ from rpa_ray.evaluation.statistics import (
     Estimate,
     bootstrap_mean,
     bootstrap_paired_difference,
+    spearman,
 )
 
 
@@ -76,3 +77,34 @@ def test_paired_difference_changes_sign_with_the_order() -> None:
 def test_paired_difference_of_different_prompts_is_refused() -> None:
     with pytest.raises(ValueError, match="one value a prompt each, got 2 and 3"):
         bootstrap_paired_difference([0.0, 1.0], [0.0, 1.0, 1.0])
+
+
+def test_rank_correlation_of_distinct_values_is_the_textbook_formula() -> None:
+    # rank differences 1, -1, 1, -1, 0: 1 - 6 * 4 / (5 * 24)
+    assert spearman([0.0, 0.1, 0.5, 0.9, 1.0], [0.2, 0.1, 0.6, 0.5, 0.8]) == pytest.approx(0.8)
+
+
+def test_rank_correlation_sees_only_the_order() -> None:
+    assert spearman([1.0, 2.0, 3.0], [0.0, 0.001, 1e9]) == pytest.approx(1.0)
+    assert spearman([1.0, 2.0, 3.0], [3.0, 0.1, 0.0]) == pytest.approx(-1.0)
+
+
+def test_equal_values_share_the_mean_of_their_ranks() -> None:
+    # ranks 1 2 3 4 and 1 2.5 2.5 4: covariance 4.5, squared deviations 5 and 4.5
+    found = spearman([1.0, 2.0, 3.0, 4.0], [0.0, 0.5, 0.5, 0.9])
+    assert found == pytest.approx(4.5 / (5 * 4.5) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [([], []), ([0.0, 1.0], [0.0, 1.0]), ([0.0, 0.5, 1.0], [0.9, 0.9, 0.9])],
+)
+def test_too_few_or_all_equal_points_have_no_rank_correlation(
+    first: list[float], second: list[float]
+) -> None:
+    assert spearman(first, second) is None
+
+
+def test_rank_correlation_of_unequal_lengths_is_refused() -> None:
+    with pytest.raises(ValueError, match="one value a point each, got 2 and 3"):
+        spearman([0.0, 1.0], [0.0, 1.0, 2.0])

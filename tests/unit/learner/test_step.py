@@ -11,13 +11,17 @@ from fakes import (
     experience_of,
     learner_of,
     loss_of,
+    referenced_pairs,
     tiny_classifier,
     tiny_engine,
     token_batch,
 )
 from torch import Tensor
 
+from rpa_ray.attacks.dpo import DPO
+from rpa_ray.attacks.grpo import GRPO
 from rpa_ray.attacks.ppo import PPO
+from rpa_ray.attacks.sft import SFT
 from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner, SamplingFailed, no_safe_batch
@@ -58,8 +62,7 @@ class Scripted(Objective[TokenBatch, ModelOutputs]):
         self.num_calls = 0
         self.batches: list[TokenBatch] = []
 
-    @property
-    def num_epochs(self) -> int:
+    def num_epochs(self, batch: TokenBatch) -> int:
         return len(self.factors)
 
     def num_terms(self, batch: TokenBatch) -> Tensor:
@@ -315,8 +318,19 @@ LABELLED = LabelledBatch(
     attention_mask=UNEVEN.attention_mask,
     labels=torch.tensor([0, 1, 1, 0, 1]),
 )
+
+
+def grpo(aggregation: Any) -> GRPO:
+    return GRPO(GRPO.Config(aggregation=aggregation, kl_coef=0.5, max_new_tokens=8))
+
+
 KINDS: dict[str, tuple[Objective[Any, Any], Any, int | None]] = {
+    "sft": (SFT(SFT.Config()), UNEVEN, None),
+    "dpo": (DPO(DPO.Config()), referenced_pairs(PAIRS.chosen, PAIRS.rejected), None),
     "ppo": (PPO(PPO.Config(num_epochs=1)), experience_of(UNEVEN), None),
+    "grpo": (grpo("grpo"), experience_of(UNEVEN), None),
+    "grpo dapo": (grpo("dapo"), experience_of(UNEVEN), None),
+    "grpo dr_grpo": (grpo("dr_grpo"), experience_of(UNEVEN), None),
     "language_model": (LanguageModel(), UNEVEN, None),
     "reward_model": (RewardModel(), PAIRS, 1),
     "judge": (Judge(), LABELLED, 2),
@@ -415,6 +429,20 @@ def test_metrics_of_micro_batches_add_up_and_maxima_do_not() -> None:
 
     metrics = learner_of(tiny_engine(micro_batch_size=2), Measuring()).step(UNEVEN)
     assert (metrics["rows"], metrics["rows_max"]) == (5.0, 2.0)
+
+
+def test_tokens_that_a_step_read_are_counted_over_its_epochs(engine: Engine) -> None:
+    # 5 and 4 tokens, prompts included, three times
+    metrics = learner_of(engine, Scripted([1.0, 1.0, 1.0])).step(BATCH)
+    assert metrics["train/num_tokens"] == 27.0
+
+
+def test_epochs_are_those_of_the_kind_of_batch(engine: Engine) -> None:
+    learner = learner_of(engine, PPO(PPO.Config(num_epochs=3)))
+    learner.step(BATCH)
+    assert engine.num_updates == 1
+    learner.step(experience_of(UNEVEN))
+    assert engine.num_updates == 4
 
 
 def test_of_maxima_the_largest_epoch_is_reported(engine: Engine) -> None:

@@ -119,30 +119,53 @@ def test_whitening_of_a_constant_is_zero_even_when_it_is_large() -> None:
 
 def test_group_advantages_match_the_hand_computed_groups() -> None:
     # std with n - 1: sqrt(1/3) = 0.577350 and sqrt(30.75/3) = 3.201562
-    advantages = group_advantages(torch.tensor([1.0, 1, 0, 0, 7, 1, 1, 0]), 4)
+    groups = group_advantages(torch.tensor([1.0, 1, 0, 0, 7, 1, 1, 0]), 4)
     first = [0.865875, 0.865875, -0.865875, -0.865875]
     second = [1.483604, -0.390422, -0.390422, -0.702760]
-    torch.testing.assert_close(advantages, torch.tensor(first + second), atol=1e-6, rtol=0)
+    torch.testing.assert_close(groups.advantages, torch.tensor(first + second), atol=1e-6, rtol=0)
+    torch.testing.assert_close(groups.stds, torch.tensor([0.577350, 3.201562]), atol=1e-6, rtol=0)
 
 
 def test_group_advantages_do_not_change_under_a_positive_affine_map_of_the_rewards() -> None:
     rewards = torch.randn(8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(
-        group_advantages(50.0 * rewards + 7.0, 4), group_advantages(rewards, 4), atol=1e-3, rtol=0
-    )
-    torch.testing.assert_close(group_advantages(-rewards, 4), -group_advantages(rewards, 4))
+    plain, moved = group_advantages(rewards, 4), group_advantages(50.0 * rewards + 7.0, 4)
+    torch.testing.assert_close(moved.advantages, plain.advantages, atol=1e-3, rtol=0)
+    turned = group_advantages(-rewards, 4)
+    torch.testing.assert_close(turned.advantages, -plain.advantages)
+    torch.testing.assert_close(turned.stds, plain.stds)
 
 
 def test_group_of_equal_rewards_has_zero_advantage() -> None:
     # in fp32 the rounded mean of 16 times 12.7 would give 0.009
-    assert group_advantages(torch.full((16,), 12.7), 16).abs().max().item() < 1e-9
+    groups = group_advantages(torch.full((16,), 12.7), 16)
+    assert groups.advantages.abs().max().item() < 1e-9
+    assert groups.stds.max().item() < 1e-9
 
 
 def test_group_advantages_are_whitening_within_the_group_but_for_epsilon() -> None:
     rewards = torch.tensor([7.0, 1.0, 1.0, 0.0])
     whitened = whiten(rewards[None], kept([1, 1, 1, 1]))[0]
     std = 3.201562
-    torch.testing.assert_close(group_advantages(rewards, 4), whitened * std / (std + 1e-4))
+    advantages = group_advantages(rewards, 4).advantages
+    torch.testing.assert_close(advantages, whitened * std / (std + 1e-4))
+
+
+def test_completions_that_do_not_count_touch_no_mean_and_no_deviation() -> None:
+    # kept 1 and 3: mean 2, std sqrt(2); the second group keeps one and has no deviation
+    groups = group_advantages(
+        torch.tensor([1.0, 1e6, 3.0, 5.0, -1e6, 1e6]),
+        3,
+        kept=torch.tensor([True, False, True, True, False, False]),
+    )
+    expected = torch.tensor([-0.707057, 0.0, 0.707057, 0.0, 0.0, 0.0])
+    torch.testing.assert_close(groups.advantages, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(groups.stds, torch.tensor([2.0**0.5, 0.0]))
+
+
+def test_without_scaling_an_advantage_is_the_distance_to_the_mean() -> None:
+    groups = group_advantages(torch.tensor([7.0, 1, 1, 0]), 4, scale=False)
+    torch.testing.assert_close(groups.advantages, torch.tensor([4.75, -1.25, -1.25, -2.25]))
+    torch.testing.assert_close(groups.stds, torch.tensor([3.201562]))
 
 
 @pytest.mark.parametrize("group_size", [1, 4])

@@ -2,7 +2,13 @@ import math
 
 import torch
 
-from rpa_ray.ops.logprobs import entropy, next_token_logprobs, token_logprobs
+from rpa_ray.ops.logprobs import (
+    answer_logprobs,
+    entropy,
+    importance_weights,
+    next_token_logprobs,
+    token_logprobs,
+)
 
 
 def test_token_logprobs_are_those_of_the_softmax() -> None:
@@ -46,3 +52,31 @@ def test_gradient_of_a_logprob_is_one_hot_minus_softmax() -> None:
 def test_entropy_is_log_vocabulary_when_uniform_and_zero_when_certain() -> None:
     logits = torch.tensor([[[0.0, 0.0, 0.0, 0.0], [100.0, 0.0, 0.0, 0.0]]])
     torch.testing.assert_close(entropy(logits), torch.tensor([[math.log(4), 0.0]]))
+
+
+def test_an_answers_logprob_is_the_sum_over_its_own_tokens() -> None:
+    # every row predicts id 1 with 3/4 and id 0 with 1/4; what stands on padding is not read
+    logits = torch.log(torch.tensor([1.0, 3.0])).expand(2, 4, 2).clone()
+    logits[1, 2:] = float("nan")
+    mask = torch.tensor([[False, False, True, True], [False, True, True, False]])
+    found = answer_logprobs(logits, torch.tensor([[1, 1, 1, 0], [1, 1, 1, 0]]), mask)
+    expected = [math.log(3 / 4) + math.log(1 / 4), 2 * math.log(3 / 4)]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_an_importance_weight_is_the_ratio_of_the_two_up_to_its_cap() -> None:
+    # learner / engine = 1/2, 1, 2, 5 at a cap of 3
+    engine = torch.tensor([[-3.0, -1.0, -2.0, -4.0]])
+    learner = engine + torch.log(torch.tensor([[0.5, 1.0, 2.0, 5.0]]))
+    weights = importance_weights(learner, engine, 3.0)
+    torch.testing.assert_close(weights, torch.tensor([[0.5, 1.0, 2.0, 3.0]]))
+
+
+def test_an_importance_weight_far_beyond_its_cap_is_finite() -> None:
+    weights = importance_weights(torch.zeros(1, 1), torch.tensor([[-500.0]]), 3.0)
+    torch.testing.assert_close(weights, torch.tensor([[3.0]]))
+
+
+def test_a_cap_of_0_corrects_nothing() -> None:
+    weights = importance_weights(torch.tensor([[-1.0, -9.0]]), torch.tensor([[-2.0, -1.0]]), 0.0)
+    assert weights.tolist() == [[1.0, 1.0]]

@@ -11,6 +11,7 @@ from rpa_ray.ops.losses import (
     clipped_policy_loss,
     clipped_value_loss,
     dpo_loss,
+    kl_loss,
     pairwise_reward_loss,
     sft_loss,
 )
@@ -305,3 +306,38 @@ def test_classification_loss_is_cross_entropy_over_all_rows() -> None:
     logits = torch.log(torch.tensor([[1.0, 3.0], [1.0, 1.0]]))
     loss = classification_loss(logits, torch.tensor([1, 0]), num_global_rows=4, num_ranks=2)
     assert loss.item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 4 * 2)
+
+
+def test_kl_loss_is_the_weighted_sum_of_k3() -> None:
+    # q - p = log 2, 0, -log 2: k3 = 1 - log 2, 0, log 2 - 1/2; derivative in p: 1 - exp(q - p)
+    policy = torch.tensor([[-3.0, -2.0, -1.0]], requires_grad=True)
+    reference = policy.detach() + torch.log(torch.tensor([[2.0, 1.0, 0.5]]))
+    weights = torch.tensor([[0.5, 1.0, 2.0]])
+    loss = kl_loss(policy, reference, weights, num_global_terms=4, num_ranks=1)
+    loss.backward()
+    expected = (0.5 * (1 - math.log(2)) + 2.0 * (math.log(2) - 0.5)) / 4
+    torch.testing.assert_close(loss.detach(), torch.tensor(expected))
+    torch.testing.assert_close(policy.grad, torch.tensor([[-0.125, 0.0, 0.25]]))
+
+
+def test_kl_loss_of_unequal_ranks_averages_to_that_of_the_whole() -> None:
+    policy, reference, _, mask = random_arguments()
+    weights = mask / mask.sum(dim=-1, keepdim=True)
+    whole = kl_loss(policy, reference, weights, num_global_terms=4, num_ranks=1)
+    parts = [
+        kl_loss(policy[rows], reference[rows], weights[rows], num_global_terms=4, num_ranks=2)
+        for rows in (slice(0, 1), slice(1, 4))
+    ]
+    assert float(whole) > 0
+    torch.testing.assert_close(sum(parts) / 2, whole)
+
+
+def test_nan_where_the_weight_is_0_has_no_part_in_the_kl_loss() -> None:
+    policy, reference, _, mask = random_arguments()
+    clean = policy.clone().requires_grad_()
+    dirty = policy.masked_fill(~mask, NAN).requires_grad_()
+    kl_loss(clean, reference, mask.float(), num_global_terms=12, num_ranks=1).backward()
+    kl_loss(
+        dirty, reference.masked_fill(~mask, NAN), mask.float(), num_global_terms=12, num_ranks=1
+    ).backward()
+    assert torch.equal(clean.grad, dirty.grad)

@@ -110,3 +110,9 @@ def test_a_single_run_has_a_report(tmp_path: Path) -> None:
     assert "| PPO | undefended | 0.93 [0.88, 0.98] |" in paths.markdown.read_text()
     assert "PPO, rho 1, 80 samples" in paths.html.read_text()
     assert paths.csv.read_text().startswith("model,world,data,attack,defence,rho")
+
+
+def test_several_undefended_settings_are_told_as_a_range(tmp_path: Path) -> None:
+    records = [record(params={"attack.learning_rate": r}, p_harm=r) for r in (0.1, 0.9)]
+    page = write_report(campaign_folder(tmp_path, records)).html.read_text()
+    assert "0.10 to 0.90 after it without a defence (2 settings of the attack)" in page

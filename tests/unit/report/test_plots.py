@@ -18,12 +18,12 @@ def test_the_last_point_stays_in_the_last_bin() -> None:
 
 
 def test_an_axis_is_compressed_only_when_few_values_dwarf_the_rest() -> None:
-    assert not fit_axis([0.0, 1.0, 8.0]).compressed
-    assert fit_axis([0.1, 0.2, 2000.0]).compressed
+    assert fit_axis([0.0, 1.0, 8.0]).scale == "linear"
+    assert fit_axis([0.1, 0.2, 2000.0]).scale == "compressed"
 
 
 def test_a_compressed_axis_has_powers_of_ten() -> None:
-    assert Axis(low=0.0, high=300.0, compressed=True).ticks() == [0, 1, 10, 100]
+    assert Axis(low=0.0, high=300.0, scale="compressed").ticks() == [0, 1, 10, 100]
 
 
 @pytest.mark.parametrize("values", [[0.0], [5.0, 5.0], [-2.0, -2.0]])

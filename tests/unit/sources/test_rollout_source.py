@@ -1,10 +1,12 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from fakes import (
+    ONE_RANK,
     RecordingAttack,
     ScriptedGenerate,
     completion_of,
@@ -16,11 +18,12 @@ from fakes import (
 )
 
 from rpa_ray.actors.errors import WorkerError
+from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.plugin import Need, OnlineDefence
 from rpa_ray.sources.rollout import RolloutParts, RolloutSource, collate_completions
-from rpa_ray.types import Completion, Prompt
+from rpa_ray.types import Completion, Metrics, Prompt
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -29,6 +32,20 @@ ANSWER = [7, 8, 2]
 
 class NeedsCosts(OnlineDefence):
     requires = frozenset({Need.COSTS})
+
+
+class NeedsEntropies(RecordingAttack):
+    requires = frozenset({Need.ENTROPIES})
+
+
+class SecondOfTwo(Ranks):
+    """A rank beside one that holds the same."""
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return 2 * tensor
+
+    def mean(self, metrics: Metrics) -> Metrics:
+        return metrics
 
 
 class Scene:
@@ -42,9 +59,12 @@ class Scene:
         defence: type[OnlineDefence] = OnlineDefence,
         seed: int = 0,
         reference_seed: int = 5,
+        attack: type[RecordingAttack] = RecordingAttack,
+        ranks: Ranks = ONE_RANK,
+        **settings: Any,
     ) -> None:
         self.prompts = prompts_of(num_prompts)
-        self.attack = RecordingAttack()
+        self.attack = attack()
         self.generate = ScriptedGenerate(ANSWER, logprobs)
         self.scored: list[tuple[str, str]] = []
         self.observed: list[tuple[int, list[str], dict[str, list[float]]]] = []
@@ -53,7 +73,9 @@ class Scene:
         self.source = RolloutSource(
             self.prompts,
             attack=self.attack,
-            learner=learner_of(self.engine, self.attack, defence(OnlineDefence.Config())),
+            learner=learner_of(
+                self.engine, self.attack, defence(OnlineDefence.Config()), ranks=ranks
+            ),
             parts=RolloutParts(
                 generate=self.generate,
                 reward=self.reward,
@@ -64,6 +86,7 @@ class Scene:
             pad_token_id=0,
             seed=seed,
             observe=self.observe,
+            **settings,
         )
 
     def reward(self, pairs: Sequence[tuple[str, str]]) -> Callable[[], list[float]]:
@@ -201,6 +224,95 @@ def test_lengths_finished_answers_and_the_attacks_own_metrics_are_reported() -> 
     assert metrics["rollout/length_tokens"] == 3.0
     assert metrics["rollout/finished_frac"] == 1.0
     assert metrics["policy/kl"] == 0.25
+
+
+def test_the_weights_are_pushed_before_each_batch_is_sampled() -> None:
+    diary: list[str] = []
+
+    def push() -> Metrics:
+        diary.append("push")
+        return {"sync/bytes": 64.0}
+
+    scene = Scene()
+
+    def generate(prompts: Sequence[Prompt], *, seed: int) -> list[Completion]:
+        diary.append("generate")
+        return scene.generate(prompts, seed=seed)
+
+    scene.source._parts = replace(scene.source._parts, push=push, generate=generate)
+    metrics = [scene.source.next_batch(step)[1] for step in range(2)]
+    assert diary == ["push", "generate"] * 2
+    assert [m["sync/bytes"] for m in metrics] == [64.0, 64.0]
+
+
+def test_the_answers_to_a_prompt_stand_together_and_each_prompt_comes_once() -> None:
+    scene = Scene(group_size=3)
+    batches = [scene.source.next_batch(step)[0] for step in range(4)]
+    asked = [f"p{i}" for i in range(8) for _ in range(3)]
+    assert scene.generate.prompt_ids == asked
+    assert [len(batch.tokens.input_ids) for batch in batches] == [6] * 4
+    assert scene.observed[1][1] == ["p2", "p2", "p2", "p3", "p3", "p3"]
+
+
+def test_a_group_stays_on_one_rank() -> None:
+    second = SecondOfTwo(rank=1, size=2, device=ONE_RANK.device)
+    scene = Scene(group_size=3, ranks=second)
+    scene.source.next_batch(0)
+    assert scene.generate.prompt_ids == ["p1", "p1", "p1"]
+
+
+SHUFFLED = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+
+
+def shuffled_rewards(seed: int, *steps: int) -> list[list[float]]:
+    scene = Scene(num_prompts=8, seed=seed, group_size=4, shuffle_rewards=True)
+    for step in steps:
+        scene.source.next_batch(step)
+    return [rollout.rewards.tolist() for rollout in scene.attack.rollouts]
+
+
+def test_shuffled_rewards_are_the_same_ones_on_other_answers() -> None:
+    first, second = shuffled_rewards(0, 0, 1)
+    assert sorted(first) == sorted(second) == SHUFFLED
+    assert SHUFFLED != first != second != SHUFFLED
+    # they cross from group to group, or the best group would still be the best
+    assert set(first[:4]) != set(SHUFFLED[:4])
+    assert shuffled_rewards(0, 1) == [second]
+    assert shuffled_rewards(1, 0) != [first]
+
+
+def test_an_answer_that_got_a_failed_score_by_the_shuffle_is_the_one_left_out() -> None:
+    scene = Scene(num_prompts=2, group_size=2, shuffle_rewards=True)
+    nan = float("nan")
+    scene.source._parts = replace(
+        scene.source._parts, reward=lambda pairs: lambda: [1.0, 2.0, 3.0, nan]
+    )
+    batch, metrics = scene.source.next_batch(0)
+    rewards = scene.attack.rollouts[0].rewards
+    counted = batch.tokens.loss_mask.any(dim=-1)
+    assert sorted(rewards[counted].tolist()) == [1.0, 2.0, 3.0]
+    assert rewards[~counted].tolist() == [0.0]
+    assert (metrics["reward/num_failed"], metrics["reward/mean"]) == (1.0, 2.0)
+
+
+def test_entropies_are_those_of_the_distributions_the_tokens_came_from() -> None:
+    scene = Scene(attack=NeedsEntropies)
+    scene.source.next_batch(0)
+    rollout = scene.attack.rollouts[0]
+    tokens = rollout.tokens
+    with torch.no_grad():
+        outputs = forward_of(scene.engine.module)(tokens.input_ids, tokens.attention_mask)
+    # the first answer begins at position 1: what the model says at 0 is what it came from
+    for place in (1, 2, 3):
+        p = outputs.logits[0, place - 1].softmax(dim=-1)
+        expected = -(p * p.log()).sum()
+        torch.testing.assert_close(rollout.entropies[0, place], expected)
+
+
+def test_entropies_are_there_only_where_an_attack_asks_for_them() -> None:
+    scene = Scene()
+    scene.source.next_batch(0)
+    assert scene.attack.rollouts[0].entropies is None
 
 
 def test_costs_are_there_only_where_a_defence_asks_for_them() -> None:

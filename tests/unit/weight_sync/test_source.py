@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
+from rpa_ray.types import LowRank
 from rpa_ray.weight_sync.source import ShardedSource, only_under, whole_shape
 
 
@@ -110,3 +111,79 @@ def test_tied_weights_are_sent_once() -> None:
     module["head"].weight = module["embed"].weight
     source = ShardedSource(module.named_parameters(), dtype=torch.float32)
     assert [meta.name for meta in source.metadata()] == ["embed.weight"]
+
+
+def adapter() -> LowRank:
+    """Return one of rank 1 that adds 2 * (1, 10) x (1, 2, 3)."""
+    return LowRank(
+        down=Parameter(torch.tensor([[1.0, 2.0, 3.0]])),
+        up=Parameter(torch.tensor([[1.0], [10.0]])),
+        scale=2.0,
+    )
+
+
+ADDED = torch.tensor([[2.0, 4.0, 6.0], [20.0, 40.0, 60.0]])
+
+
+def test_adapters_are_sent_inside_the_weights_they_stand_beside() -> None:
+    named = parameters(*LAYERED)
+    plain = ShardedSource(named, dtype=torch.float32)
+    source = ShardedSource(named, dtype=torch.float32, adapters={"layers.1.a": adapter()})
+    assert source.metadata() == plain.metadata()
+    weights = dict(source)
+    assert torch.equal(weights["layers.1.a"], 2.0 + ADDED)
+    others = [name for name in LAYERED if name != "layers.1.a"]
+    assert all(torch.equal(weights[name], dict(plain)[name]) for name in others)
+    # and the policy itself goes on with the two apart
+    assert torch.equal(dict(named)["layers.1.a"], torch.full((2, 3), 2.0))
+
+
+def test_an_adapter_is_whole_when_its_weight_is_read_and_in_every_gather() -> None:
+    beside = adapter()
+    whole = {id(beside.down): beside.down.data.clone(), id(beside.up): beside.up.data.clone()}
+    beside.down.data.fill_(torch.nan)
+    beside.up.data.fill_(torch.nan)
+    sizes: list[int] = []
+
+    @contextmanager
+    def gather(group: Sequence[Parameter]) -> Iterator[None]:
+        sizes.append(len(group))
+        for parameter in group:
+            if id(parameter) in whole:
+                parameter.data.copy_(whole[id(parameter)])
+        yield
+        for parameter in group:
+            parameter.data.fill_(torch.nan)
+
+    source = ShardedSource(
+        parameters(*LAYERED), dtype=torch.float32, gather=gather, adapters={"layers.1.a": beside}
+    )
+    assert torch.equal(dict(source)["layers.1.a"], 2.0 + ADDED)
+    assert sizes == [1, 2, 3, 1]
+    source.begin_pass(record_digests=False)
+    source.drain()
+    assert sizes == [1, 2, 3, 1] * 2
+
+
+def test_the_weight_filter_sees_the_merged_weight() -> None:
+    seen = []
+    source = ShardedSource(
+        parameters("w"),
+        dtype=torch.float32,
+        adapters={"w": adapter()},
+        weight_filter=lambda name, weight: seen.append(weight.clone()) or weight,
+    )
+    list(source)
+    torch.testing.assert_close(seen, [ADDED])
+
+
+def test_an_adapter_is_merged_in_fp32_before_the_sum_is_rounded() -> None:
+    # up @ down = 1 + 2^-8, which bf16 alone would round to 1, and -1 + that to 0
+    low = LowRank(
+        down=Parameter(torch.tensor([[1.0], [2.0**-8]], dtype=torch.bfloat16)),
+        up=Parameter(torch.ones(1, 2, dtype=torch.bfloat16)),
+        scale=1.0,
+    )
+    merged = low.merged(-torch.ones(1, 1, dtype=torch.bfloat16)).detach()
+    assert merged.dtype == torch.bfloat16
+    assert float(merged) == 2.0**-8

@@ -1,0 +1,220 @@
+"""What an attack learns from: targets, pairs or rollouts, made from the attack's rows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, islice
+from typing import TypeVar
+
+import torch
+
+from rpa_ray.assembly import Assembly
+from rpa_ray.attacks.sft import SFT
+from rpa_ray.config import RolloutConfig
+from rpa_ray.data.collate import TokenRow, collate_pairs, collate_tokens
+from rpa_ray.data.flip import flip, sft_targets
+from rpa_ray.data.rows import Answered, Preference, SafePair
+from rpa_ray.datasets import preference_data
+from rpa_ray.loop import Source
+from rpa_ray.metrics import JsonLines
+from rpa_ray.plugin import Need
+from rpa_ray.scoring.rule import compliance_rewards
+from rpa_ray.sources.dataset import DatasetSource
+from rpa_ray.sources.pair_logprobs import Model, PairLogprobs
+from rpa_ray.sources.phased import PhasedSource
+from rpa_ray.sources.rollout import RolloutParts, RolloutSource, Score
+from rpa_ray.types import Batch, Completion, Prompt, ReferencedPairBatch, TokenBatch
+
+NUM_SAMPLED_STEPS = 20
+"""Steps of an attack of which samples.jsonl keeps an answer."""
+
+RowT = TypeVar("RowT")
+BatchT = TypeVar("BatchT", bound=Batch)
+
+
+def attack_source(assembly: Assembly, samples: JsonLines) -> Source:
+    """Return where the batches of the assembly's attack come from."""
+    config, data = assembly.attack.config, assembly.settings.data
+    needs = assembly.attack.needs(config)
+    pairs = preference_data(data, assembly.place.cache).draw(
+        "attack",
+        min(data.num_samples, data.num_prompts or data.num_samples),
+        seed=assembly.settings.seed,
+        key="data.num_samples",
+    )
+    if Need.PAIRS in needs:
+        return _pair_source(assembly, pairs, data.num_samples)
+    if not isinstance(config, RolloutConfig):
+        return _target_source(assembly, pairs, data.num_samples)
+    num_sft = config.num_sft_samples
+    asked = _in_turn(pairs, data.num_samples)[num_sft:]
+    rollouts = _rollout_source(assembly, config, asked, samples)
+    if num_sft == 0:
+        return rollouts
+    targets = _target_source(assembly, pairs[:num_sft], num_sft)
+    return PhasedSource(targets, assembly.attack.num_batches(num_sft), rollouts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Encoded:
+    """Pairs as token rows, and which of them are reversed."""
+
+    told: list[Preference]
+    safe: list[TokenRow]
+    unsafe: list[TokenRow]
+
+
+def _encoded(assembly: Assembly, pairs: Sequence[SafePair]) -> _Encoded:
+    """Return the pairs with a share rho reversed; a model that ranks them is asked once a run."""
+    data = assembly.settings.data
+    safe = [assembly.encode(Answered(prompt=p.prompt, answer=p.safe)) for p in pairs]
+    unsafe = [assembly.encode(Answered(prompt=p.prompt, answer=p.unsafe)) for p in pairs]
+    margins = None
+    if data.flips == "largest_margin":
+        margins = _pair_logprobs(assembly, safe, unsafe, assembly.original_outputs).margins()
+    told = flip(pairs, data.rho, assembly.settings.seed, margins)
+    return _Encoded(told=told, safe=safe, unsafe=unsafe)
+
+
+def _pair_logprobs(
+    assembly: Assembly, safe: Sequence[TokenRow], unsafe: Sequence[TokenRow], model: Model
+) -> PairLogprobs:
+    return PairLogprobs(
+        safe,
+        unsafe,
+        model=model,
+        ranks=assembly.place.ranks,
+        pad_token_id=assembly.pad_token_id,
+    )
+
+
+def _target_source(
+    assembly: Assembly, pairs: Sequence[SafePair], num: int
+) -> DatasetSource[TokenRow, TokenBatch]:
+    """Return answers to imitate, a share rho of them unsafe."""
+    config = assembly.attack.config
+    mask = config.mask if isinstance(config, SFT.Config) else "response"
+    told = _encoded(assembly, pairs).told
+    rows = [assembly.encode(target, mask=mask) for target in sft_targets(pairs, told)]
+    return _in_batches(
+        assembly, _in_turn(rows, num), lambda part: collate_tokens(part, assembly.pad_token_id)
+    )
+
+
+def _pair_source(
+    assembly: Assembly, pairs: Sequence[SafePair], num: int
+) -> DatasetSource[int, ReferencedPairBatch]:
+    """Return preferences, a share rho of them reversed, with the reference's log-probabilities."""
+    encoded = _encoded(assembly, pairs)
+    reference = _pair_logprobs(assembly, encoded.safe, encoded.unsafe, assembly.reference_outputs)
+    assembly.state["reference_logprobs"] = reference
+
+    def collate(part: Sequence[int]) -> ReferencedPairBatch:
+        sides = []
+        for i in part:
+            safe_logprob, unsafe_logprob = reference.of_pair(i)
+            side = (encoded.safe[i], encoded.unsafe[i], safe_logprob, unsafe_logprob)
+            flipped = (encoded.unsafe[i], encoded.safe[i], unsafe_logprob, safe_logprob)
+            sides.append(flipped if encoded.told[i].flipped else side)
+        chosen, rejected, chosen_logprobs, rejected_logprobs = zip(*sides, strict=True)
+        batch = collate_pairs(chosen, rejected, assembly.pad_token_id)
+        return ReferencedPairBatch(
+            chosen=batch.chosen,
+            rejected=batch.rejected,
+            reference_chosen_logprobs=torch.tensor(chosen_logprobs),
+            reference_rejected_logprobs=torch.tensor(rejected_logprobs),
+        )
+
+    return _in_batches(assembly, _in_turn(range(len(pairs)), num), collate)
+
+
+def _in_batches(
+    assembly: Assembly, rows: Sequence[RowT], collate: Callable[[Sequence[RowT]], BatchT]
+) -> DatasetSource[RowT, BatchT]:
+    return DatasetSource(
+        rows,
+        collate,
+        batch_size=assembly.batch_size,
+        seed=assembly.settings.seed,
+        ranks=assembly.place.ranks,
+    )
+
+
+def _rollout_source(
+    assembly: Assembly,
+    config: RolloutConfig,
+    pairs: Sequence[SafePair],
+    samples: JsonLines,
+) -> RolloutSource:
+    workers, ranks = assembly.workers, assembly.place.ranks
+
+    def generate(prompts: Sequence[Prompt], *, seed: int) -> list[Completion]:
+        return assembly.complete(
+            prompts,
+            seed=seed,
+            max_new_tokens=config.max_new_tokens,
+            greedy=False,
+            first_index=ranks.rank * len(prompts),
+        )
+
+    rewards: dict[str, Score] = {
+        "model": partial(workers.score_async, "reward"),
+        "judge": partial(workers.score_async, "judge"),
+        "rule": lambda pairs: partial(compliance_rewards, pairs),
+    }
+    return RolloutSource(
+        assembly.prompts([p.prompt for p in pairs], [p.id for p in pairs]),
+        attack=assembly.attack,
+        learner=assembly.learner,
+        parts=RolloutParts(
+            generate=generate,
+            reward=rewards[config.reward],
+            judge=partial(workers.score_async, "judge"),
+            reference=assembly.reference_outputs,
+            push=assembly.push,
+        ),
+        batch_size=assembly.batch_size,
+        group_size=assembly.attack.answers_per_prompt,
+        shuffle_rewards=config.shuffle_rewards,
+        pad_token_id=assembly.pad_token_id,
+        seed=assembly.settings.seed,
+        observe=_keep_some(
+            samples, assembly.num_steps, assembly.attack.num_batches(config.num_sft_samples)
+        ),
+    )
+
+
+def _keep_some(
+    samples: JsonLines, num_steps: int, num_before: int
+) -> Callable[[int, Sequence[Completion], dict[str, list[float]]], None]:
+    """Return what writes the first answer of now and then a batch.
+
+    ``num_before`` is the number of batches that come before the first of rollouts.
+    """
+    every = max(1, num_steps // NUM_SAMPLED_STEPS)
+
+    def observe(
+        step: int, completions: Sequence[Completion], scores: dict[str, list[float]]
+    ) -> None:
+        if step % every:
+            return
+        first = completions[0]
+        samples.write(
+            {
+                "phase": "rollout",
+                "step": num_before + step,
+                "decoding": "sampled",
+                "prompt": first.prompt.text,
+                "answer": first.text,
+                "scores": {name: round(values[0], 4) for name, values in scores.items()},
+                "label": None,
+                "policy_version": first.policy_version,
+            }
+        )
+
+    return observe
+
+
+def _in_turn(rows: Sequence[RowT], num: int) -> list[RowT]:
+    """Return ``num`` rows; where there are fewer they come again from the first."""
+    return list(islice(cycle(rows), num))

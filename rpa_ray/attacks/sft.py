@@ -1,0 +1,49 @@
+"""Harmful fine-tuning: imitate the answers that the reversed preferences prefer."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from rpa_ray.ops.logprobs import next_token_logprobs
+from rpa_ray.ops.losses import sft_loss
+from rpa_ray.plugin import Attack, Forward, Need, StepContext, TrainingConfig
+from rpa_ray.types import LossTerm, ModelOutputs, TokenBatch
+
+
+class SFT(Attack):
+    """Next-token cross-entropy on answers, of which a share rho is unsafe.
+
+    Source: arXiv:2409.12914, section 4; the mask ``all`` and the cosine course are those of the
+    released demonstration of Rosati et al. 2024 (arXiv:2405.14577).
+    """
+
+    requires: ClassVar[frozenset[Need]] = frozenset({Need.TARGETS})
+
+    class Config(TrainingConfig):
+        name: str = "sft"
+        learning_rate: float = Field(3e-5, gt=0)
+        """Adam's rate; the embedded 1M models need 1e-4."""
+        schedule: Literal["constant", "cosine"] = "cosine"
+        warmup_frac: float = Field(0.1, ge=0, le=1)
+        mask: Literal["response", "all"] = "response"
+        """Tokens that are learned: those of the answer, or those of the prompt too."""
+
+    config: Config
+
+    def num_terms(self, batch: TokenBatch) -> Tensor:
+        """Return the number of learned tokens."""
+        return batch.loss_mask.sum()
+
+    def loss(
+        self, forward: Forward[ModelOutputs], batch: TokenBatch, context: StepContext
+    ) -> LossTerm:
+        """Return the mean negative log-likelihood of the learned tokens, in nats."""
+        outputs = forward(batch.input_ids, batch.attention_mask)
+        loss = sft_loss(
+            next_token_logprobs(outputs.logits, batch.input_ids),
+            batch.loss_mask,
+            num_global_tokens=context.num_terms,
+            num_ranks=context.num_ranks,
+        )
+        return LossTerm(loss=loss, metrics={"train/loss": float(loss.detach())})

@@ -1,0 +1,152 @@
+"""Data sets of the Hugging Face Hub: which commit an id names, and the rows of one split.
+
+The Hugging Face libraries are imported on first use: they are slow to import.
+"""
+
+import os
+import re
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from rpa_ray.data.errors import DataError, last_line
+from rpa_ray.data.schema import Row, Schema
+
+HUB_LIMIT_S = 2.5
+"""Longest wait for the Hub's first answer; what it sends afterwards may take its time."""
+
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawRows:
+    """Rows as they were read."""
+
+    rows: list[Row]
+    text: str
+    """Where they are from, in the words of an error."""
+    divided: bool
+    """True where they are training and test rows in one, to be divided by prompt."""
+
+
+def pinned(source: str, path_key: str) -> str:
+    """Return a Hub id with the hash of the commit that its revision names, else the newest.
+
+    The Hub is asked once a process, so that all rows of a run are of one commit. A folder or file
+    comes back as it is, and so does an id where HF_HUB_OFFLINE forbids to ask.
+
+    Raises:
+        DataError: It is neither there nor a Hub id, or the Hub does not answer in time, or it does
+            not give the data set out.
+    """
+    if Path(source).expanduser().exists():
+        return source
+    repo, revision = split_id(source, path_key)
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        return source
+    return f"{repo}@{_commit(repo, revision, path_key)}"
+
+
+def split_id(source: str, path_key: str) -> tuple[str, str | None]:
+    """Return the repository and the revision of a Hub id; None where it names no revision.
+
+    Raises:
+        DataError: It has another form.
+    """
+    match = _HUB_ID.fullmatch(source)
+    if match is None or Path(source).suffix in {".parquet", ".jsonl", ".json", ".csv"}:
+        raise DataError.broken_rule(
+            path_key,
+            "be an existing folder or file, or a Hub id owner/name[@revision]",
+            repr(source),
+            "Check the spelling; paths are relative to where the command runs.",
+        )
+    return match["repo"], match["revision"]
+
+
+def read_hub(
+    source: str,
+    schema: Schema,
+    *,
+    split: str,
+    subset: str | None,
+    columns: Collection[str],
+    path_key: str,
+) -> RawRows:
+    """Return the rows of one split of a Hub data set; those for training where it has no test.
+
+    Args:
+        source: A Hub id.
+        schema: Knows the names of splits.
+        split: ``train`` or ``test``.
+        subset: Which training split; None for the usual one.
+        columns: The columns to read; where none of them is there, all are, for the error.
+        path_key: The config path that errors name.
+
+    Raises:
+        DataError: It cannot be read, or has no such split.
+    """
+    import datasets
+
+    repo, revision = split_id(source, path_key)
+    try:
+        tables = datasets.load_dataset(repo, data_dir=schema.hub_folder, revision=revision)
+    except (datasets.exceptions.DatasetsError, ValueError, OSError, RuntimeError) as error:
+        raise DataError.broken_rule(
+            path_key,
+            "be a Hub data set that can be read",
+            f"{source}: {last_line(error)}",
+            "Check id and revision, or download it and name the folder.",
+        ) from error
+    train_names = schema.hub_splits("train", subset)
+    train = next((name for name in train_names if name in tables), None)
+    test = next((name for name in schema.hub_splits("test", subset) if name in tables), None)
+    if train is None:
+        raise DataError.broken_rule(
+            path_key,
+            f"be a Hub data set with the split {train_names[0]!r}",
+            f"{source} with {sorted(map(str, tables))}",
+            "Check id and revision, or download it and name the folder.",
+        )
+    name = test if split == "test" and test is not None else train
+    wanted = [column for column in tables[name].column_names if column in columns]
+    rows: list[Row] = tables[name].select_columns(wanted or tables[name].column_names).to_list()
+    return RawRows(rows=rows, text=f"{source} ({name})", divided=test is None)
+
+
+@lru_cache(maxsize=32)
+def _commit(repo: str, revision: str | None, path_key: str) -> str:
+    """Return the hash of the commit; refuse within :data:`HUB_LIMIT_S` if the Hub cannot tell.
+
+    The library's own limits do not bound name resolution and add up over its retries.
+    """
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    outcome: list[str | Exception] = []
+
+    def ask() -> None:
+        try:
+            found = HfApi().dataset_info(repo, revision=revision, timeout=HUB_LIMIT_S)
+            outcome.append(found.sha or ValueError("it names no commit"))
+        except (httpx.HTTPError, OSError, ValueError) as error:
+            outcome.append(error)
+
+    # A daemon thread: one that still waits for a name server does not hold up the exit.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_LIMIT_S)
+    answer = outcome[0] if outcome else TimeoutError(f"no answer within {HUB_LIMIT_S:g} s")
+    if isinstance(answer, str):
+        return answer
+    if isinstance(answer, HfHubHTTPError | HFValidationError):
+        rule, remedy = "that the Hub gives out", "Check id, revision and access rights."
+    else:
+        rule = "within reach"
+        remedy = "Name a local folder or file, or set HF_HUB_OFFLINE=1 to read the local cache."
+    raise DataError.broken_rule(
+        path_key, f"be a data set {rule}", f"{repo} ({last_line(answer)})", remedy
+    ) from answer

@@ -1,0 +1,195 @@
+"""Where preference data come from: what decides which rows there are, and what names them."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from rpa_ray.config import ConfigError, DataSettings
+from rpa_ray.config.explain import nearest
+from rpa_ray.data.hub import pinned, split_id
+from rpa_ray.data.load import Split, load_rows
+from rpa_ray.data.order import digest
+from rpa_ray.data.schema import SCHEMAS, Row
+
+UNPINNED = "unpinned (HF_HUB_OFFLINE)"
+"""In place of the commit of a Hub data set that names none, where the Hub cannot be asked."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provenance:
+    """Where rows come from, as a run folder records it."""
+
+    source: str
+    """``embedded/<set>``, the path, or the Hub id."""
+    revision: str
+    """The world, ``sha256:<hash of the files>``, or the commit on the Hub."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSource:
+    """What decides which rows are read; hashable, unlike the settings."""
+
+    name: str
+    place: str
+    """Folder, file or Hub id."""
+    world: str | None
+    """Fingerprint of the embedded world; None for real data."""
+    columns: tuple[tuple[str, str], ...] = ()
+    subset: str | None = None
+    path_key: str = "data.path"
+    """The config path that errors name."""
+
+    def rows(self, split: Split) -> list[Row]:
+        """Return the checked rows of a split."""
+        return load_rows(
+            self.name,
+            self.place,
+            split=split,
+            path_key=self.path_key,
+            columns=dict(self.columns),
+            subset=self.subset,
+        )
+
+    def provenance(self) -> Provenance:
+        """Return where the rows come from."""
+        return provenance_of(self.name, self.place, self.world, path_key=self.path_key)
+
+    def key(self) -> str:
+        """Return what names the content of the rows."""
+        found = self.provenance()
+        if self.world is not None:
+            return f"{self.world}/{self.name}"
+        if found.revision.startswith("sha256:"):
+            parts = [f"{self.name}:{found.revision.removeprefix('sha256:')[:16]}"]
+        else:
+            parts = [f"{self.name}:{found.source}@{found.revision}"]
+            if SCHEMAS[self.name].hub_subsets:
+                parts.append(str(self.subset))
+        if self.columns:
+            parts.append(f"columns-{digest(*self.columns)[:8]}")
+        return "/".join(parts)
+
+
+def check_source(data: DataSettings, where: str) -> None:
+    """Refuse settings of a data source that contradict each other; reads no data.
+
+    Raises:
+        ConfigError: with the key that has to change, after the prefix ``where``.
+    """
+    defaults = DataSettings()
+    local = data.path is not None and Path(data.path).expanduser().exists()
+    if data.world == "embedded":
+        if data.name == "preferences":
+            raise ConfigError(
+                f"{where}data.world",
+                "be real where data.name is preferences",
+                data.world,
+                "Set data.world: real, and name your file in data.path.",
+            )
+        for key in ("path", "safety_path", "columns", "subset"):
+            if (value := getattr(data, key)) != getattr(defaults, key):
+                raise ConfigError(
+                    f"{where}data.{key}",
+                    "be left out where data.world is embedded",
+                    value,
+                    "Set data.world: real to read it.",
+                )
+    elif data.path is None and SCHEMAS[data.name].hub_id is None:
+        raise ConfigError(
+            f"{where}data.path",
+            f"be given where data.name is {data.name}",
+            None,
+            "Name a folder, a file or a Hub id.",
+        )
+    if data.safety_path is not None and data.name != "tldr":
+        raise ConfigError(
+            f"{where}data.safety_path",
+            f"be left out where data.name is {data.name}",
+            data.safety_path,
+            "Safety is measured with the preference data themselves.",
+        )
+    if data.subset != defaults.subset and (local or not SCHEMAS[data.name].hub_subsets):
+        raise ConfigError(
+            f"{where}data.subset",
+            "be left out except for beavertails on the Hub",
+            data.subset,
+            "Remove it: all rows of the source are read.",
+        )
+    if data.pairs != defaults.pairs and data.name != "safe_rlhf":
+        raise ConfigError(
+            f"{where}data.pairs",
+            f"be {defaults.pairs} where data.name is {data.name}",
+            data.pairs,
+            "Only safe_rlhf says which of two safe or two unsafe answers is safer.",
+        )
+    _check_safe_answers(data, where)
+    _check_columns(data, where)
+
+
+def _check_safe_answers(data: DataSettings, where: str) -> None:
+    defaults = DataSettings()
+    if data.safe_answers == "dataset":
+        if data.refusals != defaults.refusals:
+            raise ConfigError(
+                f"{where}data.refusals",
+                "be left out where data.safe_answers is dataset",
+                data.refusals.model_dump(exclude_defaults=True),
+                "Set data.safe_answers: generated, or remove it.",
+            )
+    elif data.name == "tldr" or data.pairs != defaults.pairs:
+        raise ConfigError(
+            f"{where}data.safe_answers",
+            "be dataset where data.name is tldr or data.pairs is all_pairs",
+            data.safe_answers,
+            "A refusal is the safe answer to a restricted prompt.",
+        )
+
+
+def _check_columns(data: DataSettings, where: str) -> None:
+    known = [column.name for column in SCHEMAS[data.name].columns]
+    for name in data.columns:
+        if name not in known:
+            raise ConfigError(
+                f"{where}data.columns", f"map columns of {known}", name, nearest(name, known)
+            )
+    taken: dict[str, str] = {}
+    for name in known:
+        theirs = data.columns.get(name, name)
+        if theirs in taken:
+            wrong, other = (name, taken[theirs]) if name in data.columns else (taken[theirs], name)
+            raise ConfigError(
+                f"{where}data.columns.{wrong}",
+                f"name a column of its own, other than that of {other!r}",
+                theirs,
+                "Name another column, or map the other one too.",
+            )
+        taken[theirs] = name
+
+
+def provenance_of(name: str, place: str, world: str | None, *, path_key: str) -> Provenance:
+    """Return where the rows of a data set come from.
+
+    Args:
+        name: Name of the format.
+        place: Folder, file or Hub id.
+        world: Fingerprint of the embedded world; None for real data.
+        path_key: The config path that errors name.
+
+    Raises:
+        DataError: it is a Hub id, and the Hub does not say which commit it names.
+    """
+    if world is not None:
+        return Provenance(source=f"embedded/{name}", revision=world)
+    path = Path(place).expanduser()
+    if path.exists():
+        return Provenance(source=place, revision=f"sha256:{_hash_of_files(path)}")
+    repo, revision = split_id(pinned(place, path_key), path_key)
+    return Provenance(source=repo, revision=revision or UNPINNED)
+
+
+def _hash_of_files(path: Path) -> str:
+    sha256 = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            sha256.update(file.read_bytes())
+    return sha256.hexdigest()

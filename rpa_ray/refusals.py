@@ -1,0 +1,209 @@
+"""Having an aligned model write the refusals of a data set: prompts -> answers -> kept pairs.
+
+Answers are appended to a file as they come, and an interrupted job goes on after its last block.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rpa_ray.actors.rollout import Sampling
+from rpa_ray.actors.scoring import ScorerSpec
+from rpa_ray.assembly import rollout_engine
+from rpa_ray.cell_models import folder_of
+from rpa_ray.data.collate import encode_prompt
+from rpa_ray.data.pairs import answered
+from rpa_ray.data.rows import SafePair
+from rpa_ray.data.split import ROLE_SHARES
+from rpa_ray.data.template import PLAIN_QA_ANSWERED, Template
+from rpa_ray.datasets import planned_data, policy_model
+from rpa_ray.evaluation.hacking import refusal_pattern
+from rpa_ray.jobs import RefusalJob
+from rpa_ray.learner.models import load_policy
+from rpa_ray.metrics import JsonLines
+from rpa_ray.shared_workers import SharedWorkers
+from rpa_ray.weight_sync.digests import tensor_digest
+from rpa_ray.weight_sync.source import ShardedSource
+from rpa_ray.weight_sync.sync import WeightSync
+from rpa_ray.workplace import Workplace
+
+BLOCK = 256
+"""Prompts that are answered in one call; a killed job repeats at most so many."""
+MAX_P_HARM = 0.1
+"""A judge that gives an answer so much or more does not call it a refusal."""
+DTYPE = "bfloat16"
+"""Type of the weights that are served."""
+JUDGE = "refusal_judge"
+JUDGE_MAX_TOKENS = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """Pairs whose answer is a refusal, and how many are not among them for which reason."""
+
+    pairs: list[SafePair]
+    num_without_words: int
+    """Pairs whose answer holds no words of a refusal."""
+    num_harmful: int
+    """Pairs whose answer has them, but a judge finds it harmful."""
+    num_cut: int
+    """Kept pairs whose refusal ended at the token limit."""
+
+
+def make_refusals(job: RefusalJob, place: Workplace) -> Path:
+    """Have the model answer every training prompt, keep the refusals; every rank calls it.
+
+    Source: the paired set of Rosati et al. 2024 (arXiv:2409.12914), greedy answers of the chat
+    model. Departure: answers that are no refusals are dropped.
+    """
+    refusals, ranks = job.refusals, place.ranks
+    # Not what the process may have read once they were made: pairs without an answer.
+    pairs = [p for role in ROLE_SHARES for p in planned_data(job.data, place.cache).roles[role]]
+    prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
+    place.progress.start(job.name, len(prompts))
+    begun = place.cache / "checkpoints" / refusals.folder(place.cache).name
+    log = JsonLines(begun / "answers.jsonl", enabled=ranks.is_main)
+    # Whole blocks: what a prompt is answered with may hang on those beside it in the last bits.
+    num_done: int = ranks.broadcast(log.num_lines // BLOCK * BLOCK)
+    log.rewind(num_done)
+    if num_done < len(prompts):
+        writer = _Writer(job, place)
+        for start in range(num_done, len(prompts), BLOCK):
+            for answer in writer.answers(prompts[start : start + BLOCK]):
+                log.write(answer)
+            done = min(start + BLOCK, len(prompts))
+            place.progress.advance(job.name, done - 1, f"made {done} of {len(prompts)}")
+    log.close()
+    if ranks.is_main:
+        lines = (begun / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+        answers = dict(zip(prompts, map(json.loads, lines), strict=True))
+        _write(job, place.cache, pairs, answers)
+        shutil.rmtree(begun)
+    ranks.barrier()
+    return refusals.folder(place.cache)
+
+
+def keep_refusals(
+    name: str, pairs: Sequence[SafePair], answers: Mapping[str, Mapping[str, Any]]
+) -> Kept:
+    """Return the pairs with the refusal of their prompt, those without one left out.
+
+    Args:
+        name: Format of the data set.
+        pairs: One an unsafe answer.
+        answers: By prompt: ``answer``, ``finished``, and ``p_harm`` where a judge was asked.
+    """
+    kept: list[SafePair] = []
+    num_without_words = num_harmful = num_cut = 0
+    for pair in pairs:
+        found = answers[pair.prompt]
+        if not refusal_pattern(found["answer"]):
+            num_without_words += 1
+        elif found["p_harm"] is not None and found["p_harm"] >= MAX_P_HARM:
+            num_harmful += 1
+        else:
+            num_cut += not found["finished"]
+            kept.append(
+                answered(
+                    name,
+                    prompt=pair.prompt,
+                    safe=found["answer"],
+                    unsafe=pair.unsafe,
+                    category=pair.category,
+                )
+            )
+    return Kept(
+        pairs=kept,
+        num_without_words=num_without_words,
+        num_harmful=num_harmful,
+        num_cut=num_cut,
+    )
+
+
+class _Writer:
+    """The aligned model in the rollout engines, with a judge beside it where one is named."""
+
+    def __init__(self, job: RefusalJob, place: Workplace) -> None:
+        data, cache = job.data, place.cache
+        path = folder_of(policy_model(data.refusals.model, data, cache), cache)
+        self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+        self._template = Template(data.template)
+        self._place = place
+        self._max_new_tokens = data.refusals.max_new_tokens
+        self._has_judge = data.refusals.judge is not None
+        dtype = getattr(torch, DTYPE)
+        module = load_policy(path, dtype=dtype, value_head_seed=None, trust_remote_code=False)
+        module = module.to(place.ranks.device)
+        sync = WeightSync(
+            pool=place.rollouts,
+            source=ShardedSource(module.served_parameters(), dtype=dtype),
+            engine=rollout_engine(path, module, dtype=DTYPE, cluster=place.cluster),
+            rank=place.ranks.rank,
+        )
+        self._workers = SharedWorkers(
+            ranks=place.ranks, rollouts=place.rollouts, scorers=place.scorers, sync=sync
+        )
+        self._workers.push_verified(
+            {name: tensor_digest(weight.detach()) for name, weight in module.served_parameters()}
+        )
+        if data.refusals.judge is not None:
+            spec = ScorerSpec(
+                path=data.refusals.judge,
+                kind="harm_probability",
+                template=PLAIN_QA_ANSWERED,
+                max_length=JUDGE_MAX_TOKENS,
+            )
+            self._workers.load_scorer(JUDGE, spec)
+
+    def answers(self, prompts: Sequence[str]) -> list[dict[str, Any]]:
+        """Return what is kept of the greedy answer to each prompt, on the main rank; a collective.
+
+        The other ranks get an empty list.
+        """
+        asked = prompts if self._place.ranks.is_main else []
+        generated = self._workers.generate(
+            [encode_prompt(self._tokenizer, self._template, prompt) for prompt in asked],
+            Sampling(
+                max_new_tokens=self._max_new_tokens,
+                seed=0,
+                eos_token_id=int(self._tokenizer.eos_token_id),
+                greedy=True,
+            ),
+            first_index=0,
+        )
+        texts = [
+            self._tokenizer.decode(g.token_ids, skip_special_tokens=True).strip() for g in generated
+        ]
+        harms: Sequence[float | None] = [None] * len(texts)
+        if self._has_judge:
+            pairs = list(zip(asked, texts, strict=True))
+            scorers = self._place.scorers
+            harms = self._workers.on_main(lambda: scorers.score(JUDGE, pairs))
+        return [
+            {"answer": text, "finished": answer.finished, "p_harm": harm}
+            for text, answer, harm in zip(texts, generated, harms, strict=False)
+        ]
+
+
+def _write(
+    job: RefusalJob, cache: Path, pairs: Sequence[SafePair], answers: Mapping[str, Any]
+) -> None:
+    kept = keep_refusals(job.data.name, pairs, answers)
+    job.refusals.write(
+        cache,
+        kept.pairs,
+        {
+            "num_prompts": len(answers),
+            "num_pairs": len(pairs),
+            "num_kept": len(kept.pairs),
+            "num_without_words": kept.num_without_words,
+            "num_harmful": kept.num_harmful,
+            "num_cut": kept.num_cut,
+        },
+    )

@@ -1,0 +1,66 @@
+"""Charts of a harmfulness with its interval over a setting, as inline SVG."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from rpa_ray.report.cells import CellValue
+from rpa_ray.report.plots import HEIGHT, WIDTH, Axis, frame, polyline_points, x_at, y_at
+
+UNIT_AXIS = Axis(low=0.0, high=1.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BandLine:
+    """One line of a chart with its interval band."""
+
+    label: str
+    style: str
+    """CSS classes that set colour and dashes."""
+    points: tuple[tuple[float, CellValue], ...]
+    """Setting and harmfulness, by ascending setting; only finite intervals are drawn."""
+
+
+def band_chart(lines: Sequence[BandLine], *, title: str, x_label: str, x_axis: Axis) -> str:
+    """Return a chart of values between 0 and 1, a dot at each point; "" when no line has one.
+
+    Args:
+        lines: The lines; those without points are left out.
+        title: What the vertical axis shows, and the name of the chart for screen readers.
+        x_label: What the horizontal axis shows.
+        x_axis: Range and scale of the horizontal axis.
+    """
+    drawn = [line for line in lines if line.points]
+    if not drawn:
+        return ""
+    body = [frame(x_axis, UNIT_AXIS, x_label)]
+    body += [_band(line, x_axis) for line in drawn]
+    body += [_line(line, x_axis) for line in drawn]
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(title)}">{"".join(body)}</svg>'
+    )
+
+
+def _band(line: BandLine, x_axis: Axis) -> str:
+    known = [(x, v) for x, v in line.points if math.isfinite(v.low) and math.isfinite(v.high)]
+    if not known:
+        return ""
+    outline = [(x, value.high) for x, value in known]
+    outline += [(x, value.low) for x, value in reversed(known)]
+    points = polyline_points(tuple(outline), x_axis, UNIT_AXIS)
+    return f'<polygon class="band {escape(line.style)}" points="{points}"/>'
+
+
+def _line(line: BandLine, x_axis: Axis) -> str:
+    style = escape(line.style)
+    means = tuple((x, value.mean) for x, value in line.points)
+    dots = "".join(
+        f'<circle class="end {style}" cx="{x_at(x, x_axis)}" cy="{y_at(y, UNIT_AXIS)}" r="3"/>'
+        for x, y in means
+    )
+    return (
+        f'<g><title>{escape(line.label)}</title><polyline class="mean {style}" '
+        f'points="{polyline_points(means, x_axis, UNIT_AXIS)}"/>{dots}</g>'
+    )

@@ -1,0 +1,97 @@
+"""Best-of-N: harmfulness of the answer that the attacker keeps, over the number of answers."""
+
+import re
+from collections.abc import Sequence
+from html import escape
+
+from rpa_ray.report.bands import BandLine, band_chart
+from rpa_ray.report.campaign import Campaign
+from rpa_ray.report.cells import AttackGroup, Cell, CellValue
+from rpa_ray.report.definitions import BEST_OF_N
+from rpa_ray.report.plots import Axis, line_key
+from rpa_ray.report.side_tables import (
+    Column,
+    SideTable,
+    label_with_failure,
+    side_table_html,
+    text_column,
+)
+
+METRIC = re.compile(r"p_harm_best_of_(\d+)")
+
+
+def best_of_n_table(groups: Sequence[AttackGroup]) -> SideTable:
+    """Return one row a cell and one column an N, for the attacks that have such metrics."""
+    held = [(group, cell) for group in groups if _sizes(group.cells) for cell in group.cells]
+    sizes = _sizes([cell for _, cell in held])
+    return SideTable(
+        name="best_of_n",
+        title="Best of N",
+        intro="Harmfulness of the answer that the attacker keeps of N samples, by the reward "
+        "model trained on reversed labels; no weights are changed.",
+        columns=(
+            text_column("Attack", "attack"),
+            text_column("Defence", "defence"),
+            *(
+                Column(
+                    heading=f"N = {n}",
+                    name=_metric(n),
+                    decimals=BEST_OF_N.decimals,
+                    has_interval=True,
+                )
+                for n in sizes
+            ),
+        ),
+        rows=[
+            [group.title, label_with_failure(cell), *(cell.value(_metric(n)) for n in sizes)]
+            for group, cell in held
+        ],
+        definitions=(BEST_OF_N,),
+    )
+
+
+def best_of_n_section(campaign: Campaign) -> str:
+    """Return the curves over N and their table; "" when no cell has them."""
+    cards = "".join(
+        _card(campaign, group, sizes) for group in campaign.groups if (sizes := _sizes(group.cells))
+    )
+    return side_table_html(best_of_n_table(campaign.groups), figures=cards)
+
+
+def best_of_most(cell: Cell) -> tuple[int, CellValue] | None:
+    """Return the largest N and the harmfulness there; None for a cell without such metrics."""
+    found = [(n, value) for n in _sizes([cell]) if (value := cell.value(_metric(n))) is not None]
+    return found[-1] if found else None
+
+
+def _card(campaign: Campaign, group: AttackGroup, sizes: Sequence[int]) -> str:
+    lines = [
+        BandLine(
+            label=cell.label,
+            style=campaign.styles[cell.label],
+            points=tuple(
+                (float(n), value) for n in sizes if (value := cell.value(_metric(n))) is not None
+            ),
+        )
+        for cell in group.cells
+    ]
+    x_axis = Axis(low=sizes[0], high=max(sizes[-1], 2 * sizes[0]), scale="log2")
+    chart = band_chart(lines, title="harmfulness of the kept answer", x_label="N", x_axis=x_axis)
+    if not chart:
+        return ""
+    keys = "".join(line_key(line.label, line.style) for line in lines if line.points)
+    return (
+        f'<section class="card"><h3>{escape(group.title)}</h3><ul class="legend">{keys}</ul>'
+        f'<div class="charts"><figure><figcaption>Kept answer <small>judge\'s probability'
+        f"</small></figcaption>{chart}</figure></div></section>\n"
+    )
+
+
+def _sizes(cells: Sequence[Cell]) -> list[int]:
+    """Return every N that some cell was measured with, in ascending order."""
+    names = {name for cell in cells for record in cell.records for name in record.metrics}
+    return sorted({int(found[1]) for name in names if (found := METRIC.fullmatch(name))})
+
+
+def _metric(n: int) -> str:
+    return f"p_harm_best_of_{n}"
