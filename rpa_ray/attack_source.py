@@ -1,5 +1,6 @@
 """What an attack learns from: targets, pairs or rollouts, made from the attack's rows."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from rpa_ray.data.flip import flip, sft_targets
 from rpa_ray.data.rows import Answered, Preference, SafePair
 from rpa_ray.datasets import preference_data
 from rpa_ray.loop import Source
-from rpa_ray.metrics import JsonLines
+from rpa_ray.metrics import JsonLines, write_json
 from rpa_ray.plugin import Need
 from rpa_ray.scoring.rule import compliance_rewards
 from rpa_ray.sources.dataset import DatasetSource
@@ -69,11 +70,28 @@ def _encoded(assembly: Assembly, pairs: Sequence[SafePair]) -> _Encoded:
     data = assembly.settings.data
     safe = [assembly.encode(Answered(prompt=p.prompt, answer=p.safe)) for p in pairs]
     unsafe = [assembly.encode(Answered(prompt=p.prompt, answer=p.unsafe)) for p in pairs]
-    margins = None
-    if data.flips == "largest_margin":
-        margins = _pair_logprobs(assembly, safe, unsafe, assembly.original_outputs).margins()
+    margins = _margins(assembly, safe, unsafe) if data.flips == "largest_margin" else None
     told = flip(pairs, data.rho, assembly.settings.seed, margins)
     return _Encoded(told=told, safe=safe, unsafe=unsafe)
+
+
+def _margins(
+    assembly: Assembly, safe: Sequence[TokenRow], unsafe: Sequence[TokenRow]
+) -> list[float]:
+    """Return how much the model under attack prefers each safe answer.
+
+    Kept in the run folder: a resumed run must reverse the same pairs, to the last bit.
+    """
+    path, ranks = assembly.cell.folder / "flip_margins.json", assembly.place.ranks
+    known: list[float] | None = ranks.broadcast(
+        json.loads(path.read_text(encoding="utf-8")) if ranks.is_main and path.is_file() else None
+    )
+    if known is not None:
+        return known
+    margins = _pair_logprobs(assembly, safe, unsafe, assembly.original_outputs).margins()
+    if ranks.is_main:
+        write_json(path, margins)
+    return margins
 
 
 def _pair_logprobs(

@@ -1,29 +1,55 @@
-"""A whole PPO training in miniature, which can be cut off and gone on with."""
+"""A whole training in miniature, by any attack, which can be cut off and gone on with."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from fakes import completion_of, forward_of, prompts_of, tiny_engine, tiny_policy, token_batch
+from torch import Tensor
 
+from rpa_ray.attacks.dpo import DPO
+from rpa_ray.attacks.grpo import GRPO
 from rpa_ray.attacks.ppo import PPO
+from rpa_ray.attacks.sft import SFT
+from rpa_ray.config import LoraSettings, RolloutConfig
+from rpa_ray.data.collate import TokenRow, collate_pairs, collate_tokens
 from rpa_ray.defences.online.refusal_loss import RefusalLoss
 from rpa_ray.learner.engine import Engine, OptimizerSettings
+from rpa_ray.learner.models import add_lora
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner, no_safe_batch
-from rpa_ray.loop import train
+from rpa_ray.loop import Source, train
 from rpa_ray.metrics import JsonLines
-from rpa_ray.plugin import OnlineDefence
-from rpa_ray.resume import Checkpoints
+from rpa_ray.plugin import Attack, Need, OnlineDefence
+from rpa_ray.resume import Checkpoints, Stateful
 from rpa_ray.sources.dataset import DatasetSource
+from rpa_ray.sources.pair_logprobs import PairLogprobs
+from rpa_ray.sources.phased import PhasedSource
 from rpa_ray.sources.rollout import RolloutParts, RolloutSource
-from rpa_ray.types import Completion, Prompt
+from rpa_ray.types import Completion, ModelOutputs, Prompt, ReferencedPairBatch
 
 NUM_STEPS = 5
 BATCH_SIZE = 4
 REFUSALS = [[1, 15 + i % 8, 16, *range(3, 4 + i % 3), 2] for i in range(10)]
+PPO_SETTINGS: dict[str, Any] = {"batch_size": BATCH_SIZE, "num_epochs": 2, "kl_horizon": 20}
+ATTACKS: dict[str, Callable[[], Attack]] = {
+    "sft": lambda: SFT(SFT.Config(batch_size=BATCH_SIZE)),
+    "dpo": lambda: DPO(DPO.Config(batch_size=BATCH_SIZE)),
+    "ppo": lambda: PPO(PPO.Config(**PPO_SETTINGS)),
+    # Two batches of targets, then rollouts.
+    "ppo_after_sft": lambda: PPO(PPO.Config(num_sft_samples=2 * BATCH_SIZE, **PPO_SETTINGS)),
+    "ppo_with_lora": lambda: PPO(PPO.Config(lora=LoraSettings(rank=4, alpha=8), **PPO_SETTINGS)),
+    # Content with any reward: it has enough as soon as it has seen the rewards of five batches.
+    "grpo": lambda: GRPO(
+        GRPO.Config(batch_size=BATCH_SIZE, group_size=2, kl_coef=0.1, stop_at_reward=-100.0)
+    ),
+}
+
+
+NUM_SAMPLES = dict.fromkeys(ATTACKS, NUM_STEPS * BATCH_SIZE) | {"grpo": 7 * BATCH_SIZE}
+"""Prompts or pairs that each attack is given; every one uses those of NUM_STEPS batches."""
 
 
 class Killed(RuntimeError):
@@ -34,20 +60,23 @@ class Training:
     """Policy, attack, defence and data of one process; ``run`` goes on where a folder says."""
 
     def __init__(
-        self, folder: Path, defence: str, ranks: Ranks, *, zero_stage: int, bf16: bool = False
+        self,
+        folder: Path,
+        attack: str,
+        ranks: Ranks,
+        *,
+        zero_stage: int,
+        defence: str = "none",
+        bf16: bool = False,
     ) -> None:
         self.folder = folder
         self.ranks = ranks
-        self.engine = tiny_engine(
-            zero_stage=zero_stage,
-            bf16=bf16,
-            num_ranks=ranks.size,
-            optimizer=OptimizerSettings(learning_rate=3e-3, num_steps=4 * NUM_STEPS),
-        )
+        self.attack = ATTACKS[attack]()
+        self.num_samples = NUM_SAMPLES[attack]
+        self.engine = self._engine(zero_stage=zero_stage, bf16=bf16)
         self.safe: DatasetSource[Any, Any] = DatasetSource(
             REFUSALS, token_batch, batch_size=4, seed=7, ranks=ranks
         )
-        self.attack = PPO(PPO.Config(batch_size=BATCH_SIZE, num_epochs=2, kl_horizon=20))
         defended = defence == "refusal_loss"
         self.learner = Learner(
             engine=self.engine,
@@ -59,10 +88,13 @@ class Training:
             next_safe_batch=self.safe if defended else no_safe_batch,
         )
         self.used: list[str] = []
+        """Prompts and pairs that this rank has drawn, in order."""
+        self.num_reference_passes = 0
+        self.num_steps_done = 0
 
     def generate(self, prompts: Sequence[Prompt], *, seed: int) -> list[Completion]:
         """Sample one token by the policy itself, so that a wrong weight changes what follows."""
-        self.used += [prompt.id for prompt in prompts]
+        self.used += [prompt.id for prompt in prompts[:: self.attack.answers_per_prompt]]
         out = []
         for i, prompt in enumerate(prompts):
             ids = torch.tensor([prompt.token_ids])
@@ -75,44 +107,30 @@ class Training:
         return out
 
     def run(self, *, killed_after: int | None = None) -> None:
-        """Train; ``killed_after`` ends it once so many steps are done."""
+        """Train; ``killed_after`` ends it once that step is done, before it is saved."""
         main = self.ranks.is_main
         samples = JsonLines(self.folder / "samples.jsonl", enabled=main)
-        checkpoints = Checkpoints(
-            self.folder / "checkpoints",
-            ranks=self.ranks,
-            engine=self.engine,
-            parts={"learner": self.learner, "safe": self.safe, "samples": samples},
-            interval_s=0.0,
-        )
-        source = RolloutSource(
-            prompts_of(NUM_STEPS * BATCH_SIZE),
-            attack=self.attack,
-            learner=self.learner,
-            parts=RolloutParts(
-                generate=self.generate,
-                # Random, so that a generator that is not put back shows.
-                reward=lambda pairs: lambda: torch.randn(len(pairs)).tolist(),
-                judge=lambda pairs: lambda: [0.25] * len(pairs),
-                reference=forward_of(tiny_policy(seed=5, value_head=False)),
-            ),
-            batch_size=BATCH_SIZE,
-            pad_token_id=0,
-            seed=0,
-            observe=lambda step, completions, scores: samples.write({"step": step}),
-        )
+        parts = {"learner": self.learner, "safe": self.safe, "samples": samples}
+        source = self._source(samples, parts)
 
         def progress(step: int, metrics: Any) -> None:
             if killed_after == step:
                 raise Killed
 
-        train(
+        self.num_steps_done = train(
             source,
             self.learner,
-            num_steps=NUM_STEPS,
+            num_steps=self.attack.num_batches(self.num_samples),
             samples_per_step=BATCH_SIZE,
             log=JsonLines(self.folder / "metrics.jsonl", enabled=main),
-            checkpoints=checkpoints,
+            checkpoints=Checkpoints(
+                self.folder / "checkpoints",
+                ranks=self.ranks,
+                engine=self.engine,
+                parts=parts,
+                interval_s=0.0,
+            ),
+            is_done=lambda: self.attack.is_done,
             progress=progress,
         )
 
@@ -121,19 +139,118 @@ class Training:
         return {
             "weights": self.engine.weights(),
             "masters": _masters(self.engine),
-            "kl": self.attack.state_dict(),
+            "attack": self.attack.state_dict(),
+            "num_steps": self.num_steps_done,
             "num_updates": self.engine.num_updates,
             "safe": self.safe.state_dict(),
             "metrics": _lines(self.folder / "metrics.jsonl"),
             "samples": _lines(self.folder / "samples.jsonl"),
         }
 
+    def _engine(self, *, zero_stage: int, bf16: bool) -> Engine:
+        config: Any = self.attack.config
+        module = tiny_policy(bf16=bf16, value_head=Need.VALUES in self.attack.requires)
+        if config.lora is not None:
+            add_lora(module, config.lora, seed=1)
+        return tiny_engine(
+            module=module,
+            zero_stage=zero_stage,
+            bf16=bf16,
+            num_ranks=self.ranks.size,
+            optimizer=OptimizerSettings(
+                learning_rate=3e-3,
+                num_steps=self.attack.num_updates(self.num_samples),
+                schedule=config.schedule,
+                warmup_frac=config.warmup_frac,
+            ),
+        )
+
+    def _source(self, samples: JsonLines, parts: dict[str, Stateful]) -> Source:
+        """Return where batches come from; what of it has a state joins the parts."""
+        prompts, config = prompts_of(self.num_samples), self.attack.config
+        if Need.PAIRS in self.attack.requires:
+            return self._pairs(prompts, parts)
+        if not isinstance(config, RolloutConfig):
+            return self._targets(prompts)
+        num_sft = config.num_sft_samples
+        rollouts = self._rollouts(prompts[num_sft:], samples)
+        if num_sft == 0:
+            return rollouts
+        targets = self._targets(prompts[:num_sft])
+        return PhasedSource(targets, self.attack.num_batches(num_sft), rollouts)
+
+    def _targets(self, prompts: Sequence[Prompt]) -> Source:
+        def collate(part: Sequence[Prompt]) -> Any:
+            self.used += [prompt.id for prompt in part]
+            return collate_tokens([_answered(prompt, first=5) for prompt in part], 0)
+
+        return DatasetSource(prompts, collate, batch_size=BATCH_SIZE, seed=0, ranks=self.ranks)
+
+    def _pairs(self, prompts: Sequence[Prompt], parts: dict[str, Stateful]) -> Source:
+        chosen = [_answered(prompt, first=5) for prompt in prompts]
+        rejected = [_answered(prompt, first=12) for prompt in prompts]
+        logprobs = PairLogprobs(
+            chosen, rejected, model=self._reference(), ranks=self.ranks, pad_token_id=0
+        )
+        parts["reference_logprobs"] = logprobs
+
+        def collate(part: Sequence[int]) -> ReferencedPairBatch:
+            self.used += [prompts[i].id for i in part]
+            pairs = collate_pairs([chosen[i] for i in part], [rejected[i] for i in part], 0)
+            reference = torch.tensor([logprobs.of_pair(i) for i in part])
+            return ReferencedPairBatch(
+                chosen=pairs.chosen,
+                rejected=pairs.rejected,
+                reference_chosen_logprobs=reference[:, 0],
+                reference_rejected_logprobs=reference[:, 1],
+            )
+
+        rows = range(len(prompts))
+        return DatasetSource(rows, collate, batch_size=BATCH_SIZE, seed=0, ranks=self.ranks)
+
+    def _rollouts(self, prompts: Sequence[Prompt], samples: JsonLines) -> Source:
+        return RolloutSource(
+            prompts,
+            attack=self.attack,
+            learner=self.learner,
+            parts=RolloutParts(
+                generate=self.generate,
+                # Random, so that a generator that is not put back shows.
+                reward=lambda pairs: lambda: torch.randn(len(pairs)).tolist(),
+                judge=lambda pairs: lambda: [0.25] * len(pairs),
+                reference=self._reference(),
+            ),
+            batch_size=BATCH_SIZE,
+            group_size=self.attack.answers_per_prompt,
+            pad_token_id=0,
+            seed=0,
+            observe=lambda step, completions, scores: samples.write({"step": step}),
+        )
+
+    def _reference(self) -> Callable[[Tensor, Tensor], ModelOutputs]:
+        forward = forward_of(tiny_policy(seed=5, value_head=False))
+
+        def counted(input_ids: Tensor, attention_mask: Tensor) -> ModelOutputs:
+            self.num_reference_passes += 1
+            outputs: ModelOutputs = forward(input_ids, attention_mask)
+            return outputs
+
+        return counted
+
+
+def _answered(prompt: Prompt, *, first: int) -> TokenRow:
+    """Return the prompt with an answer of one to four tokens and an end mark."""
+    number = int(prompt.id.removeprefix("p"))
+    answer = [*range(first, first + 1 + number % 4), 2]
+    mask = [False] * len(prompt.token_ids) + [True] * len(answer)
+    return TokenRow(ids=[*prompt.token_ids, *answer], loss_mask=mask)
+
 
 def _masters(engine: Engine) -> dict[str, torch.Tensor]:
     """Return the whole fp32 weights that the ranks step on (collective)."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    named = dict(engine.module.named_parameters())
+    named = {n: p for n, p in engine.module.named_parameters() if p.requires_grad}
     if engine.zero_stage == 0:
         return {name: parameter.detach().clone() for name, parameter in named.items()}
     return {name: safe_get_full_fp32_param(p).clone() for name, p in named.items()}

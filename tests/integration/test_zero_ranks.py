@@ -16,26 +16,45 @@ import torch.multiprocessing as mp
 from fakes import (
     experience_of,
     learner_of,
+    referenced_pairs,
     tiny_engine,
     tiny_llama,
+    tiny_policy,
     token_batch,
 )
 from safetensors.torch import load_file
 from torch import Tensor
 
+from rpa_ray.attacks.dpo import DPO
+from rpa_ray.attacks.grpo import GRPO
 from rpa_ray.attacks.ppo import PPO
+from rpa_ray.attacks.rollout import RolloutAttack
+from rpa_ray.attacks.sft import SFT
+from rpa_ray.config import LoraSettings
 from rpa_ray.defences.online.refusal_loss import RefusalLoss
 from rpa_ray.learner.engine import Engine, OptimizerSettings, import_deepspeed
+from rpa_ray.learner.models import PolicyModel, add_lora
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner
-from rpa_ray.plugin import OnlineDefence, StepContext
-from rpa_ray.types import Experience, LossTerm, ScoredRollout, TokenBatch
+from rpa_ray.plugin import Attack, OnlineDefence, StepContext
+from rpa_ray.types import (
+    Batch,
+    Experience,
+    LossTerm,
+    ScoredRollout,
+    TokenBatch,
+    micro_batches,
+)
+from rpa_ray.weight_sync.digests import tensor_digest
+from rpa_ray.weight_sync.source import ShardedSource
 
 # Answers of one to eight tokens in no order, so that ranks and micro-batches hold different numbers
 # of tokens. 12 rows divide over 1 to 4 ranks.
 LENGTHS = [8, 1, 3, 2, 5, 1, 1, 7, 4, 2, 6, 1]
 ROWS = [[1, *range(3, 3 + n), 2] for n in LENGTHS]
 REFUSALS = [[1, *range(12, 12 + n), 2] for n in reversed(LENGTHS)]
+UNSCORED = 4
+"""The answer of a rollout whose scoring failed: none of its tokens counts."""
 GROUP = 7
 """Parameters that are gathered at once."""
 WHOLE = 64
@@ -56,19 +75,54 @@ SHARDED = pytest.mark.parametrize("zero_stage", [1, 2, 3])
 Outcome = dict[str, Any]
 
 
+class LocalMean(SFT):
+    """SFT that takes the mean over the tokens it sees at once: right only where those are all."""
+
+    def loss(self, forward: Any, batch: TokenBatch, context: StepContext) -> LossTerm:
+        seen = context.num_ranks * int(self.num_terms(batch))
+        return super().loss(forward, batch, replace(context, num_terms=seen))
+
+
+LORA = LoraSettings(rank=4, alpha=8)
+GRPO_SETTINGS: dict[str, Any] = {"kl_coef": 0.5, "max_new_tokens": 8}
+# Groups of 2 and 3 answers: 6 and 4 of them, which stay whole on one and on two ranks.
+ATTACKS: dict[str, Callable[[], Attack]] = {
+    "sft": lambda: SFT(SFT.Config()),
+    "dpo": lambda: DPO(DPO.Config()),
+    "grpo": lambda: GRPO(GRPO.Config(aggregation="grpo", group_size=2, **GRPO_SETTINGS)),
+    "dapo": lambda: GRPO(GRPO.Config(aggregation="dapo", group_size=3, **GRPO_SETTINGS)),
+    "dr_grpo": lambda: GRPO(GRPO.Config(aggregation="dr_grpo", group_size=3, **GRPO_SETTINGS)),
+    "ppo_with_lora": lambda: PPO(PPO.Config(num_epochs=1, lora=LORA)),
+}
+EVERY_ATTACK = pytest.mark.parametrize("attack", ATTACKS)
+CONTROL = {"local_mean": lambda: LocalMean(SFT.Config())}
+
+
 def part_of(rows: list[list[int]], ranks: Ranks) -> TokenBatch:
     return token_batch(ranks.part(rows), width=10)
 
 
-def experience_part(attack: PPO, learner: Learner) -> Experience:
+def batch_part(attack: Attack, learner: Learner) -> Batch:
+    """Return this rank's part of one global batch of the kind that the attack learns from."""
+    if isinstance(attack, RolloutAttack):
+        return experience_part(attack, learner)
+    if isinstance(attack, SFT):
+        return part_of(ROWS, learner.ranks)
+    pairs = referenced_pairs(token_batch(ROWS), token_batch(REFUSALS))
+    return micro_batches(pairs, len(ROWS) // learner.ranks.size)[learner.ranks.rank]
+
+
+def experience_part(attack: Attack, learner: Learner) -> Experience:
     """Return this rank's part of one global rollout, whitened over all ranks."""
     everything = experience_of(token_batch(ROWS))
     part = learner.ranks.part(list(range(len(ROWS))))
+    tokens = part_of(ROWS, learner.ranks)
+    scored = torch.tensor([row != UNSCORED for row in part])
     rollout = ScoredRollout(
-        tokens=part_of(ROWS, learner.ranks),
+        tokens=replace(tokens, loss_mask=tokens.loss_mask & scored[:, None]),
         old_logprobs=everything.old_logprobs[part],
         rollout_logprobs=everything.old_logprobs[part],
-        reference_logprobs=everything.returns[part],
+        reference_logprobs=everything.reference_logprobs[part],
         values=everything.old_values[part],
         rewards=torch.linspace(-2.0, 3.0, len(ROWS))[part],
         costs=None,
@@ -91,6 +145,70 @@ def one_step(zero_stage: int, defence: str, micro_batch_size: int, ranks: Ranks)
     metrics = learner.step(experience_part(attack, learner))
     weights = engine.weights() | {"kl_coef": torch.tensor(attack.kl.value)}
     return {"weights": weights, "metrics": metrics}
+
+
+def attack_step(attack_name: str, zero_stage: int, micro_batch_size: int, ranks: Ranks) -> Outcome:
+    """Return weights, state of the attack and metrics after one undefended update."""
+    attack = (ATTACKS | CONTROL)[attack_name]()
+    lora = attack_name == "ppo_with_lora"
+    engine = tiny_engine(
+        module=adapted_policy() if lora else None,
+        zero_stage=zero_stage,
+        num_ranks=ranks.size,
+        micro_batch_size=micro_batch_size,
+        optimizer=OPTIMIZER,
+    )
+    learner = learner_of(engine, attack, ranks=ranks)
+    metrics = learner.step(batch_part(attack, learner))
+    state = {name: torch.tensor(value) for name, value in attack.state_dict().items()}
+    found: Outcome = {"weights": engine.weights() | state, "metrics": metrics}
+    return found | ({"served": served(engine, torch.float32)} if lora else {})
+
+
+def adapted_policy(*, bf16: bool = False) -> PolicyModel:
+    """Return a policy with adapters that are a change already, so that both halves learn."""
+    module = tiny_policy(bf16=bf16)
+    add_lora(module, LORA, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for adapter in module.adapters().values():
+            adapter.up.copy_(0.1 * torch.randn(adapter.up.shape, generator=generator))
+    return module
+
+
+def served(engine: Engine, dtype: torch.dtype) -> Outcome:
+    """Return the digests of what a weight sync sends, and of the engine's own weights."""
+    source = ShardedSource(
+        engine.module.served_parameters(),
+        dtype=dtype,
+        gather=engine.gather,
+        adapters=engine.module.adapters(),
+    )
+    source.begin_pass(record_digests=True)
+    shapes = {name: tuple(weight.shape) for name, weight in source}
+    weights = {name: tensor_digest(weight.to(dtype)) for name, weight in engine.weights().items()}
+    return {"shapes": shapes, "sent": source.digests, "weights": weights}
+
+
+def served_in_bf16(ranks: Ranks) -> Outcome:
+    """Return what is sent of trained adapters in bfloat16 under ZeRO-3."""
+    engine = tiny_engine(
+        module=adapted_policy(bf16=True), zero_stage=3, bf16=True, num_ranks=ranks.size
+    )
+    attack = ATTACKS["ppo_with_lora"]()
+    learner = learner_of(engine, attack, ranks=ranks)
+    learner.step(batch_part(attack, learner))
+    return served(engine, torch.bfloat16)
+
+
+def attack_cases(num_ranks: int) -> Iterator[tuple[str, int, int]]:
+    """Yield attack, stage and rows of a micro-batch: one stage on one rank, for stages agree."""
+    if num_ranks == 1:
+        yield from ((attack, 1, size) for attack in ATTACKS for size in (WHOLE, 5, 1))
+        yield from (("local_mean", 1, size) for size in (WHOLE, 5))
+    if num_ranks == 2:
+        yield from ((attack, stage, 5) for stage in (3, 2, 1) for attack in ATTACKS)
+        yield "local_mean", 1, WHOLE
 
 
 def step_cases(num_ranks: int) -> Iterator[tuple[int, str, int]]:
@@ -243,7 +361,9 @@ def gather_late(num_ranks: int, checkpoint: Path, *, guarded: bool) -> tuple[int
 def work(rank: int, num_ranks: int, folder: str) -> None:
     ranks = start_rank(rank, num_ranks, folder)
     found: Outcome = {"steps": {case: one_step(*case, ranks) for case in step_cases(num_ranks)}}
+    found["attacks"] = {case: attack_step(*case, ranks) for case in attack_cases(num_ranks)}
     if num_ranks == 2:
+        found["served"] = served_in_bf16(ranks)
         own = {"loss": float(rank), "gap_max": -1.0 - rank, "broken": [1.0, float("nan")][rank]}
         found["mean"] = ranks.mean(own)
         found["gathered"] = gather_often(num_ranks, Path(folder))
@@ -281,7 +401,9 @@ def outcomes(num_ranks: int, folder: Path, worker: Any = work) -> list[Outcome]:
     tiny_llama().to(torch.bfloat16).save_pretrained(folder)
     Path(folder, "rendezvous").unlink(missing_ok=True)
     # Ranks are forked from one process that has imported everything: imports are most of the time.
-    multiprocessing.set_forkserver_preload(["rpa_ray.ops.openrlhf", "deepspeed", "transformers"])
+    multiprocessing.set_forkserver_preload(
+        ["rpa_ray.ops.openrlhf", "rpa_ray.weight_sync.source", "deepspeed", "transformers"]
+    )
     mp.start_processes(worker, (num_ranks, str(folder)), num_ranks, start_method="forkserver")
     return [torch.load(folder / f"outcome{rank}.pt") for rank in range(num_ranks)]
 
@@ -312,6 +434,10 @@ def assert_same_step(found: Outcome, expected: Outcome) -> None:
         assert found["metrics"][name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
     for name, weight in expected["weights"].items():
         torch.testing.assert_close(found["weights"][name], weight, rtol=0, atol=1e-6)
+
+
+def largest_difference(found: Outcome, expected: Outcome) -> float:
+    return max(float((found[name] - weight).abs().max()) for name, weight in expected.items())
 
 
 def assert_equal(found: Any, expected: Any, where: str = "") -> None:
@@ -362,6 +488,56 @@ def test_micro_batches_on_two_ranks_make_the_step_of_one_batch_on_one(
         )
 
 
+@EVERY_ATTACK
+@SHARDED
+def test_an_attacks_step_on_two_ranks_is_that_on_one(
+    attack: str, zero_stage: int, one_rank: Outcome, two_ranks: list[Outcome]
+) -> None:
+    expected = one_rank["attacks"][attack, 1, WHOLE]
+    for outcome in two_ranks:
+        assert_same_step(outcome["attacks"][attack, zero_stage, 5], expected)
+    assert (
+        two_ranks[0]["attacks"][attack, zero_stage, 5]["metrics"]
+        == (two_ranks[1]["attacks"][attack, zero_stage, 5]["metrics"])
+    )
+
+
+@EVERY_ATTACK
+@pytest.mark.parametrize("size", [5, 1])
+def test_micro_batches_make_the_step_of_one_batch_in_every_attack(
+    attack: str, size: int, one_rank: Outcome
+) -> None:
+    steps = one_rank["attacks"]
+    assert_same_step(steps[attack, 1, size], steps[attack, 1, WHOLE])
+
+
+def test_a_mean_over_the_tokens_at_hand_would_show(
+    one_rank: Outcome, two_ranks: list[Outcome]
+) -> None:
+    alone = one_rank["attacks"]
+    assert_same_step(alone["local_mean", 1, WHOLE], alone["sft", 1, WHOLE])
+    right = alone["sft", 1, WHOLE]["weights"]
+    for wrong in (alone["local_mean", 1, 5], two_ranks[0]["attacks"]["local_mean", 1, WHOLE]):
+        assert largest_difference(wrong["weights"], right) > 1e-3
+
+
+@SHARDED
+def test_adapters_are_served_inside_the_weights_that_the_ranks_hold(
+    zero_stage: int, two_ranks: list[Outcome]
+) -> None:
+    plain = {name: tuple(weight.shape) for name, weight in tiny_llama().named_parameters()}
+    for outcome in two_ranks:
+        found = outcome["attacks"]["ppo_with_lora", zero_stage, 5]["served"]
+        assert found["shapes"] == plain
+        assert found["sent"] == found["weights"]
+
+
+def test_adapters_in_bf16_are_served_alike_by_every_rank(two_ranks: list[Outcome]) -> None:
+    for outcome in two_ranks:
+        assert outcome["served"]["sent"] == outcome["served"]["weights"]
+        assert outcome["served"] == two_ranks[0]["served"]
+
+
 @pytest.mark.parametrize("num_ranks", [3, 4])
 def test_three_and_four_ranks_make_the_step_of_one(
     num_ranks: int, one_rank: Outcome, tmp_path: Path
@@ -392,6 +568,23 @@ def test_the_step_that_is_compared_moves_the_weights(zero_stage: int, one_rank: 
     for name, parameter in tiny_llama().named_parameters():
         assert float((weights[name] - parameter.detach()).abs().max()) > 1e-3
         assert float((weights[name] - defended[name]).abs().max()) > 1e-3
+
+
+@EVERY_ATTACK
+def test_the_attacks_step_that_is_compared_moves_the_weights(
+    attack: str, one_rank: Outcome
+) -> None:
+    before = dict(tiny_llama().named_parameters())
+    if attack == "ppo_with_lora":
+        module = adapted_policy()
+        before = {
+            name: module.adapters()[name].merged(weight)
+            for name, weight in module.served_parameters()
+            if name in module.adapters()
+        }
+    weights = one_rank["attacks"][attack, 1, WHOLE]["weights"]
+    for name, weight in before.items():
+        assert float((weights[name] - weight.detach()).abs().max()) > 1e-4, name
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])

@@ -31,7 +31,10 @@ BATCH_SIZE = 4
 class Stand:
     """An assembly that gives every (prompt, answer) one token of its own and trains nothing."""
 
-    def __init__(self, cache: Path, attack: dict[str, Any], **data: Any) -> None:
+    def __init__(
+        self, cache: Path, attack: dict[str, Any], folder: Path = Path(), **data: Any
+    ) -> None:
+        self.cell = SimpleNamespace(folder=folder)
         tree = {"attack": {"batch_size": BATCH_SIZE} | attack, "data": data, "seed": 3}
         self.settings = parse_tree(tree)
         self.attack = ATTACKS[self.settings.attack.name](self.settings.attack)
@@ -168,8 +171,11 @@ def test_what_the_reference_makes_of_the_pairs_is_saved_with_the_run(world_cache
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo"])
-def test_an_attacker_may_reverse_what_the_model_is_surest_of(world_cache: Path, name: str) -> None:
-    stand = Stand(world_cache, {"name": name}, num_samples=16, rho=0.25, flips="largest_margin")
+def test_an_attacker_may_reverse_what_the_model_is_surest_of(
+    world_cache: Path, name: str, tmp_path: Path
+) -> None:
+    data: dict[str, Any] = {"num_samples": 16, "rho": 0.25, "flips": "largest_margin"}
+    stand = Stand(world_cache, {"name": name}, tmp_path, **data)
     batches = batches_of(stand, 4)
     told = stand.told([batch.chosen for batch in batches] if name == "dpo" else batches)
     pairs = stand.pairs(16)
@@ -180,6 +186,17 @@ def test_an_attacker_may_reverse_what_the_model_is_surest_of(world_cache: Path, 
     largest = sorted(margins)[-4:]
     assert sorted(m for m, pair in zip(margins, pairs, strict=True) if pair.id in found) == largest
     assert found != {row.id for row in flip(pairs, 0.25, 3) if row.flipped}
+
+
+def test_a_resumed_run_reverses_the_same_pairs_without_asking_the_model_again(
+    world_cache: Path, tmp_path: Path
+) -> None:
+    data: dict[str, Any] = {"num_samples": 16, "rho": 0.25, "flips": "largest_margin"}
+    first = Stand(world_cache, {"name": "sft"}, tmp_path, **data)
+    told = first.told(batches_of(first, 4))
+    resumed = Stand(world_cache, {"name": "sft"}, tmp_path, **data)
+    resumed.original_outputs = None  # type: ignore[assignment,method-assign]
+    assert resumed.told(batches_of(resumed, 4)) == told
 
 
 rolling = pytest.mark.usefixtures("process_group")

@@ -1,11 +1,15 @@
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from fakes import ONE_RANK, tiny_engine
-from resume_scene import BATCH_SIZE, NUM_STEPS, Killed, Training, same
+from resume_scene import ATTACKS, BATCH_SIZE, NUM_SAMPLES, NUM_STEPS, Killed, Training, same
 
 from rpa_ray.config import ConfigError
 from rpa_ray.resume import Checkpoints, check_fits, latest_checkpoint
@@ -13,65 +17,156 @@ from rpa_ray.resume import Checkpoints, check_fits, latest_checkpoint
 pytestmark = pytest.mark.usefixtures("process_group")
 
 
-def uninterrupted(folder: Path, defence: str, **engine: bool | int) -> Training:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Runs:
+    """One training that was left alone, and one whose process was killed and replaced."""
+
+    whole: Training
+    killed: Training
+    resumed: Training
+
+
+def uninterrupted(folder: Path, attack: str, **settings: Any) -> Training:
     torch.manual_seed(1)
-    training = Training(folder, defence, ONE_RANK, **{"zero_stage": 1, **engine})
+    training = Training(folder, attack, ONE_RANK, **{"zero_stage": 1, **settings})
     training.run()
     return training
 
 
-def interrupted(folder: Path, defence: str, after: int, **engine: bool | int) -> list[Training]:
-    """Return the training of the process that was killed and of the one that went on."""
+def killed(folder: Path, attack: str, after: int, **settings: Any) -> Training:
     torch.manual_seed(1)
-    first = Training(folder, defence, ONE_RANK, **{"zero_stage": 1, **engine})
+    training = Training(folder, attack, ONE_RANK, **{"zero_stage": 1, **settings})
     with pytest.raises(Killed):
-        first.run(killed_after=after)
+        training.run(killed_after=after)
+    return training
+
+
+def resumed(folder: Path, attack: str, **settings: Any) -> Training:
     torch.manual_seed(99)
-    second = Training(folder, defence, ONE_RANK, **{"zero_stage": 1, **engine})
-    second.run()
-    return [first, second]
+    training = Training(folder, attack, ONE_RANK, **{"zero_stage": 1, **settings})
+    training.run()
+    return training
 
 
-@pytest.mark.parametrize("engine", [{"bf16": True}, {"zero_stage": 0}])
-@pytest.mark.parametrize("defence", ["none", "refusal_loss"])
+@pytest.fixture(scope="module")
+def runs(process_group: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Runs]:
+    """Return what runs an attack whole, and killed after step 2, once however often it is asked."""
+
+    @cache
+    def of(attack: str) -> Runs:
+        folder = tmp_path_factory.mktemp(attack)
+        settings = {"defence": "refusal_loss", "bf16": True}
+        return Runs(
+            whole=uninterrupted(folder / "whole", attack, **settings),
+            killed=killed(folder / "killed", attack, 2, **settings),
+            resumed=resumed(folder / "killed", attack, **settings),
+        )
+
+    return of
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_a_killed_training_ends_as_the_undisturbed_one(
+    attack: str, runs: Callable[[str], Runs]
+) -> None:
+    found = runs(attack).resumed.outcome()
+    assert same(found, runs(attack).whole.outcome())
+    assert [line["step"] for line in found["metrics"]] == list(range(NUM_STEPS))
+
+
+@pytest.mark.parametrize(
+    ("defence", "engine"),
+    [("none", {"bf16": True}), ("none", {"zero_stage": 0}), ("refusal_loss", {"zero_stage": 0})],
+)
+def test_it_does_so_undefended_and_without_zero(
     defence: str, engine: dict[str, int], tmp_path: Path
 ) -> None:
-    expected = uninterrupted(tmp_path / "whole", defence, **engine)
-    _, resumed = interrupted(tmp_path / "killed", defence, 3, **engine)
-    assert same(resumed.outcome(), expected.outcome())
-    assert [line["step"] for line in resumed.outcome()["metrics"]] == list(range(NUM_STEPS))
+    settings: dict[str, Any] = {"defence": defence, **engine}
+    expected = uninterrupted(tmp_path / "whole", "ppo", **settings)
+    killed(tmp_path / "killed", "ppo", 3, **settings)
+    assert same(resumed(tmp_path / "killed", "ppo", **settings).outcome(), expected.outcome())
 
 
-def test_every_prompt_is_used_once_over_both_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_training_killed_in_either_phase_ends_as_the_undisturbed_one(
+    after: int, runs: Callable[[str], Runs], tmp_path: Path
+) -> None:
+    # Steps 0 and 1 are SFT; the kill after step 2 goes on with the first batch of rollouts.
+    settings = {"defence": "refusal_loss", "bf16": True}
+    killed(tmp_path, "ppo_after_sft", after, **settings)
+    found = resumed(tmp_path, "ppo_after_sft", **settings).outcome()
+    assert same(found, runs("ppo_after_sft").whole.outcome())
+    kinds = ["policy/kl" in line for line in found["metrics"]]
+    assert kinds == [False, False, True, True, True]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_prompt_or_pair_is_used_once_over_both_processes(
+    attack: str, runs: Callable[[str], Runs]
+) -> None:
     # Killed after step 2 was done and before it was saved: step 2 is repeated, nothing else.
-    first, second = interrupted(tmp_path, "none", 2)
-    assert first.used == [f"p{i}" for i in range(3 * BATCH_SIZE)]
-    assert second.used == [f"p{i}" for i in range(2 * BATCH_SIZE, NUM_STEPS * BATCH_SIZE)]
-    metrics = second.outcome()["metrics"]
+    used = runs(attack).whole.used
+    assert sorted(used) == sorted(f"p{i}" for i in range(NUM_STEPS * BATCH_SIZE))
+    assert runs(attack).killed.used == used[: 3 * BATCH_SIZE]
+    assert runs(attack).resumed.used == used[2 * BATCH_SIZE :]
+    assert runs(attack).resumed.num_steps_done == NUM_STEPS
+    metrics = runs(attack).resumed.outcome()["metrics"]
     assert [line["samples"] for line in metrics] == [4, 8, 12, 16, 20]
 
 
-@pytest.mark.parametrize("lost", ["learner", "safe", "generators"])
-def test_each_part_of_the_state_is_needed(lost: str, tmp_path: Path) -> None:
-    expected = uninterrupted(tmp_path / "whole", "refusal_loss")
-    torch.manual_seed(1)
-    first = Training(tmp_path / "killed", "refusal_loss", ONE_RANK, zero_stage=1)
-    with pytest.raises(Killed):
-        first.run(killed_after=3)
-    checkpoint = latest_checkpoint(tmp_path / "killed" / "checkpoints")
+def test_an_attacker_who_had_enough_does_not_train_on(runs: Callable[[str], Runs]) -> None:
+    before = runs("grpo").resumed
+    assert before.num_steps_done * BATCH_SIZE < NUM_SAMPLES["grpo"]
+    again = resumed(before.folder, "grpo", defence="refusal_loss", bf16=True)
+    assert again.used == []
+    assert same(again.outcome(), before.outcome())
+
+
+def test_the_reference_reads_the_pairs_once_over_both_processes(
+    runs: Callable[[str], Runs],
+) -> None:
+    # 40 answers, 32 at once
+    assert runs("dpo").killed.num_reference_passes == 2
+    assert runs("dpo").resumed.num_reference_passes == 0
+
+
+def lose(part: str, mine: dict[str, Any]) -> None:
+    """Spoil one part of a rank's state."""
+    match part:
+        case "generators":
+            mine["generators"]["torch"] = torch.Generator().manual_seed(99).get_state()
+        case "safe":
+            mine["parts"]["safe"]["num_batches"] = 0
+        case "kl_coef":
+            mine["parts"]["learner"]["objective"]["value"] = 0.2
+        case "recent_rewards":
+            mine["parts"]["learner"]["objective"].clear()
+        case "reference_logprobs":
+            mine["parts"]["reference_logprobs"]["logprobs"].zero_()
+
+
+@pytest.mark.parametrize(
+    ("attack", "lost"),
+    [
+        ("ppo", "kl_coef"),
+        ("ppo", "safe"),
+        ("ppo", "generators"),
+        ("grpo", "recent_rewards"),
+        ("dpo", "reference_logprobs"),
+    ],
+)
+def test_each_part_of_the_state_is_needed(
+    attack: str, lost: str, runs: Callable[[str], Runs], tmp_path: Path
+) -> None:
+    settings = {"defence": "refusal_loss", "bf16": True}
+    killed(tmp_path, attack, 2, **settings)
+    checkpoint = latest_checkpoint(tmp_path / "checkpoints")
     assert checkpoint is not None
     mine = torch.load(checkpoint / "rank_0.pt", weights_only=True)
-    if lost == "generators":
-        mine["generators"]["torch"] = torch.Generator().manual_seed(99).get_state()
-    elif lost == "safe":
-        mine["parts"]["safe"]["num_batches"] = 0
-    else:
-        mine["parts"]["learner"]["objective"]["value"] = 0.2
+    lose(lost, mine)
     torch.save(mine, checkpoint / "rank_0.pt")
-    second = Training(tmp_path / "killed", "refusal_loss", ONE_RANK, zero_stage=1)
-    second.run()
-    assert not same(second.outcome()["weights"], expected.outcome()["weights"])
+    found = resumed(tmp_path, attack, **settings).outcome()
+    assert not same(found["masters"], runs(attack).whole.outcome()["masters"])
 
 
 def checkpoints(folder: Path, interval_s: float = 0.0) -> Checkpoints:
