@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rpa_ray.cell_models import MAX_MODEL_LEN, MODEL_SEED, attack_needs, cell_models
 from rpa_ray.config import (
+    EMBEDDED_MODELS,
     ConfigError,
     DataSettings,
     ExperimentSettings,
@@ -40,7 +41,6 @@ from rpa_ray.world.datasets import CONTEXT_TOKENS, build_world, world_folder
 
 MIN_FREE_BYTES = 500 * 2**20
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-EMBEDDED_MODELS = ("chat", "base")
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 

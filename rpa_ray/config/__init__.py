@@ -11,6 +11,7 @@ from rpa_ray.config.plugins import (
     TrainingConfig,
 )
 from rpa_ray.config.schema import (
+    EMBEDDED_MODELS,
     CampaignSettings,
     ClusterSettings,
     DataSettings,
@@ -24,6 +25,7 @@ from rpa_ray.config.schema import (
 )
 
 __all__ = [
+    "EMBEDDED_MODELS",
     "CampaignSettings",
     "ClusterSettings",
     "ConfigError",

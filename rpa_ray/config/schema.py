@@ -7,6 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from rpa_ray.config.plugins import PluginConfig, TrainingConfig
 
+EMBEDDED_MODELS = ("chat", "base")
+"""Names of the embedded models that can be attacked."""
+PATH_FIELDS = ("path", "model", "judge", "reference", "deepspeed")
+"""How the names of settings end that may hold a folder or a file."""
+
 
 class Settings(BaseModel):
     """Base of every settings group.
@@ -194,18 +199,21 @@ class ExperimentSettings(Settings):
 def with_absolute_paths(settings: ExperimentSettings) -> ExperimentSettings:
     """Return the settings with every existing local path absolute, for processes elsewhere.
 
-    Hub ids and the names of embedded models stay as they are.
+    Hub ids and the names of embedded models stay as they are, whatever folders lie around.
     """
 
-    def absolute(value: Any) -> Any:
-        if isinstance(value, Settings):
-            found = {name: absolute(getattr(value, name)) for name in type(value).model_fields}
-            return value.model_copy(update=found)
-        if isinstance(value, str | Path) and "/" in str(value) and Path(value).exists():
+    def absolute(value: Any, name: str) -> Any:
+        if isinstance(value, BaseModel):
+            fields = type(value).model_fields
+            return value.model_copy(
+                update={field: absolute(getattr(value, field), field) for field in fields}
+            )
+        names_a_path = name.endswith(PATH_FIELDS) and value not in EMBEDDED_MODELS
+        if names_a_path and isinstance(value, str | Path) and Path(value).exists():
             return type(value)(Path(value).resolve())
         return value
 
-    resolved: ExperimentSettings = absolute(settings)
+    resolved: ExperimentSettings = absolute(settings, "")
     return resolved
 
 

@@ -191,3 +191,16 @@ def test_local_paths_become_absolute_and_names_stay(
     hub = with_absolute_paths(parse_tree({"model": {"path": "owner/name"}}))
     assert hub.model.path == "owner/name"
     assert with_absolute_paths(parse_tree({})).model.path == "chat"
+
+
+def test_a_file_named_without_a_folder_is_found_from_elsewhere_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.jsonl").touch()
+    (tmp_path / "chat").mkdir()
+    (tmp_path / "beavertails").mkdir()
+    tree = {"data": {"world": "real", "path": "mine.jsonl"}, "attack": "dpo"}
+    resolved = with_absolute_paths(parse_tree(tree))
+    assert resolved.data.path == str(tmp_path / "mine.jsonl")
+    assert (resolved.model.path, resolved.data.name) == ("chat", "beavertails")
