@@ -32,7 +32,7 @@ CELLS: dict[str, dict[str, Any]] = {
 }
 Record = dict[str, Any]
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
 
 
 @pytest.fixture(scope="module")
