@@ -202,7 +202,7 @@ def compare(one: Path, other: Path) -> Comparison:
 def _recorded(output: Path) -> Iterator[Any]:
     (run,) = (path.parent for path in output.glob("*/evaluation.json"))
     evaluation = json.loads((run / "evaluation.json").read_text())
-    yield {k: v for k, v in evaluation.items() if k not in ("seconds", "times")}
+    yield {k: v for k, v in evaluation.items() if k not in ("seconds", "times", "throughput")}
     for name in ("metrics.jsonl", "samples.jsonl"):
         lines = [json.loads(line) for line in (run / name).read_text().splitlines()]
         yield [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
