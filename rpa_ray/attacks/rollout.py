@@ -136,4 +136,4 @@ class RolloutAttack(Attack):
 def entropy_sum(logits: Tensor, loss_mask: Tensor) -> float:
     """Return the summed entropy, in nats, of the distributions that kept tokens came from."""
     with torch.no_grad():
-        return float((entropy(logits[:, :-1]) * loss_mask[:, 1:]).sum())
+        return float(entropy(logits[:, :-1][loss_mask[:, 1:]]).sum())

@@ -81,6 +81,7 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
                 "eps": optimizer.eps,
                 "weight_decay": optimizer.weight_decay,
                 "torch_adam": cpu,
+                **({"fused": True} if cpu else {}),
             },
         },
     }
