@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a config on a Ray cluster as `ray job submit` does, and follows it to its end.
 #
-#   bash launch/ray_job.sh CONFIG [--no-wait] [OPTIONS OF rpa-ray campaign]
+#   bash launch/ray_job.sh CONFIG [--no-wait] [OPTIONS OF rpa-ray run, campaign, sweep]
 #
 # CONFIG may be of any kind and lie anywhere. Uploaded are the package, configs/ and the config,
 # never other files. Exit status: that of the job; 2 where it was refused before it began.

@@ -21,7 +21,7 @@ from rpa_ray.data.collate import (
 from rpa_ray.data.rows import Answered
 from rpa_ray.data.template import PLAIN_QA_ANSWERED, Template
 from rpa_ray.datasets import preference_data, safety_data
-from rpa_ray.defences import DEFENCES
+from rpa_ray.defences import defence_of
 from rpa_ray.jobs import Cell
 from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.models import PolicyModel, add_lora, load_policy
@@ -49,8 +49,8 @@ class Assembly:
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.path)
         self.template = Template(self.settings.data.template)
         self.attack = ATTACKS[self.settings.attack.name](self.settings.attack)
-        self.defence = DEFENCES[self.settings.defence.name](self.settings.defence)
-        needs = self.attack.needs(self.attack.config) | self.defence.requires
+        self.defence = defence_of(self.settings.defence)
+        needs = self.attack.needs(self.attack.config) | self.defence.needs
         self.pad_token_id = padding_id(self.tokenizer)
         self.training = self.settings.training
         self.batch_size = self.training.batch_size if self.training else place.ranks.size
@@ -204,7 +204,7 @@ class Assembly:
         return DatasetSource(
             [self.encode(Answered(prompt=pair.prompt, answer=pair.safe)) for pair in pairs],
             lambda part: collate_tokens(part, self.pad_token_id),
-            batch_size=getattr(self.settings.defence, "batch_size", 8),
+            batch_size=self.defence.safe_batch_size,
             seed=self.settings.seed,
             ranks=self.place.ranks,
         )

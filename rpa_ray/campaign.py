@@ -2,16 +2,19 @@
 
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ray
 import yaml
 
-from rpa_ray.actors.lanes import STORAGE_PREFIX, Lane, work_through
+from rpa_ray.actors.lanes import STORAGE_PREFIX, Lane, Watched, work_through
 from rpa_ray.actors.pools import create_rollout_pool, create_scorer_pool
 from rpa_ray.actors.queue import JobQueue, JobState
 from rpa_ray.actors.train import Work, set_train_environment
@@ -27,6 +30,10 @@ from rpa_ray.ray_address import cluster_to_join, refused_cluster
 from rpa_ray.resume import CHECKPOINTS
 
 Watch = Callable[[list[JobState]], None]
+Conduct = Callable[[Any, int], Watched]
+"""Starts what releases the cells, which are held in a queue until then, for a number of lanes."""
+SWEEP = "sweep.json"
+"""What varied in a sweep, in its campaign folder."""
 LOSSES = "losses.log"
 """Lists the groups of ranks that died, and why, in a campaign folder."""
 
@@ -39,12 +46,19 @@ class CampaignFailed(RuntimeError):
 
 
 def run_campaign(
-    config: LoadedConfig, output: Path, cache: Path, *, watch: Watch, command: str
+    config: LoadedConfig,
+    output: Path,
+    cache: Path,
+    *,
+    watch: Watch,
+    command: str,
+    conduct: Conduct | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is not done yet; return the summary's records.
 
     Cells that were run to an end with the same settings are read back. An interrupted campaign
-    continues with the same command: cells that had begun from their last checkpoint.
+    continues with the same command: cells that had begun from their last checkpoint. ``conduct``
+    decides when each cell may begin; without it, as soon as there is room.
 
     Raises:
         CampaignFailed: ranks could not be kept at work; finished cells are in the summary.
@@ -59,9 +73,13 @@ def run_campaign(
                 shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)
             else:
                 _begin_folder(cell, cache, command)
-        failure = _run(todo, output, cache, watch) if todo else ""
+        failure = _run(todo, output, cache, watch, conduct) if todo else ""
         records = [record(cell) for cell in planned]
         write_json(output / "summary.json", records)
+        if config.sweep is not None:
+            write_json(output / SWEEP, config.sweep.model_dump(mode="json"))
+        else:
+            (output / SWEEP).unlink(missing_ok=True)
         write_json(output / "checks.json", worst_checks(planned))
     if failure:
         raise CampaignFailed(
@@ -80,7 +98,9 @@ def _begin_folder(cell: PlannedCell, cache: Path, command: str) -> None:
     write_json(cell.folder / "manifest.json", manifest(cell.settings, cache, command))
 
 
-def _run(todo: Sequence[PlannedCell], output: Path, cache: Path, watch: Watch) -> str:
+def _run(
+    todo: Sequence[PlannedCell], output: Path, cache: Path, watch: Watch, conduct: Conduct | None
+) -> str:
     """Do the work; return what ended it early, nothing where all went well."""
     cluster = todo[0].settings.cluster
     cells = [
@@ -96,19 +116,22 @@ def _run(todo: Sequence[PlannedCell], output: Path, cache: Path, watch: Watch) -
         shutil.rmtree(left_over, ignore_errors=True)
     set_train_environment()
     lanes: list[Lane] = []
+    conductors: list[Watched] = []
     with ray_session(cluster.address):
         if cluster_to_join(cluster.address) is not None:
             resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
             require_cluster_resources(todo[0].settings, resources)
-        queue: Any = ray.remote(JobQueue).options(num_cpus=0).remote(needs)
+        held = [cell.name for cell in cells] if conduct is not None else []
+        queue: Any = ray.remote(JobQueue).options(num_cpus=0).remote(needs, held)
         try:
             for group in range(parallel_cells([cell.settings for cell in cells])):
                 work = _work_of(group, jobs, queue, cache.resolve(), cluster)
                 lanes.append(Lane(work, output, _diary(output / LOSSES)))
-            return work_through(lanes, queue, watch)
+            conductors = [conduct(queue, len(lanes))] if conduct is not None else []
+            return work_through([*lanes, *conductors], queue, watch)
         finally:
-            for lane in lanes:
-                lane.stop()
+            for watched in [*lanes, *conductors]:
+                watched.stop()
 
 
 def _work_of(
@@ -175,6 +198,24 @@ def ray_session(address: str | None) -> Iterator[None]:
         except (ConnectionError, RuntimeError) as error:
             raise refused_cluster(joined.value, joined.key, str(error)) from error
     try:
-        yield
+        with interrupted_by(signal.SIGTERM):
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def interrupted_by(number: signal.Signals) -> Iterator[None]:
+    """Take a signal as Ctrl-C in the meantime: Ray's own handler of SIGTERM aborts the process."""
+
+    def interrupt(received: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # signals are not its business
+        yield
+        return
+    before = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)

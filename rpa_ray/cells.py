@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from rpa_ray.config import ExperimentSettings, LoadedConfig
+from rpa_ray.config import ComposedConfig, ExperimentSettings, LoadedConfig, PluginConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +27,7 @@ class PlannedCell:
 def plan_cells(config: LoadedConfig, output: Path) -> list[PlannedCell]:
     """Return the cells of a config with names, folders and distinguishing parameters."""
     cells = config.campaign.cells
-    flat = [_flatten(cell.to_yaml_dict()) for cell in cells]
+    flat = [_flatten(_by_part(cell.to_yaml_dict())) for cell in cells]
     planned = []
     for settings, values in zip(cells, flat, strict=True):
         folder = output / cell_name(settings)
@@ -51,8 +51,8 @@ def cell_name(settings: ExperimentSettings) -> str:
     """Return a readable folder name that two different cells never share."""
     digest = hashlib.sha256(json.dumps(_identity(settings), sort_keys=True).encode()).hexdigest()
     model = "".join(c if c.isalnum() else "-" for c in Path(settings.model.path).name)
-    parts = [model, settings.attack.name, settings.defence.name, f"seed{settings.seed}", digest[:8]]
-    return "_".join(parts)
+    defence = settings.defence.name.replace("+", "_")
+    return "_".join([model, settings.attack.name, defence, f"seed{settings.seed}", digest[:8]])
 
 
 def read_outcome(folder: Path) -> dict[str, Any] | None:
@@ -138,7 +138,23 @@ def _tells_apart(
         alike = own_name is None or other[f"{group}.name"] == own_name
         if alike and other.get(key) != value:
             return True
-    return group == "defence" and type(cell.defence).model_fields[name].default != value
+    return group == "defence" and _default_of(cell.defence, name) != value
+
+
+def _default_of(defence: PluginConfig, name: str) -> Any:
+    """Return the default of a defence's setting; one of a part is called ``<part>.<setting>``."""
+    if isinstance(defence, ComposedConfig):
+        own_name, _, name = name.partition(".")
+        (defence,) = (part for part in defence.parts if part.name == own_name)
+    return type(defence).model_fields[name].default
+
+
+def _by_part(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with the list of a composed defence as one section for each part."""
+    defence = dict(tree["defence"])
+    sections = {part["name"]: part for part in defence.pop("parts", [])}
+    own = {name: {k: v for k, v in part.items() if k != "name"} for name, part in sections.items()}
+    return {**tree, "defence": defence | own}
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

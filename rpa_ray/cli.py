@@ -1,11 +1,11 @@
-"""The command line: run, campaign, evaluate, report, plan, doctor."""
+"""The command line: run, campaign, sweep, evaluate, report, plan, doctor."""
 
 import os
 import shlex
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,10 +15,16 @@ from rpa_ray.config import CampaignSettings, ConfigError, LoadedConfig, load_con
 from rpa_ray.config.files import DEFAULT_SCALE
 from rpa_ray.data.errors import DataError
 
+if TYPE_CHECKING:
+    from rpa_ray.campaign import Watch
+
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
-QUIET_LIBRARIES = {
+LIBRARY_ENVIRONMENT = {
+    # A thread that is still at work when the cluster is left must not start another. Ray reads it
+    # where it is imported.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -73,7 +79,7 @@ Output = Annotated[
 
 def main() -> None:
     """Run the command line; what a user can cause ends with one message and status 2."""
-    for name, value in QUIET_LIBRARIES.items():
+    for name, value in LIBRARY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\.")
     try:
@@ -94,7 +100,7 @@ def run(
 
     Writes to the output folder: summary.json, tables and report.html, and a folder of the run with
     config.yaml, manifest.json, metrics.jsonl, samples.jsonl and evaluation.json. A run that was
-    finished before with the same settings is read back. A campaign file is run as a campaign.
+    finished before with the same settings is read back. A file of another kind is run as that.
     """
     _run(load_config(config, set_ or [], scale), output)
 
@@ -112,6 +118,31 @@ def campaign(
     at the first unfinished cell; cells that are done are read back.
     """
     _run(load_config(config, set_ or [], scale), output)
+
+
+@app.command(
+    epilog="Example: rpa-ray sweep configs/sweep/kl.yaml --set data.rho=0.5",
+    short_help="One metric over any settings, by Ray Tune.",
+)
+def sweep(
+    config: ConfigPath,
+    set_: Overrides = None,
+    output: Output = None,
+    scale: Scale = DEFAULT_SCALE,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue Ray Tune's record of an interrupted sweep, if there is one."
+        ),
+    ] = False,
+) -> None:
+    """Run one trial for each combination of the values that a file lists under `sweep`.
+
+    Writes what `campaign` writes, a plot and a table of the metric over the swept keys, and Ray
+    Tune's own record in tune/. Interrupted, the same command continues, with --resume in the same
+    record; trials that are done are read back in either case.
+    """
+    _run(load_config(config, set_ or [], scale), output, resume=resume)
 
 
 @app.command(
@@ -147,8 +178,8 @@ def report(
 ) -> None:
     """Write tables (Markdown, CSV) and one self-contained HTML page from finished results.
 
-    Reads summary.json and the folders of the cells; writes the files beside summary.json. `run` and
-    `campaign` do this at their end.
+    Reads summary.json and the folders of the cells; writes the files beside summary.json. `run`,
+    `campaign` and `sweep` do this at their end.
     """
     from rpa_ray.report import write_report
 
@@ -169,8 +200,8 @@ def plan(
 ) -> None:
     """Show the cells of a config, the models to make, CPUs, memory and time; start nothing.
 
-    Refuses what `run` and `campaign` would refuse. Writes nothing but the texts of the embedded
-    world, to the cache.
+    Refuses what `run`, `campaign` and `sweep` would refuse. Writes nothing but the texts of the
+    embedded world, to the cache.
     """
     loaded = load_config(config, set_ or [], scale)
     folder = _folder(loaded, output)
@@ -205,16 +236,17 @@ def _folder(loaded: LoadedConfig, output: Path | None) -> Path:
     return output or Path("runs") / loaded.name
 
 
-def _run(loaded: LoadedConfig, output: Path | None) -> None:
+def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> None:
     folder = _folder(loaded, output)
     _refuse_impossible(loaded, folder)
     _print_plan(loaded, folder)
 
-    from rpa_ray.campaign import LOSSES, CampaignFailed, run_campaign
+    from rpa_ray.campaign import LOSSES, CampaignFailed
     from rpa_ray.cells import plan_cells
     from rpa_ray.folder_lock import FolderInUse
     from rpa_ray.progress import ProgressView
     from rpa_ray.report import write_report
+    from rpa_ray.report.response import best_text
     from rpa_ray.report.tables import terminal_table
 
     command = shlex.join(["rpa-ray", *sys.argv[1:]])
@@ -222,7 +254,7 @@ def _run(loaded: LoadedConfig, output: Path | None) -> None:
         console.print("starting the cluster and its workers (about 20 s)")
     try:
         with ProgressView(console) as view:
-            records = run_campaign(loaded, folder, cache_folder(), watch=view.show, command=command)
+            records = _records(loaded, folder, watch=view.show, command=command, resume=resume)
     except CampaignFailed as error:
         _print_error(str(error))
         raise typer.Exit(EXIT_FAILED) from None
@@ -234,6 +266,8 @@ def _run(loaded: LoadedConfig, output: Path | None) -> None:
         raise typer.Exit(EXIT_INTERRUPTED) from None
     paths = write_report(folder)
     console.print(terminal_table(records))
+    if loaded.sweep is not None:
+        console.print(best_text(records, loaded.sweep), highlight=False)
     for record in records:
         if record["status"] != "ok":
             why = folder / record["run"] / "evaluation.json"
@@ -246,10 +280,26 @@ def _run(loaded: LoadedConfig, output: Path | None) -> None:
         raise typer.Exit(EXIT_FAILED)
 
 
+def _records(
+    loaded: LoadedConfig, folder: Path, *, watch: "Watch", command: str, resume: bool
+) -> list[dict[str, Any]]:
+    if loaded.sweep is None:
+        from rpa_ray.campaign import run_campaign
+
+        return run_campaign(loaded, folder, cache_folder(), watch=watch, command=command)
+    from rpa_ray.sweep import run_sweep
+
+    return run_sweep(loaded, folder, cache_folder(), watch=watch, command=command, resume=resume)
+
+
 def _refuse_impossible(loaded: LoadedConfig, folder: Path) -> None:
     from rpa_ray.cells import plan_cells
     from rpa_ray.preflight import check_all, check_checkpoints
 
+    if loaded.sweep is not None:
+        from rpa_ray.report.response import require_metric
+
+        require_metric(loaded.sweep.metric)
     cells = list(zip(loaded.wheres, loaded.campaign.cells, strict=True))
     check_all(cells, {"--output": folder, "RPA_RAY_CACHE": cache_folder()})
     for cell in plan_cells(loaded, folder):

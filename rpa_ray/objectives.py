@@ -1,4 +1,4 @@
-"""Objectives of the jobs that make models: language model, reward model, judge."""
+"""Objectives that more than one job has: language model, reward model, judge."""
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ from rpa_ray.types import (
 class LanguageModel(Objective[TokenBatch, ModelOutputs]):
     """Next-token cross-entropy, mean over the marked tokens of the global batch."""
 
+    def __init__(self, metric: str = "train/loss") -> None:
+        """Take the name under which the loss is logged."""
+        self._metric = metric
+
     def num_terms(self, batch: TokenBatch) -> Tensor:
         """Return the number of marked tokens."""
         return batch.loss_mask.sum()
@@ -35,7 +39,7 @@ class LanguageModel(Objective[TokenBatch, ModelOutputs]):
             num_global_tokens=context.num_terms,
             num_ranks=context.num_ranks,
         )
-        return LossTerm(loss=loss, metrics={"train/loss": float(loss.detach())})
+        return LossTerm(loss=loss, metrics={self._metric: float(loss.detach())})
 
 
 class RewardModel(Objective[PairBatch, Tensor]):

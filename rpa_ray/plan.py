@@ -37,10 +37,12 @@ def plan_table(config: LoadedConfig, output: Path, cache: Path) -> Table:
     for name, num in prompts.items():
         seconds = f"{num * SECONDS_AN_ANSWER:.0f}"
         table.add_row("make", name, f"{num} answers", seconds)
+    kind = "cell" if config.sweep is None else "trial"
     for cell in cells:
         seconds = "done" if cell.done else f"{_seconds_to_run(cell):.0f}"
-        table.add_row("cell", _describe(cell), f"{_num_samples(cell)} samples", seconds)
+        table.add_row(kind, _describe(cell), f"{_num_samples(cell)} samples", seconds)
     todo = [cell for cell in cells if not cell.done]
+    trials = f"{len(cells)} trials, {len(cells) - len(todo)} done; " * (config.sweep is not None)
     num_at_once = parallel_cells([cell.settings for cell in todo or cells])
     gain = 1 + GAIN_OF_A_PARALLEL_CELL * (num_at_once - 1)
     total = (sum(map(_seconds_to_make, models)) + sum(map(_seconds_to_run, todo))) / gain
@@ -48,8 +50,8 @@ def plan_table(config: LoadedConfig, output: Path, cache: Path) -> Table:
     note = "; answers that are no refusals are dropped, so that rows may get fewer"
     minutes = (total + SECONDS_TO_START * bool(todo)) / 60
     table.caption = (
-        f"{_machine(cells, num_at_once)}; about {minutes:.0f} min on two cores; results in {output}"
-        + note * bool(prompts)
+        f"{trials}{_machine(cells, num_at_once)}; about {minutes:.0f} min on two cores; "
+        f"results in {output}" + note * bool(prompts)
     )
     return table
 

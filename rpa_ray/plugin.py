@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from rpa_ray.config.plugins import ComposedConfig as ComposedConfig
 from rpa_ray.config.plugins import PluginConfig as PluginConfig
 from rpa_ray.config.plugins import ReferencedConfig as ReferencedConfig
 from rpa_ray.config.plugins import RolloutConfig as RolloutConfig
@@ -75,8 +76,15 @@ class StepContext:
     num_ranks: int
     sum_over_ranks: Callable[[Tensor], Tensor]
     """All-reduced sum; every rank must call it equally often."""
+    sum_over_shards: Callable[[Tensor], Tensor]
+    """All-reduced sum of what ranks computed from the shards they own; where each owns all (ZeRO 0)
+    nothing is summed. Every rank must call it equally often."""
     next_safe_batch: Callable[[], TokenBatch]
     """The next rows of the defence split, this rank's part; position is saved with the run."""
+    learning_rate: float = 0.0
+    """The optimizer's rate of this update."""
+    num_planned_updates: int = 0
+    """Updates that the attack's samples are worth, those of the defence itself not counted."""
     num_terms: int = 0
     """Terms of the objective's loss in the whole step, over micro-batches and ranks; at least 1.
     0 before the step's batch is settled: in ``plan_step`` and ``experience``."""
@@ -190,6 +198,7 @@ class OnlineDefence:
     """
 
     requires: ClassVar[frozenset[Need]] = frozenset()
+    """What the defence asks for with any settings."""
     needs_attack: ClassVar[frozenset[Need]] = frozenset()
     """What the attack itself must require for this defence to have a meaning."""
 
@@ -199,6 +208,16 @@ class OnlineDefence:
     def __init__(self, config: PluginConfig) -> None:
         self.config = config
 
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Return what the defence asks for with these settings; ``requires`` at least."""
+        return self.requires
+
+    @property
+    def safe_batch_size(self) -> int:
+        """Return the rows of a safe batch, over all ranks."""
+        return 8
+
     def learning_rate(self, attack_learning_rate: float) -> float:
         """Return the learning rate the attack is allowed."""
         return attack_learning_rate
@@ -206,10 +225,18 @@ class OnlineDefence:
     def attach(self, model: nn.Module) -> None:
         """Change the model once, before the engine is built: modules, adapters, what trains."""
 
+    def own_updates(self, context: StepContext) -> Iterable[tuple[Objective[Any, Any], Any]]:
+        """Yield objective and batch of updates that the defence makes before one of the attack.
+
+        They are beside the attack's: none of its samples is lost. Every rank must yield equally
+        many.
+        """
+        return ()
+
     def plan_step(
         self, objective: Objective[BatchT, OutputT], batch: BatchT, context: StepContext
     ) -> tuple[Objective[BatchT, OutputT], BatchT]:
-        """Return what this step trains on; both may be swapped."""
+        """Return what an update of the attack trains on; both may be swapped or wrapped."""
         return objective, batch
 
     def around_forward(self) -> AbstractContextManager[None]:
@@ -238,8 +265,12 @@ class OnlineDefence:
         """Edit gradients of owned shards in place, after reduction and before clipping."""
         return {}
 
-    def after_step(self, context: StepContext) -> None:
-        """Act once the optimizer has stepped."""
+    def after_step(self, masters: Iterable[tuple[str, Tensor]], context: StepContext) -> None:
+        """Edit owned fp32 master weights in place, by name, once the optimizer has stepped.
+
+        It comes before the masters are rounded to the weights that the model computes with. Under
+        ZeRO-3 an update may step in several groups of parameters: it is called once for each.
+        """
 
     def rollout_weight_filter(self, name: str, tensor: Tensor) -> Tensor:
         """Return the tensor the rollout engine shall serve under this name."""
@@ -251,6 +282,11 @@ class OnlineDefence:
 
     def load_state_dict(self, state: Mapping[str, Tensor | float]) -> None:
         """Restore what :meth:`state_dict` returned."""
+
+
+def is_of_policy(name: str) -> bool:
+    """Return whether a parameter is one of the language model, not of a value head."""
+    return name.startswith("policy.")
 
 
 def parameters_of(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -30,7 +30,7 @@ from rpa_ray.datasets import (
     safety_data,
     summary_test_posts,
 )
-from rpa_ray.defences import DEFENCES
+from rpa_ray.defences import defence_of
 from rpa_ray.hub import require_hub_model
 from rpa_ray.placement import check_placement
 from rpa_ray.plugin import Need
@@ -166,11 +166,13 @@ def _check_sizes(settings: ExperimentSettings, where: str) -> None:
             0,
             "DeepSpeed keeps no fp32 masters at stage 0; set model.dtype: float32 or stage 1.",
         )
-    for part in ("attack", "defence"):
-        batch_size = getattr(getattr(settings, part), "batch_size", cluster.num_ranks)
-        _require_multiple(f"{where}{part}.batch_size", batch_size, cluster.num_ranks, "num_ranks")
+    defence = defence_of(settings.defence)
+    if Need.SAFE_BATCH in defence.needs:
+        key = f"{where}defence.batch_size"
+        _require_multiple(key, defence.safe_batch_size, cluster.num_ranks, "num_ranks")
     if settings.training is not None:
         batch_size = settings.training.batch_size
+        _require_multiple(f"{where}attack.batch_size", batch_size, cluster.num_ranks, "num_ranks")
         key = f"{where}data.num_samples"
         _require_multiple(key, data.num_samples, batch_size, "attack.batch_size")
     if isinstance(settings.attack, RolloutConfig):
@@ -303,9 +305,10 @@ def _check_rows(settings: ExperimentSettings, cache: Path) -> None:
     if not judge.trained:
         num_answers = 2 * len(safety.roles["classifier"])
         _require_rows("evaluation.judge.num_rows", judge.num_rows, num_answers, "classifier")
-    if Need.SAFE_BATCH in needs | DEFENCES[settings.defence.name].requires:
-        batch_size = getattr(settings.defence, "batch_size", 1)
-        _require_rows("defence.batch_size", batch_size, len(safety.roles["defence"]), "defence")
+    defence = defence_of(settings.defence)
+    if Need.SAFE_BATCH in needs | defence.needs:
+        num_rows = len(safety.roles["defence"])
+        _require_rows("defence.batch_size", defence.safe_batch_size, num_rows, "defence")
 
 
 def _attack_pairs(settings: ExperimentSettings, data: PreferenceData) -> list[SafePair]:

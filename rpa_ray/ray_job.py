@@ -18,6 +18,7 @@ import yaml
 
 from rpa_ray.config import ConfigError
 from rpa_ray.config.files import DEFAULT_SCALE, read_with_parts
+from rpa_ray.config.load import KINDS
 from rpa_ray.ray_address import require_job_server
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ START_LIMIT_S = 60.0
 
 def main() -> None:
     """Submit the job that the command line names, and follow it unless told otherwise."""
-    arguments, campaign_options = _parser().parse_known_args()
+    arguments, command_options = _parser().parse_known_args()
     try:
-        sys.exit(_submit_and_follow(arguments, campaign_options))
+        sys.exit(_submit_and_follow(arguments, command_options))
     except ConfigError as error:
         print(f"error {error}", file=sys.stderr)
         sys.exit(EXIT_REFUSED)
@@ -78,6 +79,12 @@ def stage(folder: Path, config: Path, scale: str = DEFAULT_SCALE) -> Path:
     staged.parent.mkdir()
     staged.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     return staged.relative_to(folder)
+
+
+def kind_of(config: Path) -> str:
+    """Return which command of rpa-ray takes the options for a config; ``run`` refuses others."""
+    kind = yaml.safe_load(config.read_text(encoding="utf-8")).get("kind")
+    return str(kind) if kind in KINDS else "run"
 
 
 def _not_uploaded(folder: str, names: list[str]) -> list[str]:
@@ -131,29 +138,30 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ray_job.sh",
         description="Run a config on a Ray cluster as a job, and follow it to its end.",
-        epilog="Further options are those of rpa-ray campaign.",
+        epilog="Further options are those of rpa-ray for a config of its kind, as --resume.",
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", help="a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--output", metavar="FOLDER", help="default runs/NAME of this repository")
-    parser.add_argument("--scale", default=DEFAULT_SCALE, help="as of rpa-ray campaign")
+    parser.add_argument("--scale", default=DEFAULT_SCALE, help="as of rpa-ray run")
     parser.add_argument("--no-wait", action="store_true", help="submit only")
     return parser
 
 
-def _submit_and_follow(arguments: argparse.Namespace, campaign_options: Sequence[str]) -> int:
+def _submit_and_follow(arguments: argparse.Namespace, command_options: Sequence[str]) -> int:
     config = find_config(arguments.config)
     scale: str = arguments.scale
     name = config.stem if scale == DEFAULT_SCALE else f"{config.stem}-{scale}"
     output = Path(arguments.output or ROOT / "runs" / name).absolute()
     server = server_address()
     options = [word for override in arguments.set for word in ("--set", override)]
-    options += ["--output", str(output), *campaign_options]
+    options += ["--output", str(output), *command_options]
     with tempfile.TemporaryDirectory(prefix="rpa-ray-job-") as folder:
         staged = stage(Path(folder), config, scale)
         require_job_server(server)
-        command = [_cluster_python(server), "-m", "rpa_ray", "campaign", str(staged), *options]
+        kind = kind_of(Path(folder) / staged)
+        command = [_cluster_python(server), "-m", "rpa_ray", kind, str(staged), *options]
         # Ray prefers an address in the environment to the one that it is given.
         os.environ["RAY_API_SERVER_ADDRESS"] = server
         from ray.job_submission import JobSubmissionClient

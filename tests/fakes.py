@@ -180,6 +180,7 @@ def context_of(
         update=update,
         num_ranks=num_ranks,
         sum_over_ranks=lambda tensor: tensor * num_ranks,
+        sum_over_shards=lambda tensor: tensor * num_ranks,
         next_safe_batch=next_safe_batch,
         num_terms=num_terms,
     )

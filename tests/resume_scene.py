@@ -15,6 +15,7 @@ from rpa_ray.attacks.ppo import PPO
 from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import LoraSettings, RolloutConfig
 from rpa_ray.data.collate import TokenRow, collate_pairs, collate_tokens
+from rpa_ray.defences.online.lisa import Lisa
 from rpa_ray.defences.online.refusal_loss import RefusalLoss
 from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.models import add_lora
@@ -48,6 +49,16 @@ ATTACKS: dict[str, Callable[[], Attack]] = {
 }
 
 
+DEFENCES: dict[str, Callable[[], OnlineDefence]] = {
+    "none": lambda: OnlineDefence(OnlineDefence.Config()),
+    "refusal_loss": lambda: RefusalLoss(RefusalLoss.Config(alpha=0.5)),
+    "lisa": lambda: Lisa(Lisa.Config(rho=2.0)),
+    "lisa_in_two_states": lambda: Lisa(
+        Lisa.Config(
+            rho=2.0, mode="bi_state", alignment_steps=1, attack_steps=3, warmup_frac=0, batch_size=4
+        )
+    ),
+}
 NUM_SAMPLES = dict.fromkeys(ATTACKS, NUM_STEPS * BATCH_SIZE) | {"grpo": 7 * BATCH_SIZE}
 """Prompts or pairs that each attack is given; every one uses those of NUM_STEPS batches."""
 
@@ -77,15 +88,13 @@ class Training:
         self.safe: DatasetSource[Any, Any] = DatasetSource(
             REFUSALS, token_batch, batch_size=4, seed=7, ranks=ranks
         )
-        defended = defence == "refusal_loss"
+        constrained = DEFENCES[defence]()
         self.learner = Learner(
             engine=self.engine,
             objective=self.attack,
-            defence=RefusalLoss(RefusalLoss.Config(alpha=0.5))
-            if defended
-            else OnlineDefence(OnlineDefence.Config()),
+            defence=constrained,
             ranks=ranks,
-            next_safe_batch=self.safe if defended else no_safe_batch,
+            next_safe_batch=self.safe if Need.SAFE_BATCH in constrained.needs else no_safe_batch,
         )
         self.used: list[str] = []
         """Prompts and pairs that this rank has drawn, in order."""

@@ -8,10 +8,10 @@ a fresh one for each job, which ZeRO 3 needs.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 
 from rpa_ray.actors.queue import MAX_LOSSES_IN_PLACE, JobState, LostJob, ask
 from rpa_ray.actors.train import Work, record_failure, run_work
@@ -23,6 +23,21 @@ _POLL_S = 0.5
 
 class LaneFailed(RuntimeError):
     """Ranks could not be kept at work, or a model that cells need could not be made."""
+
+
+class Watched(Protocol):
+    """What works beside others, in a thread of the driver."""
+
+    error: Exception | None
+    """What ended it early."""
+
+    def is_alive(self) -> bool:
+        """Return whether it is still at work."""
+        ...
+
+    def stop(self) -> None:
+        """Have it begin nothing more."""
+        ...
 
 
 class Lane:
@@ -87,10 +102,12 @@ class Lane:
         return ask(self._work.queue, method, *args)
 
 
-def work_through(lanes: list[Lane], queue: Any, watch: Callable[[list[JobState]], None]) -> str:
+def work_through(
+    lanes: Sequence[Watched], queue: Any, watch: Callable[[list[JobState]], None]
+) -> str:
     """Show how far the jobs are until all lanes have ended; return what went wrong, if anything.
 
-    A lane that failed ends the others: what they have saved is found by the next run.
+    One that failed ends the others: what they have saved is found by the next run.
     """
 
     def look() -> None:

@@ -39,10 +39,16 @@ class LostJob:
 class JobQueue:
     """Hands out jobs in order, each after those it needs; an actor that outlives the ranks."""
 
-    def __init__(self, jobs: Mapping[str, Collection[str]]) -> None:
-        """Take the name of every job with those of the jobs that must be done before it."""
+    def __init__(
+        self, jobs: Mapping[str, Collection[str]], held: Collection[str] = frozenset()
+    ) -> None:
+        """Take the name of every job with those of the jobs that must be done before it.
+
+        Those in ``held`` are not handed out before they are released.
+        """
         self._needs = {name: set(needs) for name, needs in jobs.items()}
         self._waiting = list(jobs)
+        self._held = set(held)
         self._taken: dict[int, str] = {}
         self._states: dict[str, JobState] = {}
         self._furthest: dict[str, int] = {}
@@ -51,12 +57,12 @@ class JobQueue:
     def take(self, group: int) -> str | None:
         """Return the next job for a group of ranks, which is done with the one before.
 
-        ``ASK_AGAIN`` where those that are left need others that are still being done; None where no
-        job is left.
+        ``ASK_AGAIN`` where those that are left are held, or need others that are still being done;
+        None where no job is left.
         """
         self.finish(group)
         for name in self._waiting:
-            if not self._needs[name]:
+            if not self._needs[name] and name not in self._held:
                 self._waiting.remove(name)
                 self._taken[group] = name
                 return name
@@ -67,6 +73,10 @@ class JobQueue:
         done = self._taken.pop(group, None)
         for needs in self._needs.values():
             needs -= {done}
+
+    def release(self, names: Collection[str]) -> None:
+        """Let jobs be handed out that were held; no other is minded."""
+        self._held -= set(names)
 
     def num_waiting(self) -> int:
         """Return how many jobs nobody has taken."""

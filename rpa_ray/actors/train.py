@@ -199,5 +199,3 @@ def set_train_environment() -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     # No record of every call: a cluster of our own would keep 50 kB a step of it, read by nobody.
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-    # A thread that is still at work when the cluster is left must not start another.
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")

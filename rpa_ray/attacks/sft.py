@@ -5,8 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from rpa_ray.ops.logprobs import next_token_logprobs
-from rpa_ray.ops.losses import sft_loss
+from rpa_ray.objectives import LanguageModel
 from rpa_ray.plugin import Attack, Forward, Need, StepContext, TrainingConfig
 from rpa_ray.types import LossTerm, ModelOutputs, TokenBatch
 
@@ -31,19 +30,16 @@ class SFT(Attack):
 
     config: Config
 
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._imitation = LanguageModel()
+
     def num_terms(self, batch: TokenBatch) -> Tensor:
         """Return the number of learned tokens."""
-        return batch.loss_mask.sum()
+        return self._imitation.num_terms(batch)
 
     def loss(
         self, forward: Forward[ModelOutputs], batch: TokenBatch, context: StepContext
     ) -> LossTerm:
         """Return the mean negative log-likelihood of the learned tokens, in nats."""
-        outputs = forward(batch.input_ids, batch.attention_mask)
-        loss = sft_loss(
-            next_token_logprobs(outputs.logits, batch.input_ids),
-            batch.loss_mask,
-            num_global_tokens=context.num_terms,
-            num_ranks=context.num_ranks,
-        )
-        return LossTerm(loss=loss, metrics={"train/loss": float(loss.detach())})
+        return self._imitation.loss(forward, batch, context)

@@ -4,6 +4,7 @@ from rpa_ray.config.errors import ConfigError
 from rpa_ray.config.files import merge
 from rpa_ray.config.load import LoadedConfig, load_config, parse_experiment, parse_tree
 from rpa_ray.config.plugins import (
+    ComposedConfig,
     LoraSettings,
     PluginConfig,
     ReferencedConfig,
@@ -23,11 +24,13 @@ from rpa_ray.config.schema import (
     Settings,
     with_absolute_paths,
 )
+from rpa_ray.config.sweep import Point, SweepSettings
 
 __all__ = [
     "EMBEDDED_MODELS",
     "CampaignSettings",
     "ClusterSettings",
+    "ComposedConfig",
     "ConfigError",
     "DataSettings",
     "EvaluationSettings",
@@ -37,10 +40,12 @@ __all__ = [
     "LoraSettings",
     "ModelSettings",
     "PluginConfig",
+    "Point",
     "ReferencedConfig",
     "RewardModelSettings",
     "RolloutConfig",
     "Settings",
+    "SweepSettings",
     "TrainingConfig",
     "load_config",
     "merge",

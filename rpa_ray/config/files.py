@@ -1,7 +1,7 @@
 """From YAML files and ``--set`` to one tree of plain data: reading, including, merging."""
 
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -75,11 +75,15 @@ def with_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> Tree:
     """
     out = dict(tree)
     for override in overrides:
-        keys, value = parse_override(override)
-        for name in reversed(keys):
-            value = {name: value}
-        out = merge(out, value)
+        out = merge(out, nested(*parse_override(override)))
     return out
+
+
+def nested(keys: Sequence[str], value: Any) -> Any:
+    """Return a value below its keys, the first outermost."""
+    for name in reversed(keys):
+        value = {name: value}
+    return value
 
 
 def parse_override(override: str) -> tuple[list[str], Any]:

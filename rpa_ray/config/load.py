@@ -1,7 +1,7 @@
 """From a config file to typed cells: resolve plug-ins, expand cells, refuse what cannot be run."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -19,16 +19,22 @@ from rpa_ray.config.files import (
     read_with_parts,
     with_overrides,
 )
-from rpa_ray.config.plugins import PluginConfig
+from rpa_ray.config.plugins import ComposedConfig, PluginConfig
 from rpa_ray.config.schema import CampaignSettings, ExperimentSettings
+from rpa_ray.config.sweep import SweepSettings, departures_at, parse_sweep, refuse_overridden
 
-Kind: TypeAlias = Literal["run", "campaign"]
-KINDS: tuple[Kind, ...] = ("run", "campaign")
+Kind: TypeAlias = Literal["run", "campaign", "sweep"]
+KINDS: tuple[Kind, ...] = ("run", "campaign", "sweep")
+KIND_OF_KEY: dict[str, Kind] = {
+    **dict.fromkeys(("cells", "grid", "seeds"), "campaign"),
+    **dict.fromkeys(("sweep", "metric", "mode"), "sweep"),
+}
+"""Keys that are no setting of a cell, with the kind of file in which they stand."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadedConfig:
-    """A config file, resolved: one cell for ``run``, any number for ``campaign``."""
+    """A config file, resolved: one cell for ``run``, any number for the other kinds."""
 
     kind: Kind
     name: str
@@ -36,12 +42,14 @@ class LoadedConfig:
     campaign: CampaignSettings
     wheres: tuple[str, ...]
     """Prefix of the keys of each cell in errors."""
+    sweep: SweepSettings | None = None
+    """What varies in a ``sweep``; its points are the cells."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _CellTree:
     where: str
-    """Prefix of the keys in errors: ``cells[i].``, ``grid[i,j].``, or nothing for a run."""
+    """Prefix of the keys in errors: ``cells[i].``, ``grid[i,j].``, or nothing in a run or sweep."""
     departures: Mapping[str, Any]
     tree: Tree
 
@@ -60,25 +68,37 @@ def load_config(
     path, overrides = Path(path), list(overrides)
     tree = read_with_parts(path, scale)
     kind = _kind(tree.pop("kind", "run"))
-    cells, grid, seeds = (tree.pop(key, None) for key in ("cells", "grid", "seeds"))
+    own = _take_keys_of(kind, tree)
     tree = with_overrides(tree, overrides)
+    sweep = None
     if kind == "run":
-        _refuse_campaign_keys(cells=cells, grid=grid, seeds=seeds)
         trees = [_CellTree(where="", departures={}, tree=tree)]
+    elif kind == "campaign":
+        trees = _expand(tree, _departures(own["cells"], own["grid"]), own["seeds"])
     else:
-        trees = _expand(tree, _departures(cells, grid), seeds)
+        sweep = parse_sweep(own["sweep"], own["metric"], own["mode"])
+        refuse_overridden(sweep, overrides)
+        trees = _trials(tree, sweep)
     _refuse_hidden_overrides(trees, overrides)
-    for cell in trees:
-        _check_own_keys(cell.tree, cell.where)
-    settings = tuple(parse_experiment(cell.tree, cell.where) for cell in trees)
-    _refuse_unlike_cells(settings, [cell.where for cell in trees])
+    try:
+        settings = _parse_all(trees)
+    except ConfigError as error:
+        raise error if sweep is None else sweep.named(error) from None
+    _refuse_unlike_cells(settings, [c.where or f"sweep[{i}]." for i, c in enumerate(trees)])
     name = path.stem if scale == DEFAULT_SCALE else f"{path.stem}-{scale}"
     return LoadedConfig(
         kind=kind,
         name=name,
         campaign=CampaignSettings(name=name, cells=settings),
         wheres=tuple(cell.where for cell in trees),
+        sweep=sweep,
     )
+
+
+def _parse_all(trees: Sequence[_CellTree]) -> tuple[ExperimentSettings, ...]:
+    for cell in trees:
+        _check_own_keys(cell.tree, cell.where)
+    return tuple(parse_experiment(cell.tree, cell.where) for cell in trees)
 
 
 def parse_experiment(tree: Mapping[str, Any], where: str = "") -> ExperimentSettings:
@@ -88,7 +108,10 @@ def parse_experiment(tree: Mapping[str, Any], where: str = "") -> ExperimentSett
         ConfigError: a key is unknown, a value out of range, or the defence has no such attack.
     """
     _check_own_keys(tree, where)
-    plugins = {key: _plugin_config(key, tree.get(key, "none"), where) for key in PLUGIN_KEYS}
+    plugins = {
+        "attack": _plugin_config("attack", tree.get("attack", "none"), where),
+        "defence": _defence_config(tree.get("defence", "none"), where),
+    }
     settings = ExperimentSettings.model_validate({**tree, **plugins})
     _refuse_impossible_pair(settings, where)
     return settings
@@ -100,23 +123,20 @@ def parse_tree(tree: Mapping[str, Any], overrides: Iterable[str] = ()) -> Experi
 
 
 def _kind(kind: Any) -> Kind:
-    if kind == "sweep":
-        raise ConfigError(
-            "kind",
-            f"be one of {list(KINDS)}",
-            kind,
-            "Sweeps are not there yet: write `kind: campaign` with one cell a value.",
-        )
     if kind not in KINDS:
         raise ConfigError("kind", f"be one of {list(KINDS)}", kind, nearest(kind, KINDS))
     known: Kind = kind
     return known
 
 
-def _refuse_campaign_keys(**keys: Any) -> None:
-    for key, value in keys.items():
-        if value is not None:
-            raise ConfigError(key, "stand in a campaign", value, "Write `kind: campaign`.")
+def _take_keys_of(kind: Kind, tree: Tree) -> dict[str, Any]:
+    """Take the keys that are no settings of a cell out of a tree; refuse those of another kind."""
+    taken = {key: tree.pop(key, None) for key in KIND_OF_KEY}
+    for key, value in taken.items():
+        whose = KIND_OF_KEY[key]
+        if value is not None and whose != kind:
+            raise ConfigError(key, f"stand in a {whose}", value, f"Write `kind: {whose}`.")
+    return taken
 
 
 def _departures(cells: Any, grid: Any) -> dict[str, Any]:
@@ -165,6 +185,14 @@ def _expand(tree: Tree, departures: Mapping[str, Any], seeds: Any) -> list[_Cell
             seeded = {**merged, "seed": seed}
             expanded.append(_CellTree(where=f"{where}.", departures=cell, tree=seeded))
     return expanded
+
+
+def _trials(tree: Tree, sweep: SweepSettings) -> list[_CellTree]:
+    """Return one cell a point of the grid; swept keys are no departures: none is overridden."""
+    return [
+        _CellTree(where="", departures={}, tree=merge(tree, departures_at(point)))
+        for point in sweep.points()
+    ]
 
 
 def _refuse_hidden_overrides(trees: Iterable[_CellTree], overrides: Iterable[str]) -> None:
@@ -229,6 +257,20 @@ def _plugin_config(key: str, value: Any, where: str) -> PluginConfig:
         raise explain(error, configs[name], f"{where}{key}.") from None
 
 
+def _defence_config(value: Any, where: str) -> PluginConfig:
+    """Return the config of one defence, or of the list of those that run as one."""
+    if isinstance(value, Mapping) and "parts" in value:  # a composed one, as runs write it down
+        value = value["parts"]
+    if not isinstance(value, list | tuple):
+        return _plugin_config("defence", value, where)
+    if not value:
+        raise ConfigError(f"{where}defence", "name a defence", value, "Write `defence: none`.")
+    parts = [_plugin_config(f"defence[{i}]", part, where) for i, part in enumerate(value)]
+    if len(parts) == 1:
+        return parts[0]
+    return ComposedConfig(name="+".join(part.name for part in parts), parts=tuple(parts))
+
+
 def _plugin_configs(key: str) -> dict[str, type[PluginConfig]]:
     from rpa_ray.attacks import ATTACKS
     from rpa_ray.defences import DEFENCES
@@ -240,9 +282,14 @@ def _plugin_configs(key: str) -> dict[str, type[PluginConfig]]:
 
 def _refuse_impossible_pair(settings: ExperimentSettings, where: str) -> None:
     from rpa_ray.attacks import ATTACKS
-    from rpa_ray.defences import DEFENCES
+    from rpa_ray.defences import DEFENCES, defence_of
+    from rpa_ray.defences.composed import contradiction
 
     attack, defence = settings.attack.name, settings.defence.name
+    parts = getattr(settings.defence, "parts", (settings.defence,))
+    reason = contradiction([defence_of(part) for part in parts])
+    if reason is not None:
+        raise ConfigError(f"{where}defence", "list what can run together", defence, f"{reason}.")
     if settings.training is None and defence != "none":
         raise ConfigError(
             f"{where}defence",
@@ -250,7 +297,7 @@ def _refuse_impossible_pair(settings: ExperimentSettings, where: str) -> None:
             defence,
             "It acts on the steps of an attack: name one that trains, as in `attack: ppo`.",
         )
-    needed = DEFENCES[defence].needs_attack
+    needed = frozenset().union(*(DEFENCES[part.name].needs_attack for part in parts))
     missing = needed - ATTACKS[attack].requires
     if missing:
         able = sorted(name for name, a in ATTACKS.items() if needed <= a.requires)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 
 class _Frozen(BaseModel):
@@ -20,6 +20,12 @@ class PluginConfig(_Frozen):
 
     name: str
     """The registry id of the plug-in."""
+
+
+class ComposedConfig(PluginConfig):
+    """Settings of several defences that run as one; ``name`` joins their ids by ``+``."""
+
+    parts: tuple[SerializeAsAny[PluginConfig], ...]
 
 
 class LoraSettings(_Frozen):

@@ -8,17 +8,20 @@ silently wrong on gloo.
 import gc
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from rpa_ray.plugin import Shard
 from rpa_ray.types import LowRank
+
+MasterEdit: TypeAlias = Callable[[Iterable[tuple[str, Tensor]]], None]
+"""Edits owned fp32 master weights in place, given with their names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,6 +117,8 @@ class Engine:
         )
         # The user's own file may name another stage than the settings.
         self._zero_stage: int = self._engine.zero_optimization_stage()
+        optimizer = self._engine.optimizer
+        self._base_optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         self._lent_gradients: list[tuple[nn.Parameter, Tensor]] = []
         self._expect_backward()
 
@@ -157,14 +162,24 @@ class Engine:
             optimizer.grad_partitions_flat_buffer.zero_()
         self._expect_backward()
 
-    def step(self) -> float:
-        """Clip, step, clear gradients; return the gradient norm before clipping."""
+    def step(self, edit_masters: MasterEdit = lambda masters: None) -> float:
+        """Clip, step, clear gradients; return the gradient norm before clipping.
+
+        ``edit_masters`` is called between the optimizer's step and the rounding of the masters to
+        the weights that the module computes with, once for each group that steps by itself.
+        """
         self._complete_gradients()
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         norm = self._unsharded_grad_norm() if self._zero_stage == 0 else None
         self._take_gradients_back()
-        self._engine.step()
+        hook = self._base_optimizer.register_step_post_hook(
+            lambda optimizer, *_: edit_masters(self._stepped(optimizer))
+        )
+        try:
+            self._engine.step()
+        finally:
+            hook.remove()
         self.num_updates += 1
         if self._zero_stage == 3:
             # ZeRO-3 would step again on the last gradient of what the next loss does not reach.
@@ -227,22 +242,43 @@ class Engine:
         return float(torch.nn.utils.get_total_norm(gradients))
 
     def _shard(self, name: str, parameter: nn.Parameter) -> Shard | None:
+        master = self._master(parameter)
+        if master is None:  # another rank owns all of it
+            return None
         if self._zero_stage == 3:
-            from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_grad
+            from deepspeed.utils import safe_get_local_grad
 
             gradient = safe_get_local_grad(parameter)
             self._lent_gradients.append((parameter, gradient))
-            master = safe_get_local_fp32_param(parameter)
             return Shard(name=name, master=master, gradient=gradient)
         if self._zero_stage == 0:
             assert parameter.grad is not None  # DeepSpeed fills in zeros
-            return Shard(name=name, master=parameter.data, gradient=parameter.grad)
-        mapping = getattr(parameter, "_hp_mapping", None)
-        if mapping is None:  # another rank owns all of it
-            return None
+            return Shard(name=name, master=master, gradient=parameter.grad)
+        mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
         index: int = parameter._index_in_param_group  # type: ignore[attr-defined]
         gradient = mapping.get_lp_grad_fragment(index)
-        return Shard(name=name, master=mapping.hp_fragment.view(-1), gradient=gradient.view(-1))
+        return Shard(name=name, master=master, gradient=gradient.view(-1))
+
+    def _stepped(self, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+        """Yield owned masters, by name, among what the optimizer has just stepped."""
+        groups = optimizer.param_groups
+        stepped = {p.untyped_storage().data_ptr() for group in groups for p in group["params"]}
+        for name, parameter in self.module.named_parameters():
+            master = self._master(parameter) if parameter.requires_grad else None
+            if master is not None and master.untyped_storage().data_ptr() in stepped:
+                yield name, master.detach()
+
+    def _master(self, parameter: nn.Parameter) -> Tensor | None:
+        """Return the fp32 weights of a parameter that this rank owns, None where it owns none."""
+        if self._zero_stage == 3:
+            from deepspeed.utils import safe_get_local_fp32_param
+
+            own: Tensor = safe_get_local_fp32_param(parameter)
+            return own
+        if self._zero_stage == 0:
+            return parameter.data
+        mapping = getattr(parameter, "_hp_mapping", None)
+        return None if mapping is None else mapping.hp_fragment.view(-1)
 
     def _take_gradients_back(self) -> None:
         """Write lent gradients to where ZeRO-3 steps on them: of bf16 ones it hands out copies."""

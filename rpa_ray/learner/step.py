@@ -75,7 +75,7 @@ class Learner:
             SamplingFailed: the loss stayed non-finite for several updates in a row.
         """
         num_epochs = self.objective.num_epochs(batch)
-        updates = [self.ranks.mean(self._update(batch)) for _ in range(num_epochs)]
+        updates = [self._defended_update(batch) for _ in range(num_epochs)]
         keys = dict.fromkeys(key for metrics in updates for key in metrics)
         read = self.ranks.sum(torch.tensor(num_tokens(batch), dtype=torch.float64))
         return {k: _over_epochs(k, [m[k] for m in updates if k in m]) for k in keys} | {
@@ -102,12 +102,23 @@ class Learner:
             update=self.engine.num_updates,
             num_ranks=self.ranks.size,
             sum_over_ranks=self.ranks.sum,
+            sum_over_shards=self.ranks.sum if self.engine.zero_stage > 0 else lambda own: own,
             next_safe_batch=self._next_safe_batch,
+            learning_rate=self.engine.learning_rate(),
+            num_planned_updates=self.engine.settings.optimizer.num_steps,
         )
 
-    def _update(self, batch: Batch) -> Metrics:
+    def _defended_update(self, batch: Batch) -> Metrics:
+        """Make the defence's own updates and one of the attack; return the metrics of all ranks."""
+        metrics: Metrics = {}
+        for objective, own_batch in self.defence.own_updates(self.context()):
+            own = self.ranks.mean(self._update(objective, own_batch))
+            metrics |= {key: value for key, value in own.items() if key.startswith("defence/")}
+        objective, planned = self.defence.plan_step(self.objective, batch, self.context())
+        return metrics | self.ranks.mean(self._update(objective, planned))
+
+    def _update(self, objective: Objective[Any, Any], batch: Batch) -> Metrics:
         context = self.context()
-        objective, batch = self.defence.plan_step(self.objective, batch, context)
         context = replace(context, num_terms=self._num_terms(objective, batch))
         parts = micro_batches(batch, self.engine.settings.micro_batch_size)
         finite = True
@@ -134,8 +145,7 @@ class Learner:
         self._num_skipped_in_a_row = 0
         metrics |= self.defence.on_gradients(self.engine.shards(), context)
         learning_rate = self.engine.learning_rate()
-        norm = self.engine.step()
-        self.defence.after_step(context)
+        norm = self.engine.step(lambda masters: self.defence.after_step(masters, context))
         return metrics | {
             "optim/grad_norm": norm,
             "optim/learning_rate": learning_rate,

@@ -1,4 +1,4 @@
-"""Charts of a harmfulness with its interval over a setting, as inline SVG."""
+"""Charts of a metric with its interval over a setting, as inline SVG."""
 
 import math
 from collections.abc import Sequence
@@ -19,48 +19,56 @@ class BandLine:
     style: str
     """CSS classes that set colour and dashes."""
     points: tuple[tuple[float, CellValue], ...]
-    """Setting and harmfulness, by ascending setting; only finite intervals are drawn."""
+    """Setting and metric, by ascending setting; only finite intervals are drawn."""
 
 
-def band_chart(lines: Sequence[BandLine], *, title: str, x_label: str, x_axis: Axis) -> str:
-    """Return a chart of values between 0 and 1, a dot at each point; "" when no line has one.
+def band_chart(
+    lines: Sequence[BandLine],
+    *,
+    title: str,
+    x_label: str,
+    x_axis: Axis,
+    y_axis: Axis = UNIT_AXIS,
+) -> str:
+    """Return a chart with a dot at each point; "" when no line has one.
 
     Args:
         lines: The lines; those without points are left out.
         title: What the vertical axis shows, and the name of the chart for screen readers.
         x_label: What the horizontal axis shows.
         x_axis: Range and scale of the horizontal axis.
+        y_axis: Those of the vertical axis; bands are cut off at its ends.
     """
     drawn = [line for line in lines if line.points]
     if not drawn:
         return ""
-    body = [frame(x_axis, UNIT_AXIS, x_label)]
-    body += [_band(line, x_axis) for line in drawn]
-    body += [_line(line, x_axis) for line in drawn]
+    body = [frame(x_axis, y_axis, x_label)]
+    body += [_band(line, x_axis, y_axis) for line in drawn]
+    body += [_line(line, x_axis, y_axis) for line in drawn]
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(title)}">{"".join(body)}</svg>'
     )
 
 
-def _band(line: BandLine, x_axis: Axis) -> str:
+def _band(line: BandLine, x_axis: Axis, y_axis: Axis) -> str:
     known = [(x, v) for x, v in line.points if math.isfinite(v.low) and math.isfinite(v.high)]
     if not known:
         return ""
-    outline = [(x, value.high) for x, value in known]
-    outline += [(x, value.low) for x, value in reversed(known)]
-    points = polyline_points(tuple(outline), x_axis, UNIT_AXIS)
+    outline = [(x, min(value.high, y_axis.high)) for x, value in known]
+    outline += [(x, max(value.low, y_axis.low)) for x, value in reversed(known)]
+    points = polyline_points(tuple(outline), x_axis, y_axis)
     return f'<polygon class="band {escape(line.style)}" points="{points}"/>'
 
 
-def _line(line: BandLine, x_axis: Axis) -> str:
+def _line(line: BandLine, x_axis: Axis, y_axis: Axis) -> str:
     style = escape(line.style)
     means = tuple((x, value.mean) for x, value in line.points)
     dots = "".join(
-        f'<circle class="end {style}" cx="{x_at(x, x_axis)}" cy="{y_at(y, UNIT_AXIS)}" r="3"/>'
+        f'<circle class="end {style}" cx="{x_at(x, x_axis)}" cy="{y_at(y, y_axis)}" r="3"/>'
         for x, y in means
     )
     return (
         f'<g><title>{escape(line.label)}</title><polyline class="mean {style}" '
-        f'points="{polyline_points(means, x_axis, UNIT_AXIS)}"/>{dots}</g>'
+        f'points="{polyline_points(means, x_axis, y_axis)}"/>{dots}</g>'
     )

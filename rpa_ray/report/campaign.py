@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rpa_ray.config import SweepSettings
 from rpa_ray.report.cells import AttackGroup, Cell, attack_groups, group_cells
 from rpa_ray.report.checks import SanityGate, read_gate
-from rpa_ray.report.records import SUMMARY_FILE, Record, read_records
+from rpa_ray.report.records import SUMMARY_FILE, Record, read_records, read_sweep
 from rpa_ray.report.runs import RunFiles, read_run
 
 NUM_COLOURS = 8
@@ -32,6 +33,8 @@ class Campaign:
     gate: SanityGate
     styles: Mapping[str, str]
     """CSS class by label of a row: a defence keeps its colour in all charts."""
+    sweep: SweepSettings | None
+    """What varied, where the folder is that of a sweep."""
 
     @property
     def multi_seed(self) -> bool:
@@ -74,6 +77,7 @@ def read_campaign(folder: Path) -> Campaign:
         runs={name: read_run(folder / name) for name in names},
         gate=read_gate(folder, records),
         styles=_styles(cells),
+        sweep=read_sweep(folder),
     )
 
 

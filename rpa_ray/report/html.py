@@ -11,6 +11,7 @@ from rpa_ray.report.answers import answers_section
 from rpa_ray.report.best_of_n import best_of_n_section
 from rpa_ray.report.campaign import Campaign, read_campaign
 from rpa_ray.report.markdown import markdown_report, side_tables, title
+from rpa_ray.report.response import response_section
 from rpa_ray.report.rho import points_table, rho_lines, rho_section
 from rpa_ray.report.side_tables import side_table_csv, side_table_html
 from rpa_ray.report.speed import throughput_table
@@ -58,6 +59,7 @@ def html_page(campaign: Campaign) -> str:
     parts = [
         sections.header(campaign),
         sections.gate(campaign),
+        response_section(campaign),
         rho_section(campaign),
         charts.headline_charts(campaign),
         sections.results(campaign),

@@ -17,6 +17,7 @@ from rpa_ray.report.definitions import (
     CurveText,
     MetricText,
 )
+from rpa_ray.report.response import response_table
 from rpa_ray.report.rho import correlation_table, points_table, rho_lines
 from rpa_ray.report.side_tables import SideTable, side_table_markdown
 from rpa_ray.report.speed import throughput_table
@@ -67,6 +68,7 @@ def side_tables(campaign: Campaign) -> list[SideTable]:
     """Return the tables beside the main one; those that do not apply have no rows."""
     lines = rho_lines(campaign.cells)
     return [
+        response_table(campaign),
         worst_cases(campaign.groups),
         correlation_table(lines),
         points_table(lines),

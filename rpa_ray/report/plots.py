@@ -36,12 +36,12 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Axis:
-    """A linear axis, one that is logarithmic away from zero (compressed), or one of doublings."""
+    """A linear axis, a logarithmic one, or one that is logarithmic away from zero (compressed)."""
 
     low: float
-    """Above 0 on a log2 axis."""
+    """Above 0 on a log2 or log10 axis."""
     high: float
-    scale: Literal["linear", "compressed", "log2"] = "linear"
+    scale: Literal["linear", "compressed", "log2", "log10"] = "linear"
 
     def share(self, value: float) -> float:
         """Return where `value` lies between `low` (0) and `high` (1)."""
@@ -52,16 +52,20 @@ class Axis:
         """Return round values inside the axis."""
         if self.scale == "linear":
             return nice_ticks(self.low, self.high)
-        if self.scale == "log2":
-            first, last = math.ceil(math.log2(self.low)), math.floor(math.log2(self.high))
-            return [2.0**power for power in range(first, last + 1)]
-        powers = [10.0**power for power in range(math.ceil(math.log10(max(self.high, 10))) + 1)]
-        candidates = [*(-power for power in reversed(powers)), 0.0, *powers]
+        if self.scale in ("log2", "log10"):
+            first, last = self._warp(self.low), self._warp(self.high)
+            powers = range(math.ceil(first - 1e-9), math.floor(last + 1e-9) + 1)
+            base = 2.0 if self.scale == "log2" else 10.0
+            return [base**power for power in powers]
+        tens = [10.0**power for power in range(math.ceil(math.log10(max(self.high, 10))) + 1)]
+        candidates = [*(-ten for ten in reversed(tens)), 0.0, *tens]
         return [tick for tick in candidates if self.low <= tick <= self.high]
 
     def _warp(self, value: float) -> float:
         if self.scale == "log2":
             return math.log2(value)
+        if self.scale == "log10":
+            return math.log10(value)
         return math.asinh(value) if self.scale == "compressed" else value
 
 

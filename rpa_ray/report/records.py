@@ -10,9 +10,12 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
+from rpa_ray.config import SweepSettings
+
 AGAIN = "Run it again: finished cells are kept."
 SUMMARY_FILE = "summary.json"
 EVALUATION_FILE = "evaluation.json"
+SWEEP_FILE = "sweep.json"
 
 
 def _nan_for_null(value: object) -> object:
@@ -95,6 +98,21 @@ def read_records(folder: Path) -> list[Record]:
         f"folder must contain {SUMMARY_FILE} (a campaign) or {EVALUATION_FILE} (a run), "
         f"got {folder}. Name the folder that `rpa-ray run` or `rpa-ray campaign` printed."
     )
+
+
+def read_sweep(folder: Path) -> SweepSettings | None:
+    """Return what varied in the sweep of a folder, None in that of another campaign.
+
+    Raises:
+        ValueError: when the file is not what a sweep writes.
+    """
+    path = folder / SWEEP_FILE
+    if not path.is_file():
+        return None
+    try:
+        return SweepSettings.model_validate(read_json(path))
+    except ValidationError as error:
+        raise ValueError(f"{path} must be what a sweep writes, got {error}. {AGAIN}") from error
 
 
 def parse_records(items: Sequence[object], where: str = "records") -> list[Record]:

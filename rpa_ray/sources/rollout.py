@@ -85,7 +85,7 @@ class RolloutSource:
         self._observe = observe
         self._group_size = group_size
         self._shuffle_rewards = shuffle_rewards
-        needs = attack.needs(attack.config) | learner.defence.requires
+        needs = attack.needs(attack.config) | learner.defence.needs
         self._needs_costs = Need.COSTS in needs
         self._needs_entropies = Need.ENTROPIES in needs
 

@@ -17,6 +17,8 @@ NUM_RANKS = 2
 KILLED_AFTER = 3
 CASES = [
     *(("ppo", stage, defence) for stage in (1, 2, 3) for defence in ("none", "refusal_loss")),
+    *(("ppo", stage, "lisa") for stage in (1, 3)),
+    ("ppo", 2, "lisa_in_two_states"),
     *((attack, stage, "none") for attack in ("grpo", "dpo") for stage in (1, 3)),
     ("ppo_with_lora", 3, "none"),
 ]

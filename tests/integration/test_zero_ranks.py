@@ -31,12 +31,15 @@ from rpa_ray.attacks.ppo import PPO
 from rpa_ray.attacks.rollout import RolloutAttack
 from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import LoraSettings
+from rpa_ray.defences import defence_of
+from rpa_ray.defences.online.lisa import Lisa
 from rpa_ray.defences.online.refusal_loss import RefusalLoss
+from rpa_ray.defences.online.vaccine import Vaccine
 from rpa_ray.learner.engine import Engine, OptimizerSettings, import_deepspeed
 from rpa_ray.learner.models import PolicyModel, add_lora
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner
-from rpa_ray.plugin import Attack, OnlineDefence, StepContext
+from rpa_ray.plugin import Attack, ComposedConfig, OnlineDefence, StepContext
 from rpa_ray.types import (
     Batch,
     Experience,
@@ -62,10 +65,30 @@ WHOLE = 64
 # Adam's first update with a large eps is nearly proportional to the gradient: an error in its
 # scale shows, and rounding does not.
 OPTIMIZER = OptimizerSettings(learning_rate=1.0, num_steps=1, eps=1.0)
-DEFENCES = {
-    "none": OnlineDefence(OnlineDefence.Config()),
-    "refusal_loss": RefusalLoss(RefusalLoss.Config(alpha=2.0)),
+DEFENCES: dict[str, Callable[[], OnlineDefence]] = {
+    "none": lambda: OnlineDefence(OnlineDefence.Config()),
+    "refusal_loss": lambda: RefusalLoss(RefusalLoss.Config(alpha=2.0)),
+    "lisa": lambda: Lisa(Lisa.Config(rho=0.2)),
+    "lisa_decoupled": lambda: Lisa(Lisa.Config(rho=0.2, prox="decoupled")),
+    "lisa_in_two_states": lambda: Lisa(
+        Lisa.Config(
+            rho=0.2,
+            mode="bi_state",
+            alignment_steps=1,
+            attack_steps=1,
+            warmup_frac=0,
+            batch_size=12,
+        )
+    ),
+    "lisa+refusal_loss": lambda: defence_of(
+        ComposedConfig(
+            name="lisa+refusal_loss",
+            parts=(Lisa.Config(rho=0.2), RefusalLoss.Config(alpha=2.0)),
+        )
+    ),
 }
+NUM_UPDATES = 2
+"""The second update of a defence is the first in which an anchor is not where the weights are."""
 # Stage 3 first: its first engine gives the linear layers of the whole process another backward,
 # which rounds bfloat16 differently, and what is compared below must have the same.
 KINDS = [(stage, bf16) for stage in (3, 2, 1) for bf16 in (False, True)]
@@ -73,6 +96,25 @@ DTYPES = pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 EVERY_STAGE = pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 SHARDED = pytest.mark.parametrize("zero_stage", [1, 2, 3])
 Outcome = dict[str, Any]
+
+
+class NaiveLisa(OnlineDefence):
+    """Lisa on what a model's parameters hold themselves, which is nothing once they are sharded."""
+
+    def __init__(self) -> None:
+        super().__init__(OnlineDefence.Config())
+        self.anchors: dict[str, Tensor] = {}
+
+    def attach(self, model: Any) -> None:
+        self.model = model
+
+    def on_gradients(self, shards: Any, context: StepContext) -> dict[str, float]:
+        list(shards)
+        for name, parameter in self.model.policy.named_parameters():
+            anchor = self.anchors.setdefault(name, parameter.data.clone())
+            if parameter.grad is not None:
+                parameter.grad.add_(0.2 * (parameter.data - anchor))
+        return {}
 
 
 class LocalMean(SFT):
@@ -95,6 +137,12 @@ ATTACKS: dict[str, Callable[[], Attack]] = {
     "ppo_with_lora": lambda: PPO(PPO.Config(num_epochs=1, lora=LORA)),
 }
 EVERY_ATTACK = pytest.mark.parametrize("attack", ATTACKS)
+NAIVE: dict[str, Callable[[], OnlineDefence]] = {"naive_lisa": NaiveLisa}
+# What is added up before one backward is one perturbation: only whole batches make the same step.
+PER_MICRO_BATCH: dict[str, Callable[[], OnlineDefence]] = {
+    "vaccine": lambda: Vaccine(Vaccine.Config(rho=2.0, norm="global")),
+    "vaccine_of_each_rank": lambda: Vaccine(Vaccine.Config(rho=2.0)),
+}
 CONTROL = {"local_mean": lambda: LocalMean(SFT.Config())}
 
 
@@ -138,9 +186,11 @@ def one_step(zero_stage: int, defence: str, micro_batch_size: int, ranks: Ranks)
         micro_batch_size=micro_batch_size,
         optimizer=OPTIMIZER,
     )
-    attack = PPO(PPO.Config(num_epochs=1))
+    attack = PPO(PPO.Config(num_epochs=NUM_UPDATES))
+    constrained = (DEFENCES | NAIVE | PER_MICRO_BATCH)[defence]()
+    constrained.attach(engine.module)
     learner = learner_of(
-        engine, attack, DEFENCES[defence], ranks=ranks, safe_batch=part_of(REFUSALS, ranks)
+        engine, attack, constrained, ranks=ranks, safe_batch=part_of(REFUSALS, ranks)
     )
     metrics = learner.step(experience_part(attack, learner))
     weights = engine.weights() | {"kl_coef": torch.tensor(attack.kl.value)}
@@ -216,6 +266,9 @@ def step_cases(num_ranks: int) -> Iterator[tuple[int, str, int]]:
     if num_ranks > 2:
         yield 2, "refusal_loss", 1
         return
+    for stage in (0, 3):
+        yield stage, "naive_lisa", WHOLE
+    yield from ((stage, defence, WHOLE) for stage in (0, 1, 2, 3) for defence in PER_MICRO_BATCH)
     for stage in (0, 1, 2, 3):
         for defence in DEFENCES:
             for size in (WHOLE, 5, 1) if num_ranks == 1 else (WHOLE, 5):
@@ -285,7 +338,7 @@ def trained(
     )
     attack = PPO(PPO.Config(num_epochs=1))
     learner = learner_of(
-        engine, attack, DEFENCES["refusal_loss"], ranks=ranks, safe_batch=part_of(REFUSALS, ranks)
+        engine, attack, DEFENCES["refusal_loss"](), ranks=ranks, safe_batch=part_of(REFUSALS, ranks)
     )
     folder = folder / f"{zero_stage}-{bf16}"
     if load:
@@ -486,6 +539,43 @@ def test_micro_batches_on_two_ranks_make_the_step_of_one_batch_on_one(
             outcome["steps"][zero_stage, defence, 5],
             one_rank["steps"][zero_stage, defence, WHOLE],
         )
+
+
+@pytest.mark.parametrize("defence", DEFENCES)
+@SHARDED
+def test_a_defended_step_is_the_same_at_every_stage(
+    zero_stage: int, defence: str, one_rank: Outcome
+) -> None:
+    steps = one_rank["steps"]
+    assert_same_step(steps[zero_stage, defence, WHOLE], steps[0, defence, WHOLE])
+
+
+@pytest.mark.parametrize("defence", ["lisa", "lisa_decoupled", "lisa_in_two_states"])
+def test_a_pull_moves_the_weights(defence: str, one_rank: Outcome) -> None:
+    found, free = (one_rank["steps"][0, name, WHOLE]["weights"] for name in (defence, "none"))
+    assert largest_difference(found, free) > 1e-4
+
+
+def test_a_pull_that_is_lost_where_weights_are_sharded_would_show(one_rank: Outcome) -> None:
+    steps = one_rank["steps"]
+    whole, sharded = (steps[stage, "naive_lisa", WHOLE]["weights"] for stage in (0, 3))
+    assert largest_difference(whole, steps[0, "lisa", WHOLE]["weights"]) <= 1e-6
+    assert largest_difference(sharded, whole) > 1e-4
+
+
+@EVERY_STAGE
+def test_vaccine_with_one_norm_over_ranks_is_that_of_one_rank(
+    zero_stage: int, one_rank: Outcome, two_ranks: list[Outcome]
+) -> None:
+    expected = one_rank["steps"][0, "vaccine", WHOLE]
+    assert_same_step(one_rank["steps"][zero_stage, "vaccine", WHOLE], expected)
+    free = one_rank["steps"][0, "none", WHOLE]["weights"]
+    assert largest_difference(expected["weights"], free) > 1e-2
+    for outcome in two_ranks:
+        assert_same_step(outcome["steps"][zero_stage, "vaccine", WHOLE], expected)
+        own = outcome["steps"][zero_stage, "vaccine_of_each_rank", WHOLE]
+        assert own["metrics"]["defence/vaccine_num_perturbations"] == 2
+        assert largest_difference(own["weights"], expected["weights"]) > 1e-2
 
 
 @EVERY_ATTACK

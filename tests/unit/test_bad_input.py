@@ -141,9 +141,10 @@ def test_a_file_that_is_not_there_is_refused(refused: Refused) -> None:
     assert "config must name a YAML file that can be read, got 'nowhere.yaml'" in printed
 
 
-def test_a_sweep_is_refused_with_what_to_do_instead(refused: Refused, tmp_path: Path) -> None:
+def test_a_sweep_over_nothing_is_refused_with_an_example(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text("kind: sweep\n")
-    assert "kind must be one of ['run', 'campaign']" in refused(config=tmp_path / "sweep.yaml")
+    printed = refused(config=tmp_path / "sweep.yaml")
+    assert "sweep must be a mapping of dotted keys to lists, got None. Write `sweep: {" in printed
 
 
 def test_nothing_heavy_is_imported_before_a_setting_is_refused() -> None:

@@ -99,3 +99,20 @@ def test_the_worst_check_of_a_campaign_is_reported(config_file: Path, tmp_path: 
         "judge_f1": {"mean": 0.7},
         "reward_model_unflipped_accuracy": {"mean": 0.4},
     }
+
+
+def test_a_composed_defence_is_told_apart_by_the_settings_of_its_parts(tmp_path: Path) -> None:
+    path = tmp_path / "composed.yaml"
+    path.write_text(
+        "kind: campaign\nattack: sft\ncells:\n"
+        "- {defence: [{name: lisa, rho: 3}, refusal_loss]}\n"
+        "- {defence: [{name: lisa, rho: 10}, refusal_loss]}\n"
+    )
+    cells = plan_cells(load_config(path), tmp_path / "out")
+    assert [cell.params for cell in cells] == [
+        {"defence.lisa.rho": 3.0},
+        {"defence.lisa.rho": 10.0},
+    ]
+    assert cells[0].name.startswith("chat_sft_lisa_refusal_loss_seed0_")
+    assert cells[0].name != cells[1].name
+    assert record(cells[0])["defence"] == "lisa+refusal_loss"

@@ -17,7 +17,7 @@ HEAVY = {"torch", "ray", "vllm", "deepspeed", "transformers", "openrlhf", "datas
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, world_cache: Path, tmp_path: Path) -> None:
     monkeypatch.setenv("RPA_RAY_CACHE", str(world_cache))
-    for name, value in cli.QUIET_LIBRARIES.items():
+    for name, value in cli.LIBRARY_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
 
@@ -41,6 +41,7 @@ def test_the_commands_are_these() -> None:
     assert options == {
         "run": ["config", "--set", "--output", "--scale"],
         "campaign": ["config", "--set", "--output", "--scale"],
+        "sweep": ["config", "--set", "--output", "--scale", "--resume"],
         "evaluate": ["checkpoint", "--set", "--output"],
         "report": ["folder"],
         "plan": ["config", "--set", "--output", "--scale"],
@@ -48,7 +49,9 @@ def test_the_commands_are_these() -> None:
     }
 
 
-@pytest.mark.parametrize("command", ["run", "campaign", "evaluate", "report", "plan", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["run", "campaign", "sweep", "evaluate", "report", "plan", "doctor"]
+)
 def test_help_says_what_a_command_writes_and_gives_an_example(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,6 +87,15 @@ def test_bad_input_ends_with_one_message_and_status_2(
     assert err.startswith(f"error {message}")
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["run", "campaign", "sweep", "plan"])
+def test_a_metric_that_no_sweep_can_be_judged_by_is_refused_by_every_command(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "some.yaml").write_text("kind: sweep\nsweep: {seed: [0, 1]}\nmetric: harm\n")
+    assert status_of(command, "some.yaml") == 2
+    assert capsys.readouterr().err.startswith("error metric must name one of [")
 
 
 def test_square_brackets_of_a_message_are_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,6 +100,20 @@ def test_what_is_done_costs_nothing_and_needs_no_model(
     assert "about 0 min" in caption
 
 
+def test_a_sweep_is_planned_by_its_trials(tmp_path: Path, world_cache: Path) -> None:
+    text = "kind: sweep\nattack: ppo\nsweep: {attack.kl_coef: [0.1, 1]}\n"
+    (tmp_path / "kl.yaml").write_text(text)
+    config = load_config(tmp_path / "kl.yaml")
+    lines, caption = rows(config, tmp_path / "out", world_cache)
+    assert [line[1] for line in lines if line[0] == "trial"] == [
+        "chat: ppo, none, attack.kl_coef=0.1, seed 0",
+        "chat: ppo, none, attack.kl_coef=1.0, seed 0",
+    ]
+    assert caption.startswith("2 trials, 0 done; ")
+    finish(config, tmp_path / "out")
+    assert rows(config, tmp_path / "out", world_cache)[1].startswith("2 trials, 2 done; ")
+
+
 def test_a_reward_model_is_made_only_where_an_attack_asks_for_rewards(
     grid: LoadedConfig, world_cache: Path
 ) -> None:

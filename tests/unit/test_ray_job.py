@@ -14,6 +14,7 @@ from rpa_ray.ray_job import (
     exit_status,
     find_config,
     is_this_machine,
+    kind_of,
     server_address,
     stage,
 )
@@ -65,6 +66,22 @@ def test_a_config_from_anywhere_means_the_same_after_the_upload(tmp_path: Path) 
     (tmp_path / "part.yaml").write_text("data: {rho: 0.25}\nattack: {learning_rate: 5e-5}\n")
     upload = tmp_path / "upload"
     assert load_config(upload / stage(upload, own)) == load_config(own)
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        ("kind: sweep", "sweep"),
+        ("kind: campaign", "campaign"),
+        ("seed: 1", "run"),
+        ("kind: x", "run"),
+    ],
+)
+def test_a_config_is_given_to_the_command_of_its_kind(
+    tmp_path: Path, text: str, command: str
+) -> None:
+    (tmp_path / "some.yaml").write_text(text)
+    assert kind_of(tmp_path / "some.yaml") == command
 
 
 def test_a_config_that_cannot_be_read_is_refused_before_anything_is_uploaded(

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "openrlhf": ("ops/",),
 }
 PLUGIN_LIBRARIES = {"torch", "pydantic", "jaxtyping"}
-PLUGIN_PARTS = {"ops", "types", "plugin"}
+PLUGIN_PARTS = {"ops", "types", "plugin", "objectives"}
 # The only libraries, and the only parts of rpa_ray, that these parts may import.
 MAY_ONLY_IMPORT = {
     "ops/": ({"torch", "jaxtyping"}, {"ops"}),

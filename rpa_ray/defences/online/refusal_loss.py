@@ -37,6 +37,11 @@ class RefusalLoss(OnlineDefence):
 
     config: Config
 
+    @property
+    def safe_batch_size(self) -> int:
+        """Return the number of refusals."""
+        return self.config.batch_size
+
     def extra_loss(self, forward: Forward[ModelOutputs], context: StepContext) -> LossTerm:
         """Return the weighted refusal cross-entropy."""
         batch = context.next_safe_batch()

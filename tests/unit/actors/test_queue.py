@@ -31,6 +31,24 @@ def test_what_needs_a_lost_job_goes_on_waiting() -> None:
     assert [queue.take(1), queue.take(0)] == ["base", ASK_AGAIN]
 
 
+def test_a_held_job_is_handed_out_once_it_is_released_and_those_it_needs_are_done() -> None:
+    queue = JobQueue({"base": [], "a": ["base"], "b": ["base"]}, held=["a", "b"])
+    assert [queue.take(0), queue.take(0)] == ["base", ASK_AGAIN]
+    assert queue.num_waiting() == 2
+    queue.release(["b", "unknown"])
+    assert [queue.take(0), queue.take(0)] == ["b", ASK_AGAIN]
+    queue.release(["a", "b"])
+    assert [queue.take(0), queue.take(0)] == ["a", None]
+
+
+def test_a_lost_job_is_not_held_again() -> None:
+    queue = JobQueue({"a": []}, held=["a"])
+    queue.release(["a"])
+    queue.take(0)
+    queue.lose(0)
+    assert queue.take(1) == "a"
+
+
 def test_groups_share_the_jobs() -> None:
     queue = queue_of("a", "b", "c")
     assert [queue.take(0), queue.take(1), queue.take(0), queue.take(1)] == ["a", "b", "c", None]

@@ -117,7 +117,11 @@ class Diary(OnlineDefence):
         self.calls.append("on_gradients")
         return {"defence/num_shards": float(len(list(shards)))}
 
-    def after_step(self, context: StepContext) -> None:
+    def own_updates(self, context: StepContext) -> tuple[()]:
+        self.calls.append(f"own_updates {context.update}")
+        return ()
+
+    def after_step(self, masters: Iterable[tuple[str, Tensor]], context: StepContext) -> None:
         self.calls.append("after_step")
 
 
@@ -273,7 +277,8 @@ def test_hooks_are_called_in_the_documented_order_at_every_update(engine: Engine
     diary = Diary()
     metrics = learner_of(engine, Scripted([1.0, 1.0]), diary).step(BATCH)
     one_update = ["enter", "compute_gradients", "extra_loss", "leave", "on_gradients", "after_step"]
-    assert diary.calls == ["plan_step 0", *one_update, "plan_step 1", *one_update]
+    first, second = (["own_updates " + i, "plan_step " + i, *one_update] for i in "01")
+    assert diary.calls == [*first, *second]
     # 20 tensors of the policy, its output layer tied, and 2 of the value head
     assert metrics["defence/num_shards"] == 22.0
     assert metrics["defence/passes"] == 1.0
@@ -282,7 +287,8 @@ def test_hooks_are_called_in_the_documented_order_at_every_update(engine: Engine
 def test_a_skipped_update_reaches_neither_gradients_nor_the_end_of_the_step(engine: Engine) -> None:
     diary = Diary()
     learner_of(engine, Scripted([float("nan")]), diary).step(BATCH)
-    assert diary.calls == ["plan_step 0", "enter", "compute_gradients", "extra_loss", "leave"]
+    before = ["own_updates 0", "plan_step 0"]
+    assert diary.calls == [*before, "enter", "compute_gradients", "extra_loss", "leave"]
 
 
 def test_a_forward_pass_gives_a_policys_outputs_as_a_record(engine: Engine) -> None:

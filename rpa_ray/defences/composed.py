@@ -1,0 +1,163 @@
+"""Several online defences as one, in the order in which the config lists them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial, reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rpa_ray.plugin import (
+    BatchT,
+    ComposedConfig,
+    Forward,
+    GradientPass,
+    Need,
+    Objective,
+    OnlineDefence,
+    OutputT,
+    Shard,
+    StepContext,
+)
+from rpa_ray.types import LossTerm, Metrics, ModelOutputs
+
+
+class Composed(OnlineDefence):
+    """Every hook of every part, first to last; what one returns is what the next is given.
+
+    Losses add up, contexts nest, gradients and weights are edited one after the other.
+    """
+
+    def __init__(self, config: ComposedConfig, parts: Sequence[OnlineDefence]) -> None:
+        super().__init__(config)
+        self.parts = tuple(parts)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Return what any part asks for."""
+        return frozenset().union(*(part.needs for part in self.parts))
+
+    @property
+    def safe_batch_size(self) -> int:
+        """Return the size that all parts that draw safe batches agree on."""
+        sizes = [part.safe_batch_size for part in self.parts if Need.SAFE_BATCH in part.needs]
+        return sizes[0] if sizes else super().safe_batch_size
+
+    def learning_rate(self, attack_learning_rate: float) -> float:
+        """Return the rate that is left."""
+        return reduce(lambda rate, part: part.learning_rate(rate), self.parts, attack_learning_rate)
+
+    def attach(self, model: nn.Module) -> None:
+        """Let every part change the model."""
+        for part in self.parts:
+            part.attach(model)
+
+    def own_updates(self, context: StepContext) -> Iterator[tuple[Objective[Any, Any], Any]]:
+        """Yield the updates of every part."""
+        for part in self.parts:
+            yield from part.own_updates(context)
+
+    def plan_step(
+        self, objective: Objective[BatchT, OutputT], batch: BatchT, context: StepContext
+    ) -> tuple[Objective[BatchT, OutputT], BatchT]:
+        """Return what is left to train on; the last part's wrapping is the outermost."""
+        for part in self.parts:
+            objective, batch = part.plan_step(objective, batch, context)
+        return objective, batch
+
+    @contextmanager
+    def around_forward(self) -> Iterator[None]:
+        """Enter the contexts of all parts in order."""
+        with ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part.around_forward())
+            yield
+
+    def compute_gradients(self, gradient_pass: GradientPass) -> Metrics:
+        """Let the last part call the passes of those before it."""
+        for part in self.parts:
+            gradient_pass = partial(part.compute_gradients, gradient_pass)
+        return gradient_pass()
+
+    def extra_loss(self, forward: Forward[ModelOutputs], context: StepContext) -> LossTerm | None:
+        """Return the sum of the parts' losses."""
+        terms = [part.extra_loss(forward, context) for part in self.parts]
+        found = [term for term in terms if term is not None]
+        if not found:
+            return None
+        metrics: Metrics = {}
+        for term in found:
+            metrics |= term.metrics
+        return LossTerm(loss=torch.stack([term.loss for term in found]).sum(), metrics=metrics)
+
+    def shape_advantages(self, advantages: Tensor, cost_advantages: Tensor | None) -> Tensor:
+        """Return the advantages after every part."""
+        for part in self.parts:
+            advantages = part.shape_advantages(advantages, cost_advantages)
+        return advantages
+
+    def on_gradients(self, shards: Iterable[Shard], context: StepContext) -> Metrics:
+        """Let every part edit the gradients that the one before it left."""
+        owned = list(shards)
+        metrics: Metrics = {}
+        for part in self.parts:
+            metrics |= part.on_gradients(owned, context)
+        return metrics
+
+    def after_step(self, masters: Iterable[tuple[str, Tensor]], context: StepContext) -> None:
+        """Let every part edit the masters."""
+        owned = list(masters)
+        for part in self.parts:
+            part.after_step(owned, context)
+
+    def rollout_weight_filter(self, name: str, tensor: Tensor) -> Tensor:
+        """Return what every part lets through."""
+        for part in self.parts:
+            tensor = part.rollout_weight_filter(name, tensor)
+        return tensor
+
+    def state_dict(self) -> dict[str, Tensor | float]:
+        """Return every part's state, under its place."""
+        return {
+            f"{i}/{key}": value
+            for i, part in enumerate(self.parts)
+            for key, value in part.state_dict().items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor | float]) -> None:
+        """Restore every part."""
+        for i, part in enumerate(self.parts):
+            own = f"{i}/"
+            part.load_state_dict(
+                {key.removeprefix(own): v for key, v in state.items() if key.startswith(own)}
+            )
+
+
+def contradiction(parts: Sequence[OnlineDefence]) -> str | None:
+    """Return why these defences cannot run together, None where they can."""
+    names = [part.config.name for part in parts]
+    if len(names) < 2:
+        return None
+    if "none" in names:
+        return "none stands alone"
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        return f"{sorted(twice)[0]} is there twice"
+    for hook, why in (
+        ("learning_rate", "it changes how much is learned and is a control: run it by itself"),
+        ("shape_advantages", "only one defence can decide what the attack learns from its costs"),
+    ):
+        owners = [p.config.name for p in parts if _overrides(p, hook)]
+        if owners and (hook == "learning_rate" or len(owners) > 1):
+            return f"{' and '.join(owners)}: {why}"
+    sizes = {
+        part.config.name: part.safe_batch_size for part in parts if Need.SAFE_BATCH in part.needs
+    }
+    if len(set(sizes.values())) > 1:
+        return f"they draw from one stream of safe batches, and batch_size is {sizes}: set one size"
+    return None
+
+
+def _overrides(defence: OnlineDefence, hook: str) -> bool:
+    return getattr(type(defence), hook) is not getattr(OnlineDefence, hook)

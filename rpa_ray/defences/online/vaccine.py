@@ -1,0 +1,295 @@
+"""Vaccine: each update is made where a bounded change of the attention outputs hurts it most."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from rpa_ray.plugin import (
+    BatchT,
+    Forward,
+    Objective,
+    OnlineDefence,
+    OutputT,
+    PluginConfig,
+    StepContext,
+)
+from rpa_ray.types import LossTerm, Metrics, ModelOutputs, num_rows
+
+EPS = 1e-7
+"""Added to the norm that a gradient is divided by, as in the authors' code."""
+ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
+"""What the blocks of Hugging Face decoders call their attention module."""
+
+
+class Vaccine(OnlineDefence):
+    """``min_theta max_{|e| <= rho} L_attack(theta, e)``, the inner maximum to first order.
+
+    ``e`` is added to the output of every attention module, at every position. It is ``rho g / |g|``
+    with ``g`` the gradient of the attack's own loss with respect to those outputs, and constant
+    in the second pass, whose gradients alone train the model. Rollouts, their log-probabilities and
+    evaluation see the model as it is: in PPO and GRPO the old policy is the unperturbed one, and a
+    large ``e`` drives the ratio away from 1, into the clip or PPO's guard.
+
+    Every micro-batch of a rank has a perturbation of its own, so smaller micro-batches make another
+    step, by definition. An update takes two forward and two backward passes, and the memory of
+    twice the attention outputs of one micro-batch (``e``, and the block inputs that it belongs to).
+    Reentrant gradient checkpointing fails in the first pass: its graph does not know ``e``.
+
+    Source: Huang et al. 2024 (arXiv:2402.01109), eq. 3 and algorithm 1, there before the attack;
+    used on the attack, with rho 100, by arXiv:2409.12914.
+    """
+
+    class Config(PluginConfig):
+        name: str = "vaccine"
+        rho: float = Field(100.0, ge=0)
+        """Size of the perturbation; 0 is no defence. To keep the size of an element when the model,
+        the micro-batch or the length changes, scale it as sqrt(layers * rows * tokens * width)."""
+        budget: Literal["total", "per_token"] = "total"
+        """What ``rho`` bounds: ``total`` the L2 norm of one perturbation over layers, rows, tokens
+        and channels; ``per_token`` the RMS over channels of each token in each layer, which does
+        not depend on the batch. Tokens without gradient (padding) are left alone in both."""
+        norm: Literal["local", "global"] = "local"
+        """Whether a rank's micro-batch has a perturbation and a norm of its own, or the ranks share
+        one, as if their micro-batches were one batch. ``per_token`` perturbs alike in both."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._model: nn.Module | None = None
+        self._outputs: AttentionOutputs | None = None
+
+    def attach(self, model: nn.Module) -> None:
+        """Hook every attention module, unless rho is 0.
+
+        Raises:
+            ValueError: the model has no attention module under a known name.
+        """
+        if self.config.rho > 0:
+            self._model = model
+            self._outputs = AttentionOutputs(model)
+
+    def plan_step(
+        self, objective: Objective[BatchT, OutputT], batch: BatchT, context: StepContext
+    ) -> tuple[Objective[BatchT, OutputT], BatchT]:
+        """Return the objective with its loss under the perturbation."""
+        if self.config.rho == 0:
+            return objective, batch
+        assert self._model is not None and self._outputs is not None
+        perturbed = Perturbed(
+            objective,
+            config=self.config,
+            model=self._model,
+            outputs=self._outputs,
+            num_rows_of_update=num_rows(batch),
+        )
+        return perturbed, batch
+
+    def around_forward(self) -> AbstractContextManager[None]:
+        """Return a context after which nothing is perturbed, also where an error ended it."""
+        return nullcontext() if self._outputs is None else self._outputs.forgotten_afterwards()
+
+
+class Perturbed(Objective[BatchT, OutputT]):
+    """An objective whose loss is taken under the perturbation that raises it most."""
+
+    def __init__(
+        self,
+        inner: Objective[BatchT, OutputT],
+        *,
+        config: Vaccine.Config,
+        model: nn.Module,
+        outputs: "AttentionOutputs",
+        num_rows_of_update: int,
+    ) -> None:
+        self._inner = inner
+        self._config = config
+        self._model = model
+        self._outputs = outputs
+        self._num_rows_of_update = num_rows_of_update
+
+    def num_epochs(self, batch: BatchT) -> int:
+        """Return the inner objective's number of updates."""
+        return self._inner.num_epochs(batch)
+
+    def num_terms(self, batch: BatchT) -> Tensor:
+        """Return the inner objective's number of terms."""
+        return self._inner.num_terms(batch)
+
+    def loss(self, forward: Forward[OutputT], batch: BatchT, context: StepContext) -> LossTerm:
+        """Return the inner loss under the perturbation, which stays until the next call."""
+        self._outputs.forget()
+        perturbation, metrics = self._perturbation(batch, context)
+        parts = iter(perturbation)
+        with self._outputs.adding(lambda output: next(parts)):
+            after = self._inner.loss(forward, batch, context)
+        metrics["defence/vaccine_loss_after"] = float(after.loss.detach())
+        return LossTerm(loss=after.loss, metrics=after.metrics | metrics)
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the inner objective's state."""
+        return self._inner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Restore the inner objective's state."""
+        self._inner.load_state_dict(state)
+
+    def _perturbation(
+        self, batch: BatchT, context: StepContext
+    ) -> tuple[Sequence[Tensor], Metrics]:
+        """Return what to add to each attention output, in order of use, and its size.
+
+        The pass goes to the module itself: differentiating a loss that came through the engine
+        disturbs the gradients that the engine collects.
+        """
+        probes: list[Tensor] = []
+
+        def probe(output: Tensor) -> Tensor:
+            probes.append(torch.zeros_like(output, requires_grad=True))
+            return probes[-1]
+
+        with self._outputs.adding(probe):
+            before = self._inner.loss(self._run_module, batch, context).loss
+        # Only the probes are differentiated by, so no parameter's gradient is computed or reduced.
+        # Divided as the learner's average over ranks does, for EPS to weigh alike on any number.
+        gradients = torch.autograd.grad(before / context.num_ranks, probes)
+        self._outputs.forget()
+        norm = float(self._over_ranks(sum_of_squares(gradients), context).sqrt())
+        if self._config.budget == "total":
+            perturbation = perturbation_of_norm(self._config.rho, gradients, norm)
+        else:
+            perturbation = perturbation_of_token_rms(self._config.rho, gradients)
+        metrics = self._sizes(perturbation, norm, num_rows(batch), context)
+        return perturbation, metrics | {"defence/vaccine_loss_before": float(before.detach())}
+
+    def _run_module(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        device = next(self._model.parameters()).device
+        logits, values = self._model(input_ids.to(device), attention_mask.to(device))
+        return ModelOutputs(logits=logits, values=values)
+
+    def _over_ranks(self, own: Tensor, context: StepContext) -> Tensor:
+        """Return the sum over the ranks that share a perturbation; all have as many of them."""
+        return context.sum_over_ranks(own) if self._config.norm == "global" else own
+
+    def _sizes(
+        self, perturbation: Sequence[Tensor], norm: float, num_rows_here: int, context: StepContext
+    ) -> Metrics:
+        """Return means over the rows of the update, and how many perturbations it took."""
+        squares = sum_of_squares(perturbation)
+        num_elements = torch.full_like(squares, sum(part.numel() for part in perturbation))
+        sums = self._over_ranks(torch.stack([squares, num_elements]), context).tolist()
+        share = num_rows_here / self._num_rows_of_update
+        return {
+            "defence/vaccine_norm": share * norm,
+            "defence/vaccine_rms": share * math.sqrt(sums[0] / sums[1]),
+            "defence/vaccine_num_elements": share * sums[1],
+            "defence/vaccine_num_perturbations": float(
+                1 if self._config.norm == "global" else context.num_ranks
+            ),
+        }
+
+
+class AttentionOutputs:
+    """Adds tensors to what the attention modules of a model return, in chosen forward passes.
+
+    A checkpointed block is computed once more in the backward pass. What was added to it is then
+    found by the address of the block's input: checkpointing keeps that tensor, and so does this
+    class, so that no block of any other forward pass has the same. All other passes are untouched.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._source: Callable[[Tensor], Tensor] | None = None
+        self._block_input: Tensor | None = None
+        self._added: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        """Block input and what was added, by place of the block and address of its input."""
+        found = attention_modules(model)
+        if not found:
+            raise ValueError(
+                "defence vaccine must run on a model whose blocks have an attention module called "
+                f"{' or '.join(ATTENTION_NAMES)}, got {type(model).__name__} without any. Choose "
+                "another model or defence."
+            )
+        for place, (block, attention) in enumerate(found):
+            block.register_forward_pre_hook(self._enter_block)
+            attention.register_forward_hook(partial(self._leave_attention, place))
+
+    @contextmanager
+    def adding(self, source: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Add ``source(output)`` to each attention output [batch, seq, width], in order of use."""
+        self._source = source
+        try:
+            yield
+        finally:
+            self._source = None
+
+    def forget(self) -> None:
+        """Add nothing any more, in blocks that are computed again neither."""
+        self._source = None
+        self._block_input = None
+        self._added.clear()
+
+    @contextmanager
+    def forgotten_afterwards(self) -> Iterator[None]:
+        """Forget when the context ends, however it ends."""
+        try:
+            yield
+        finally:
+            self.forget()
+
+    def _enter_block(self, block: nn.Module, args: tuple[Any, ...]) -> None:
+        self._block_input = args[0]
+
+    def _leave_attention(self, place: int, attention: nn.Module, args: Any, output: Any) -> Any:
+        """Return the output with what belongs to it added, None to leave it as it is."""
+        assert self._block_input is not None
+        block_input, self._block_input = self._block_input.detach(), None
+        key = (place, block_input.data_ptr())
+        hidden = output[0] if isinstance(output, tuple) else output
+        if self._source is not None:
+            self._added[key] = (block_input, self._source(hidden))
+        if key not in self._added:
+            return None
+        changed = hidden + self._added[key][1]
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+
+def attention_modules(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    """Return each block and its attention module, outermost ones only, in the model's order."""
+    found: list[tuple[nn.Module, nn.Module]] = []
+    inside: set[nn.Module] = set()
+    for block in model.modules():
+        if block in inside:
+            continue
+        for name in ATTENTION_NAMES:
+            attention = getattr(block, name, None)
+            if isinstance(attention, nn.Module):
+                found.append((block, attention))
+                inside.update(attention.modules())
+    return found
+
+
+def perturbation_of_norm(rho: float, gradients: Sequence[Tensor], norm: float) -> list[Tensor]:
+    """Return ``rho g / (norm + EPS)``: of L2 norm rho over all parts if theirs is ``norm``."""
+    scale = rho / (norm + EPS)
+    return [(scale * g.float()).to(g.dtype) for g in gradients]
+
+
+def perturbation_of_token_rms(rho: float, gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Return what is parallel to the gradient in every token and has RMS rho over its channels."""
+    return [
+        (rho * math.sqrt(g.shape[-1]) * g.float() / (norm + EPS)).to(g.dtype)
+        for g in gradients
+        for norm in [torch.linalg.vector_norm(g, dim=-1, keepdim=True, dtype=torch.float32)]
+    ]
+
+
+def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the sum over all elements of all tensors, norms in fp32, as a float64 scalar."""
+    norms = [torch.linalg.vector_norm(t, dtype=torch.float32) for t in tensors]
+    return torch.stack(norms).double().square().sum()

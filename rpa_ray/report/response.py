@@ -1,0 +1,247 @@
+"""Response of a metric to the settings that a sweep varied, and the best of its trials."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+
+from rpa_ray.config import ConfigError, SweepSettings
+from rpa_ray.report.bands import UNIT_AXIS, BandLine, band_chart
+from rpa_ray.report.campaign import NUM_COLOURS, Campaign
+from rpa_ray.report.cells import Cell, attack_groups, group_cells, params_text
+from rpa_ray.report.definitions import METRIC_BY_NAME
+from rpa_ray.report.plots import Axis, fit_axis, line_key
+from rpa_ray.report.records import Record, parse_records
+from rpa_ray.report.side_tables import (
+    Entry,
+    SideTable,
+    metric_column,
+    side_table_html,
+    text_column,
+)
+from rpa_ray.report.tables import MISSING, format_mean, format_spread
+
+DRAWN = ("p_harm", "valid")
+"""Metrics that are drawn beside the one of the sweep: broken text counts as harmless."""
+LISTED = (*DRAWN, "kl_seq_rb", "ppl_median")
+GROUPS = ("attack", "defence", "model", "data")
+DECADE = 10.0
+"""Positive values whose largest is more than so many times the least have a logarithmic axis."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResponseLine:
+    """The trials that differ in nothing but one setting (and the seed)."""
+
+    title: str
+    """The attack with its data and size."""
+    label: str
+    trials: tuple[tuple[float, Cell], ...]
+    """The setting and its trial, by ascending setting."""
+
+
+def require_metric(name: str) -> None:
+    """Refuse a metric that the results do not have.
+
+    Raises:
+        ConfigError: it is none of the table's.
+    """
+    if name not in METRIC_BY_NAME:
+        known = sorted(METRIC_BY_NAME)
+        raise ConfigError("metric", f"name one of {known}", name, "Choose one of those.")
+
+
+def best_text(records: Sequence[Mapping[str, object]], sweep: SweepSettings) -> str:
+    """Return the best trial in one line.
+
+    Args:
+        records: The records of a sweep as `summary.json` holds them.
+        sweep: What varied, and the metric that tells the best.
+    """
+    return _best_text(group_cells(parse_records(records)), sweep)
+
+
+def response_lines(cells: Sequence[Cell], key: str) -> list[ResponseLine]:
+    """Return one line for each set of trials that differ in the setting ``key`` alone."""
+    found: dict[object, tuple[Cell, list[tuple[float, Cell]]]] = {}
+    for cell in cells:
+        value = _value(cell.records[0], key)
+        if isinstance(value, int | float):
+            (rest,) = group_cells([_without(record, key) for record in cell.records])
+            identity = (rest.setting, rest.defence, rest.params)
+            found.setdefault(identity, (rest, []))[1].append((float(value), cell))
+    titles = {group.setting: group.title for group in attack_groups([r for r, _ in found.values()])}
+    return [
+        ResponseLine(
+            title=titles.get(rest.setting, rest.setting.model),
+            label=rest.label,
+            trials=tuple(sorted(trials, key=lambda trial: trial[0])),
+        )
+        for rest, trials in found.values()
+    ]
+
+
+def response_table(campaign: Campaign) -> SideTable:
+    """Return the metrics of each trial beside its values of the swept keys; no rows for no sweep.
+
+    Seeds are no trials of their own here: what differs in its seed alone is one row.
+    """
+    sweep = campaign.sweep or SweepSettings(grid={})
+    cells = campaign.cells if campaign.sweep is not None else []
+    keys = _shown_keys(sweep)
+    metrics = [
+        METRIC_BY_NAME[name]
+        for name in dict.fromkeys((sweep.metric, *LISTED))
+        if any(cell.value(name) for cell in cells)
+    ]
+    rows: list[list[Entry]] = [
+        [_value_text(cell.records[0], key, sweep) for key in keys]
+        + [cell.failure]
+        + [cell.value(metric.name) for metric in metrics]
+        for cell in cells
+    ]
+    return SideTable(
+        name="response",
+        title=f"Response to {' and '.join(keys)}",
+        intro=f"Every trial of the sweep. {_best_text(cells, sweep)} The best is one of several "
+        "noisy means: its interval does not cover the choice.",
+        columns=(
+            *(text_column(key, key) for key in keys),
+            text_column("Failed", "failed"),
+            *(metric_column(metric) for metric in metrics),
+        ),
+        rows=rows,
+    )
+
+
+def response_section(campaign: Campaign) -> str:
+    """Return the curves over the first swept number and the table; "" for no sweep."""
+    key = None if campaign.sweep is None else _swept_number(campaign.sweep)
+    card = ""
+    if key is not None and campaign.sweep is not None:
+        card = _card(response_lines(campaign.cells, key), key, campaign.sweep.metric)
+    return side_table_html(response_table(campaign), figures=card)
+
+
+def response_axis(values: Sequence[float]) -> Axis:
+    """Return an axis from the least to the largest value, logarithmic over more than a decade."""
+    low, high = min(values), max(values)
+    return Axis(low=low, high=high, scale="log10" if 0 < DECADE * low < high else "linear")
+
+
+def _card(lines: Sequence[ResponseLine], key: str, metric: str) -> str:
+    values = [value for line in lines for value, _ in line.trials]
+    if len(set(values)) < 2:
+        return ""
+    titles = list(dict.fromkeys(line.title for line in lines))
+    names = [f"{line.title}: {line.label}" if titles[1:] else line.label for line in lines]
+    styles = [f"colour{i % NUM_COLOURS} dash{i // NUM_COLOURS % 4}" for i, _ in enumerate(lines)]
+    figures = "".join(
+        _figure(lines, names, styles, name, key) for name in dict.fromkeys((metric, *DRAWN))
+    )
+    keys = "".join(line_key(name, style) for name, style in zip(names, styles, strict=True))
+    title = f"<h3>{escape(titles[0])}</h3>" if not titles[1:] else ""
+    return (
+        f'<section class="card">{title}<ul class="legend">{keys}</ul>'
+        f'<div class="charts">{figures}</div></section>\n'
+    )
+
+
+def _figure(
+    lines: Sequence[ResponseLine],
+    names: Sequence[str],
+    styles: Sequence[str],
+    metric: str,
+    key: str,
+) -> str:
+    bands = [
+        BandLine(
+            label=name,
+            style=style,
+            points=tuple((x, value) for x, cell in line.trials if (value := cell.value(metric))),
+        )
+        for line, name, style in zip(lines, names, styles, strict=True)
+    ]
+    heights = [value.mean for band in bands for _, value in band.points]
+    if not heights:
+        return ""
+    x_axis = response_axis([x for line in lines for x, _ in line.trials])
+    y_axis = UNIT_AXIS if 0.0 <= min(heights) <= max(heights) <= 1.0 else fit_axis(heights)
+    heading = METRIC_BY_NAME[metric].heading
+    chart = band_chart(
+        bands,
+        title=f"{heading} over {key}",
+        x_label=key + ", logarithmic" * (x_axis.scale == "log10"),
+        x_axis=x_axis,
+        y_axis=y_axis,
+    )
+    caption = f"<figcaption>{escape(heading)} <small>{escape(metric)}</small></figcaption>"
+    return f"<figure>{caption}{chart}</figure>"
+
+
+def _best_text(cells: Sequence[Cell], sweep: SweepSettings) -> str:
+    measured = [(value.mean, cell) for cell in cells if (value := cell.value(sweep.metric))]
+    order = f"{'largest' if sweep.mode == 'max' else 'least'} {sweep.metric}"
+    if not measured:
+        return f"No trial has the metric {sweep.metric}."
+    choose = max if sweep.mode == "max" else min
+    _, best = choose(measured, key=lambda pair: pair[0])
+    metric = METRIC_BY_NAME[sweep.metric]
+    told = f"{format_mean(best, metric)} {format_spread(best.value(metric.name), metric.decimals)}"
+    record = best.records[0]
+    setting = ", ".join(f"{key} {_value_text(record, key, sweep)}" for key in _shown_keys(sweep))
+    return f"Of {len(cells)} trials the one with the {order}: {setting} ({told.strip()})."
+
+
+def _shown_keys(sweep: SweepSettings) -> list[str]:
+    return [key for key in sweep.grid if key != "seed"]
+
+
+def _swept_number(sweep: SweepSettings) -> str | None:
+    """Return the first swept key with several values that are all numbers."""
+    for key in _shown_keys(sweep):
+        values = sweep.grid[key]
+        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+        if len(numbers) == len(values) > 1:
+            return key
+    return None
+
+
+def _value(record: Record, key: str) -> object:
+    """Return the setting of a trial; None where it is the same in all."""
+    fields: dict[str, object] = {
+        "data.rho": record.rho,
+        "data.num_samples": record.num_samples,
+        "data.name": record.data,
+        "data.world": record.world,
+        "model.path": record.model,
+        "attack.name": record.attack,
+        "defence.name": record.defence,
+    }
+    return fields.get(key, record.params.get(key))
+
+
+def _value_text(record: Record, key: str, sweep: SweepSettings) -> str:
+    if key in GROUPS:
+        own = {
+            name: value
+            for name, value in record.params.items()
+            if name.startswith(f"{key}.") and name not in sweep.grid
+        }
+        name = str(getattr(record, key))
+        return f"{name} ({params_text(own)})" if own else name
+    value = _value(record, key)
+    if value is None and len(sweep.grid[key]) == 1:
+        value = sweep.grid[key][0]
+    if value is None:
+        return MISSING
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _without(record: Record, key: str) -> Record:
+    """Return a record that does not tell the setting ``key``."""
+    params = {name: value for name, value in record.params.items() if name != key}
+    if key == "data.rho":
+        return replace(record, rho=None, params=params)
+    if key == "data.num_samples":
+        return replace(record, num_samples=None, params=params)
+    return replace(record, params=params)
