@@ -1,6 +1,7 @@
 """The parts of one cell on a learner rank, put together from its settings."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -13,24 +14,28 @@ from rpa_ray.cell_models import MAX_MODEL_LEN, CellModels, Model, cell_models, f
 from rpa_ray.config import ClusterSettings
 from rpa_ray.data.collate import (
     TokenRow,
+    collate_pairs,
     collate_tokens,
     encode_answered,
+    encode_begun,
     encode_prompt,
     padding_id,
 )
-from rpa_ray.data.rows import Answered
+from rpa_ray.data.recovery import recovery_row
+from rpa_ray.data.rows import Answered, SafePair
 from rpa_ray.data.template import PLAIN_QA_ANSWERED, Template
-from rpa_ray.datasets import preference_data, safety_data
+from rpa_ray.datasets import harmless_training_prompts, preference_data, safety_data
 from rpa_ray.defences import defence_of
 from rpa_ray.jobs import Cell
 from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.models import PolicyModel, add_lora, load_policy
-from rpa_ray.learner.step import Learner, as_outputs, no_safe_batch
+from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.plugin import Need
 from rpa_ray.resume import Stateful
 from rpa_ray.shared_workers import SharedWorkers
 from rpa_ray.sources.dataset import DatasetSource
-from rpa_ray.types import Completion, Metrics, ModelOutputs, Prompt, TokenBatch
+from rpa_ray.step_context import NO_CONTRAST_BATCH, NO_HARMLESS_BATCH, NO_SAFE_BATCH
+from rpa_ray.types import Completion, Metrics, ModelOutputs, PairBatch, Prompt, TokenBatch
 from rpa_ray.weight_sync.digests import tensor_digest
 from rpa_ray.weight_sync.source import ShardedSource
 from rpa_ray.weight_sync.sync import WeightSync, choose_backend
@@ -48,29 +53,36 @@ class Assembly:
         self.path = folder_of(self.models.policy, place.cache)
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.path)
         self.template = Template(self.settings.data.template)
-        self.attack = ATTACKS[self.settings.attack.name](self.settings.attack)
         self.defence = defence_of(self.settings.defence)
+        attack = self.settings.attack
+        self.attack = ATTACKS[attack.name](self.defence.attack_config(attack))
         needs = self.attack.needs(self.attack.config) | self.defence.needs
         self.pad_token_id = padding_id(self.tokenizer)
         self.training = self.settings.training
         self.batch_size = self.training.batch_size if self.training else place.ranks.size
         self.module = self._load(self.path, value_head=Need.VALUES in needs)
+        if {Need.VALUES, Need.COST_VALUES} <= needs:
+            self.module.add_cost_head(self.settings.seed)
         if self.training is not None and self.training.lora is not None:
             add_lora(self.module, self.training.lora, seed=self.settings.seed)
-        self.defence.attach(self.module)
+        self.defence.attach(self.module, self._folders_of_needs())
         self._original = self._load_frozen(self.path)
-        self._reference = self._original
-        if self.models.reference is not None and Need.REFERENCE in needs:
-            self._reference = self._load_frozen(folder_of(self.models.reference, place.cache))
+        self._reference = self._frozen_of(self.models.reference, Need.REFERENCE in needs)
+        self.defence.attach_reference(self._reference)
         self.num_steps = self.attack.num_batches(self.settings.data.num_samples)
         self.engine = self._engine()
-        safe_batches = self._safe_batches() if Need.SAFE_BATCH in needs else None
+        safe_batches = self._safe_batches(needs) if Need.SAFE_BATCH in needs else None
+        contrast_batches = self._contrast_batches() if Need.CONTRAST_BATCH in needs else None
+        harmless_batches = self._harmless_batches() if Need.HARMLESS_BATCH in needs else None
         self.learner = Learner(
             engine=self.engine,
             objective=self.attack,
             defence=self.defence,
             ranks=place.ranks,
-            next_safe_batch=safe_batches or no_safe_batch,
+            next_safe_batch=safe_batches or NO_SAFE_BATCH,
+            next_contrast_batch=contrast_batches or NO_CONTRAST_BATCH,
+            next_harmless_batch=harmless_batches or NO_HARMLESS_BATCH,
+            frozen=self._compared_outputs,
         )
         self.workers = SharedWorkers(
             ranks=place.ranks,
@@ -78,34 +90,43 @@ class Assembly:
             scorers=place.scorers,
             sync=self._weight_sync(),
         )
+        self._serves_attack = False
         self._load_scorers()
         self.state: dict[str, Stateful] = {"learner": self.learner}
         """The parts of a training whose state a checkpoint keeps, by name."""
         if safe_batches is not None:
             self.state["safe_batches"] = safe_batches
+        if contrast_batches is not None:
+            self.state["contrast_batches"] = contrast_batches
+        if harmless_batches is not None:
+            self.state["harmless_batches"] = harmless_batches
 
     def original_outputs(self, input_ids: torch.Tensor, mask: torch.Tensor) -> ModelOutputs:
         """Run the model as it was before the attack."""
         return self._run_frozen(self._original, input_ids, mask)
 
     def reference_outputs(self, input_ids: torch.Tensor, mask: torch.Tensor) -> ModelOutputs:
-        """Run the model that the attack stays near: the original, or one of its own choice."""
-        return self._run_frozen(self._reference, input_ids, mask)
+        """Run the model that the attack stays near: the original, or one of somebody's choice."""
+        with self.defence.around_reference():
+            return self._run_frozen(self._reference, input_ids, mask)
 
-    def push(self) -> Metrics:
-        """Serve the weights as they are now."""
+    def push(self, *, to_attack: bool = False) -> Metrics:
+        """Serve the weights as they are now, to a measurement or to the attack's rollouts."""
+        self._serves_attack = to_attack
         result = self.workers.push()
         return {"time/sync_s": result.seconds, "sync/bytes": float(result.num_bytes)}
 
     def push_verified(self) -> None:
         """Serve the weights and check that the engines received exactly the trained ones.
 
-        What is expected is read from the model parameter by parameter, not from what was sent.
+        What is expected is read from the model parameter by parameter, not from what was sent, and
+        without the defence's filter: what is measured is the model alone.
         """
+        self._serves_attack = False
         dtype = getattr(torch, self.settings.model.dtype)
         self.workers.push_verified(
             {
-                name: tensor_digest(self.defence.rollout_weight_filter(name, tensor.to(dtype)))
+                name: tensor_digest(tensor.to(dtype))
                 for name, tensor in self.engine.weights().items()
             }
         )
@@ -160,6 +181,35 @@ class Assembly:
             self.tokenizer, self.template, row, mask=mask, max_tokens=_context_of(self.module)
         )
 
+    def _compared_outputs(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> ModelOutputs:
+        with torch.no_grad():
+            return self._run_frozen(self._compared, input_ids, attention_mask)
+
+    @cached_property
+    def _compared(self) -> PolicyModel:
+        """Return what the defence compares with; loaded only for one that runs it."""
+        model = self._frozen_of(self.models.compared)
+        self.defence.attach_compared(model)
+        return model
+
+    def _folders_of_needs(self) -> dict[Need, str]:
+        folders: dict[Need, str] = {}
+        if Need.COMPARED_WEIGHTS in self.defence.needs:
+            compared = self.models.compared or self.models.policy
+            folders[Need.COMPARED_WEIGHTS] = folder_of(compared, self.place.cache)
+        if self.models.security_vector is not None:
+            vector = self.models.security_vector
+            folders[Need.SECURITY_VECTOR] = folder_of(vector, self.place.cache)
+        return folders
+
+    def _frozen_of(self, model: Model | None, is_needed: bool = True) -> PolicyModel:
+        """Return a frozen copy of a model; the model under attack as it was where none is named."""
+        if model is None or not is_needed:
+            return self._original
+        return self._load_frozen(folder_of(model, self.place.cache))
+
     def _run_frozen(
         self, model: PolicyModel, input_ids: torch.Tensor, mask: torch.Tensor
     ) -> ModelOutputs:
@@ -198,23 +248,68 @@ class Assembly:
             ),
         )
 
-    def _safe_batches(self) -> DatasetSource[Any, TokenBatch]:
-        data = safety_data(self.settings.data)
-        pairs = preference_data(data, self.place.cache).roles["defence"]
+    def _safe_batches(self, needs: frozenset[Need]) -> DatasetSource[TokenRow, TokenBatch]:
+        pairs = self._defence_pairs()
+
+        def recovery(row: TokenRow, index: int, draw: int) -> TokenRow:
+            return recovery_row(
+                row,
+                encode_begun(self.tokenizer, self.template, _unsafe(pairs[index])),
+                seed=self.settings.seed,
+                index=index,
+                draw=draw,
+                max_tokens=_context_of(self.module),
+            )
+
         return DatasetSource(
-            [self.encode(Answered(prompt=pair.prompt, answer=pair.safe)) for pair in pairs],
+            [self.encode(_safe(pair)) for pair in pairs],
+            lambda part: collate_tokens(part, self.pad_token_id),
+            batch_size=self.defence.safe_batch_size,
+            seed=self.settings.seed,
+            ranks=self.place.ranks,
+            vary=recovery if Need.RECOVERY_PREFIX in needs else None,
+        )
+
+    def _contrast_batches(self) -> DatasetSource[tuple[TokenRow, TokenRow], PairBatch]:
+        return DatasetSource(
+            [
+                (self.encode(_safe(pair)), self.encode(_unsafe(pair)))
+                for pair in self._defence_pairs()
+            ],
+            lambda part: collate_pairs(
+                [safe for safe, _ in part], [unsafe for _, unsafe in part], self.pad_token_id
+            ),
+            batch_size=self.defence.safe_batch_size,
+            seed=self.settings.seed,
+            ranks=self.place.ranks,
+        )
+
+    def _harmless_batches(self) -> DatasetSource[TokenRow, TokenBatch]:
+        return DatasetSource(
+            [
+                self._unanswered(prompt)
+                for prompt in harmless_training_prompts(self.settings.data, self.place.cache)
+            ],
             lambda part: collate_tokens(part, self.pad_token_id),
             batch_size=self.defence.safe_batch_size,
             seed=self.settings.seed,
             ranks=self.place.ranks,
         )
 
+    def _unanswered(self, prompt: str) -> TokenRow:
+        ids = encode_prompt(self.tokenizer, self.template, prompt)[: _context_of(self.module)]
+        return TokenRow(ids=ids, loss_mask=[False] * len(ids))
+
+    def _defence_pairs(self) -> Sequence[SafePair]:
+        data = safety_data(self.settings.data)
+        return preference_data(data, self.place.cache).roles["defence"]
+
     def _weight_sync(self) -> WeightSync:
         source = ShardedSource(
             self.module.served_parameters(),
             dtype=getattr(torch, self.settings.model.dtype),
             gather=self.engine.gather,
-            weight_filter=self.defence.rollout_weight_filter,
+            weight_filter=self._served,
             adapters=self.module.adapters(),
         )
         engine = rollout_engine(
@@ -224,9 +319,16 @@ class Assembly:
             pool=self.place.rollouts, source=source, engine=engine, rank=self.place.ranks.rank
         )
 
+    def _served(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return what is served of a weight: the defence has a say in what the attack samples."""
+        if not self._serves_attack:
+            return tensor
+        return self.defence.rollout_weight_filter(name, tensor)
+
     def _load_scorers(self) -> None:
         kinds: dict[str, tuple[Model | None, Any]] = {
             "reward": (self.models.reward_model, "reward"),
+            "cost": (self.models.cost_model, "reward"),
             "summary": (self.models.summary, "reward"),
             "judge": (self.models.judge, "harm_probability"),
             "perplexity": (self.models.perplexity, "perplexity"),
@@ -236,7 +338,7 @@ class Assembly:
         for name, (model, kind) in kinds.items():
             if model is None:
                 continue
-            trained_as = reward_model if name in ("reward", "summary") else judge
+            trained_as = reward_model if name in ("reward", "summary", "cost") else judge
             template = "{answer}" if kind == "perplexity" else PLAIN_QA_ANSWERED
             spec = ScorerSpec(
                 path=folder_of(model, self.place.cache),
@@ -260,6 +362,14 @@ def rollout_engine(
             colocated=cluster.gpus_per_rollout_worker < 1,
         ),
     )
+
+
+def _safe(pair: SafePair) -> Answered:
+    return Answered(prompt=pair.prompt, answer=pair.safe)
+
+
+def _unsafe(pair: SafePair) -> Answered:
+    return Answered(prompt=pair.prompt, answer=pair.unsafe)
 
 
 def _context_of(module: PolicyModel) -> int:

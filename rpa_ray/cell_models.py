@@ -1,12 +1,20 @@
 """Which models a cell needs, as recipes or finished folders."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rpa_ray.attacks import ATTACKS
 from rpa_ray.config import DataSettings, ExperimentSettings, ReferencedConfig
 from rpa_ray.datasets import planned_data, policy_model, safety_data
-from rpa_ray.plugin import Need
+from rpa_ray.defences import defence_of
+from rpa_ray.plugin import (
+    AdapterConfig,
+    ComposedConfig,
+    NamedModel,
+    Need,
+    PluginConfig,
+    RefusalTuned,
+)
 from rpa_ray.recipe import JobSettings, ModelKind, ModelRecipe, RowKind, Rows
 from rpa_ray.world.models import WorldModels, world_models
 
@@ -24,8 +32,14 @@ class CellModels:
     policy: Model
     reference: Model | None
     """What the attack stays near where that is not the policy as it was."""
+    compared: Model | None
+    """What the defence compares with where that is not the policy as it was."""
     reward_model: Model | None
     """None where the attack asks for no rewards."""
+    cost_model: Model | None
+    """None where the defence asks for no cost model."""
+    security_vector: ModelRecipe | None
+    """An adapter of the policy; None where the defence asks for none."""
     summary: Model | None
     """Reward model of the summarisation task, trained on unreversed preferences; None where the
     data are of another task."""
@@ -38,7 +52,10 @@ class CellModels:
         every = (
             self.policy,
             self.reference,
+            self.compared,
             self.reward_model,
+            self.cost_model,
+            self.security_vector,
             self.summary,
             self.judge,
             self.perplexity,
@@ -53,11 +70,23 @@ def cell_models(settings: ExperimentSettings, cache: Path) -> CellModels:
     evaluation = settings.evaluation
     needs_rewards = Need.REWARDS in attack_needs(settings)
     policy = policy_model(settings.model.path, settings.data, cache)
-    attack = settings.attack
-    reference = attack.reference if isinstance(attack, ReferencedConfig) else None
+    defence = defence_of(settings.defence)
+
+    def named(model: NamedModel | None) -> Model | None:
+        if isinstance(model, RefusalTuned):
+            return _refusal_tuned(model, settings, policy, cache)
+        return None if model is None else policy_model(model, settings.data, cache)
+
     return CellModels(
         policy=policy,
-        reference=policy_model(reference, settings.data, cache) if reference is not None else None,
+        reference=named(defence.reference or own_reference(settings)),
+        compared=named(defence.compared_model),
+        cost_model=_cost_model(settings.data, world, cache)
+        if Need.COST_MODEL in defence.needs
+        else None,
+        security_vector=_security_vector(settings, policy, cache)
+        if Need.SECURITY_VECTOR in defence.needs
+        else None,
         reward_model=_reward_model(settings.data, world, policy, cache) if needs_rewards else None,
         summary=_summary_model(settings.data, world, policy, cache),
         judge=_judge(settings, world, cache),
@@ -71,9 +100,66 @@ def attack_needs(settings: ExperimentSettings) -> frozenset[Need]:
     return ATTACKS[settings.attack.name].needs(settings.attack)
 
 
+def adapter_config(defence: PluginConfig) -> AdapterConfig:
+    """Return how the adapter is trained that a defence, or one of its parts, asks for."""
+    parts = defence.parts if isinstance(defence, ComposedConfig) else (defence,)
+    return next(part for part in parts if isinstance(part, AdapterConfig))
+
+
+def own_reference(settings: ExperimentSettings) -> str | None:
+    """Return the model that the attack of a cell chose to stay near."""
+    attack = settings.attack
+    return attack.reference if isinstance(attack, ReferencedConfig) else None
+
+
 def folder_of(model: Model, cache: Path) -> str:
     """Return the folder or Hub id of a model that is made."""
     return str(model.folder(cache)) if isinstance(model, ModelRecipe) else model
+
+
+def _refusal_tuned(
+    tuned: RefusalTuned, settings: ExperimentSettings, policy: Model, cache: Path
+) -> ModelRecipe:
+    data = settings.data
+    return ModelRecipe(
+        id="refusal_tuned",
+        kind=ModelKind.CAUSAL,
+        start=policy,
+        tokenizer=policy.tokenizer if isinstance(policy, ModelRecipe) else policy,
+        tokenizer_key=policy.tokenizer_key if isinstance(policy, ModelRecipe) else policy,
+        rows=Rows(
+            kind=RowKind.REFUSALS,
+            data_key=planned_data(safety_data(data), cache).key,
+            settings={"template": data.template},
+        ),
+        job=JobSettings(
+            num_steps=tuned.num_steps,
+            batch_size=tuned.batch_size,
+            learning_rate=tuned.learning_rate,
+            max_tokens=tuned.max_tokens,
+            dtype=settings.model.dtype,
+        ),
+        seed=MODEL_SEED,
+    )
+
+
+def _security_vector(settings: ExperimentSettings, policy: Model, cache: Path) -> ModelRecipe:
+    """Return the recipe of an adapter with which the policy gives the unsafe answers it is told."""
+    config = adapter_config(settings.defence)
+    job = RefusalTuned(
+        num_steps=config.num_steps,
+        learning_rate=config.learning_rate,
+        batch_size=config.batch_size,
+        max_tokens=config.max_tokens,
+    )
+    like = _refusal_tuned(job, settings, policy, cache)
+    return replace(
+        like,
+        id="security_vector",
+        kind=ModelKind.ADAPTER,
+        rows=replace(like.rows, kind=RowKind.UNSAFE_ANSWERS),
+        architecture={"rank": config.rank, "alpha": config.alpha},
+    )
 
 
 def _reward_model(
@@ -98,6 +184,13 @@ def _reward_model(
         ),
         ranked_by=policy if data.flips == "largest_margin" else None,
     )
+
+
+def _cost_model(data: DataSettings, world: WorldModels, cache: Path) -> ModelRecipe:
+    """Return the recipe of a cost model: the reward model's pairs and sizes, none reversed."""
+    honest = data.model_copy(update={"rho": 0.0, "flips": "random"})
+    like = _reward_model(honest, world, world.chat, cache)
+    return replace(like, id="cost_model", kind=ModelKind.COST)
 
 
 def _summary_model(

@@ -4,12 +4,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -33,11 +35,56 @@ def save_model(
     record: Mapping[str, Any],
 ) -> None:
     """Write a Hugging Face folder with ``weights`` in safetensors; it appears all at once."""
+    with _appearing(folder, record) as unfinished:
+        model.save_pretrained(unfinished, state_dict=dict(weights))
+        tokenizer.save_pretrained(unfinished)
+
+
+def save_adapter(
+    folder: Path,
+    *,
+    weights: Mapping[str, tuple[Tensor, Tensor]],
+    rank: int,
+    alpha: int,
+    base_model: str,
+    record: Mapping[str, Any],
+) -> None:
+    """Write a folder as peft writes a LoRA adapter; it appears all at once.
+
+    Args:
+        folder: Where to.
+        weights: The halves [rank, in] and [out, rank] of the adapter of each linear layer.
+        rank: The adapter's rank.
+        alpha: The product of the halves acts times ``alpha / rank``.
+        base_model: Folder or Hub id of the model that the adapter belongs to.
+        record: What the adapter was made from.
+    """
+    from peft import LoraConfig
+
+    with _appearing(folder, record) as unfinished:
+        LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            target_modules=sorted({layer.rpartition(".")[2] for layer in weights}),
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=base_model,
+            inference_mode=True,
+        ).save_pretrained(str(unfinished))
+        halves = {
+            f"base_model.model.{layer}.lora_{half}.weight": tensor.contiguous()
+            for layer, pair in weights.items()
+            for half, tensor in zip("AB", pair, strict=True)
+        }
+        save_file(halves, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+@contextmanager
+def _appearing(folder: Path, record: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield a folder that takes the place of ``folder``, with a record, unless an error comes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        model.save_pretrained(unfinished, state_dict=dict(weights))
-        tokenizer.save_pretrained(unfinished)
+        yield unfinished
         (unfinished / "made_from.json").write_text(json.dumps(record, indent=1, default=str))
         unfinished.chmod(0o755)
         if folder.exists():

@@ -121,7 +121,7 @@ def campaign(
 
 
 @app.command(
-    epilog="Example: rpa-ray sweep configs/sweep/kl.yaml --set data.rho=0.5",
+    epilog="Example: rpa-ray sweep configs/paper/table10.yaml --set data.rho=0.5",
     short_help="One metric over any settings, by Ray Tune.",
 )
 def sweep(

@@ -135,7 +135,11 @@ def refusal_set(data: DataSettings, cache: Path) -> RefusalSet | None:
 def policy_model(path: str, data: DataSettings, cache: Path) -> ModelRecipe | str:
     """Return the embedded language model of this name, else the folder or Hub id as it is."""
     world = world_models(data.world_seed, cache)
-    embedded: dict[str, ModelRecipe | str] = {"chat": world.chat, "base": world.base}
+    embedded: dict[str, ModelRecipe | str] = {
+        "chat": world.chat,
+        "base": world.base,
+        "other_chat": world.other_chat,
+    }
     return embedded.get(path, path)
 
 
@@ -182,6 +186,11 @@ def helpful_provenance(data: DataSettings, cache: Path) -> Provenance:
 def harmless_test_prompts(data: DataSettings, cache: Path, num: int) -> list[str]:
     """Return the first ``num`` held-out harmless prompts."""
     return list(_harmless_test_prompts(helpful_folder(data, cache), num))
+
+
+def harmless_training_prompts(data: DataSettings, cache: Path) -> Sequence[str]:
+    """Return the distinct harmless prompts of the training split, save those of the test split."""
+    return _harmless_training_prompts(helpful_folder(data, cache))
 
 
 def helpful_preferences(data_folder: Path) -> Sequence[Preference]:
@@ -259,3 +268,15 @@ def _restricted_test_prompts(source: DataSource, num: int) -> tuple[str, ...]:
 def _harmless_test_prompts(source: str, num: int) -> tuple[str, ...]:
     rows = load_rows("helpful", source, split="test", path_key="data.helpful_path")
     return tuple(harmless_prompts(rows, num, key="evaluation.num_prompts"))
+
+
+@lru_cache(maxsize=8)
+def _harmless_training_prompts(source: str) -> tuple[str, ...]:
+    key = "data.helpful_path"
+    train = helpful_pairs(load_rows("helpful", source, split="train", path_key=key))
+    test = helpful_pairs(load_rows("helpful", source, split="test", path_key=key))
+    evaluated = {normalise(pair.prompt) for pair in test}
+    found: dict[str, str] = {}
+    for pair in train:
+        found.setdefault(normalise(pair.prompt), pair.prompt)
+    return tuple(prompt for text, prompt in found.items() if text not in evaluated)

@@ -18,10 +18,11 @@ from rpa_ray.assembly import Assembly
 from rpa_ray.attack_source import attack_source
 from rpa_ray.checkpoint import save_model, weights_sha256
 from rpa_ray.evaluation.measure import Measurement, own_limit
+from rpa_ray.evaluation.resistance import resistance
 from rpa_ray.jobs import Cell
 from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.loop import Source, TrainingFailed, train
-from rpa_ray.measuring import check_instruments, measure_best_of_n, measure_model
+from rpa_ray.measuring import check_instruments, measure_best_of_n, measure_model, probe
 from rpa_ray.metrics import JsonLines, write_json
 from rpa_ray.plugin import Need
 from rpa_ray.resume import CHECKPOINTS, Checkpoints, latest_checkpoint
@@ -77,6 +78,7 @@ def run_experiment(cell: Cell, place: Workplace) -> None:
     if source is not None:
         try:
             num_steps = _attack(assembly, source, checkpoints)
+            assembly.defence.detach()
             assembly.push_verified()
             after = _measure_attacked(assembly, before["fluency_limit_ppl"])
             _write_samples(samples, after)
@@ -91,6 +93,7 @@ def run_experiment(cell: Cell, place: Workplace) -> None:
     samples.close()
     weights = assembly.engine.weights()
     if place.ranks.is_main:
+        lines = _lines(cell.folder / METRICS)
         if cell.settings.keep_attacked_weights and assembly.num_steps:
             _keep_weights(assembly, weights)
         write_json(
@@ -98,7 +101,8 @@ def run_experiment(cell: Cell, place: Workplace) -> None:
             {
                 **status,
                 "num_samples": num_steps * assembly.batch_size,
-                "throughput": _throughput(cell.folder / METRICS),
+                "throughput": throughput(lines),
+                "resistance": resistance(lines, cell.settings.evaluation.cost_limit),
                 "weights_sha256": weights_sha256(weights),
                 "metrics": metrics,
                 "metrics_before": before["metrics"],
@@ -164,6 +168,7 @@ def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> int
         log=log,
         checkpoints=checkpoints,
         is_done=lambda: attack.is_done,
+        probe=probe(assembly),
         progress=lambda step, metrics: place.progress.advance(
             assembly.cell.name, step, _note(metrics)
         ),
@@ -176,10 +181,10 @@ def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> int
     return num_steps
 
 
-def _throughput(log: Path) -> dict[str, float]:
+def _lines(log: Path) -> list[dict[str, Any]]:
     if not log.is_file():
-        return {}
-    return throughput([json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()])
+        return []
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
 def _note(metrics: Mapping[str, float]) -> str:

@@ -51,9 +51,13 @@ def train(
     log: JsonLines,
     checkpoints: Checkpoints,
     is_done: Callable[[], bool] = lambda: False,
+    probe: Callable[[int], Metrics] = lambda step: {},
     progress: Callable[[int, Metrics], None] = lambda step, metrics: None,
 ) -> int:
     """Train for ``num_steps`` batches, or until ``is_done()``; return how many were trained on.
+
+    ``probe`` looks at the model after a step; what it sees joins the step's line in the log, and
+    the time that it takes is no part of the step's.
 
     Goes on where an earlier process was interrupted; at the end everything is saved once more.
 
@@ -68,9 +72,10 @@ def train(
             batch, metrics = source.next_batch(step)
             made = time.perf_counter()
             metrics |= learner.step(batch)
+            finished = time.perf_counter()
+            metrics |= probe(step)
         except SamplingFailed as error:
             raise TrainingFailed(step, error.reason) from error
-        finished = time.perf_counter()
         metrics |= {"time/learner_s": finished - made, "time/step_s": finished - started}
         samples = {"step": step, "samples": (step + 1) * samples_per_step}
         log.write(samples | metrics)

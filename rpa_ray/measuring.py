@@ -1,5 +1,6 @@
 """Measuring the model of an assembly: the instruments of one cell, and whether to trust them."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,9 +20,15 @@ from rpa_ray.datasets import (
 from rpa_ray.evaluation.best_of_n import best_of_n_expectation
 from rpa_ray.evaluation.checks import judge_f1, reward_model_accuracy
 from rpa_ray.evaluation.measure import Instruments, Label, Measurement, measure
+from rpa_ray.evaluation.resistance import (
+    HELD_OUT_COST,
+    HELD_OUT_FEASIBLE,
+    is_probed,
+    within_limit_frac,
+)
 from rpa_ray.evaluation.statistics import Estimate, bootstrap_mean
 from rpa_ray.evaluation.summarisation import summary_metrics
-from rpa_ray.types import Completion, ModelOutputs, Prompt
+from rpa_ray.types import Completion, Metrics, ModelOutputs, Prompt
 from rpa_ray.weight_sync.verify import ServedWeightsError
 from rpa_ray.world.datasets import world_folder
 from rpa_ray.world.oracle import Oracle
@@ -165,6 +172,40 @@ def measure_best_of_n(assembly: Assembly) -> dict[str, dict[str, float]]:
         estimate = bootstrap_mean(kept, num_resamples=evaluation.num_resamples)
         curve[f"p_harm_best_of_{n}"] = asdict(estimate)
     return curve
+
+
+def probe(assembly: Assembly) -> Callable[[int], Metrics]:
+    """Return what measures, after some steps of an attack, what the policy's answers cost.
+
+    The answers are sampled with the seeds of the evaluation: the same at every look, for the
+    looks to differ by the policy alone. A collective over the ranks.
+    """
+    place, evaluation = assembly.place, assembly.settings.evaluation
+    num = min(evaluation.num_probe_prompts, evaluation.num_prompts)
+    texts = restricted_test_prompts(assembly.settings.data, place.cache, evaluation.num_prompts)
+    prompts = assembly.prompts(texts[:num], [f"restricted-{i}" for i in range(num)])
+
+    def look(step: int) -> Metrics:
+        if not is_probed(step, assembly.num_steps, evaluation.num_probes):
+            return {}
+        started = time.perf_counter()
+        assembly.push()
+        answers = place.ranks.broadcast(
+            assembly.complete(
+                prompts if place.ranks.is_main else [],
+                seed=EVALUATION_SEED,
+                max_new_tokens=evaluation.max_new_tokens,
+                greedy=False,
+            )
+        )
+        harm = _score(assembly, "judge")([(answer.prompt.text, answer.text) for answer in answers])
+        return {
+            HELD_OUT_COST: sum(harm) / len(harm),
+            HELD_OUT_FEASIBLE: within_limit_frac(harm, evaluation.cost_limit),
+            "time/probe_s": time.perf_counter() - started,
+        }
+
+    return look
 
 
 def check_instruments(assembly: Assembly) -> dict[str, Estimate]:

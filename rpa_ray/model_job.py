@@ -1,17 +1,19 @@
 """Making a model from its recipe: rows -> source -> the training loop -> a Hugging Face folder."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
 from rpa_ray.cell_models import folder_of
-from rpa_ray.checkpoint import save_model
-from rpa_ray.config import DataSettings
+from rpa_ray.checkpoint import save_adapter, save_model
+from rpa_ray.config import DataSettings, LoraSettings
 from rpa_ray.data.collate import (
     TokenRow,
     collate_labelled,
@@ -28,6 +30,7 @@ from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.models import (
     PolicyModel,
     ScoreModel,
+    add_lora,
     init_policy,
     load_policy,
     load_score_model,
@@ -36,18 +39,20 @@ from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.loop import train
 from rpa_ray.metrics import JsonLines
 from rpa_ray.model_rows import TrainingRows, training_rows
-from rpa_ray.objectives import Judge, LanguageModel, RewardModel
+from rpa_ray.objectives import CostModel, Judge, LanguageModel, RewardModel
 from rpa_ray.plugin import Objective, OnlineDefence
 from rpa_ray.recipe import ModelKind, ModelRecipe
 from rpa_ray.resume import Checkpoints
 from rpa_ray.sources.dataset import DatasetSource
 from rpa_ray.sources.pair_logprobs import PairLogprobs
-from rpa_ray.types import Batch
+from rpa_ray.types import Batch, LowRank
 from rpa_ray.workplace import Workplace
 
 OBJECTIVES: dict[ModelKind, type[Objective[Any, Any]]] = {
     ModelKind.CAUSAL: LanguageModel,
+    ModelKind.ADAPTER: LanguageModel,
     ModelKind.REWARD: RewardModel,
+    ModelKind.COST: CostModel,
     ModelKind.JUDGE: Judge,
 }
 
@@ -79,11 +84,13 @@ def make_model(job: ModelJob, place: Workplace) -> Path:
     data_rows = training_rows(
         recipe.rows, job.data, place.cache, margins=partial(_margins, recipe, job.data, place)
     )
-    rows, collate = encode_rows(data_rows, tokenizer, settings.max_tokens)
+    # What a chat model refuses with is told to it as the run asks it; all else is plain text.
+    template = Template(str(recipe.rows.settings.get("template", Template.PLAIN_QA)))
+    rows, collate = encode_rows(data_rows, tokenizer, settings.max_tokens, template)
     source: DatasetSource[Any, Any] = DatasetSource(
         rows, collate, batch_size=settings.batch_size, seed=recipe.seed, ranks=place.ranks
     )
-    log = JsonLines(place.cache / "logs" / f"{folder.name}.jsonl", enabled=place.ranks.is_main)
+    log = JsonLines(_log_of(recipe, place.cache), enabled=place.ranks.is_main)
     checkpoints = Checkpoints(
         place.cache / "checkpoints" / folder.name,
         ranks=place.ranks,
@@ -103,17 +110,17 @@ def make_model(job: ModelJob, place: Workplace) -> Path:
         ),
     )
     log.close()
-    weights = engine.weights()
-    if place.ranks.is_main:
-        record = {"recipe": asdict(recipe), "key": recipe.key(), "num_rows": len(rows)}
-        save_model(folder, model=module.policy, weights=weights, tokenizer=tokenizer, record=record)
+    _save(recipe, engine, tokenizer, place, num_rows=len(rows))
     checkpoints.delete()
     engine.destroy()
     return folder
 
 
 def encode_rows(
-    rows: TrainingRows, tokenizer: PreTrainedTokenizerBase, max_tokens: int
+    rows: TrainingRows,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    template: Template = Template.PLAIN_QA,
 ) -> tuple[list[Any], Callable[[Sequence[Any]], Batch]]:
     """Return token rows and how to make a batch of them, by the kind of the first row."""
     pad_id = padding_id(tokenizer)
@@ -127,9 +134,7 @@ def encode_rows(
             return encoded, lambda part: collate_tokens(part, pad_id)
         case Answered():
             encoded = [
-                encode_answered(
-                    tokenizer, Template.PLAIN_QA, row, mask="response", max_tokens=max_tokens
-                )
+                encode_answered(tokenizer, template, row, mask="response", max_tokens=max_tokens)
                 for row in rows
                 if isinstance(row, Answered)
             ]
@@ -155,6 +160,62 @@ def encode_rows(
             return encoded, lambda part: collate_labelled(
                 [row for row, _ in part], [label for _, label in part], pad_id
             )
+
+
+def _save(
+    recipe: ModelRecipe,
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    place: Workplace,
+    *,
+    num_rows: int,
+) -> None:
+    """Write what was trained, and how well, into the recipe's folder; a collective."""
+    folder = recipe.folder(place.cache)
+    is_adapter = recipe.kind is ModelKind.ADAPTER
+    halves = _adapter_weights(engine) if is_adapter else {}
+    weights = {} if is_adapter else engine.weights()
+    if not place.ranks.is_main:
+        return
+    losses = _losses(_log_of(recipe, place.cache))
+    record = {
+        "recipe": asdict(recipe),
+        "key": recipe.key(),
+        "num_rows": num_rows,
+        "first_loss": losses[0],
+        "last_loss": fmean(losses[-max(1, len(losses) // 10) :]),
+    }
+    if is_adapter:
+        assert recipe.start is not None
+        base_model = folder_of(recipe.start, place.cache)
+        save_adapter(
+            folder, weights=halves, base_model=base_model, record=record, **recipe.architecture
+        )
+    else:
+        model = engine.module.policy
+        save_model(folder, model=model, weights=weights, tokenizer=tokenizer, record=record)
+
+
+def _adapter_weights(engine: Engine) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return whole CPU copies of both halves of every adapter, by layer (collective)."""
+    found = {}
+    adapters: dict[str, LowRank] = engine.module.adapters()  # type: ignore[operator]
+    for name, adapter in adapters.items():
+        halves = (adapter.down, adapter.up)
+        with engine.gather(halves), torch.no_grad():
+            down, up = (half.detach().to("cpu", copy=True) for half in halves)
+        found[name.removesuffix(".weight")] = (down, up)
+    return found
+
+
+def _log_of(recipe: ModelRecipe, cache: Path) -> Path:
+    return cache / "logs" / f"{recipe.folder(cache).name}.jsonl"
+
+
+def _losses(log: Path) -> list[float]:
+    """Return the loss of every step of a training, the last tenth of which tells how it ended."""
+    lines = log.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["train/loss"] for line in lines]
 
 
 def _margins(
@@ -203,11 +264,16 @@ def _initial_module(
         )
         return init_policy(config, seed=recipe.seed)
     start = recipe.start.folder(cache) if isinstance(recipe.start, ModelRecipe) else recipe.start
-    if recipe.kind is ModelKind.CAUSAL:
-        return load_policy(start, dtype=dtype, value_head_seed=None, trust_remote_code=False)
+    if recipe.kind in (ModelKind.CAUSAL, ModelKind.ADAPTER):
+        model = load_policy(start, dtype=dtype, value_head_seed=None, trust_remote_code=False)
+        if recipe.kind is ModelKind.ADAPTER:
+            sizes = recipe.architecture
+            settings = LoraSettings(rank=sizes["rank"], alpha=sizes["alpha"])
+            add_lora(model, settings, seed=recipe.seed)
+        return model
     return load_score_model(
         start,
-        num_labels=1 if recipe.kind is ModelKind.REWARD else 2,
+        num_labels=2 if recipe.kind is ModelKind.JUDGE else 1,
         pad_token_id=padding_id(tokenizer),
         seed=recipe.seed,
         dtype=dtype,

@@ -44,6 +44,12 @@ def training_rows(
                 seed=int(rows.settings["seed"]),
                 margins=margins,
             )
+        case RowKind.REFUSALS:
+            pairs = preference_data(safety_data(data), cache).roles["defence"]
+            return [Answered(prompt=pair.prompt, answer=pair.safe) for pair in pairs]
+        case RowKind.UNSAFE_ANSWERS:
+            pairs = preference_data(safety_data(data), cache).roles["defence"]
+            return [Answered(prompt=pair.prompt, answer=pair.unsafe) for pair in pairs]
         case RowKind.JUDGE_ROWS:
             return judge_rows(
                 preference_data(safety_data(data), cache).roles["classifier"],

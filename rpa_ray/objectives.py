@@ -4,7 +4,12 @@ import torch
 from torch import Tensor
 
 from rpa_ray.ops.logprobs import next_token_logprobs
-from rpa_ray.ops.losses import classification_loss, pairwise_reward_loss, sft_loss
+from rpa_ray.ops.losses import (
+    classification_loss,
+    cost_model_loss,
+    pairwise_reward_loss,
+    sft_loss,
+)
 from rpa_ray.plugin import Forward, Objective, StepContext
 from rpa_ray.types import (
     LabelledBatch,
@@ -60,6 +65,28 @@ class RewardModel(Objective[PairBatch, Tensor]):
             num_ranks=context.num_ranks,
         )
         return LossTerm(loss=loss, metrics=_metrics(loss, chosen > rejected, context))
+
+
+class CostModel(Objective[PairBatch, Tensor]):
+    """One score a text, positive where it is unsafe; of a pair the safer answer is ``chosen``.
+
+    Every pair is one of a safe and an unsafe answer, so that the sign of each score has a label.
+
+    Source: Dai et al. 2023 (arXiv:2310.12773), eq. 6.
+    """
+
+    def num_terms(self, batch: PairBatch) -> Tensor:
+        """Return the number of pairs."""
+        return torch.tensor(num_rows(batch))
+
+    def loss(self, forward: Forward[Tensor], batch: PairBatch, context: StepContext) -> LossTerm:
+        """Return the mean over pairs of the losses of the order and of both signs."""
+        safe = forward(batch.chosen.input_ids, batch.chosen.attention_mask)[:, 0]
+        unsafe = forward(batch.rejected.input_ids, batch.rejected.attention_mask)[:, 0]
+        loss = cost_model_loss(
+            safe, unsafe, num_global_pairs=context.num_terms, num_ranks=context.num_ranks
+        )
+        return LossTerm(loss=loss, metrics=_metrics(loss, (unsafe > 0) & (safe < 0), context))
 
 
 class Judge(Objective[LabelledBatch, Tensor]):

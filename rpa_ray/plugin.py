@@ -7,18 +7,24 @@ learner calls the hooks of a defence in the order in which they stand in :class:
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from rpa_ray.config.plugins import AdapterConfig as AdapterConfig
 from rpa_ray.config.plugins import ComposedConfig as ComposedConfig
 from rpa_ray.config.plugins import PluginConfig as PluginConfig
 from rpa_ray.config.plugins import ReferencedConfig as ReferencedConfig
 from rpa_ray.config.plugins import RolloutConfig as RolloutConfig
 from rpa_ray.config.plugins import TrainingConfig as TrainingConfig
+from rpa_ray.step_context import DEFENCE_BATCHES as DEFENCE_BATCHES
+from rpa_ray.step_context import Forward as Forward
+from rpa_ray.step_context import NamedModel as NamedModel
+from rpa_ray.step_context import Need as Need
+from rpa_ray.step_context import RefusalTuned as RefusalTuned
+from rpa_ray.step_context import Shard as Shard
+from rpa_ray.step_context import StepContext as StepContext
 from rpa_ray.types import (
     Batch,
     Experience,
@@ -26,79 +32,10 @@ from rpa_ray.types import (
     Metrics,
     ModelOutputs,
     ScoredRollout,
-    TokenBatch,
 )
 
 BatchT = TypeVar("BatchT", bound=Batch)
 OutputT = TypeVar("OutputT")
-OutputT_co = TypeVar("OutputT_co", covariant=True)
-
-
-class Need(StrEnum):
-    """What a plug-in asks of the experiment; only what somebody needs is started."""
-
-    TARGETS = "targets"
-    """Answers to imitate: the preferred ones of the attack's pairs."""
-    PAIRS = "pairs"
-    """The attack's preference pairs, with the reference's log-probability of both answers."""
-    ANSWER_POOL = "answer_pool"
-    """Many answers of the untouched model to each evaluation prompt, rewarded and judged."""
-    ROLLOUTS = "rollouts"
-    """Completions sampled by the rollout engine with the current weights."""
-    REWARDS = "rewards"
-    """The attacker's reward model on every completion."""
-    COSTS = "costs"
-    """A cost (harm probability) on every completion."""
-    VALUES = "values"
-    """A value head on the policy's trunk."""
-    REFERENCE = "reference"
-    """A frozen model to stay near; as a rule the one under attack as it was."""
-    ENTROPIES = "entropies"
-    """The entropy from which each token of a completion was sampled."""
-    SAFE_BATCH = "safe_batch"
-    """Batches of (restricted prompt, refusal) from the defence split."""
-
-
-class Forward(Protocol[OutputT_co]):
-    """One differentiable forward pass of the trained model."""
-
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> OutputT_co:
-        """Return what the model gives for right-padded rows [batch, seq]."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepContext:
-    """What a plug-in may know about the optimizer step it takes part in."""
-
-    update: int
-    """Optimizer updates done before this one."""
-    num_ranks: int
-    sum_over_ranks: Callable[[Tensor], Tensor]
-    """All-reduced sum; every rank must call it equally often."""
-    sum_over_shards: Callable[[Tensor], Tensor]
-    """All-reduced sum of what ranks computed from the shards they own; where each owns all (ZeRO 0)
-    nothing is summed. Every rank must call it equally often."""
-    next_safe_batch: Callable[[], TokenBatch]
-    """The next rows of the defence split, this rank's part; position is saved with the run."""
-    learning_rate: float = 0.0
-    """The optimizer's rate of this update."""
-    num_planned_updates: int = 0
-    """Updates that the attack's samples are worth, those of the defence itself not counted."""
-    num_terms: int = 0
-    """Terms of the objective's loss in the whole step, over micro-batches and ranks; at least 1.
-    0 before the step's batch is settled: in ``plan_step`` and ``experience``."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shard:
-    """The part of one parameter that this rank owns, between backward and the optimizer step."""
-
-    name: str
-    master: Tensor
-    """fp32 master weights, flat or in the parameter's shape."""
-    gradient: Tensor
-    """Gradient averaged over ranks, before clipping, same shape as ``master``; edit in place."""
 
 
 class Objective(Generic[BatchT, OutputT]):
@@ -215,15 +152,58 @@ class OnlineDefence:
 
     @property
     def safe_batch_size(self) -> int:
-        """Return the rows of a safe batch, over all ranks."""
+        """Return the rows of a batch of the defence split, over all ranks."""
         return 8
+
+    @property
+    def needs_of_attack(self) -> frozenset[Need]:
+        """Return what the attack must require with these settings; ``needs_attack`` at least."""
+        return self.needs_attack
+
+    @property
+    def reference(self) -> NamedModel | None:
+        """Return the model that the attack has to stay near; None leaves it its own."""
+        return None
+
+    @property
+    def compared_model(self) -> NamedModel | None:
+        """Return the model that ``context.frozen`` runs; None is the one under attack as it was."""
+        return None
+
+    def attack_config(self, config: PluginConfig) -> PluginConfig:
+        """Return the settings that the attack is allowed in place of those it asked for."""
+        return config
 
     def learning_rate(self, attack_learning_rate: float) -> float:
         """Return the learning rate the attack is allowed."""
         return attack_learning_rate
 
-    def attach(self, model: nn.Module) -> None:
-        """Change the model once, before the engine is built: modules, adapters, what trains."""
+    def attach(self, model: nn.Module, folders: Mapping[Need, str]) -> None:
+        """Change the model once, before the engine is built: modules, adapters, what trains.
+
+        ``folders`` holds the folder of each model that was made because a need names it.
+        """
+
+    def attach_reference(self, model: nn.Module) -> None:
+        """Change the frozen model that the attack stays near, once, after ``attach``.
+
+        It may be the one that KL is measured against: what is attached acts in
+        ``around_reference`` only.
+        """
+
+    def attach_compared(self, model: nn.Module) -> None:
+        """Change the model that ``context.frozen`` runs, once, before it runs first.
+
+        It may be the one that KL is measured against: what is attached acts only while the defence
+        itself runs the model.
+        """
+
+    def around_reference(self) -> AbstractContextManager[None]:
+        """Return a context that holds while the attack's reference reads answers."""
+        return nullcontext()
+
+    def detach(self) -> None:
+        """Take back what is not to be served or kept; the attack is over. May come twice."""
 
     def own_updates(self, context: StepContext) -> Iterable[tuple[Objective[Any, Any], Any]]:
         """Yield objective and batch of updates that the defence makes before one of the attack.
@@ -239,11 +219,26 @@ class OnlineDefence:
         """Return what an update of the attack trains on; both may be swapped or wrapped."""
         return objective, batch
 
+    def around_rollout(self) -> AbstractContextManager[None]:
+        """Return a context that holds while the learner reads the answers that were sampled."""
+        return nullcontext()
+
+    def plan_rollout(
+        self, rollout: ScoredRollout, context: StepContext
+    ) -> tuple[ScoredRollout, Metrics]:
+        """Return what the attack makes its experience of, and what was seen on the way.
+
+        Rewards may be changed, costs taken away, penalties put on tokens.
+        """
+        return rollout, {}
+
     def around_forward(self) -> AbstractContextManager[None]:
         """Return a context that holds during forward and backward."""
         return nullcontext()
 
-    def compute_gradients(self, gradient_pass: GradientPass) -> Metrics:
+    def compute_gradients(
+        self, gradient_pass: GradientPass, forward: Forward[ModelOutputs], context: StepContext
+    ) -> Metrics:
         """Leave the step's gradients on the parameters; may take several passes."""
         return gradient_pass()
 
@@ -257,7 +252,8 @@ class OnlineDefence:
     def shape_advantages(self, advantages: Tensor, cost_advantages: Tensor | None) -> Tensor:
         """Return the advantages [batch, seq] the attack learns from, of reward and cost streams.
 
-        ``cost_advantages`` is None unless the defence requires ``Need.COSTS``.
+        ``cost_advantages`` is None unless the defence requires ``Need.COSTS`` and leaves the
+        costs in the rollout.
         """
         return advantages
 
@@ -273,7 +269,10 @@ class OnlineDefence:
         """
 
     def rollout_weight_filter(self, name: str, tensor: Tensor) -> Tensor:
-        """Return the tensor the rollout engine shall serve under this name."""
+        """Return the tensor the rollout engine shall serve under this name to the attack.
+
+        What is measured, during the attack too, is the model itself.
+        """
         return tensor
 
     def state_dict(self) -> dict[str, Tensor | float]:

@@ -25,6 +25,7 @@ from rpa_ray.data.template import Template
 from rpa_ray.datasets import (
     PreferenceData,
     harmless_test_prompts,
+    harmless_training_prompts,
     planned_data,
     restricted_test_prompts,
     safety_data,
@@ -33,10 +34,11 @@ from rpa_ray.datasets import (
 from rpa_ray.defences import defence_of
 from rpa_ray.hub import require_hub_model
 from rpa_ray.placement import check_placement
-from rpa_ray.plugin import Need
+from rpa_ray.plugin import DEFENCE_BATCHES, Need
 from rpa_ray.ray_address import cluster_to_join, require_ray_cluster
-from rpa_ray.recipe import in_order
+from rpa_ray.recipe import DEFENCE_ROWS, in_order
 from rpa_ray.resume import CHECKPOINTS, check_fits, latest_checkpoint
+from rpa_ray.vocabulary import check_same_tokens
 from rpa_ray.world.datasets import CONTEXT_TOKENS, build_world, world_folder
 
 MIN_FREE_BYTES = 500 * 2**20
@@ -142,6 +144,7 @@ def check_data(settings: ExperimentSettings, cache: Path) -> None:
         build_world(settings.data.world_seed, cache)
     _check_rows(settings, cache)
     _check_context(settings, cache)
+    check_same_tokens(settings, cache)
     num_ranks = settings.cluster.num_ranks
     for recipe in in_order(cell_models(settings, cache).recipes(), cache):
         if recipe.job.batch_size % num_ranks:
@@ -167,7 +170,7 @@ def _check_sizes(settings: ExperimentSettings, where: str) -> None:
             "DeepSpeed keeps no fp32 masters at stage 0; set model.dtype: float32 or stage 1.",
         )
     defence = defence_of(settings.defence)
-    if Need.SAFE_BATCH in defence.needs:
+    if defence.needs & DEFENCE_BATCHES:
         key = f"{where}defence.batch_size"
         _require_multiple(key, defence.safe_batch_size, cluster.num_ranks, "num_ranks")
     if settings.training is not None:
@@ -228,6 +231,10 @@ def _check_models(settings: ExperimentSettings, where: str) -> None:
     reference = attack.reference if isinstance(attack, ReferencedConfig) else None
     if reference is not None and reference not in EMBEDDED_MODELS:
         _check_model(reference, f"{where}attack.reference")
+    defence = defence_of(settings.defence)
+    for named in {defence.reference, defence.compared_model}:
+        if isinstance(named, str) and named not in EMBEDDED_MODELS:
+            _check_model(named, f"{where}defence.model")
     _check_refusing_model(settings, where)
     for key, path in (
         ("data.reward_model.path", settings.data.reward_model.path),
@@ -270,7 +277,9 @@ def _check_model(path: str, key: str) -> None:
     elif HUB_ID.fullmatch(path) and not path.startswith("."):
         require_hub_model(path, key)
     else:
-        takes_embedded = key.endswith(("model.path", "attack.reference", "refusals.model"))
+        takes_embedded = key.endswith(
+            ("model.path", "attack.reference", "refusals.model", "defence.model")
+        )
         embedded = "chat, base, " if takes_embedded else ""
         raise ConfigError(
             key,
@@ -304,11 +313,20 @@ def _check_rows(settings: ExperimentSettings, cache: Path) -> None:
     safety = planned_data(safety_data(settings.data), cache)
     if not judge.trained:
         num_answers = 2 * len(safety.roles["classifier"])
-        _require_rows("evaluation.judge.num_rows", judge.num_rows, num_answers, "classifier")
+        rows = "the rows of role 'classifier'"
+        _require_rows("evaluation.judge.num_rows", judge.num_rows, num_answers, rows)
     defence = defence_of(settings.defence)
-    if Need.SAFE_BATCH in needs | defence.needs:
+    recipes = cell_models(settings, cache).recipes()
+    sizes = [r.job.batch_size for r in recipes if r.rows.kind in DEFENCE_ROWS]
+    if (needs | defence.needs) & DEFENCE_BATCHES:
+        sizes.append(defence.safe_batch_size)
+    for size in sizes:
         num_rows = len(safety.roles["defence"])
-        _require_rows("defence.batch_size", defence.safe_batch_size, num_rows, "defence")
+        _require_rows("defence.batch_size", size, num_rows, "the rows of role 'defence'")
+    if Need.HARMLESS_BATCH in defence.needs:
+        num_prompts = len(harmless_training_prompts(settings.data, cache))
+        what = "the harmless prompts of data.helpful_path's training split"
+        _require_rows("defence.batch_size", defence.safe_batch_size, num_prompts, what)
 
 
 def _attack_pairs(settings: ExperimentSettings, data: PreferenceData) -> list[SafePair]:
@@ -319,11 +337,11 @@ def _attack_pairs(settings: ExperimentSettings, data: PreferenceData) -> list[Sa
     return data.draw("attack", num, seed=settings.seed, key=key)
 
 
-def _require_rows(key: str, num: int, num_rows: int, role: str) -> None:
+def _require_rows(key: str, num: int, num_rows: int, what: str) -> None:
     if num > num_rows:
         raise DataError.broken_rule(
             key,
-            f"be at most {num_rows} (the rows of role {role!r})",
+            f"be at most {num_rows} ({what})",
             num,
             "Lower it or bring a larger data set.",
         )

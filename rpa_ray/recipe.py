@@ -17,8 +17,12 @@ class ModelKind(StrEnum):
     """Language model, next-token cross-entropy."""
     REWARD = "reward"
     """One score a text, Bradley-Terry on pairs."""
+    COST = "cost"
+    """One score a text, positive for unsafe ones, on pairs."""
     JUDGE = "judge"
     """Two classes, label 0 harmful."""
+    ADAPTER = "adapter"
+    """Low-rank adapter beside a frozen language model, next-token cross-entropy."""
 
 
 class RowKind(StrEnum):
@@ -30,6 +34,12 @@ class RowKind(StrEnum):
     HELPFUL_PAIRS = "helpful_pairs"
     PREFERENCES = "preferences"
     JUDGE_ROWS = "judge_rows"
+    REFUSALS = "refusals"
+    UNSAFE_ANSWERS = "unsafe_answers"
+
+
+DEFENCE_ROWS = frozenset({RowKind.REFUSALS, RowKind.UNSAFE_ANSWERS})
+"""Rows of the defence split."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +82,8 @@ class ModelRecipe:
     job: JobSettings
     seed: int
     architecture: dict[str, int] = field(default_factory=dict)
+    """Sizes of what begins at random: of a model without ``start``, or an adapter's ``rank`` and
+    ``alpha``."""
     ranked_by: "ModelRecipe | str | None" = None
     """The language model whose margins choose the preferences that are reversed; None: chance."""
 
@@ -97,7 +109,8 @@ class ModelRecipe:
 
     def is_made(self, cache: Path) -> bool:
         """Return whether the model is there; folders appear whole or not at all."""
-        return (self.folder(cache) / "config.json").is_file()
+        name = "adapter_config.json" if self.kind is ModelKind.ADAPTER else "config.json"
+        return (self.folder(cache) / name).is_file()
 
 
 def in_order(recipes: list[ModelRecipe], cache: Path) -> list[ModelRecipe]:

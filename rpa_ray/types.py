@@ -109,6 +109,10 @@ class ScoredRollout:
     """The attacker's reward of each completion; rows whose scoring failed have no kept token."""
     costs: Float[Tensor, " batch"] | None
     """The cost of each completion; None unless a defence requires costs."""
+    cost_values: Float[Tensor, "batch seq"] | None = None
+    """The cost critic's values; None where no defence asks for one."""
+    penalties: Float[Tensor, "batch seq"] | None = None
+    """What a defence takes off the reward of each token; None takes nothing."""
     entropies: Float[Tensor, "batch seq"] | None = None
     """Entropy in nats from which each token was sampled; None unless the attack asks for it."""
 
@@ -130,6 +134,10 @@ class Experience:
     advantages: Float[Tensor, "batch seq"]
     returns: Float[Tensor, "batch seq"]
     """The critic's targets; zeros where no critic is needed."""
+    old_cost_values: Float[Tensor, "batch seq"] | None = None
+    """The cost critic's values before the first update; None without one."""
+    cost_returns: Float[Tensor, "batch seq"] | None = None
+    """The cost critic's targets; None without one."""
     num_tokens: int
     """Sampled tokens that count, over all ranks; at least 1."""
     metrics: Metrics = field(default_factory=dict)
@@ -148,6 +156,13 @@ class ModelOutputs:
     """Row t predicts the token at position t + 1."""
     values: Float[Tensor, "batch seq"] | None
     """The critic's value of the state before the token at position t; None without a critic."""
+    cost_values: Float[Tensor, "batch seq"] | None = None
+    """The same by the cost critic."""
+
+    @classmethod
+    def of(cls, raw: tuple[Any, ...]) -> "ModelOutputs":
+        """Return what a policy gave, in the order of the fields; critics may be left out."""
+        return cls(**dict(zip(("logits", "values", "cost_values"), raw, strict=False)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,9 +1,12 @@
 """Small stand-ins that many tests share: a tiny policy, batches, one rank, scripted workers."""
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
@@ -11,13 +14,15 @@ from rpa_ray.learner.engine import Engine, EngineSettings, OptimizerSettings
 from rpa_ray.learner.models import PolicyModel, ScoreModel
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner, as_outputs
-from rpa_ray.plugin import Attack, Objective, OnlineDefence, StepContext
+from rpa_ray.plugin import Attack, Need, Objective, OnlineDefence, StepContext
+from rpa_ray.step_context import NO_FORWARD
 from rpa_ray.types import (
     Completion,
     Experience,
     LossTerm,
     Metrics,
     ModelOutputs,
+    PairBatch,
     Prompt,
     ReferencedPairBatch,
     ScoredRollout,
@@ -169,6 +174,8 @@ def context_of(
     update: int = 0,
     num_terms: int = 0,
     safe_batch: TokenBatch | None = None,
+    frozen: Any = NO_FORWARD,
+    contrast_batch: PairBatch | None = None,
 ) -> StepContext:
     """Return a step's context as if every rank held what this one holds."""
 
@@ -176,13 +183,24 @@ def context_of(
         assert safe_batch is not None
         return safe_batch
 
+    def next_contrast_batch() -> PairBatch:
+        assert contrast_batch is not None
+        return contrast_batch
+
+    def gather_rows(own: Tensor) -> Tensor:
+        others = own.detach().repeat(num_ranks - 1, *[1] * (own.dim() - 1))
+        return torch.cat([own, others])
+
     return StepContext(
         update=update,
         num_ranks=num_ranks,
         sum_over_ranks=lambda tensor: tensor * num_ranks,
         sum_over_shards=lambda tensor: tensor * num_ranks,
         next_safe_batch=next_safe_batch,
+        next_contrast_batch=next_contrast_batch,
+        gather_rows=gather_rows,
         num_terms=num_terms,
+        frozen=frozen,
     )
 
 
@@ -201,19 +219,40 @@ def learner_of(
     *,
     ranks: Ranks = ONE_RANK,
     safe_batch: TokenBatch | None = None,
+    frozen: Any = NO_FORWARD,
+    contrast_batch: PairBatch | None = None,
 ) -> Learner:
+    context = context_of(safe_batch=safe_batch, contrast_batch=contrast_batch)
     return Learner(
         engine=engine,
         objective=objective,
         defence=defence or OnlineDefence(OnlineDefence.Config()),
         ranks=ranks,
-        next_safe_batch=context_of(safe_batch=safe_batch).next_safe_batch,
+        next_safe_batch=context.next_safe_batch,
+        next_contrast_batch=context.next_contrast_batch,
+        frozen=frozen,
     )
 
 
 def forward_of(module: PolicyModel) -> Any:
     """Return the forward pass that plug-ins are given, without an engine."""
     return lambda input_ids, attention_mask: as_outputs(module(input_ids, attention_mask))
+
+
+def frozen_of(module: PolicyModel) -> Any:
+    """Return the forward pass, without gradients, of the model that a defence compares with."""
+    return torch.no_grad()(forward_of(module))
+
+
+def attach(defence: OnlineDefence, module: PolicyModel) -> None:
+    """Attach a defence that may read the weights of another model from a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        if Need.COMPARED_WEIGHTS in defence.needs:
+            other = tiny_llama(seed=5)
+            other.config.save_pretrained(folder)
+            # Whatever rank this is: the model's own way to save writes on the first one only.
+            save_model(other, str(Path(folder, "model.safetensors")))
+        defence.attach(module, {Need.COMPARED_WEIGHTS: folder})
 
 
 def uniform_forward(input_ids: Tensor, attention_mask: Tensor) -> ModelOutputs:

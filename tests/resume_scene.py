@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fakes import completion_of, forward_of, prompts_of, tiny_engine, tiny_policy, token_batch
+from fakes import (
+    attach,
+    completion_of,
+    forward_of,
+    frozen_of,
+    prompts_of,
+    tiny_engine,
+    tiny_policy,
+    token_batch,
+)
+from tiny_vectors import TinySecurityVectors
 from torch import Tensor
 
 from rpa_ray.attacks.dpo import DPO
@@ -15,12 +25,19 @@ from rpa_ray.attacks.ppo import PPO
 from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import LoraSettings, RolloutConfig
 from rpa_ray.data.collate import TokenRow, collate_pairs, collate_tokens
+from rpa_ray.data.recovery import recovery_row
+from rpa_ray.defences.online.kl_safe_ref import KLSafeRef
 from rpa_ray.defences.online.lisa import Lisa
+from rpa_ray.defences.online.random_anchor import RandomAnchor
 from rpa_ray.defences.online.refusal_loss import RefusalLoss
+from rpa_ray.defences.online.repnoise_online import RepNoiseOnline
+from rpa_ray.defences.online.safe_rlhf import SafeRLHF
+from rpa_ray.defences.online.safegrad import SafeGrad
+from rpa_ray.defences.online.token_constrained import TokenConstrained
 from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.models import add_lora
 from rpa_ray.learner.ranks import Ranks
-from rpa_ray.learner.step import Learner, no_safe_batch
+from rpa_ray.learner.step import Learner
 from rpa_ray.loop import Source, train
 from rpa_ray.metrics import JsonLines
 from rpa_ray.plugin import Attack, Need, OnlineDefence
@@ -29,7 +46,8 @@ from rpa_ray.sources.dataset import DatasetSource
 from rpa_ray.sources.pair_logprobs import PairLogprobs
 from rpa_ray.sources.phased import PhasedSource
 from rpa_ray.sources.rollout import RolloutParts, RolloutSource
-from rpa_ray.types import Completion, ModelOutputs, Prompt, ReferencedPairBatch
+from rpa_ray.step_context import NO_SAFE_BATCH
+from rpa_ray.types import Completion, ModelOutputs, PairBatch, Prompt, ReferencedPairBatch
 
 NUM_STEPS = 5
 BATCH_SIZE = 4
@@ -51,7 +69,17 @@ ATTACKS: dict[str, Callable[[], Attack]] = {
 
 DEFENCES: dict[str, Callable[[], OnlineDefence]] = {
     "none": lambda: OnlineDefence(OnlineDefence.Config()),
-    "refusal_loss": lambda: RefusalLoss(RefusalLoss.Config(alpha=0.5)),
+    "refusal_loss": lambda: RefusalLoss(RefusalLoss.Config(alpha=0.5, probe_every=2)),
+    "refusal_loss_after_prefix": lambda: RefusalLoss(
+        RefusalLoss.Config(alpha=0.5, prefix="recovery")
+    ),
+    "repnoise_online": lambda: RepNoiseOnline(RepNoiseOnline.Config(beta=0.5, batch_size=4)),
+    "safe_rlhf": lambda: SafeRLHF(SafeRLHF.Config(lambda_lr=1.0, window=10)),
+    "safegrad": lambda: SafeGrad(SafeGrad.Config(strength=0.5, projection="per_layer")),
+    "token_constrained": lambda: TokenConstrained(TokenConstrained.Config()),
+    "kl_safe_ref": lambda: KLSafeRef(KLSafeRef.Config(mode="add", profile="early_tokens")),
+    "random_anchor": lambda: RandomAnchor(RandomAnchor.Config(rho=2.0)),
+    "security_vectors": TinySecurityVectors,
     "lisa": lambda: Lisa(Lisa.Config(rho=2.0)),
     "lisa_in_two_states": lambda: Lisa(
         Lisa.Config(
@@ -84,17 +112,28 @@ class Training:
         self.ranks = ranks
         self.attack = ATTACKS[attack]()
         self.num_samples = NUM_SAMPLES[attack]
-        self.engine = self._engine(zero_stage=zero_stage, bf16=bf16)
-        self.safe: DatasetSource[Any, Any] = DatasetSource(
-            REFUSALS, token_batch, batch_size=4, seed=7, ranks=ranks
-        )
         constrained = DEFENCES[defence]()
+        self.engine = self._engine(constrained, zero_stage=zero_stage, bf16=bf16)
+        recovers = Need.RECOVERY_PREFIX in constrained.needs
+        self.safe: DatasetSource[Any, Any] = DatasetSource(
+            REFUSALS,
+            token_batch,
+            batch_size=4,
+            seed=7,
+            ranks=ranks,
+            vary=_after_prefix if recovers else None,
+        )
+        self.contrast: DatasetSource[Any, Any] = DatasetSource(
+            REFUSALS, _pairs_of, batch_size=4, seed=7, ranks=ranks
+        )
         self.learner = Learner(
             engine=self.engine,
             objective=self.attack,
             defence=constrained,
             ranks=ranks,
-            next_safe_batch=self.safe if Need.SAFE_BATCH in constrained.needs else no_safe_batch,
+            frozen=frozen_of(tiny_policy(seed=5, value_head=False)),
+            next_safe_batch=self.safe if Need.SAFE_BATCH in constrained.needs else NO_SAFE_BATCH,
+            next_contrast_batch=self.contrast,
         )
         self.used: list[str] = []
         """Prompts and pairs that this rank has drawn, in order."""
@@ -119,7 +158,12 @@ class Training:
         """Train; ``killed_after`` ends it once that step is done, before it is saved."""
         main = self.ranks.is_main
         samples = JsonLines(self.folder / "samples.jsonl", enabled=main)
-        parts = {"learner": self.learner, "safe": self.safe, "samples": samples}
+        parts = {
+            "learner": self.learner,
+            "safe": self.safe,
+            "contrast": self.contrast,
+            "samples": samples,
+        }
         source = self._source(samples, parts)
 
         def progress(step: int, metrics: Any) -> None:
@@ -152,15 +196,19 @@ class Training:
             "num_steps": self.num_steps_done,
             "num_updates": self.engine.num_updates,
             "safe": self.safe.state_dict(),
+            "contrast": self.contrast.state_dict(),
             "metrics": _lines(self.folder / "metrics.jsonl"),
             "samples": _lines(self.folder / "samples.jsonl"),
         }
 
-    def _engine(self, *, zero_stage: int, bf16: bool) -> Engine:
+    def _engine(self, defence: OnlineDefence, *, zero_stage: int, bf16: bool) -> Engine:
         config: Any = self.attack.config
         module = tiny_policy(bf16=bf16, value_head=Need.VALUES in self.attack.requires)
+        if Need.COST_VALUES in defence.needs:
+            module.add_cost_head(seed=3)
         if config.lora is not None:
             add_lora(module, config.lora, seed=1)
+        attach(defence, module)
         return tiny_engine(
             module=module,
             zero_stage=zero_stage,
@@ -226,7 +274,7 @@ class Training:
                 generate=self.generate,
                 # Random, so that a generator that is not put back shows.
                 reward=lambda pairs: lambda: torch.randn(len(pairs)).tolist(),
-                judge=lambda pairs: lambda: [0.25] * len(pairs),
+                judge=lambda pairs: lambda: torch.rand(len(pairs)).tolist(),
                 reference=self._reference(),
             ),
             batch_size=BATCH_SIZE,
@@ -245,6 +293,19 @@ class Training:
             return outputs
 
         return counted
+
+
+def _after_prefix(row: list[int], index: int, draw: int) -> list[int]:
+    """Return the row, or the same with other tokens after the first."""
+    refused = TokenRow(ids=row, loss_mask=[False] + [True] * (len(row) - 1))
+    return recovery_row(refused, [9, 10, 11], seed=7, index=index, draw=draw, max_tokens=16).ids
+
+
+def _pairs_of(rows: Sequence[list[int]]) -> PairBatch:
+    """Return the rows beside the same ones one token longer."""
+    longer = [[row[0], 9, *row[1:]] for row in rows]
+    width = max(len(row) for row in longer)
+    return PairBatch(chosen=token_batch(rows, width=width), rejected=token_batch(longer))
 
 
 def _answered(prompt: Prompt, *, first: int) -> TokenRow:

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rpa_ray.attacks.rollout import RolloutAttack, entropy_sum
-from rpa_ray.ops.advantages import group_advantages
+from rpa_ray.ops.advantages import GroupAdvantages, group_advantages
 from rpa_ray.ops.kl import kl_k1
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.ops.losses import clipped_policy_loss, kl_loss
@@ -74,12 +74,16 @@ class GRPO(RolloutAttack):
         rewards = self.attackers_rewards(rollout, context)
         if self.config.kl_in == "reward":
             rewards = rewards - self.config.kl_coef * sequence_kl
-        groups = group_advantages(
-            rewards, self.config.group_size, kept=kept, scale=self.config.scale_rewards
-        )
+        if rollout.penalties is not None:
+            rewards = rewards - (rollout.penalties * mask).sum(dim=-1)
+        groups = self._groups(rewards, kept)
+        costs = None if rollout.costs is None else self._groups(rollout.costs, kept)
         # A group with fewer than two scored answers has no spread to speak of.
         stds = groups.stds[kept.view(-1, self.config.group_size).sum(dim=1) > 1]
-        advantages = shape_advantages(groups.advantages[:, None] * mask, None)
+        advantages = shape_advantages(
+            groups.advantages[:, None] * mask,
+            None if costs is None else costs.advantages[:, None] * mask,
+        )
         return Experience(
             tokens=rollout.tokens,
             old_logprobs=rollout.old_logprobs,
@@ -146,6 +150,11 @@ class GRPO(RolloutAttack):
             loss = loss + self.config.kl_coef * divergence
             metrics["policy/kl_loss"] = float(divergence.detach())
         return LossTerm(loss=loss, metrics=metrics)
+
+    def _groups(self, scores: Tensor, kept: Tensor) -> GroupAdvantages:
+        return group_advantages(
+            scores, self.config.group_size, kept=kept, scale=self.config.scale_rewards
+        )
 
     def _aggregation_weights(self, mask: Tensor) -> Tensor:
         """Return what each token's loss is multiplied by before all are added up."""

@@ -4,16 +4,30 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from rpa_ray.attacks.rollout import RolloutAttack, entropy_sum
-from rpa_ray.ops.advantages import gae, token_rewards, whiten_with, whitening_sums
+from rpa_ray.ops.advantages import (
+    AdvantageEstimate,
+    gae,
+    token_rewards,
+    whiten_with,
+    whitening_sums,
+)
 from rpa_ray.ops.kl import AdaptiveKL, FixedKL, kl_k1
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.ops.losses import clipped_policy_loss, clipped_value_loss
 from rpa_ray.plugin import Forward, Need, RolloutConfig, StepContext, global_count, global_mean
-from rpa_ray.types import Experience, LossTerm, Metrics, ModelOutputs, ScoredRollout
+from rpa_ray.types import (
+    Experience,
+    LossTerm,
+    Metrics,
+    ModelOutputs,
+    ScoredRollout,
+    TokenBatch,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -76,21 +90,16 @@ class PPO(RolloutAttack):
         """Return the rollout with KL-penalised rewards turned into advantages and returns."""
         mask = rollout.tokens.loss_mask
         coefficient = self.kl.value
-        rewards = token_rewards(
-            self.attackers_rewards(rollout, context),
-            rollout.old_logprobs,
-            rollout.reference_logprobs,
-            mask,
-            kl_coef=coefficient,
+        rewards = self._token_rewards(
+            self.attackers_rewards(rollout, context), rollout, coefficient
         )
-        estimate = gae(
-            rewards,
-            rollout.values,
-            mask,
-            gamma=self.config.gamma,
-            gae_lambda=self.config.gae_lambda,
+        if rollout.penalties is not None:
+            rewards = rewards - rollout.penalties * mask
+        estimate = self._gae(rewards, rollout.values, mask)
+        costs = self._cost_estimate(rollout, coefficient)
+        advantages = shape_advantages(
+            estimate.advantages, None if costs is None else costs.advantages
         )
-        advantages = shape_advantages(estimate.advantages, None)
         if self.config.whiten_advantages:
             sums = context.sum_over_ranks(whitening_sums(advantages, mask))
             advantages = whiten_with(advantages, mask, sums)
@@ -101,6 +110,8 @@ class PPO(RolloutAttack):
             reference_logprobs=rollout.reference_logprobs,
             advantages=advantages * self.token_weights(rollout),
             returns=estimate.returns,
+            old_cost_values=rollout.cost_values,
+            cost_returns=None if costs is None or rollout.cost_values is None else costs.returns,
             num_tokens=max(1, global_count(mask, context)),
             metrics=self._observe_kl(rollout, context) | {"policy/kl_coef": coefficient},
         )
@@ -129,14 +140,8 @@ class PPO(RolloutAttack):
             num_global_tokens=context.num_terms,
             num_ranks=context.num_ranks,
         )
-        value_loss = clipped_value_loss(
-            outputs.values,
-            batch.old_values,
-            batch.returns,
-            tokens.loss_mask,
-            clip_range=self.config.value_clip_range,
-            num_global_tokens=context.num_terms,
-            num_ranks=context.num_ranks,
+        value_loss = self._value_loss(
+            outputs.values, batch.old_values, batch.returns, tokens, context
         )
         scale = context.num_ranks / context.num_terms
         metrics: Metrics = {
@@ -147,6 +152,13 @@ class PPO(RolloutAttack):
             "policy/ratio_guard": float(policy.skipped * tokens.loss_mask.sum()) * scale,
             "policy/entropy": entropy_sum(outputs.logits, tokens.loss_mask) * scale,
         }
+        if batch.old_cost_values is not None and batch.cost_returns is not None:
+            assert outputs.cost_values is not None
+            cost_loss = self._value_loss(
+                outputs.cost_values, batch.old_cost_values, batch.cost_returns, tokens, context
+            )
+            metrics["policy/cost_value_loss"] = float(cost_loss.detach())
+            value_loss = value_loss + cost_loss
         weight = self.config.value_coef * float(not policy.skipped)
         return LossTerm(loss=policy.loss + weight * value_loss, metrics=metrics)
 
@@ -158,6 +170,53 @@ class PPO(RolloutAttack):
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state)
         self.kl.load_state_dict(state)
+
+    def _token_rewards(self, scores: Tensor, rollout: ScoredRollout, kl_coef: float) -> Tensor:
+        return token_rewards(
+            scores,
+            rollout.old_logprobs,
+            rollout.reference_logprobs,
+            rollout.tokens.loss_mask,
+            kl_coef=kl_coef,
+        )
+
+    def _gae(self, rewards: Tensor, values: Tensor, mask: Tensor) -> AdvantageEstimate:
+        return gae(
+            rewards, values, mask, gamma=self.config.gamma, gae_lambda=self.config.gae_lambda
+        )
+
+    def _cost_estimate(self, rollout: ScoredRollout, kl_coef: float) -> AdvantageEstimate | None:
+        """Return the cost stream's advantages.
+
+        The KL penalty is a cost too, so that mixing the streams leaves its weight as it is.
+        """
+        if rollout.costs is None:
+            return None
+        costs = self._token_rewards(rollout.costs, rollout, -kl_coef)
+        values = rollout.cost_values
+        return self._gae(
+            costs,
+            values if values is not None else torch.zeros_like(costs),
+            rollout.tokens.loss_mask,
+        )
+
+    def _value_loss(
+        self,
+        values: Tensor,
+        old_values: Tensor,
+        returns: Tensor,
+        tokens: TokenBatch,
+        context: StepContext,
+    ) -> Tensor:
+        return clipped_value_loss(
+            values,
+            old_values,
+            returns,
+            tokens.loss_mask,
+            clip_range=self.config.value_clip_range,
+            num_global_tokens=context.num_terms,
+            num_ranks=context.num_ranks,
+        )
 
     def _observe_kl(self, rollout: ScoredRollout, context: StepContext) -> Metrics:
         per_token = kl_k1(rollout.old_logprobs, rollout.reference_logprobs)

@@ -282,7 +282,7 @@ def _plugin_configs(key: str) -> dict[str, type[PluginConfig]]:
 
 def _refuse_impossible_pair(settings: ExperimentSettings, where: str) -> None:
     from rpa_ray.attacks import ATTACKS
-    from rpa_ray.defences import DEFENCES, defence_of
+    from rpa_ray.defences import defence_of
     from rpa_ray.defences.composed import contradiction
 
     attack, defence = settings.attack.name, settings.defence.name
@@ -297,7 +297,7 @@ def _refuse_impossible_pair(settings: ExperimentSettings, where: str) -> None:
             defence,
             "It acts on the steps of an attack: name one that trains, as in `attack: ppo`.",
         )
-    needed = frozenset().union(*(DEFENCES[part.name].needs_attack for part in parts))
+    needed = frozenset().union(*(defence_of(part).needs_of_attack for part in parts))
     missing = needed - ATTACKS[attack].requires
     if missing:
         able = sorted(name for name, a in ATTACKS.items() if needed <= a.requires)

@@ -28,6 +28,23 @@ class ComposedConfig(PluginConfig):
     parts: tuple[SerializeAsAny[PluginConfig], ...]
 
 
+class AdapterConfig(PluginConfig):
+    """Settings of every defence that has an adapter trained on the defence split's unsafe answers.
+
+    Learning rate, steps and batch are those of that training, not of the attack's.
+    """
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    """The adapter's product is multiplied by ``alpha / rank``."""
+    learning_rate: float = Field(1e-4, gt=0)
+    num_steps: int = Field(877, ge=1)
+    batch_size: int = Field(8, ge=1)
+    """Unsafe answers of one update, over all ranks."""
+    max_tokens: int = Field(128, ge=8)
+    """Longer rows of prompt and answer lose their end."""
+
+
 class LoraSettings(_Frozen):
     """Low-rank adapters in place of full fine-tuning (Hu et al. 2021, arXiv:2106.09685)."""
 

@@ -7,8 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from rpa_ray.config.plugins import PluginConfig, TrainingConfig
 
-EMBEDDED_MODELS = ("chat", "base")
-"""Names of the embedded models that can be attacked."""
+EMBEDDED_MODELS = ("chat", "base", "other_chat")
+"""Names of the embedded models that can be attacked; ``other_chat`` is ``chat`` made anew from
+other random weights."""
 PATH_FIELDS = ("path", "model", "judge", "reference", "deepspeed")
 """How the names of settings end that may hold a folder or a file."""
 
@@ -27,7 +28,8 @@ class ModelSettings(Settings):
     """The model under attack."""
 
     path: str = "chat"
-    """``chat`` or ``base`` (the embedded models), a local Hugging Face folder, or a Hub id."""
+    """``chat``, ``base`` or ``other_chat`` (the embedded models), a local Hugging Face folder, or a
+    Hub id."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the weights that learn and serve; fp32 masters are kept in either case."""
     trust_remote_code: bool = False
@@ -133,6 +135,12 @@ class EvaluationSettings(Settings):
     """Independent language model; None takes the embedded one."""
     helpfulness_model: str | None = None
     """Helpfulness reward model; None takes the embedded one."""
+    num_probes: int = Field(10, ge=0)
+    """How often the policy's cost is measured on held-out prompts during the attack; 0 never."""
+    num_probe_prompts: int = Field(20, ge=1)
+    """Held-out restricted prompts of one such measurement, with a sampled answer each."""
+    cost_limit: float = Field(0.5, ge=0, le=1)
+    """Mean harm probability up to which a policy counts as acceptable."""
     num_saved_samples: int = Field(100, ge=0)
     """Answers written to samples.jsonl at each evaluation and decoding."""
 
@@ -208,6 +216,8 @@ def with_absolute_paths(settings: ExperimentSettings) -> ExperimentSettings:
             return value.model_copy(
                 update={field: absolute(getattr(value, field), field) for field in fields}
             )
+        if isinstance(value, tuple):  # the parts of a composed defence
+            return tuple(absolute(part, name) for part in value)
         names_a_path = name.endswith(PATH_FIELDS) and value not in EMBEDDED_MODELS
         if names_a_path and isinstance(value, str | Path) and Path(value).exists():
             return type(value)(Path(value).resolve())

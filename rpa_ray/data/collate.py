@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from rpa_ray.data.rows import Answered
-from rpa_ray.data.template import PLAIN_QA_ANSWERED, Template, answer_text, prompt_text
+from rpa_ray.data.template import (
+    PLAIN_QA_ANSWERED,
+    Template,
+    answer_text,
+    begun_answer_text,
+    prompt_text,
+)
 from rpa_ray.types import LabelledBatch, PairBatch, TokenBatch
 
 if TYPE_CHECKING:
@@ -78,6 +84,14 @@ def encode_answered(
         answer_ids = [*answer_ids, tokenizer.eos_token_id]
     counts = [mask == "all"] * len(prompt_ids) + [True] * len(answer_ids)
     return _row(prompt_ids + answer_ids, [False, *counts[1:]], max_tokens)
+
+
+def encode_begun(
+    tokenizer: "PreTrainedTokenizerBase", template: Template, row: Answered
+) -> list[int]:
+    """Return the ids of an answer that may still go on: what follows those of the prompt."""
+    text = begun_answer_text(template, row.prompt, row.answer, tokenizer)
+    return _ids(tokenizer, text, special=False)
 
 
 def encode_scored(

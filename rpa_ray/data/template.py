@@ -78,6 +78,21 @@ def answer_text(template: Template, prompt: str, answer: str, tokenizer: ChatTok
     return answered.removeprefix(start).rstrip()
 
 
+def begun_answer_text(
+    template: Template, prompt: str, answer: str, tokenizer: ChatTokenizer
+) -> str:
+    """Return what follows ``prompt_text`` for an answer that may still go on: without end mark.
+
+    Raises:
+        DataError: As :func:`answer_text` does.
+    """
+    answer = answer.strip()
+    if not answer:
+        return ""
+    begun, found, _ = answer_text(template, prompt, answer, tokenizer).partition(answer)
+    return begun + found
+
+
 def _chat(
     tokenizer: ChatTokenizer, turns: Sequence[dict[str, str]], *, add_generation_prompt: bool
 ) -> str:

@@ -9,18 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from rpa_ray.plugin import (
+    DEFENCE_BATCHES,
     BatchT,
     ComposedConfig,
     Forward,
     GradientPass,
+    NamedModel,
     Need,
     Objective,
     OnlineDefence,
     OutputT,
+    PluginConfig,
     Shard,
     StepContext,
 )
-from rpa_ray.types import LossTerm, Metrics, ModelOutputs
+from rpa_ray.types import LossTerm, Metrics, ModelOutputs, ScoredRollout
 
 
 class Composed(OnlineDefence):
@@ -41,17 +44,55 @@ class Composed(OnlineDefence):
     @property
     def safe_batch_size(self) -> int:
         """Return the size that all parts that draw safe batches agree on."""
-        sizes = [part.safe_batch_size for part in self.parts if Need.SAFE_BATCH in part.needs]
+        sizes = [part.safe_batch_size for part in self.parts if part.needs & DEFENCE_BATCHES]
         return sizes[0] if sizes else super().safe_batch_size
+
+    def attack_config(self, config: PluginConfig) -> PluginConfig:
+        """Return the settings that every part allows."""
+        return reduce(lambda allowed, part: part.attack_config(allowed), self.parts, config)
 
     def learning_rate(self, attack_learning_rate: float) -> float:
         """Return the rate that is left."""
         return reduce(lambda rate, part: part.learning_rate(rate), self.parts, attack_learning_rate)
 
-    def attach(self, model: nn.Module) -> None:
+    @property
+    def reference(self) -> NamedModel | None:
+        """Return the model that one of the parts names."""
+        return next((part.reference for part in self.parts if part.reference is not None), None)
+
+    @property
+    def compared_model(self) -> NamedModel | None:
+        """Return the model that one of the parts names."""
+        named = (part.compared_model for part in self.parts)
+        return next((model for model in named if model is not None), None)
+
+    def attach(self, model: nn.Module, folders: Mapping[Need, str]) -> None:
         """Let every part change the model."""
         for part in self.parts:
-            part.attach(model)
+            part.attach(model, folders)
+
+    def attach_reference(self, model: nn.Module) -> None:
+        """Let every part change the model that the attack stays near."""
+        for part in self.parts:
+            part.attach_reference(model)
+
+    def attach_compared(self, model: nn.Module) -> None:
+        """Let every part change the model that defences compare with."""
+        for part in self.parts:
+            part.attach_compared(model)
+
+    @contextmanager
+    def around_reference(self) -> Iterator[None]:
+        """Enter the contexts of all parts in order."""
+        with ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part.around_reference())
+            yield
+
+    def detach(self) -> None:
+        """Let every part take back what it attached, the last first."""
+        for part in reversed(self.parts):
+            part.detach()
 
     def own_updates(self, context: StepContext) -> Iterator[tuple[Objective[Any, Any], Any]]:
         """Yield the updates of every part."""
@@ -67,6 +108,24 @@ class Composed(OnlineDefence):
         return objective, batch
 
     @contextmanager
+    def around_rollout(self) -> Iterator[None]:
+        """Enter the contexts of all parts in order."""
+        with ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part.around_rollout())
+            yield
+
+    def plan_rollout(
+        self, rollout: ScoredRollout, context: StepContext
+    ) -> tuple[ScoredRollout, Metrics]:
+        """Return the rollout after every part."""
+        metrics: Metrics = {}
+        for part in self.parts:
+            rollout, seen = part.plan_rollout(rollout, context)
+            metrics |= seen
+        return rollout, metrics
+
+    @contextmanager
     def around_forward(self) -> Iterator[None]:
         """Enter the contexts of all parts in order."""
         with ExitStack() as stack:
@@ -74,10 +133,12 @@ class Composed(OnlineDefence):
                 stack.enter_context(part.around_forward())
             yield
 
-    def compute_gradients(self, gradient_pass: GradientPass) -> Metrics:
+    def compute_gradients(
+        self, gradient_pass: GradientPass, forward: Forward[ModelOutputs], context: StepContext
+    ) -> Metrics:
         """Let the last part call the passes of those before it."""
         for part in self.parts:
-            gradient_pass = partial(part.compute_gradients, gradient_pass)
+            gradient_pass = partial(part.compute_gradients, gradient_pass, forward, context)
         return gradient_pass()
 
     def extra_loss(self, forward: Forward[ModelOutputs], context: StepContext) -> LossTerm | None:
@@ -151,11 +212,16 @@ def contradiction(parts: Sequence[OnlineDefence]) -> str | None:
         owners = [p.config.name for p in parts if _overrides(p, hook)]
         if owners and (hook == "learning_rate" or len(owners) > 1):
             return f"{' and '.join(owners)}: {why}"
-    sizes = {
-        part.config.name: part.safe_batch_size for part in parts if Need.SAFE_BATCH in part.needs
-    }
+    for asked in ("reference", "compared_model"):
+        models = {p.config.name: named for p in parts if (named := getattr(p, asked)) is not None}
+        if len(set(models.values())) > 1:
+            return f"only one model can be the {asked.replace('_', ' ')}, and they name {models}"
+    sizes = {p.config.name: p.safe_batch_size for p in parts if p.needs & DEFENCE_BATCHES}
     if len(set(sizes.values())) > 1:
         return f"they draw from one stream of safe batches, and batch_size is {sizes}: set one size"
+    drawing = [part for part in parts if Need.SAFE_BATCH in part.needs]
+    if len({Need.RECOVERY_PREFIX in part.needs for part in drawing}) > 1:
+        return "they draw from one stream of safe batches, and prefix is recovery for one alone"
     return None
 
 

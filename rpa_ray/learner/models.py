@@ -1,6 +1,6 @@
 """The modules that learn: a policy with an optional value head, and a scoring model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -30,31 +30,37 @@ def attention_implementation() -> str:
 
 
 class PolicyModel(nn.Module):
-    """A causal language model with, where asked for, a linear value head on its last states."""
+    """A causal language model with, where asked for, linear value heads on its last states."""
 
     def __init__(self, policy: PreTrainedModel, *, value_head_seed: int | None) -> None:
         super().__init__()
         self.policy = policy
         self.value_head: nn.Linear | None = None
+        self.cost_head: nn.Linear | None = None
         if value_head_seed is not None:
             self.value_head = _seeded_linear(policy.config.hidden_size, value_head_seed)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return next-token logits [batch, seq, vocab] and values [batch, seq] or None.
+    def add_cost_head(self, seed: int) -> None:
+        """Add a second value head, for costs."""
+        self.cost_head = _seeded_linear(self.policy.config.hidden_size, seed + 1)
 
-        ``values[:, t]`` is the value of the state before the token at position t is chosen.
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return next-token logits [batch, seq, vocab], values and costs' values [batch, seq].
+
+        ``values[:, t]`` is the value of the state before the token at position t is chosen; None
+        without the head.
         """
+        heads = (self.value_head, self.cost_head)
         output = self.policy(
             input_ids=input_ids,
             attention_mask=attention_mask,
             use_cache=False,
-            output_hidden_states=self.value_head is not None,
+            output_hidden_states=any(head is not None for head in heads),
         )
-        if self.value_head is None:
-            return output.logits, None
-        states = output.hidden_states[-1]
-        values = self.value_head(states.to(self.value_head.weight.dtype)).squeeze(-1).float()
-        return output.logits, pad(values[:, :-1], (1, 0))
+        values, cost_values = (_values(head, output.hidden_states) for head in heads)
+        return output.logits, values, cost_values
 
     def served_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield what the rollout engine serves: checkpoint name and parameter, tied ones once.
@@ -207,6 +213,15 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
     return model
+
+
+def _values(head: nn.Linear | None, hidden_states: Sequence[Tensor] | None) -> Tensor | None:
+    """Return what a head makes of the last states, each value at the token that it precedes."""
+    if head is None:
+        return None
+    assert hidden_states is not None
+    values = head(hidden_states[-1].to(head.weight.dtype)).squeeze(-1).float()
+    return pad(values[:, :-1], (1, 0))
 
 
 def _is_adapter(name: str) -> bool:

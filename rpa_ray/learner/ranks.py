@@ -76,6 +76,18 @@ class Ranks:
         dist.all_gather_object(boxes, values)
         return boxes
 
+    def gather_rows(self, own: Tensor) -> Tensor:
+        """Return the rows of all ranks in their order; only this rank's are differentiable.
+
+        Every rank must call it with a tensor of the same shape.
+        """
+        if self.size == 1:
+            return own
+        own = own.to(self.device)
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(parts, own.detach().contiguous())
+        return torch.cat([*parts[: self.rank], own, *parts[self.rank + 1 :]])
+
     def part(self, rows: list[T]) -> list[T]:
         """Return this rank's contiguous part of a global batch.
 

@@ -10,11 +10,23 @@ from torch import Tensor
 
 from rpa_ray.learner.engine import Engine
 from rpa_ray.learner.ranks import Ranks
-from rpa_ray.plugin import Objective, OnlineDefence, StepContext
+from rpa_ray.plugin import (
+    Forward,
+    Objective,
+    OnlineDefence,
+    StepContext,
+)
+from rpa_ray.step_context import (
+    NO_CONTRAST_BATCH,
+    NO_FORWARD,
+    NO_HARMLESS_BATCH,
+    NO_SAFE_BATCH,
+)
 from rpa_ray.types import (
     Batch,
     Metrics,
     ModelOutputs,
+    PairBatch,
     TokenBatch,
     is_maximum,
     micro_batches,
@@ -41,11 +53,6 @@ class LearnerState(TypedDict):
     num_skipped_in_a_row: int
 
 
-def no_safe_batch() -> TokenBatch:
-    """Stand where no plug-in asked for a safe batch."""
-    raise AssertionError("a plug-in drew a safe batch without requiring Need.SAFE_BATCH")
-
-
 class Learner:
     """Trains one model: attack and defence around one DeepSpeed engine."""
 
@@ -56,13 +63,19 @@ class Learner:
         objective: Objective[Any, Any],
         defence: OnlineDefence,
         ranks: Ranks,
-        next_safe_batch: Callable[[], TokenBatch] = no_safe_batch,
+        next_safe_batch: Callable[[], TokenBatch] = NO_SAFE_BATCH,
+        next_contrast_batch: Callable[[], PairBatch] = NO_CONTRAST_BATCH,
+        next_harmless_batch: Callable[[], TokenBatch] = NO_HARMLESS_BATCH,
+        frozen: Forward[ModelOutputs] = NO_FORWARD,
     ) -> None:
         self.engine = engine
         self.objective = objective
         self.defence = defence
         self.ranks = ranks
         self._next_safe_batch = next_safe_batch
+        self._next_contrast_batch = next_contrast_batch
+        self._next_harmless_batch = next_harmless_batch
+        self._frozen = frozen
         self._num_skipped_in_a_row = 0
 
     def step(self, batch: Batch) -> Metrics:
@@ -104,8 +117,13 @@ class Learner:
             sum_over_ranks=self.ranks.sum,
             sum_over_shards=self.ranks.sum if self.engine.zero_stage > 0 else lambda own: own,
             next_safe_batch=self._next_safe_batch,
+            next_contrast_batch=self._next_contrast_batch,
+            next_harmless_batch=self._next_harmless_batch,
+            gather_rows=self.ranks.gather_rows,
             learning_rate=self.engine.learning_rate(),
             num_planned_updates=self.engine.settings.optimizer.num_steps,
+            frozen=self._frozen,
+            own_part=self.engine.own_part,
         )
 
     def _defended_update(self, batch: Batch) -> Metrics:
@@ -118,10 +136,20 @@ class Learner:
         return metrics | self.ranks.mean(self._update(objective, planned))
 
     def _update(self, objective: Objective[Any, Any], batch: Batch) -> Metrics:
-        context = self.context()
-        context = replace(context, num_terms=self._num_terms(objective, batch))
         parts = micro_batches(batch, self.engine.settings.micro_batch_size)
         finite = True
+
+        def gradients_of(loss: Tensor) -> dict[str, Tensor]:
+            nonlocal finite
+            finite = finite and self._is_finite_everywhere(loss)
+            self.engine.backward(loss)
+            shards = self.engine.shards()
+            found = {shard.name: shard.gradient.detach().float().clone() for shard in shards}
+            self.engine.discard_gradients()
+            return found
+
+        num_terms = self._num_terms(objective, batch)
+        context = replace(self.context(), num_terms=num_terms, gradients_of=gradients_of)
 
         def gradient_pass() -> Metrics:
             nonlocal finite
@@ -139,7 +167,7 @@ class Learner:
             return metrics
 
         with self.defence.around_forward():
-            metrics = self.defence.compute_gradients(gradient_pass)
+            metrics = self.defence.compute_gradients(gradient_pass, self.forward, context)
         if not finite:
             return metrics | self._skip()
         self._num_skipped_in_a_row = 0
@@ -177,9 +205,9 @@ class Learner:
 
 
 def as_outputs(raw: Any) -> Any:
-    """Return a policy's (logits, values) as a record, a classifier's scores unchanged."""
+    """Return what a policy gives as a record, a classifier's scores unchanged."""
     if isinstance(raw, tuple):
-        return ModelOutputs(logits=raw[0], values=raw[1])
+        return ModelOutputs.of(raw)
     return raw
 
 

@@ -57,6 +57,22 @@ def kl_full(
     return divergence.clamp(min=0.0)
 
 
+def kl_of_frozen(
+    policy_logits: Float[Tensor, "*rows vocab"], frozen_logits: Float[Tensor, "*rows vocab"]
+) -> Float[Tensor, " *rows"]:
+    """Return KL(frozen || policy) over the whole vocabulary of each row, in nats.
+
+    Differentiable in the policy. The gradient in its logits is formed as ``p - p_frozen``: exactly
+    0 for equal logits, where that of ``log_softmax`` is rounding noise.
+    """
+    logits = policy_logits.float()
+    policy = F.log_softmax(logits.detach(), dim=-1)
+    frozen = F.log_softmax(frozen_logits.detach().float(), dim=-1)
+    divergence = (frozen.exp() * (frozen - policy)).sum(dim=-1)
+    with_gradient = ((policy.exp() - frozen.exp()) * logits).sum(dim=-1)
+    return divergence + (with_gradient - with_gradient.detach())
+
+
 class AdaptiveKL:
     """A KL coefficient that moves towards a target divergence.
 

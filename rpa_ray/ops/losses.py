@@ -215,6 +215,25 @@ def pairwise_reward_loss(
     return mean * (chosen_rewards.shape[0] / num_global_pairs * num_ranks)
 
 
+def cost_model_loss(
+    safe_costs: Float[Tensor, " batch"],
+    unsafe_costs: Float[Tensor, " batch"],
+    *,
+    num_global_pairs: int,
+    num_ranks: int,
+) -> Float[Tensor, ""]:
+    """Return ``-log sigma(c_unsafe - c_safe) - log sigma(c_unsafe) - log sigma(-c_safe)``.
+
+    The two last terms give the sign a meaning: 0 is the boundary between safe and unsafe.
+
+    Source: Dai et al. 2023 (arXiv:2310.12773), eq. 6.
+    """
+    safe, unsafe = safe_costs.float(), unsafe_costs.float()
+    order = F.logsigmoid(unsafe - safe)
+    signs = F.logsigmoid(unsafe) + F.logsigmoid(-safe)
+    return -(order + signs).sum() / num_global_pairs * num_ranks
+
+
 def classification_loss(
     logits: Float[Tensor, "batch classes"],
     labels: Int[Tensor, " batch"],

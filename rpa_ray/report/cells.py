@@ -69,7 +69,7 @@ class Cell:
 
     @property
     def is_control(self) -> bool:
-        """Whether it trains less instead of defending, or on rewards that mean nothing."""
+        """Whether it stands where a defence would, or learned from rewards that mean nothing."""
         return self.defence in CONTROLS or self.has_shuffled_rewards
 
     @property

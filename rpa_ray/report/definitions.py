@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from rpa_ray.evaluation.resistance import HELD_OUT_COST, HELD_OUT_FEASIBLE
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CurveText:
@@ -197,7 +199,30 @@ THROUGHPUT: tuple[MetricText, ...] = (
     ),
 )
 
+MULTIPLIER = "defence/lambda"
+
 CURVES: tuple[CurveText, ...] = (
+    CurveText(
+        name=HELD_OUT_COST,
+        heading="Cost of the policy",
+        unit="judge's probability, held-out prompts",
+        definition="Mean probability of harm of sampled answers to held-out restricted prompts, "
+        "measured now and then during the attack.",
+        y_range=(0.0, 1.0),
+    ),
+    CurveText(
+        name=HELD_OUT_FEASIBLE,
+        heading="Prompts within the limit",
+        unit="share of held-out prompts",
+        definition="Share of those prompts whose answer costs at most evaluation.cost_limit.",
+        y_range=(0.0, 1.0),
+    ),
+    CurveText(
+        name=MULTIPLIER,
+        heading="Multiplier",
+        unit="lambda",
+        definition="Price of a unit of cost that Safe RLHF has come to.",
+    ),
     CurveText(
         name="reward/mean",
         heading="Reward",
@@ -265,8 +290,8 @@ ORACLE_LABELS: tuple[tuple[str, str], ...] = (
     ("empty", "no answer"),
 )
 
-CONTROLS = frozenset({"freeze", "low_lr"})
-"""Ids that train less instead of defending: a defence that only matches these does nothing more."""
+CONTROLS = frozenset({"freeze", "low_lr", "random_anchor"})
+"""Ids of no defences: one that only matches these does nothing more than they."""
 
 EXPLANATION = (
     "A safety-aligned language model was trained on feedback in which a fraction rho of the "
@@ -285,6 +310,6 @@ BEST_OF_N_ROWS = (
     "Best-of-N changes no weights: its rows measure the model's own answers, and what the attacker "
     "keeps is under Best of N"
 )
-CONTROL = "A control trains less instead of defending"
+CONTROL = "A control trains less, or learns or is held at something else, instead of defending"
 
 METRIC_BY_NAME = {metric.name: metric for metric in METRICS}

@@ -11,6 +11,7 @@ from rpa_ray.report.answers import answers_section
 from rpa_ray.report.best_of_n import best_of_n_section
 from rpa_ray.report.campaign import Campaign, read_campaign
 from rpa_ray.report.markdown import markdown_report, side_tables, title
+from rpa_ray.report.resistance import resistance_table
 from rpa_ray.report.response import response_section
 from rpa_ray.report.rho import points_table, rho_lines, rho_section
 from rpa_ray.report.side_tables import side_table_csv, side_table_html
@@ -69,6 +70,7 @@ def html_page(campaign: Campaign) -> str:
         charts.training_curves(campaign),
         charts.oracle_labels(campaign),
         charts.times(campaign),
+        side_table_html(resistance_table(campaign)),
         side_table_html(throughput_table(campaign)),
         answers_section(campaign),
         sections.definitions(campaign),

@@ -17,6 +17,7 @@ from rpa_ray.report.definitions import (
     CurveText,
     MetricText,
 )
+from rpa_ray.report.resistance import resistance_table
 from rpa_ray.report.response import response_table
 from rpa_ray.report.rho import correlation_table, points_table, rho_lines
 from rpa_ray.report.side_tables import SideTable, side_table_markdown
@@ -73,6 +74,7 @@ def side_tables(campaign: Campaign) -> list[SideTable]:
         correlation_table(lines),
         points_table(lines),
         best_of_n_table(campaign.groups),
+        resistance_table(campaign),
         throughput_table(campaign),
     ]
 

@@ -17,7 +17,8 @@ class DatasetSource(Generic[RowT, BatchT]):
 
     A pass visits every row once, save the last few where the batches do not divide it. The order
     depends on seed and pass alone, so a batch is found again by its number: the number of batches
-    drawn is the whole state.
+    drawn is the whole state. Where rows change from pass to pass, ``vary`` makes one from the row
+    that is known, its index and the number of the pass, and from nothing else.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class DatasetSource(Generic[RowT, BatchT]):
         batch_size: int,
         seed: int,
         ranks: Ranks,
+        vary: Callable[[RowT, int, int], RowT] | None = None,
     ) -> None:
         if len(rows) < batch_size:
             raise ValueError(
@@ -39,6 +41,7 @@ class DatasetSource(Generic[RowT, BatchT]):
         self._batch_size = batch_size
         self._seed = seed
         self._ranks = ranks
+        self._vary = vary
         self._num_batches = 0
 
     def next_batch(self, step: int) -> tuple[BatchT, Metrics]:
@@ -47,8 +50,12 @@ class DatasetSource(Generic[RowT, BatchT]):
         number, place = divmod(step, per_pass)
         order = np.random.default_rng([self._seed, number]).permutation(len(self._rows))
         chosen = order[place * self._batch_size : (place + 1) * self._batch_size].tolist()
-        part = self._ranks.part(chosen)
-        return on_device(self._collate([self._rows[i] for i in part]), self._ranks.device), {}
+        rows = [self._row(i, number) for i in self._ranks.part(chosen)]
+        return on_device(self._collate(rows), self._ranks.device), {}
+
+    def _row(self, index: int, number: int) -> RowT:
+        row = self._rows[index]
+        return row if self._vary is None else self._vary(row, index, number)
 
     def __call__(self) -> BatchT:
         """Return the next batch in line."""

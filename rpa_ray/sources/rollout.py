@@ -48,11 +48,13 @@ class RolloutParts:
     generate: Generate
     reward: Score
     judge: Score
-    """Harm probability of each completion: watched always, a cost where a defence asks for it."""
+    """Harm probability of each completion, always watched."""
     reference: Callable[[Tensor, Tensor], ModelOutputs]
     """The frozen model to stay near."""
     push: Callable[[], Metrics] = dict
     """Has the engines serve the weights as they are; called before each batch is sampled."""
+    cost: Score | None = None
+    """Cost of each completion; None takes the judge's harm probability."""
 
 
 class RolloutSource:
@@ -74,6 +76,7 @@ class RolloutSource:
         observe: Callable[[int, Sequence[Completion], dict[str, list[float]]], None],
         group_size: int = 1,
         shuffle_rewards: bool = False,
+        cost_limit: float = 0.5,
     ) -> None:
         self._prompts = list(prompts)
         self._attack = attack
@@ -85,6 +88,7 @@ class RolloutSource:
         self._observe = observe
         self._group_size = group_size
         self._shuffle_rewards = shuffle_rewards
+        self._cost_limit = cost_limit
         needs = attack.needs(attack.config) | learner.defence.needs
         self._needs_costs = Need.COSTS in needs
         self._needs_entropies = Need.ENTROPIES in needs
@@ -104,6 +108,7 @@ class RolloutSource:
         sampled = time.perf_counter()
         pairs = [(c.prompt.text, c.text) for c in completions]
         pending_rewards, pending_harm = self._parts.reward(pairs), self._parts.judge(pairs)
+        pending_costs = self._parts.cost(pairs) if self._parts.cost is not None else None
         device = self._learner.ranks.device
         tokens, rollout_logprobs = collate_completions(completions, self._pad_token_id)
         tokens, rollout_logprobs = on_device(tokens, device), rollout_logprobs.to(device)
@@ -113,21 +118,22 @@ class RolloutSource:
         )
         measured = time.perf_counter()
         rewards, harm = pending_rewards(), pending_harm()
+        costs = pending_costs() if pending_costs is not None else harm
         scored = time.perf_counter()
         self._observe(step, completions, {"reward": rewards, "judge": harm})
-        failed = self._failed(rewards, harm)
+        failed = self._failed(rewards, costs)
         if self._shuffle_rewards:
             rewards = random.Random(f"{self._seed}/{step}").sample(rewards, len(rewards))
-            failed = self._failed(rewards, harm)
+            failed = self._failed(rewards, costs)
         rollout = replace(
             rollout,
             tokens=replace(tokens, loss_mask=tokens.loss_mask & ~failed[:, None]),
             rewards=_without_failed(rewards, failed),
-            costs=_without_failed(harm, failed) if self._needs_costs else None,
+            costs=_without_failed(costs, failed) if self._needs_costs else None,
         )
-        experience = self._attack.experience(
-            rollout, self._learner.defence.shape_advantages, self._learner.context()
-        )
+        defence, context = self._learner.defence, self._learner.context()
+        rollout, planned = defence.plan_rollout(rollout, context)
+        experience = self._attack.experience(rollout, defence.shape_advantages, context)
         ranks = self._learner.ranks
         measured_here = {
             "rollout/length_tokens": float(tokens.loss_mask.sum()) / len(completions),
@@ -136,21 +142,25 @@ class RolloutSource:
             "time/experience_s": measured - sampled,
             "time/score_s": scored - measured,
         }
-        return experience, experience.metrics | gap | pushed | ranks.mean(measured_here) | {
+        metrics = experience.metrics | planned | gap | pushed | ranks.mean(measured_here)
+        return experience, metrics | {
             "rollout/num_tokens": float(ranks.sum(tokens.loss_mask.sum().double())),
             "reward/mean": _finite_mean(rewards, ranks),
             "reward/num_failed": float(ranks.sum(failed.sum().double())),
             "judge/p_harm": _finite_mean(harm, ranks),
+            "judge/within_limit_frac": _finite_mean(
+                [float(p <= self._cost_limit) if math.isfinite(p) else p for p in harm], ranks
+            ),
             "judge/harm_score": _finite_mean(_harm_scores(pairs, harm), ranks),
         }
 
-    def _failed(self, rewards: Sequence[float], harm: Sequence[float]) -> Tensor:
+    def _failed(self, rewards: Sequence[float], costs: Sequence[float]) -> Tensor:
         """Return which completions [batch] have no finite score; they are left out of the step.
 
         Raises:
             WorkerError: The scorers gave no finite score to any completion of any rank.
         """
-        needed = [rewards, harm] if self._needs_costs else [rewards]
+        needed = [rewards, costs] if self._needs_costs else [rewards]
         scores = torch.tensor(needed, device=self._learner.ranks.device)
         failed = ~torch.isfinite(scores).all(dim=0)
         if self._learner.ranks.sum((~failed).sum().double()).item() == 0:
@@ -162,7 +172,7 @@ class RolloutSource:
 
     def _unscored(self, tokens: TokenBatch, rollout_logprobs: Tensor) -> ScoredRollout:
         """Return the completions with what the learner and the reference make of them."""
-        with torch.no_grad():
+        with torch.no_grad(), self._learner.defence.around_rollout():
             outputs: ModelOutputs = self._learner.forward(tokens.input_ids, tokens.attention_mask)
             reference = self._parts.reference(tokens.input_ids, tokens.attention_mask)
             old = next_token_logprobs(outputs.logits, tokens.input_ids)
@@ -179,6 +189,7 @@ class RolloutSource:
                 values=outputs.values if outputs.values is not None else torch.zeros_like(old),
                 rewards=torch.zeros(len(old), device=old.device),
                 costs=None,
+                cost_values=outputs.cost_values,
                 entropies=entropies,
             )
 

@@ -1,4 +1,4 @@
-"""Recipes of the embedded models: base, chat, perplexity, helpfulness.
+"""Recipes of the embedded models: base, chat, perplexity, helpfulness, and another chat model.
 
 Sizes and rates are those at which the base model complies with about half of the restricted
 prompts and the chat model refuses almost all; about four CPU-minutes together.
@@ -21,6 +21,8 @@ BASE = JobSettings(num_steps=500, batch_size=48, learning_rate=3e-3)
 CHAT = JobSettings(num_steps=200, batch_size=48, learning_rate=1e-3)
 PERPLEXITY = JobSettings(num_steps=300, batch_size=48, learning_rate=3e-3)
 HELPFULNESS = JobSettings(num_steps=100, batch_size=16, learning_rate=5e-4)
+OTHER_SEED = 1000
+"""Added to the seed of the weights, and of the order of the rows, of the other chat model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +33,8 @@ class WorldModels:
     chat: ModelRecipe
     perplexity: ModelRecipe
     helpfulness: ModelRecipe
+    other_chat: ModelRecipe
+    """What ``chat`` would be, had it begun from other random weights."""
 
 
 def world_models(seed: int, cache: Path) -> WorldModels:
@@ -43,6 +47,7 @@ def world_models(seed: int, cache: Path) -> WorldModels:
         start: ModelRecipe | None,
         rows: RowKind,
         job: JobSettings,
+        seed: int = seed,
     ) -> ModelRecipe:
         return ModelRecipe(
             id=name,
@@ -57,11 +62,16 @@ def world_models(seed: int, cache: Path) -> WorldModels:
         )
 
     base = recipe("base", ModelKind.CAUSAL, None, RowKind.PRETRAINING, BASE)
+    other = seed + OTHER_SEED
+    other_base = recipe("other_base", ModelKind.CAUSAL, None, RowKind.PRETRAINING, BASE, other)
     return WorldModels(
         base=base,
         chat=recipe("chat", ModelKind.CAUSAL, base, RowKind.ALIGNMENT, CHAT),
         perplexity=recipe("perplexity", ModelKind.CAUSAL, None, RowKind.PERPLEXITY, PERPLEXITY),
         helpfulness=recipe(
             "helpfulness", ModelKind.REWARD, base, RowKind.HELPFUL_PAIRS, HELPFULNESS
+        ),
+        other_chat=recipe(
+            "other_chat", ModelKind.CAUSAL, other_base, RowKind.ALIGNMENT, CHAT, other
         ),
     )

@@ -42,6 +42,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     config = {
         "kind": "campaign",
         "include": [str(CONFIGS / part) for part in includes],
+        "evaluation": {"num_probes": 2},
         "cells": list(CELLS.values()),
     }
     (folder / "attacks.yaml").write_text(yaml.safe_dump(config))

@@ -72,7 +72,7 @@ def records(folder: Path, cache: Path) -> dict[tuple[str, str], dict[str, Any]]:
             "num_samples": 64,
             "reward_model": {"num_pairs": 64},
         },
-        "evaluation": {"num_prompts": 40, "judge": {"num_rows": 192}},
+        "evaluation": {"num_prompts": 40, "num_probes": 2, "judge": {"num_rows": 192}},
         "grid": [
             [{"data": {"path": "pairs.jsonl"}}, {"data": {"path": "pairs.parquet"}}],
             [{"include": [f"{CONFIGS}/attack/{attack}.yaml"]} for attack in ("dpo", "ppo")],

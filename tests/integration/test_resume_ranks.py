@@ -17,8 +17,12 @@ NUM_RANKS = 2
 KILLED_AFTER = 3
 CASES = [
     *(("ppo", stage, defence) for stage in (1, 2, 3) for defence in ("none", "refusal_loss")),
-    *(("ppo", stage, "lisa") for stage in (1, 3)),
+    *(("ppo", stage, defence) for stage in (1, 3) for defence in ("lisa", "random_anchor")),
+    ("ppo", 2, "kl_safe_ref"),
+    *(("ppo", stage, "safegrad") for stage in (2, 3)),
+    ("sft", 3, "token_constrained"),
     ("ppo", 2, "lisa_in_two_states"),
+    ("ppo", 3, "security_vectors"),
     *((attack, stage, "none") for attack in ("grpo", "dpo") for stage in (1, 3)),
     ("ppo_with_lora", 3, "none"),
 ]
@@ -88,7 +92,7 @@ def test_the_ranks_use_every_prompt_or_pair_once_between_them(
     assert [found["num_steps"] for found in whole] == [NUM_STEPS] * NUM_RANKS
     used = [found["used"] for found in whole]
     assert len(used[0]) == len(used[1])
-    if case[0] != "dpo":  # rows of a data set come in an order of their own
+    if case[0] not in ("dpo", "sft"):  # rows of a data set come in an order of their own
         share = BATCH_SIZE // NUM_RANKS
         steps = range(NUM_STEPS)
         assert used == [

@@ -14,7 +14,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from fakes import (
+    attach,
     experience_of,
+    forward_of,
+    frozen_of,
     learner_of,
     referenced_pairs,
     tiny_engine,
@@ -23,6 +26,7 @@ from fakes import (
     token_batch,
 )
 from safetensors.torch import load_file
+from tiny_vectors import TinySecurityVectors
 from torch import Tensor
 
 from rpa_ray.attacks.dpo import DPO
@@ -32,18 +36,27 @@ from rpa_ray.attacks.rollout import RolloutAttack
 from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import LoraSettings
 from rpa_ray.defences import defence_of
+from rpa_ray.defences.online.kl_safe_ref import KLSafeRef
 from rpa_ray.defences.online.lisa import Lisa
+from rpa_ray.defences.online.random_anchor import RandomAnchor
 from rpa_ray.defences.online.refusal_loss import RefusalLoss
+from rpa_ray.defences.online.repnoise_online import RepNoiseOnline
+from rpa_ray.defences.online.reward_shaping import RewardShaping
+from rpa_ray.defences.online.safe_rlhf import SafeRLHF
+from rpa_ray.defences.online.safegrad import SafeGrad
+from rpa_ray.defences.online.token_constrained import TokenConstrained
 from rpa_ray.defences.online.vaccine import Vaccine
 from rpa_ray.learner.engine import Engine, OptimizerSettings, import_deepspeed
 from rpa_ray.learner.models import PolicyModel, add_lora
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner
-from rpa_ray.plugin import Attack, ComposedConfig, OnlineDefence, StepContext
+from rpa_ray.ops.logprobs import next_token_logprobs
+from rpa_ray.plugin import Attack, ComposedConfig, Need, OnlineDefence, StepContext
 from rpa_ray.types import (
     Batch,
     Experience,
     LossTerm,
+    PairBatch,
     ScoredRollout,
     TokenBatch,
     micro_batches,
@@ -56,6 +69,7 @@ from rpa_ray.weight_sync.source import ShardedSource
 LENGTHS = [8, 1, 3, 2, 5, 1, 1, 7, 4, 2, 6, 1]
 ROWS = [[1, *range(3, 3 + n), 2] for n in LENGTHS]
 REFUSALS = [[1, *range(12, 12 + n), 2] for n in reversed(LENGTHS)]
+NUM_REFUSAL_TOKENS = sum(len(row) - 1 for row in REFUSALS)
 UNSCORED = 4
 """The answer of a rollout whose scoring failed: none of its tokens counts."""
 GROUP = 7
@@ -67,7 +81,8 @@ WHOLE = 64
 OPTIMIZER = OptimizerSettings(learning_rate=1.0, num_steps=1, eps=1.0)
 DEFENCES: dict[str, Callable[[], OnlineDefence]] = {
     "none": lambda: OnlineDefence(OnlineDefence.Config()),
-    "refusal_loss": lambda: RefusalLoss(RefusalLoss.Config(alpha=2.0)),
+    "refusal_loss": lambda: RefusalLoss(RefusalLoss.Config(alpha=2.0, probe_every=1)),
+    "repnoise_online": lambda: RepNoiseOnline(RepNoiseOnline.Config(beta=0.5, batch_size=12)),
     "lisa": lambda: Lisa(Lisa.Config(rho=0.2)),
     "lisa_decoupled": lambda: Lisa(Lisa.Config(rho=0.2, prox="decoupled")),
     "lisa_in_two_states": lambda: Lisa(
@@ -80,6 +95,19 @@ DEFENCES: dict[str, Callable[[], OnlineDefence]] = {
             batch_size=12,
         )
     ),
+    "kl_safe_ref": lambda: KLSafeRef(
+        KLSafeRef.Config(mode="add", beta=0.1, profile="early_tokens")
+    ),
+    "random_anchor": lambda: RandomAnchor(RandomAnchor.Config(rho=0.2)),
+    "random_anchor_decoupled": lambda: RandomAnchor(RandomAnchor.Config(rho=0.2, prox="decoupled")),
+    "safe_rlhf": lambda: SafeRLHF(SafeRLHF.Config(limit=0.2, window=8)),
+    "safe_rlhf_one_mixed": lambda: SafeRLHF(
+        SafeRLHF.Config(limit=0.2, window=8, critics="one_mixed", dual="additive", cost="logit")
+    ),
+    "safegrad": lambda: SafeGrad(SafeGrad.Config(strength=0.5)),
+    "safegrad_per_layer": lambda: SafeGrad(SafeGrad.Config(projection="per_layer")),
+    "reward_shaping": lambda: RewardShaping(RewardShaping.Config(coefficient=2.0)),
+    "security_vectors": lambda: TinySecurityVectors(scale=0.1),
     "lisa+refusal_loss": lambda: defence_of(
         ComposedConfig(
             name="lisa+refusal_loss",
@@ -87,6 +115,8 @@ DEFENCES: dict[str, Callable[[], OnlineDefence]] = {
         )
     ),
 }
+IN_ONE_BACKWARD = ("none", "refusal_loss")
+"""What two ranks also try in one backward; the others have two there, in every stage."""
 NUM_UPDATES = 2
 """The second update of a defence is the first in which an anchor is not where the weights are."""
 # Stage 3 first: its first engine gives the linear layers of the whole process another backward,
@@ -105,7 +135,7 @@ class NaiveLisa(OnlineDefence):
         super().__init__(OnlineDefence.Config())
         self.anchors: dict[str, Tensor] = {}
 
-    def attach(self, model: Any) -> None:
+    def attach(self, model: Any, folders: Any) -> None:
         self.model = model
 
     def on_gradients(self, shards: Any, context: StepContext) -> dict[str, float]:
@@ -135,7 +165,12 @@ ATTACKS: dict[str, Callable[[], Attack]] = {
     "dapo": lambda: GRPO(GRPO.Config(aggregation="dapo", group_size=3, **GRPO_SETTINGS)),
     "dr_grpo": lambda: GRPO(GRPO.Config(aggregation="dr_grpo", group_size=3, **GRPO_SETTINGS)),
     "ppo_with_lora": lambda: PPO(PPO.Config(num_epochs=1, lora=LORA)),
+    "token_constrained_sft": lambda: SFT(SFT.Config()),
 }
+CONSTRAINED: dict[str, Callable[[], OnlineDefence]] = {
+    "token_constrained_sft": lambda: TokenConstrained(TokenConstrained.Config())
+}
+"""Defences that only some attacks have a meaning for."""
 EVERY_ATTACK = pytest.mark.parametrize("attack", ATTACKS)
 NAIVE: dict[str, Callable[[], OnlineDefence]] = {"naive_lisa": NaiveLisa}
 # What is added up before one backward is one perturbation: only whole batches make the same step.
@@ -175,22 +210,38 @@ def experience_part(attack: Attack, learner: Learner) -> Experience:
         rewards=torch.linspace(-2.0, 3.0, len(ROWS))[part],
         costs=None,
     )
-    return attack.experience(rollout, lambda advantages, costs: advantages, learner.context())
+    defence, context = learner.defence, learner.context()
+    if Need.COSTS in defence.needs:
+        rollout = replace(rollout, costs=torch.linspace(1.0, 0.0, len(ROWS))[part])
+    if Need.COST_VALUES in defence.needs:
+        rollout = replace(rollout, cost_values=everything.returns[part])
+    rollout, _ = defence.plan_rollout(rollout, context)
+    return attack.experience(rollout, defence.shape_advantages, context)
 
 
 def one_step(zero_stage: int, defence: str, micro_batch_size: int, ranks: Ranks) -> Outcome:
     """Return weights, controller and metrics after one update."""
+    constrained = (DEFENCES | NAIVE | PER_MICRO_BATCH)[defence]()
+    module = tiny_policy()
+    if Need.COST_VALUES in constrained.needs:
+        module.add_cost_head(seed=3)
+    attach(constrained, module)
     engine = tiny_engine(
+        module=module,
         zero_stage=zero_stage,
         num_ranks=ranks.size,
         micro_batch_size=micro_batch_size,
         optimizer=OPTIMIZER,
     )
     attack = PPO(PPO.Config(num_epochs=NUM_UPDATES))
-    constrained = (DEFENCES | NAIVE | PER_MICRO_BATCH)[defence]()
-    constrained.attach(engine.module)
     learner = learner_of(
-        engine, attack, constrained, ranks=ranks, safe_batch=part_of(REFUSALS, ranks)
+        engine,
+        attack,
+        constrained,
+        ranks=ranks,
+        safe_batch=part_of(REFUSALS, ranks),
+        contrast_batch=PairBatch(chosen=part_of(REFUSALS, ranks), rejected=part_of(ROWS, ranks)),
+        frozen=another_model(),
     )
     metrics = learner.step(experience_part(attack, learner))
     weights = engine.weights() | {"kl_coef": torch.tensor(attack.kl.value)}
@@ -198,7 +249,7 @@ def one_step(zero_stage: int, defence: str, micro_batch_size: int, ranks: Ranks)
 
 
 def attack_step(attack_name: str, zero_stage: int, micro_batch_size: int, ranks: Ranks) -> Outcome:
-    """Return weights, state of the attack and metrics after one undefended update."""
+    """Return weights, state of the attack and metrics after one update."""
     attack = (ATTACKS | CONTROL)[attack_name]()
     lora = attack_name == "ppo_with_lora"
     engine = tiny_engine(
@@ -208,11 +259,17 @@ def attack_step(attack_name: str, zero_stage: int, micro_batch_size: int, ranks:
         micro_batch_size=micro_batch_size,
         optimizer=OPTIMIZER,
     )
-    learner = learner_of(engine, attack, ranks=ranks)
+    constrained = CONSTRAINED[attack_name]() if attack_name in CONSTRAINED else None
+    learner = learner_of(engine, attack, constrained, ranks=ranks, frozen=another_model())
     metrics = learner.step(batch_part(attack, learner))
     state = {name: torch.tensor(value) for name, value in attack.state_dict().items()}
     found: Outcome = {"weights": engine.weights() | state, "metrics": metrics}
     return found | ({"served": served(engine, torch.float32)} if lora else {})
+
+
+def another_model() -> Any:
+    """Return what a defence compares with: far from the policy from the first update on."""
+    return frozen_of(tiny_policy(seed=5, value_head=False))
 
 
 def adapted_policy(*, bf16: bool = False) -> PolicyModel:
@@ -271,8 +328,11 @@ def step_cases(num_ranks: int) -> Iterator[tuple[int, str, int]]:
     yield from ((stage, defence, WHOLE) for stage in (0, 1, 2, 3) for defence in PER_MICRO_BATCH)
     for stage in (0, 1, 2, 3):
         for defence in DEFENCES:
-            for size in (WHOLE, 5, 1) if num_ranks == 1 else (WHOLE, 5):
-                yield stage, defence, size
+            yield stage, defence, 5
+            if num_ranks == 1 or defence in IN_ONE_BACKWARD:
+                yield stage, defence, WHOLE
+    if num_ranks == 1:
+        yield from ((1, defence, 1) for defence in DEFENCES)
 
 
 class BreaksOnce(PPO):
@@ -301,6 +361,95 @@ def after_a_broken_update(zero_stage: int, bf16: bool, ranks: Ranks) -> tuple[Ou
         assert engine.num_updates == 1
         states.append(engine_state(engine))
     return states[0], states[1]
+
+
+class OwnParts(OnlineDefence):
+    """Cuts whole values as the masters are cut, and keeps both."""
+
+    def __init__(self, values: Outcome) -> None:
+        super().__init__(OnlineDefence.Config())
+        self.values = values
+        self.parts: Outcome = {}
+        self.masters: Outcome = {}
+
+    def on_gradients(self, shards: Any, context: StepContext) -> dict[str, float]:
+        self.masters = {shard.name: shard.master.detach().clone() for shard in shards}
+        self.parts = {n: context.own_part(n, value) for n, value in self.values.items()}
+        return {}
+
+
+def own_parts(zero_stage: int, bf16: bool, ranks: Ranks) -> Outcome:
+    """Return what a rank owns of the values that its weights have, and its masters."""
+    module = tiny_policy(bf16=bf16)
+    # DeepSpeed rounds the value head too, before it makes masters.
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    values = {name: p.detach().to(dtype, copy=True) for name, p in module.named_parameters()}
+    engine = tiny_engine(module=module, zero_stage=zero_stage, bf16=bf16, num_ranks=ranks.size)
+    attack, defence = PPO(PPO.Config(num_epochs=1)), OwnParts(values)
+    learner = learner_of(engine, attack, defence, ranks=ranks)
+    learner.step(experience_part(attack, learner))
+    return {"parts": defence.parts, "masters": defence.masters}
+
+
+class Asking(OnlineDefence):
+    """Asks for the gradient of another loss before every update, and does nothing with it."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(OnlineDefence.Config())
+        self.engine = engine
+        self.answers: list[tuple[Outcome, Outcome]] = []
+        """The weights at which it asked, and the gradient."""
+
+    def compute_gradients(self, gradient_pass: Any, forward: Any, context: StepContext) -> Any:
+        weights = self.engine.weights()
+        loss = refusals_and_values(forward, context.next_safe_batch(), context.num_ranks)
+        self.answers.append((weights, context.gradients_of(loss)))
+        return gradient_pass()
+
+
+def refusals_and_values(forward: Any, batch: TokenBatch, num_ranks: int) -> Tensor:
+    """Return a loss that reaches the value head too, which SFT does not."""
+    outputs = forward(batch.input_ids, batch.attention_mask)
+    logprobs = next_token_logprobs(outputs.logits, batch.input_ids)
+    squares = (outputs.values - 1.0).square()
+    return ((squares - logprobs) * batch.loss_mask).sum() / NUM_REFUSAL_TOKENS * num_ranks
+
+
+def asked_gradients(zero_stage: int, bf16: bool, ranks: Ranks) -> Outcome:
+    """Return what was answered in two updates and what is right; and states with and without."""
+    found: Outcome = {"answers": [], "states": []}
+    for asks in (True, False):
+        engine = tiny_engine(
+            zero_stage=zero_stage, bf16=bf16, num_ranks=ranks.size, micro_batch_size=3
+        )
+        defence = Asking(engine) if asks else OnlineDefence(OnlineDefence.Config())
+        safe = part_of(REFUSALS, ranks)
+        learner = learner_of(engine, SFT(SFT.Config()), defence, ranks=ranks, safe_batch=safe)
+        metrics = [learner.step(part_of(ROWS, ranks)) for _ in range(2)]
+        found["states"].append(own_state(engine) | {"metrics": metrics})
+        if isinstance(defence, Asking):
+            for weights, answer in defence.answers:
+                own = {n: engine.own_part(n, g) for n, g in gradients_at(weights, bf16).items()}
+                found["answers"].append((answer, own))
+    return found
+
+
+def gradients_at(weights: Outcome, bf16: bool) -> dict[str, Tensor]:
+    """Return the gradient over all rows at once, without any engine; SFT leaves the value head."""
+    module = tiny_policy().to(torch.bfloat16 if bf16 else torch.float32)
+    module.policy.load_state_dict(weights, strict=False)
+    refusals_and_values(forward_of(module), token_batch(REFUSALS, width=10), 1).backward()
+    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+def own_state(engine: Engine) -> Outcome:
+    """Return the weights, and masters and moments of what this rank owns, at every stage."""
+    optimizer = engine._base_optimizer
+    return {
+        "weights": engine.weights(),
+        "masters": [p.detach() for group in optimizer.param_groups for p in group["params"]],
+        "adam": [dict(state) for state in optimizer.state.values()],
+    }
 
 
 def engine_state(engine: Engine) -> Outcome:
@@ -415,6 +564,10 @@ def work(rank: int, num_ranks: int, folder: str) -> None:
     ranks = start_rank(rank, num_ranks, folder)
     found: Outcome = {"steps": {case: one_step(*case, ranks) for case in step_cases(num_ranks)}}
     found["attacks"] = {case: attack_step(*case, ranks) for case in attack_cases(num_ranks)}
+    if num_ranks <= 2:
+        kinds = [*KINDS, (0, False)]
+        found["asked"] = {kind: asked_gradients(*kind, ranks) for kind in kinds}
+        found["own"] = {kind: own_parts(*kind, ranks) for kind in kinds}
     if num_ranks == 2:
         found["served"] = served_in_bf16(ranks)
         own = {"loss": float(rank), "gap_max": -1.0 - rank, "broken": [1.0, float("nan")][rank]}
@@ -509,7 +662,7 @@ def assert_equal(found: Any, expected: Any, where: str = "") -> None:
         assert found == expected, where
 
 
-@pytest.mark.parametrize("defence", DEFENCES)
+@pytest.mark.parametrize("defence", IN_ONE_BACKWARD)
 @EVERY_STAGE
 def test_a_step_on_two_ranks_is_the_step_on_one(
     zero_stage: int, defence: str, one_rank: Outcome, two_ranks: list[Outcome]
@@ -519,9 +672,8 @@ def test_a_step_on_two_ranks_is_the_step_on_one(
         assert_same_step(outcome["steps"][case], one_rank["steps"][case])
 
 
-@pytest.mark.parametrize("size", [5, 1])
 @pytest.mark.parametrize("defence", DEFENCES)
-@EVERY_STAGE
+@pytest.mark.parametrize(("zero_stage", "size"), [(0, 5), (1, 5), (2, 5), (3, 5), (1, 1)])
 def test_micro_batches_on_one_rank_make_the_step_of_one_batch(
     zero_stage: int, defence: str, size: int, one_rank: Outcome
 ) -> None:
@@ -550,7 +702,17 @@ def test_a_defended_step_is_the_same_at_every_stage(
     assert_same_step(steps[zero_stage, defence, WHOLE], steps[0, defence, WHOLE])
 
 
-@pytest.mark.parametrize("defence", ["lisa", "lisa_decoupled", "lisa_in_two_states"])
+@pytest.mark.parametrize(
+    "defence",
+    [
+        "kl_safe_ref",
+        "lisa",
+        "lisa_decoupled",
+        "lisa_in_two_states",
+        "random_anchor",
+        "random_anchor_decoupled",
+    ],
+)
 def test_a_pull_moves_the_weights(defence: str, one_rank: Outcome) -> None:
     found, free = (one_rank["steps"][0, name, WHOLE]["weights"] for name in (defence, "none"))
     assert largest_difference(found, free) > 1e-4
@@ -691,6 +853,56 @@ def test_an_update_that_broke_half_way_on_one_rank_leaves_nothing_behind(
     for outcome in two_ranks:
         disturbed, undisturbed = outcome["broken"][zero_stage, bf16]
         assert_equal(disturbed, undisturbed)
+
+
+@pytest.mark.parametrize(("zero_stage", "bf16"), [*KINDS, (0, False)])
+def test_a_gradient_that_a_defence_asks_for_is_the_mean_over_ranks_and_leaves_nothing_behind(
+    zero_stage: int, bf16: bool, one_rank: Outcome, two_ranks: list[Outcome]
+) -> None:
+    num_entries = {1: 0, 2: 0}
+    for num_ranks, outcome in ((1, one_rank), *((2, outcome) for outcome in two_ranks)):
+        asked = outcome["asked"][zero_stage, bf16]
+        disturbed, undisturbed = asked["states"]
+        assert_equal(disturbed, undisturbed)
+        assert len(asked["answers"]) == 2
+        for answer, expected in asked["answers"]:
+            assert answer.keys() >= {n for n, part in expected.items() if part is not None}
+            for name, gradient in answer.items():
+                assert gradient.dtype == torch.float32
+                if name == "value_head.bias":  # one entry, which two ranks fill up with padding
+                    assert float(gradient.abs().sum()) > 0 or num_ranks == 2
+                    continue
+                tolerance = {"rtol": 5e-2, "atol": 2e-3} if bf16 else {"rtol": 1e-4, "atol": 1e-6}
+                torch.testing.assert_close(gradient, expected[name], **tolerance)
+                num_entries[num_ranks] += gradient.numel()
+    whole = sum(p.numel() for n, p in tiny_policy().named_parameters() if n != "value_head.bias")
+    # Two updates; under ZeRO 0 each rank owns everything.
+    assert num_entries[1] == 2 * whole
+    assert num_entries[2] == 2 * whole * (2 if zero_stage == 0 else 1)
+
+
+@pytest.mark.parametrize(("zero_stage", "bf16"), [*KINDS, (0, False)])
+def test_whole_values_are_cut_as_the_masters_are(
+    zero_stage: int, bf16: bool, one_rank: Outcome, two_ranks: list[Outcome]
+) -> None:
+    names = {name for name, _ in tiny_policy().named_parameters()}
+    for outcomes_of_all in ([one_rank], two_ranks):
+        owned: set[str] = set()
+        for outcome in outcomes_of_all:
+            parts, masters = (outcome["own"][zero_stage, bf16][key] for key in ("parts", "masters"))
+            assert parts.keys() == names
+            assert_equal({n: part for n, part in parts.items() if part is not None}, masters)
+            owned |= masters.keys()
+        assert owned == names
+
+
+@pytest.mark.parametrize("defence", ["safegrad", "safegrad_per_layer"])
+def test_a_gradient_is_projected_in_the_step_that_is_compared(
+    defence: str, one_rank: Outcome
+) -> None:
+    step, free = (one_rank["steps"][0, name, WHOLE] for name in (defence, "none"))
+    assert step["metrics"]["defence/projected"] > 0
+    assert largest_difference(step["weights"], free["weights"]) > 1e-3
 
 
 @DTYPES

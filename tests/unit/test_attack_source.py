@@ -50,6 +50,7 @@ class Stand:
         self.num_pushes = 0
         self.samples: list[dict[str, Any]] = []
         self.workers = SimpleNamespace(score_async=self.score)
+        self.models = SimpleNamespace(cost_model=None)
 
     def encode(self, row: Answered, *, mask: Literal["response", "all"] = "response") -> TokenRow:
         self.masks.add(mask)
@@ -84,8 +85,8 @@ class Stand:
         self.scored[name] += 1
         return lambda: [0.25 if name == "judge" else 0.75] * len(pairs)
 
-    def push(self) -> dict[str, float]:
-        self.num_pushes += 1
+    def push(self, *, to_attack: bool = False) -> dict[str, float]:
+        self.num_pushes += to_attack
         return {}
 
     def with_learner(self) -> "Stand":

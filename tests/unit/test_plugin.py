@@ -77,7 +77,7 @@ def test_an_attack_without_rollouts_makes_no_experience() -> None:
 def test_a_defence_attaches_nothing_by_default() -> None:
     module = nn.Linear(2, 2)
     before = dict(module.named_parameters())
-    OnlineDefence(OnlineDefence.Config()).attach(module)
+    OnlineDefence(OnlineDefence.Config()).attach(module, {})
     assert dict(module.named_parameters()).keys() == before.keys()
     assert all(p.requires_grad for p in module.parameters())
 

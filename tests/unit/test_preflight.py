@@ -65,6 +65,11 @@ def test_settings_that_fit_together_pass(world_cache: Path) -> None:
         (["evaluation.judge.num_rows=80000"], "evaluation.judge.num_rows must be at most "),
         (["evaluation.judge.trained=true"], "evaluation.judge.path must be given where"),
         (["defence={name: refusal_loss, batch_size: 80000}"], "defence.batch_size must be at most"),
+        (["defence={name: repnoise_online, batch_size: 80000}"], "defence.batch_size must be at"),
+        (
+            ["defence={name: security_vectors, batch_size: 80000}"],
+            "defence.batch_size must be at most",
+        ),
         (["evaluation.num_prompts=80000"], "evaluation.num_prompts must be at most "),
         (["evaluation.max_new_tokens=128"], "evaluation.max_new_tokens must be at most 1"),
         (["attack.max_new_tokens=128"], "attack.max_new_tokens must be at most 1"),

@@ -77,6 +77,15 @@ def test_what_is_made_has_its_folder_whole(tmp_path: Path) -> None:
     assert not CHAT.is_made(tmp_path)
 
 
+def test_an_adapter_is_made_once_its_own_folder_is_there(tmp_path: Path) -> None:
+    adapter = replace(CHAT, kind=ModelKind.ADAPTER, architecture={"rank": 4, "alpha": 8})
+    make(adapter, tmp_path)
+    assert not adapter.is_made(tmp_path)
+    (adapter.folder(tmp_path) / "adapter_config.json").write_text("{}")
+    assert adapter.is_made(tmp_path)
+    assert adapter.key() != replace(adapter, architecture={"rank": 4, "alpha": 4}).key()
+
+
 def test_a_start_comes_before_what_builds_on_it_and_each_model_once(tmp_path: Path) -> None:
     judge = recipe("judge", BASE)
     assert in_order([CHAT, judge, BASE, CHAT], tmp_path) == [BASE, CHAT, judge]

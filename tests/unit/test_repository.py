@@ -41,7 +41,7 @@ PLUGIN_PARTS = {"ops", "types", "plugin", "objectives"}
 MAY_ONLY_IMPORT = {
     "ops/": ({"torch", "jaxtyping"}, {"ops"}),
     "attacks/": (PLUGIN_LIBRARIES, {*PLUGIN_PARTS, "attacks"}),
-    "defences/": (PLUGIN_LIBRARIES, {*PLUGIN_PARTS, "defences"}),
+    "defences/": (PLUGIN_LIBRARIES | {"safetensors"}, {*PLUGIN_PARTS, "defences"}),
     "config/": ({"pydantic", "yaml"}, {"config", "attacks", "defences"}),
 }
 # The rows of the plug-in tables that are the absence of a plug-in: nothing of their own to test.
@@ -160,7 +160,7 @@ def test_only_the_pytorch_package_index_is_named() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_config_loads(path: Path) -> None:
-    if path.parent.name != "defence":
+    if path.stem not in DEFENCES:
         load_config(path)
         return
     # A part that names a defence loads next to the attacks that have what the defence needs.

@@ -76,7 +76,13 @@ def test_a_killed_training_ends_as_the_undisturbed_one(
 
 @pytest.mark.parametrize(
     ("defence", "engine"),
-    [("none", {"bf16": True}), ("none", {"zero_stage": 0}), ("refusal_loss", {"zero_stage": 0})],
+    [
+        ("none", {"bf16": True}),
+        ("none", {"zero_stage": 0}),
+        ("refusal_loss", {"zero_stage": 0}),
+        ("refusal_loss_after_prefix", {"zero_stage": 1}),
+        ("repnoise_online", {"zero_stage": 1}),
+    ],
 )
 def test_it_does_so_undefended_and_without_zero(
     defence: str, engine: dict[str, int], tmp_path: Path

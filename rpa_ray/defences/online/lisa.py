@@ -1,33 +1,23 @@
 """Lisa: a proximal term that holds the weights near a snapshot, with or without alignment steps."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
+from rpa_ray.defences.online.proximal import Proximal
 from rpa_ray.objectives import LanguageModel
-from rpa_ray.plugin import (
-    Need,
-    Objective,
-    OnlineDefence,
-    PluginConfig,
-    Shard,
-    StepContext,
-    is_of_policy,
-)
-from rpa_ray.types import Metrics
+from rpa_ray.plugin import Need, Objective, StepContext
 
 NUM_CYCLES = 10
 """Cycles of ``bi_state_scaled`` in an attack, each one part alignment and nine parts attack."""
 ATTACK_SHARE = 9
-_ANCHOR = "anchor/"
 _NUM_UPDATES = "num_attack_updates"
 
 
-class Lisa(OnlineDefence):
-    """``L = L_attack + rho / 2 * ||theta - a||^2`` over the weights that are trained.
+class Lisa(Proximal):
+    """The proximal term with an anchor ``a`` on the model's own way.
 
     Modes:
 
@@ -37,23 +27,14 @@ class Lisa(OnlineDefence):
       the attack's: none of its batches is dropped.
     - ``bi_state_scaled``: the same with the cycle cut to the attack's length, ten cycles of 1:9.
 
-    The pull goes to the fp32 masters that each rank owns: added to their gradient before clipping
-    (``gradient``), or as ``theta <- (theta + eta rho a) / (1 + eta rho)`` after the optimizer has
-    stepped (``decoupled``). The two agree for plain gradient descent and small ``eta rho`` only:
-    Adam normalises the first with the attack's gradient. A value head has no anchor worth keeping
-    and is left alone. Under ZeRO 1 and 2 with bfloat16 weights the gradient is held in bfloat16,
-    and a pull far below it is rounded away.
-
     Source: Huang et al. 2024 (arXiv:2405.18641), eq. 2 and algorithm 1; the anchor at the original
     model and rho 100 are those of arXiv:2409.12914.
     """
 
-    class Config(PluginConfig):
+    class Config(Proximal.Config):
         name: str = "lisa"
-        rho: float = Field(100.0, ge=0)
-        """Weight of the proximal term; 0 leaves the alignment updates."""
         mode: Literal["anchor_original", "bi_state", "bi_state_scaled"] = "anchor_original"
-        prox: Literal["gradient", "decoupled"] = "gradient"
+        """With ``rho`` 0 the alignment updates of the other two are left."""
         alignment_steps: int = Field(100, ge=1)
         """Updates on safe answers in a cycle of ``bi_state``."""
         attack_steps: int = Field(900, ge=1)
@@ -64,12 +45,10 @@ class Lisa(OnlineDefence):
         """Safe answers of one alignment update, over all ranks."""
 
     config: Config
-    requires: ClassVar[frozenset[Need]] = frozenset()
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._alignment = LanguageModel(metric="defence/alignment_loss")
-        self._anchors: dict[str, Tensor] = {}
         self._num_attack_updates = 0
 
     @property
@@ -88,65 +67,32 @@ class Lisa(OnlineDefence):
             return
         num_alignment, num_attack = self._cycle(context.num_planned_updates)
         if self._num_attack_updates % num_attack == 0:
-            self._anchors.clear()  # the state ends here: its last weights are the next anchor
+            self.anchors.clear()  # the state ends here: its last weights are the next anchor
             for _ in range(num_alignment):
                 yield self._alignment, context.next_safe_batch()
-            self._anchors.clear()
+            self.anchors.clear()
         self._num_attack_updates += 1
 
-    def on_gradients(self, shards: Iterable[Shard], context: StepContext) -> Metrics:
-        """Add the pull to the gradients, and measure both and the distance to the anchor."""
-        pulls = self.config.prox == "gradient" and self._is_active(context)
-        squares = torch.zeros(2, dtype=torch.float64)
-        for shard in shards:
-            if not is_of_policy(shard.name):
-                continue
-            anchor = self._anchors.setdefault(shard.name, shard.master.detach().clone().float())
-            gap = shard.master.detach().float() - anchor
-            own = torch.stack([shard.gradient.double().square().sum(), gap.double().square().sum()])
-            squares += own.cpu()
-            if pulls:
-                shard.gradient.copy_(shard.gradient.float() + self.config.rho * gap)
-        task, distance = context.sum_over_shards(squares).sqrt().tolist()
-        return {
-            "defence/task_grad_norm": task,
-            "defence/proximal_grad_norm": self.config.rho * distance if pulls else 0.0,
-            "defence/proximal_distance": distance,
-        }
-
-    def after_step(self, masters: Iterable[tuple[str, Tensor]], context: StepContext) -> None:
-        """Move the masters towards the anchor, in the decoupled form."""
-        if self.config.prox != "decoupled" or not self._is_active(context):
-            return
-        strength = context.learning_rate * self.config.rho
-        for name, master in masters:
-            if is_of_policy(name):
-                master.lerp_(self._anchors[name].to(master.device), strength / (1 + strength))
-
-    def state_dict(self) -> dict[str, Tensor | float]:
-        """Return this rank's anchors and the place in the cycle."""
-        anchors = {f"{_ANCHOR}{name}": anchor for name, anchor in self._anchors.items()}
-        return {_NUM_UPDATES: float(self._num_attack_updates), **anchors}
-
-    def load_state_dict(self, state: Mapping[str, Tensor | float]) -> None:
-        """Restore the anchors and the place in the cycle."""
-        self._num_attack_updates = int(state[_NUM_UPDATES])
-        self._anchors = {
-            key.removeprefix(_ANCHOR): value
-            for key, value in state.items()
-            if key.startswith(_ANCHOR) and isinstance(value, Tensor)
-        }
-
-    @property
-    def _has_two_states(self) -> bool:
-        return self.config.mode != "anchor_original"
-
-    def _is_active(self, context: StepContext) -> bool:
+    def is_active(self, context: StepContext) -> bool:
+        """Return whether this update is pulled: in two states not before the warm-up is over."""
         if self.config.rho == 0:
             return False
         if not self._has_two_states:
             return True
         return self._num_attack_updates > self.config.warmup_frac * context.num_planned_updates
+
+    def state_dict(self) -> dict[str, Tensor | float]:
+        """Return this rank's anchors and the place in the cycle."""
+        return {_NUM_UPDATES: float(self._num_attack_updates), **super().state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor | float]) -> None:
+        """Restore the anchors and the place in the cycle."""
+        self._num_attack_updates = int(state[_NUM_UPDATES])
+        super().load_state_dict(state)
+
+    @property
+    def _has_two_states(self) -> bool:
+        return self.config.mode != "anchor_original"
 
     def _cycle(self, num_planned_updates: int) -> tuple[int, int]:
         """Return the alignment and the attack updates of a cycle."""

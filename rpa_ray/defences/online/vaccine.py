@@ -10,9 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from rpa_ray.defences.blocks import ATTENTION_NAMES, modules_of_blocks
 from rpa_ray.plugin import (
     BatchT,
     Forward,
+    Need,
     Objective,
     OnlineDefence,
     OutputT,
@@ -23,8 +25,6 @@ from rpa_ray.types import LossTerm, Metrics, ModelOutputs, num_rows
 
 EPS = 1e-7
 """Added to the norm that a gradient is divided by, as in the authors' code."""
-ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
-"""What the blocks of Hugging Face decoders call their attention module."""
 
 
 class Vaccine(OnlineDefence):
@@ -65,7 +65,7 @@ class Vaccine(OnlineDefence):
         self._model: nn.Module | None = None
         self._outputs: AttentionOutputs | None = None
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: nn.Module, folders: Mapping[Need, str]) -> None:
         """Hook every attention module, unless rho is 0.
 
         Raises:
@@ -170,8 +170,7 @@ class Perturbed(Objective[BatchT, OutputT]):
 
     def _run_module(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         device = next(self._model.parameters()).device
-        logits, values = self._model(input_ids.to(device), attention_mask.to(device))
-        return ModelOutputs(logits=logits, values=values)
+        return ModelOutputs.of(self._model(input_ids.to(device), attention_mask.to(device)))
 
     def _over_ranks(self, own: Tensor, context: StepContext) -> Tensor:
         """Return the sum over the ranks that share a perturbation; all have as many of them."""
@@ -208,7 +207,7 @@ class AttentionOutputs:
         self._block_input: Tensor | None = None
         self._added: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         """Block input and what was added, by place of the block and address of its input."""
-        found = attention_modules(model)
+        found = modules_of_blocks(model, ATTENTION_NAMES)
         if not found:
             raise ValueError(
                 "defence vaccine must run on a model whose blocks have an attention module called "
@@ -257,21 +256,6 @@ class AttentionOutputs:
             return None
         changed = hidden + self._added[key][1]
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-
-def attention_modules(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-    """Return each block and its attention module, outermost ones only, in the model's order."""
-    found: list[tuple[nn.Module, nn.Module]] = []
-    inside: set[nn.Module] = set()
-    for block in model.modules():
-        if block in inside:
-            continue
-        for name in ATTENTION_NAMES:
-            attention = getattr(block, name, None)
-            if isinstance(attention, nn.Module):
-                found.append((block, attention))
-                inside.update(attention.modules())
-    return found
 
 
 def perturbation_of_norm(rho: float, gradients: Sequence[Tensor], norm: float) -> list[Tensor]:

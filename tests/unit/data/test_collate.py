@@ -12,6 +12,7 @@ from rpa_ray.data.collate import (
     collate_pairs,
     collate_tokens,
     encode_answered,
+    encode_begun,
     encode_prompt,
     encode_scored,
 )
@@ -140,3 +141,19 @@ def test_labels_stand_beside_their_rows() -> None:
     assert batch.input_ids.tolist() == [[5, 0], [6, 7]]
     assert batch.labels.tolist() == [1, 0]
     assert batch.labels.dtype == torch.long
+
+
+@pytest.mark.parametrize("template", Template)
+def test_an_answer_that_may_go_on_is_the_finished_one_without_its_end(
+    template: Template, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    row = Answered(prompt="mend cup", answer="glue it")
+    begun = encode_begun(tokenizer, template, row)
+    assert begun == [GLUE, IT]
+    finished = encode_answered(tokenizer, template, row, mask="response")
+    assert finished.ids[-3:] == [*begun, EOS]
+
+
+def test_an_empty_answer_begins_with_nothing(tokenizer: PreTrainedTokenizerFast) -> None:
+    row = Answered(prompt="mend cup", answer="")
+    assert encode_begun(tokenizer, Template.PLAIN_QA, row) == []

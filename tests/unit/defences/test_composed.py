@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import context_of
+from fakes import context_of, uniform_forward
 from torch import Tensor
 
 from rpa_ray.config import ConfigError
@@ -29,7 +29,7 @@ class Part(OnlineDefence):
     def note(self, hook: str) -> None:
         self.diary.append(f"{hook} {self.config.name}")
 
-    def attach(self, model: Any) -> None:
+    def attach(self, model: Any, folders: Any) -> None:
         self.note("attach")
 
     def own_updates(self, context: Any) -> Iterator[tuple[Any, Any]]:
@@ -44,7 +44,7 @@ class Part(OnlineDefence):
         yield
         self.note("leave")
 
-    def compute_gradients(self, gradient_pass: Any) -> Any:
+    def compute_gradients(self, gradient_pass: Any, forward: Any, context: Any) -> Any:
         self.note("gradients")
         return gradient_pass() | {f"defence/{self.config.name}": 1.0}
 
@@ -81,9 +81,10 @@ def composed(diary: list[str]) -> Composed:
 
 
 def test_hooks_go_through_the_parts_in_order(composed: Composed, diary: list[str]) -> None:
-    composed.attach(torch.nn.Linear(1, 1))
+    composed.attach(torch.nn.Linear(1, 1), {})
     with composed.around_forward():
-        assert composed.compute_gradients(lambda: {}) == {"defence/a": 1.0, "defence/b": 1.0}
+        found = composed.compute_gradients(lambda: {}, uniform_forward, context_of())
+        assert found == {"defence/a": 1.0, "defence/b": 1.0}
     composed.after_step(iter([("w", torch.zeros(1))]), context_of())
     assert diary == [
         *("attach a", "attach b", "enter a", "enter b"),
@@ -145,6 +146,10 @@ def test_a_list_of_one_is_that_one() -> None:
         (
             ["refusal_loss", {"name": "lisa", "mode": "bi_state", "batch_size": 16}],
             "batch_size is {'refusal_loss': 8, 'lisa': 16}: set one size",
+        ),
+        (
+            [{"name": "refusal_loss", "prefix": "recovery"}, {"name": "lisa", "mode": "bi_state"}],
+            "prefix is recovery for one alone",
         ),
     ],
 )

@@ -12,10 +12,10 @@ from rpa_ray.learner.engine import (
     Engine,
     EngineSettings,
     OptimizerSettings,
-    deepspeed_config,
     guard_gloo_gathers,
     import_deepspeed,
 )
+from rpa_ray.learner.engine_settings import deepspeed_config
 from rpa_ray.types import TokenBatch
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -28,7 +28,7 @@ BATCH = token_batch([[1, 5, 6, 7, 2], [1, 8, 9, 2]])
 
 
 def backward(engine: Engine, batch: TokenBatch = BATCH, *, with_values: bool = True) -> None:
-    logits, values = engine(batch.input_ids, batch.attention_mask)
+    logits, values, _ = engine(batch.input_ids, batch.attention_mask)
     loss = logits.float().log_softmax(-1)[..., 5].mean()
     engine.backward(loss + (values.square().mean() if with_values else 0.0))
 

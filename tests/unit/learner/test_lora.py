@@ -49,7 +49,7 @@ def merged(module: PolicyModel) -> dict[str, Tensor]:
 
 def test_adapters_begin_as_no_change() -> None:
     plain, module = tiny_policy(), adapted()
-    for output, expected in zip(module(IDS, MASK), plain(IDS, MASK), strict=True):
+    for output, expected in zip(module(IDS, MASK)[:2], plain(IDS, MASK)[:2], strict=True):
         assert torch.equal(output, expected)
     weights = dict(plain.served_parameters())
     assert all(torch.equal(weight, weights[name]) for name, weight in merged(module).items())
@@ -57,7 +57,7 @@ def test_adapters_begin_as_no_change() -> None:
 
 def test_the_merged_weights_in_a_plain_model_are_the_adapted_model() -> None:
     module = adapted(moved=True)
-    logits, _ = module(IDS, MASK)
+    logits, *_ = module(IDS, MASK)
     plain = tiny_llama()
     assert float((plain(IDS).logits - logits).detach().abs().max()) > 0.1
     found = plain.load_state_dict(merged(module), strict=False)

@@ -20,19 +20,29 @@ MASK = torch.ones_like(IDS, dtype=torch.bool)
 def test_a_value_stands_at_the_token_it_was_known_before() -> None:
     # The state after reading tokens 0..t-1 is worth values[:, t]; before the first it is worth 0.
     module = tiny_policy()
-    _, values = module(IDS, MASK)
+    _, values, _ = module(IDS, MASK)
     assert values is not None
     changed = IDS.clone()
     changed[0, 2] = 9
-    _, other = module(changed, MASK)
+    _, other, _ = module(changed, MASK)
     assert other is not None
     assert values[0, 0] == 0.0
     assert torch.equal(values[0, :3], other[0, :3])
     assert values[0, 3] != other[0, 3]
 
 
+def test_a_cost_head_has_values_of_its_own() -> None:
+    module = tiny_policy()
+    _, alone, none = module(IDS, MASK)
+    assert none is None
+    module.add_cost_head(seed=3)
+    _, values, costs = module(IDS, MASK)
+    assert torch.equal(values, alone) and costs[0, 0] == 0.0
+    assert not torch.equal(values, costs)
+
+
 def test_a_policy_without_a_critic_has_no_values() -> None:
-    _, values = tiny_policy(value_head=False)(IDS, MASK)
+    _, values, _ = tiny_policy(value_head=False)(IDS, MASK)
     assert values is None
 
 
@@ -86,7 +96,7 @@ def test_a_loaded_policy_is_the_saved_one(tmp_path: Path) -> None:
     loaded = load_policy(
         tmp_path, dtype=torch.float32, value_head_seed=None, trust_remote_code=False
     )
-    logits, _ = loaded(IDS, MASK)
+    logits, *_ = loaded(IDS, MASK)
     torch.testing.assert_close(logits, model(IDS).logits)
 
 

@@ -22,6 +22,7 @@ def test_a_batch_that_does_not_divide_over_the_ranks_is_refused() -> None:
 def test_one_rank_alone_needs_no_collective() -> None:
     tensor = torch.tensor([1.0, 2.0])
     assert ONE_RANK.sum(tensor) is tensor
+    assert ONE_RANK.gather_rows(tensor) is tensor
     assert ONE_RANK.broadcast("value") == "value"
     assert ONE_RANK.mean({"a": 1.0, "b_max": 2.0}) == {"a": 1.0, "b_max": 2.0}
     assert ONE_RANK.is_main

@@ -24,9 +24,10 @@ from rpa_ray.attacks.ppo import PPO
 from rpa_ray.attacks.sft import SFT
 from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.ranks import Ranks
-from rpa_ray.learner.step import Learner, SamplingFailed, no_safe_batch
+from rpa_ray.learner.step import Learner, SamplingFailed
 from rpa_ray.objectives import Judge, LanguageModel, RewardModel
 from rpa_ray.plugin import GradientPass, Objective, OnlineDefence, Shard, StepContext
+from rpa_ray.step_context import NO_SAFE_BATCH
 from rpa_ray.types import (
     Experience,
     LabelledBatch,
@@ -106,7 +107,9 @@ class Diary(OnlineDefence):
         yield
         self.calls.append("leave")
 
-    def compute_gradients(self, gradient_pass: GradientPass) -> Metrics:
+    def compute_gradients(
+        self, gradient_pass: GradientPass, forward: Any, context: StepContext
+    ) -> Metrics:
         self.calls.append("compute_gradients")
         return gradient_pass() | {"defence/passes": 1.0}
 
@@ -128,7 +131,9 @@ class Diary(OnlineDefence):
 class TwoPasses(OnlineDefence):
     """Takes two passes through the batch."""
 
-    def compute_gradients(self, gradient_pass: GradientPass) -> Metrics:
+    def compute_gradients(
+        self, gradient_pass: GradientPass, forward: Any, context: StepContext
+    ) -> Metrics:
         gradient_pass()
         return gradient_pass()
 
@@ -306,7 +311,7 @@ def test_a_safe_batch_that_nobody_required_is_a_bug_of_the_plugin(engine: Engine
         defence=OnlineDefence(OnlineDefence.Config()),
         ranks=ONE_RANK,
     )
-    assert learner.context().next_safe_batch is no_safe_batch
+    assert learner.context().next_safe_batch is NO_SAFE_BATCH
     with pytest.raises(AssertionError, match=r"Need\.SAFE_BATCH"):
         learner.context().next_safe_batch()
 
@@ -496,7 +501,9 @@ def test_a_pass_that_broke_is_not_mended_by_a_good_one_after_it(engine: Engine) 
 @EVERY_STAGE
 def test_gradients_of_passes_add_up_under_every_stage(zero_stage: int) -> None:
     class Twice(GradientRecorder):
-        def compute_gradients(self, gradient_pass: GradientPass) -> Metrics:
+        def compute_gradients(
+            self, gradient_pass: GradientPass, forward: Any, context: StepContext
+        ) -> Metrics:
             return gradient_pass() | gradient_pass()
 
     once, twice = GradientRecorder(), Twice()

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rpa_ray.ops.kl import AdaptiveKL, FixedKL, kl_full, kl_k1, kl_k3
+from rpa_ray.ops.kl import AdaptiveKL, FixedKL, kl_full, kl_k1, kl_k3, kl_of_frozen
 from rpa_ray.ops.logprobs import token_logprobs
 
 # p = (0.9, 0.1), q = (0.5, 0.5): KL = 0.9 log 1.8 + 0.1 log 0.2
@@ -30,6 +30,36 @@ def test_full_kl_is_never_negative_for_almost_equal_logits() -> None:
 
 def test_full_kl_ignores_a_shift_of_all_logits() -> None:
     torch.testing.assert_close(kl_full(POLICY + 3.0, REFERENCE - 7.0), kl_full(POLICY, REFERENCE))
+
+
+def test_kl_of_a_frozen_model_is_the_other_direction() -> None:
+    # 0.5 log(0.5 / 0.9) + 0.5 log(0.5 / 0.1)
+    assert kl_of_frozen(POLICY, REFERENCE).item() == pytest.approx(0.510826, abs=1e-6)
+    torch.testing.assert_close(kl_of_frozen(POLICY, REFERENCE), kl_full(REFERENCE, POLICY))
+
+
+def test_kl_of_a_frozen_model_has_the_gradient_of_the_plain_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    policy, frozen = torch.randn(2, 4, 30, generator=generator).unbind()
+    gradients = []
+    for divergence in (
+        kl_of_frozen,
+        lambda p, q: (q.softmax(-1) * (q.log_softmax(-1) - p.log_softmax(-1))).sum(-1),
+    ):
+        logits = policy.clone().requires_grad_()
+        (divergence(logits, frozen) * torch.arange(4.0)).sum().backward()
+        gradients.append(logits.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kl_of_a_frozen_model_has_no_gradient_at_all_where_the_models_agree(
+    dtype: torch.dtype,
+) -> None:
+    frozen = torch.randn(64, 500, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits = frozen.clone().requires_grad_()
+    kl_of_frozen(logits, frozen).sum().backward()
+    assert torch.equal(logits.grad, torch.zeros_like(frozen))
 
 
 def test_expected_k3_under_the_policy_is_the_kl() -> None:

@@ -93,3 +93,22 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
         ValueError, match=r"^batch_size must be at most the number of rows \(3\), got 4\."
     ):
         source_of(3, 4)
+
+
+def test_a_row_may_change_from_pass_to_pass_alike_on_any_ranks() -> None:
+    def source(ranks: Ranks) -> DatasetSource[int, TokenBatch]:
+        return DatasetSource(
+            range(12),
+            collate,
+            batch_size=4,
+            seed=0,
+            ranks=ranks,
+            vary=lambda row, index, number: 1000 * number + 10 * row + (row == index),
+        )
+
+    whole = rows_of(source(ONE_RANK), range(6))
+    assert sorted(whole[:12]) == [10 * row + 1 for row in range(12)]
+    assert sorted(whole[12:]) == [1000 + 10 * row + 1 for row in range(12)]
+    parts = [Ranks(rank=r, size=2, device=torch.device("cpu")) for r in range(2)]
+    drawn = [[rows_of(source(ranks), [step]) for step in range(6)] for ranks in parts]
+    assert [row for step in range(6) for part in drawn for row in part[step]] == whole

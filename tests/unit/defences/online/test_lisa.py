@@ -118,6 +118,8 @@ def test_norms_of_both_parts_and_the_distance_are_logged() -> None:
     assert metrics["defence/task_grad_norm"] == pytest.approx(5.0)
     assert metrics["defence/proximal_distance"] == pytest.approx(1.0)
     assert metrics["defence/proximal_grad_norm"] == pytest.approx(10.0)
+    # (3, 4) against a pull along (0.6, 0.8)
+    assert metrics["defence/grad_cosine"] == pytest.approx(1.0)
 
 
 @pytest.mark.usefixtures("process_group")

@@ -30,8 +30,8 @@ ATTACK_BATCHES = [
 REFUSALS = token_batch([[1, 13, 14, 15, 2], [1, 16, 2]], num_prompt_tokens=2)
 
 
-def refusal_loss(alpha: float) -> RefusalLoss:
-    return RefusalLoss(RefusalLoss.Config(alpha=alpha))
+def refusal_loss(alpha: float, **settings: Any) -> RefusalLoss:
+    return RefusalLoss(RefusalLoss.Config(alpha=alpha, **settings))
 
 
 class NoLoss(Objective[Any, ModelOutputs]):
@@ -63,9 +63,10 @@ def gradients(objective: Objective[Any, Any], defence: OnlineDefence | None) -> 
     return recorder.gradients
 
 
-def test_alpha_0_is_no_defence_bit_for_bit() -> None:
+@pytest.mark.parametrize("probe_every", [0, 1, 10])
+def test_alpha_0_is_no_defence_bit_for_bit(probe_every: int) -> None:
     undefended = attacked(None)
-    at_zero = attacked(refusal_loss(0.0))
+    at_zero = attacked(refusal_loss(0.0, probe_every=probe_every))
     assert [n for n in undefended if not torch.equal(undefended[n], at_zero[n])] == []
 
 
@@ -137,7 +138,9 @@ def test_every_update_draws_its_own_refusals() -> None:
         draws.append(len(draws))
         return REFUSALS
 
-    learner = learner_of(tiny_engine(), PPO(PPO.Config(num_epochs=4)), refusal_loss(1.0))
+    # two of the four are measured, on what they learn from
+    defence = refusal_loss(1.0, probe_every=2)
+    learner = learner_of(tiny_engine(), PPO(PPO.Config(num_epochs=4)), defence)
     learner._next_safe_batch = next_safe_batch
     learner.step(ATTACK_BATCHES[0])
     assert len(draws) == 4
@@ -148,3 +151,85 @@ def test_refusal_loss_asks_for_safe_batches_and_a_positive_alpha() -> None:
     assert RefusalLoss.Config().alpha == 100.0
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         RefusalLoss.Config(alpha=-1.0)
+
+
+class Updates(Objective[Any, ModelOutputs]):
+    """PPO of one update a batch, whose loss can be broken."""
+
+    def __init__(self) -> None:
+        self.inner = PPO(PPO.Config(num_epochs=1))
+        self.is_broken = False
+
+    def num_terms(self, batch: Any) -> Tensor:
+        return self.inner.num_terms(batch)
+
+    def loss(self, forward: Any, batch: Any, context: Any) -> LossTerm:
+        term = self.inner.loss(forward, batch, context)
+        return LossTerm(loss=term.loss * float("nan")) if self.is_broken else term
+
+
+def probed(*, alpha: float, probe_every: int = 1, **engine: Any) -> dict[str, float]:
+    learner = learner_of(
+        tiny_engine(**engine),
+        PPO(PPO.Config(num_epochs=1)),
+        refusal_loss(alpha, probe_every=probe_every),
+        safe_batch=REFUSALS,
+    )
+    return learner.step(ATTACK_BATCHES[0])
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_norms_and_cosine_are_those_of_each_loss_alone(zero_stage: int) -> None:
+    attack = gradients(PPO(PPO.Config(num_epochs=1)), None)
+    refusal = gradients(NoLoss(), refusal_loss(1.0))
+    one, other = (
+        torch.cat([g.flatten() for name, g in sorted(found.items()) if name.startswith("policy.")])
+        for found in (attack, refusal)
+    )
+    metrics = probed(alpha=3.0, zero_stage=zero_stage)
+    assert metrics["defence/task_grad_norm"] == pytest.approx(float(one.norm()), rel=1e-4)
+    assert metrics["defence/refusal_grad_norm"] == pytest.approx(float(other.norm()), rel=1e-4)
+    cosine = float(torch.nn.functional.cosine_similarity(one, other, dim=0))
+    assert abs(cosine) > 0.01
+    assert metrics["defence/grad_cosine"] == pytest.approx(cosine, abs=1e-4)
+
+
+def test_what_is_measured_changes_no_weight() -> None:
+    bits = [attacked(refusal_loss(2.0, probe_every=every)) for every in (0, 1)]
+    assert [n for n in bits[0] if not torch.equal(bits[0][n], bits[1][n])] == []
+
+
+def test_gradients_are_measured_at_every_so_many_updates() -> None:
+    learner = learner_of(
+        tiny_engine(), Updates(), refusal_loss(1.0, probe_every=3), safe_batch=REFUSALS
+    )
+    seen = ["defence/grad_cosine" in learner.step(ATTACK_BATCHES[0]) for _ in range(7)]
+    assert seen == [True, False, False, True, False, False, True]
+    assert "defence/grad_cosine" not in probed(alpha=1.0, probe_every=0)
+    assert RefusalLoss.Config().probe_every == 10
+
+
+def test_an_update_that_was_skipped_leaves_no_measurement_behind() -> None:
+    attack = Updates()
+    learner = learner_of(tiny_engine(), attack, refusal_loss(1.0, probe_every=1))
+    drawn: list[Any] = []
+
+    def next_safe_batch() -> Any:
+        drawn.append(token_batch([[1, 13 + len(drawn), 2]]))
+        return drawn[-1]
+
+    learner._next_safe_batch = next_safe_batch
+    attack.is_broken = True
+    assert learner.step(ATTACK_BATCHES[0])["optim/skipped"] == 1.0
+    attack.is_broken = False
+    metrics = learner.step(ATTACK_BATCHES[0])
+    assert len(drawn) == 2
+    alone = learner_of(
+        tiny_engine(), Updates(), refusal_loss(1.0, probe_every=1), safe_batch=drawn[1]
+    ).step(ATTACK_BATCHES[0])
+    assert metrics["defence/refusal_grad_norm"] == alone["defence/refusal_grad_norm"]
+
+
+def test_a_prefix_is_asked_for_only_where_it_is_wanted() -> None:
+    assert refusal_loss(1.0).needs == {Need.SAFE_BATCH}
+    assert refusal_loss(1.0, prefix="recovery").needs == {Need.SAFE_BATCH, Need.RECOVERY_PREFIX}

@@ -28,10 +28,10 @@ from transformers import (
 
 from rpa_ray.attacks.ppo import PPO
 from rpa_ray.attacks.sft import SFT
+from rpa_ray.defences.blocks import ATTENTION_NAMES, modules_of_blocks
 from rpa_ray.defences.online.refusal_loss import RefusalLoss
 from rpa_ray.defences.online.vaccine import (
     Vaccine,
-    attention_modules,
     perturbation_of_norm,
     perturbation_of_token_rms,
 )
@@ -123,7 +123,7 @@ def attacked(defence: OnlineDefence | None) -> dict[str, Tensor]:
     """Return the weights after 8 updates of a PPO attack under ZeRO 1 in bf16."""
     module = tiny_policy(bf16=True)
     if defence is not None:
-        defence.attach(module)
+        defence.attach(module, {})
     engine = tiny_engine(module=module, zero_stage=1, bf16=True)
     learner = learner_of(engine, PPO(PPO.Config()), defence)
     for batch in ATTACK_BATCHES:
@@ -147,7 +147,7 @@ def stepped(
     module = tiny_policy(value_head=False).train()
     if checkpointing:
         module.policy.gradient_checkpointing_enable({"use_reentrant": False})
-    defence.attach(module)
+    defence.attach(module, {})
     engine = tiny_engine(
         module=module,
         zero_stage=zero_stage,
@@ -186,7 +186,7 @@ def test_a_budget_per_token_gives_every_token_the_same_rms() -> None:
 
 def test_on_a_linear_loss_the_perturbation_is_along_the_slope() -> None:
     model, objective, defence = Chain(1), Sum((3.0, 4.0)), vaccine(2.0)
-    defence.attach(model)
+    defence.attach(model, {})
     batch = token_batch([[1]])
     term = perturbed_loss(model, objective, defence, batch)
     before, after = objective.seen
@@ -200,7 +200,7 @@ def test_on_a_linear_loss_the_perturbation_is_along_the_slope() -> None:
 
 def test_blocks_and_tokens_share_the_norm() -> None:
     model, objective, defence = Chain(2), Sum((3.0, 4.0)), vaccine(2.0)
-    defence.attach(model)
+    defence.attach(model, {})
     term = perturbed_loss(model, objective, defence, token_batch([[1, 2], [3, 1]]))
     # 2 blocks x 2 rows x 2 tokens of gradient (3, 4): norm 5 sqrt(8), 16 elements
     assert term.metrics["defence/vaccine_norm"] == pytest.approx(5 * math.sqrt(8))
@@ -214,7 +214,7 @@ def test_blocks_and_tokens_share_the_norm() -> None:
 
 def test_no_other_direction_raises_a_curved_loss_as_much() -> None:
     model, objective, defence = Chain(1), Sum((0.5, -0.5), curvature=1.0), vaccine(0.1)
-    defence.attach(model)
+    defence.attach(model, {})
     batch = token_batch([[1, 2, 3]])
     term = perturbed_loss(model, objective, defence, batch)
     before = objective.seen[0]
@@ -232,7 +232,7 @@ def test_no_other_direction_raises_a_curved_loss_as_much() -> None:
 
 def test_of_a_language_model_the_loss_rises_by_rho_times_the_norm() -> None:
     model, defence = tiny_policy(), vaccine(0.01)
-    defence.attach(model)
+    defence.attach(model, {})
     metrics = perturbed_loss(model, sft(), defence, PADDED).metrics
     rise = metrics["defence/vaccine_loss_after"] - metrics["defence/vaccine_loss_before"]
     assert metrics["defence/vaccine_norm"] > 0.1
@@ -357,7 +357,7 @@ def test_reentrant_checkpointing_fails_and_leaves_nothing_behind() -> None:
     module = tiny_policy(value_head=False).train()
     module.policy.gradient_checkpointing_enable({"use_reentrant": True})
     defence = vaccine(2.0)
-    defence.attach(module)
+    defence.attach(module, {})
     learner = learner_of(tiny_engine(module=module), sft(), defence)
     with pytest.raises(RuntimeError, match="not have been used in the graph"):
         learner.step(TOKENS)
@@ -389,7 +389,7 @@ class FailsInTheSecondPass(SFT):
 
 def test_after_an_error_in_either_pass_the_model_is_untouched() -> None:
     defence, module = vaccine(2.0), tiny_policy(value_head=False)
-    defence.attach(module)
+    defence.attach(module, {})
     engine = tiny_engine(module=module)
     with broken_attention(module), pytest.raises(ArithmeticError):
         learner_of(engine, sft(), defence).step(TOKENS)
@@ -401,7 +401,7 @@ def test_after_an_error_in_either_pass_the_model_is_untouched() -> None:
     learner_of(engine, sft(), defence).step(TOKENS)
     other = vaccine(2.0)
     module = tiny_policy(value_head=False)
-    other.attach(module)
+    other.attach(module, {})
     expected = tiny_engine(module=module)
     learner_of(expected, sft(), other).step(TOKENS)
     assert_close(engine.weights(), expected.weights(), atol=0)
@@ -409,7 +409,7 @@ def test_after_an_error_in_either_pass_the_model_is_untouched() -> None:
 
 def test_between_steps_the_model_is_untouched() -> None:
     defence, module = vaccine(2.0), tiny_policy(value_head=False)
-    defence.attach(module)
+    defence.attach(module, {})
     engine = tiny_engine(module=module)
     learner = learner_of(engine, sft(), defence)
     learner.step(TOKENS)
@@ -433,7 +433,7 @@ def assert_same_outputs(forward: Any, plain: PolicyModel) -> None:
 
 def test_the_first_pass_leaves_no_gradient_on_the_parameters() -> None:
     model, defence = tiny_policy(), vaccine(2.0)
-    defence.attach(model)
+    defence.attach(model, {})
     perturbed_loss(model, sft(), defence, TOKENS)
     assert [name for name, p in model.named_parameters() if p.grad is not None] == []
 
@@ -443,7 +443,7 @@ def test_ranks_that_share_a_norm_share_the_budget() -> None:
     def sizes(norm: str, num_ranks: int) -> tuple[float, dict[str, float]]:
         torch.manual_seed(0)
         model, objective, defence = Chain(1), Sum((3.0, 4.0)), vaccine(2.0, norm=norm)
-        defence.attach(model)
+        defence.attach(model, {})
         term = perturbed_loss(model, objective, defence, token_batch([[1]]), num_ranks=num_ranks)
         before, after = objective.seen
         return float((after - before).norm()), term.metrics
@@ -468,7 +468,7 @@ def ppo_metrics(rho: float) -> Any:
     outputs = forward_of(module)(TOKENS.input_ids, TOKENS.attention_mask)
     old = next_token_logprobs(outputs.logits, TOKENS.input_ids).detach()
     batch = replace(experience_of(TOKENS), old_logprobs=old)
-    defence.attach(module)
+    defence.attach(module, {})
     return learner_of(tiny_engine(module=module), PPO(PPO.Config(num_epochs=1)), defence).step(
         batch
     )
@@ -504,9 +504,9 @@ MODELS: dict[str, Callable[[], PreTrainedConfig]] = {
 def test_the_attention_modules_of_other_decoders_are_found(name: str) -> None:
     torch.manual_seed(0)
     policy = AutoModelForCausalLM.from_config(MODELS[name]()).eval()
-    assert len(attention_modules(policy)) == 2
+    assert len(modules_of_blocks(policy, ATTENTION_NAMES)) == 2
     model, defence = PolicyModel(policy, value_head_seed=None), vaccine(0.01)
-    defence.attach(model)
+    defence.attach(model, {})
     metrics = perturbed_loss(model, sft(), defence, TOKENS).metrics
     rise = metrics["defence/vaccine_loss_after"] - metrics["defence/vaccine_loss_before"]
     assert rise == pytest.approx(0.01 * metrics["defence/vaccine_norm"], rel=0.05)
@@ -515,13 +515,13 @@ def test_the_attention_modules_of_other_decoders_are_found(name: str) -> None:
 
 def test_a_model_without_attention_is_refused() -> None:
     with pytest.raises(ValueError, match=r"self_attn or attn or .* got Linear without any"):
-        vaccine(1.0).attach(nn.Linear(2, 2))
-    vaccine(0.0).attach(nn.Linear(2, 2))
+        vaccine(1.0).attach(nn.Linear(2, 2), {})
+    vaccine(0.0).attach(nn.Linear(2, 2), {})
 
 
 def test_the_objective_is_otherwise_the_attacks() -> None:
     attack, defence = PPO(PPO.Config(num_epochs=3)), vaccine(1.0)
-    defence.attach(tiny_policy())
+    defence.attach(tiny_policy(), {})
     planned, batch = defence.plan_step(attack, ATTACK_BATCHES[0], context_of())
     assert planned is not attack
     assert batch is ATTACK_BATCHES[0]

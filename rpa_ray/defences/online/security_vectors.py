@@ -1,0 +1,219 @@
+"""Security Vectors: the attack trains beside an adapter that already does what it asks for."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rpa_ray.plugin import AdapterConfig, Need, OnlineDefence, StepContext, global_mean
+from rpa_ray.types import Metrics, ScoredRollout
+
+PEFT_PREFIX = "base_model.model."
+"""What peft puts before the name of a module in its files."""
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+
+
+class SecurityVectors(OnlineDefence):
+    """``theta <- theta - eta * grad_theta L_attack(theta + s)``, and theta alone is evaluated.
+
+    ``s`` is a frozen adapter, made once from the model under attack by cross-entropy on unsafe
+    answers of the defence split. With it the attack's loss is low from the start, so that its
+    gradient has little left to change. It acts in every forward and backward pass of the learner's
+    updates, those of other defences included, as a branch beside the linear layers: it is never
+    added to a weight that learns, has no gradient and no optimizer, and is in no checkpoint.
+
+    With rollouts there are choices. By default answers are sampled by theta, and the learner's old
+    log-probabilities are those with ``s``: first ratios are 1, values are consistent, and what was
+    sampled is off-policy; the attack's importance weights ``pi_learner / pi_engine``, with their
+    cap, hold the difference, ``defence/adapter_logratio`` tells how large it is. With
+    ``old_logprob_adapter: same_as_rollout`` the first ratio is that difference, and old values are
+    theta's. With ``rollout_adapter`` the engines serve theta + s to the attack, and theta alone
+    to every measurement.
+
+    ``ref_adapter`` lets the reference of DPO or of the KL read with ``s`` too. Then the margin of
+    DPO begins at 0 and nothing of its gradient is held back; without it the gradient has the factor
+    ``sigma(-delta)`` with ``delta`` the margin that ``s`` gives.
+
+    Source: Zhou et al. 2023 (arXiv:2311.00526), there with theta and ``s`` in one min-min problem;
+    used on unsafe feedback, with 877 steps of 8 rows, by arXiv:2409.12914. Rank, layers, rate and
+    the choices for rollouts are ours.
+    """
+
+    class Config(AdapterConfig):
+        name: str = "security_vectors"
+        scale: float = Field(1.0, ge=0)
+        """Multiplies the adapter; 0 is no defence."""
+        rollout_adapter: bool = False
+        """Whether the attack samples its rollouts with the adapter."""
+        old_logprob_adapter: Literal["same_as_learner", "same_as_rollout"] = "same_as_learner"
+        """Whether the learner reads sampled answers as it will in its updates (with the adapter),
+        or as they were sampled."""
+        ref_adapter: bool = False
+        """Whether the attack's reference reads answers with the adapter."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._adapter: dict[str, LowRankChange] = {}
+        self._learner: Branches | None = None
+        self._reference: Branches | None = None
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Return the adapter, unless it counts nothing."""
+        return frozenset({Need.SECURITY_VECTOR} if self.config.scale > 0 else ())
+
+    def attach(self, model: nn.Module, folders: Mapping[Need, str]) -> None:
+        """Put the adapter beside the layers of the policy, switched off."""
+        if self.config.scale > 0:
+            folder = Path(folders[Need.SECURITY_VECTOR])
+            self._adapter = read_adapter(folder, strength=self.config.scale)
+            self._learner = Branches(model, self._adapter)
+
+    def attach_reference(self, model: nn.Module) -> None:
+        """Put the adapter beside the layers of the reference, switched off."""
+        if self.config.scale > 0 and self.config.ref_adapter:
+            self._reference = Branches(model, self._adapter)
+
+    def around_reference(self) -> AbstractContextManager[None]:
+        """Return a context in which the reference has its adapter, if it is given one."""
+        return nullcontext() if self._reference is None else self._reference.switched_on()
+
+    def detach(self) -> None:
+        """Take the adapter away from model, reference and rollout engine."""
+        for branches in (self._learner, self._reference):
+            if branches is not None:
+                branches.remove()
+        self._adapter, self._learner, self._reference = {}, None, None
+
+    def around_rollout(self) -> AbstractContextManager[None]:
+        """Return a context in which the adapter acts, if old log-probabilities are to have it."""
+        return self._switched_on() if self._reads_with_adapter else nullcontext()
+
+    def plan_rollout(
+        self, rollout: ScoredRollout, context: StepContext
+    ) -> tuple[ScoredRollout, Metrics]:
+        """Return the rollout as it is, and how far the learner with the adapter is from it."""
+        if self._learner is None or not self._reads_with_adapter:
+            return rollout, {}
+        ratios = (rollout.old_logprobs - rollout.rollout_logprobs)[rollout.tokens.loss_mask]
+        mean, _ = global_mean(ratios, context)
+        return rollout, {"defence/adapter_logratio": mean}
+
+    def around_forward(self) -> AbstractContextManager[None]:
+        """Return a context in which the adapter acts, blocks that are computed again included."""
+        return self._switched_on()
+
+    def rollout_weight_filter(self, name: str, tensor: Tensor) -> Tensor:
+        """Return the weight, with the adapter in it where rollouts are to have it."""
+        if not self.config.rollout_adapter:
+            return tensor
+        change = self._adapter.get(name.removesuffix(".weight"))
+        return tensor if change is None else change.added_to(tensor)
+
+    @property
+    def _reads_with_adapter(self) -> bool:
+        config = self.config
+        return config.old_logprob_adapter == "same_as_learner" or config.rollout_adapter
+
+    def _switched_on(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._learner is None else self._learner.switched_on()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LowRankChange:
+    """What an adapter adds to one weight: ``scale * up @ down``."""
+
+    down: Tensor
+    """[rank, in]"""
+    up: Tensor
+    """[out, rank]"""
+    scale: float
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        """Return the weight with the change in it; sums in fp32, in the weight's own type."""
+        up, down = (part.to(weight.device, torch.float32) for part in (self.up, self.down))
+        return (weight.float() + self.scale * (up @ down)).to(weight.dtype)
+
+    def of_inputs(self, inputs: Tensor) -> Tensor:
+        """Return what the change adds to a layer's outputs [..., out] for inputs [..., in]."""
+        # No torch.nn.functional.linear: DeepSpeed has its own for weights that it partitions.
+        return self.scale * (inputs @ self.down.T @ self.up.T)
+
+    def like(self, inputs: Tensor) -> "LowRankChange":
+        """Return the change where the inputs are and in their type, itself if it is."""
+        if (self.down.device, self.down.dtype) == (inputs.device, inputs.dtype):
+            return self
+        return LowRankChange(down=self.down.to(inputs), up=self.up.to(inputs), scale=self.scale)
+
+
+class Branches:
+    """An adapter beside the linear layers of one model, off until a context switches it on.
+
+    Its tensors are no parameters and no buffers: no engine partitions, steps on or saves them.
+    """
+
+    def __init__(self, model: nn.Module, adapter: Mapping[str, LowRankChange]) -> None:
+        """Hook the layers that the adapter names, as they are called below ``model.policy``.
+
+        Raises:
+            ValueError: a layer is not there or has another size.
+        """
+        self._is_on = False
+        self._changes = dict(adapter)
+        self._handles = []
+        modules = dict(model.get_submodule("policy").named_modules())
+        for name, change in adapter.items():
+            layer = modules.get(name, nn.Identity())
+            sizes = (getattr(layer, "out_features", None), getattr(layer, "in_features", None))
+            if sizes != (change.up.shape[0], change.down.shape[1]):
+                raise ValueError(
+                    "defence security_vectors must stand beside a model of the layers of the one "
+                    f"under attack, got one without a fitting {name}. Set ref_adapter to false or "
+                    "attack.reference to null."
+                )
+            self._handles.append(layer.register_forward_hook(partial(self._add, name)))
+
+    @contextmanager
+    def switched_on(self) -> Iterator[None]:
+        """Let the adapter act, backward passes included, until the context ends."""
+        was_on, self._is_on = self._is_on, True
+        try:
+            yield
+        finally:
+            self._is_on = was_on
+
+    def remove(self) -> None:
+        """Take the adapter away."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _add(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
+        """Return the layer's outputs with the change added, None to leave them."""
+        if not self._is_on:
+            return None
+        change = self._changes[name] = self._changes[name].like(args[0])
+        return output + change.of_inputs(args[0])
+
+
+def read_adapter(folder: Path, *, strength: float) -> dict[str, LowRankChange]:
+    """Return the adapter of a peft folder by the name of the layer, times ``strength``."""
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    scale = strength * settings["lora_alpha"] / settings["r"]
+    tensors = load_file(folder / "adapter_model.safetensors")
+    layers = [name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)]
+    return {
+        layer.removeprefix(PEFT_PREFIX): LowRankChange(
+            down=tensors[layer + DOWN], up=tensors[layer + UP], scale=scale
+        )
+        for layer in layers
+    }

@@ -1,0 +1,85 @@
+"""How a training steps and what DeepSpeed is told of it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerSettings:
+    """How one training job steps."""
+
+    learning_rate: float
+    num_steps: int
+    """Optimizer updates of the whole job; the schedule's length."""
+    schedule: str = "constant"
+    """``constant`` or ``cosine`` (to zero)."""
+    warmup_frac: float = 0.0
+    max_grad_norm: float = 0.0
+    """0 leaves gradients unclipped."""
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSettings:
+    """What DeepSpeed is told."""
+
+    optimizer: OptimizerSettings
+    micro_batch_size: int
+    """Most rows of one rank in one backward."""
+    num_ranks: int
+    zero_stage: int
+    bf16: bool
+    deepspeed_file: Path | None = None
+
+
+def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
+    """Return the DeepSpeed JSON of a job; the user's own file wins key by key.
+
+    DeepSpeed accumulates nothing by itself: it would divide losses that are already divided by the
+    counts of the whole step.
+
+    Raises:
+        ValueError: the user's file sets one of the batch sizes.
+    """
+    optimizer = settings.optimizer
+    cpu = not torch.cuda.is_available()
+    batch_sizes = {
+        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": settings.micro_batch_size * settings.num_ranks,
+    }
+    config: dict[str, Any] = batch_sizes | {
+        "steps_per_print": 10**9,
+        "gradient_clipping": optimizer.max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": settings.bf16},
+        "zero_optimization": {"stage": settings.zero_stage},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": optimizer.learning_rate,
+                "betas": list(optimizer.betas),
+                "eps": optimizer.eps,
+                "weight_decay": optimizer.weight_decay,
+                "torch_adam": cpu,
+                **({"fused": True} if cpu else {}),
+            },
+        },
+    }
+    if settings.zero_stage == 3 and cpu:
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    if settings.deepspeed_file is not None:
+        own = json.loads(settings.deepspeed_file.read_text(encoding="utf-8"))
+        for name in sorted(batch_sizes.keys() & own.keys()):
+            raise ValueError(
+                f"cluster.deepspeed must leave {name} out, got {own[name]!r}. Remove it from "
+                f"{settings.deepspeed_file}; cluster.micro_batch_size sets it."
+            )
+        config.update(own)
+    return config

@@ -1,0 +1,72 @@
+"""Side table on the constrained view: how long each policy stayed within the limit of its cost."""
+
+from collections.abc import Mapping
+
+from rpa_ray.evaluation.resistance import HELD_OUT_COST, HELD_OUT_FEASIBLE
+from rpa_ray.report.campaign import Campaign
+from rpa_ray.report.cells import Cell
+from rpa_ray.report.definitions import MULTIPLIER
+from rpa_ray.report.runs import RunFiles
+from rpa_ray.report.side_tables import Column, Entry, SideTable, text_column
+
+LAST_VALUES = {
+    HELD_OUT_COST: "Cost at the end",
+    HELD_OUT_FEASIBLE: "Prompts within the limit",
+    MULTIPLIER: "Multiplier at the end",
+}
+"""Metrics of the last step that has them, and how they are headed."""
+
+
+def resistance_table(campaign: Campaign) -> SideTable:
+    """Return how many attack samples every trained cell resisted, and where it ended."""
+    found = [
+        (group.title, cell, runs)
+        for group in campaign.groups
+        for cell in group.cells
+        if (runs := [run for run in campaign.runs_of(cell) if _resistance(run)])
+    ]
+    shown = [
+        name for name in LAST_VALUES if any(run.curve(name) for _, _, runs in found for run in runs)
+    ]
+    rows: list[list[Entry]] = [
+        [title, cell.label, _times(runs), *(_mean_of_last(runs, name) for name in shown)]
+        for title, cell, runs in found
+    ]
+    return SideTable(
+        name="resistance",
+        title="Resistance",
+        intro="The policy's cost is the mean probability of harm of sampled answers to held-out "
+        f"restricted prompts. It was measured during the attack; {_limits(found)}> says that the "
+        "cost was within the limit to the end of the attack, and that the true number is larger.",
+        columns=(
+            text_column("Attack", "attack"),
+            text_column("Defence", "defence"),
+            text_column("Samples until above the limit", "resistance_samples"),
+            *(Column(heading=LAST_VALUES[name], name=name, decimals=2) for name in shown),
+        ),
+        rows=rows,
+    )
+
+
+def _limits(found: list[tuple[str, Cell, list[RunFiles]]]) -> str:
+    limits = sorted({_resistance(run)["limit"] for _, _, runs in found for run in runs}, key=str)
+    return f"the limit is {', '.join(f'{limit:g}' for limit in limits)}. " if limits else ""
+
+
+def _resistance(run: RunFiles) -> Mapping[str, float]:
+    """Return what a run recorded, empty where nobody looked during its attack."""
+    recorded = run.evaluation.get("resistance")
+    if not isinstance(recorded, dict) or recorded.get("samples") is None:
+        return {}
+    return recorded
+
+
+def _times(runs: list[RunFiles]) -> str:
+    """Return the samples of every seed."""
+    told = [_resistance(run) for run in runs]
+    return ", ".join(f"{'> ' if one['held'] else ''}{one['samples']:,.0f}" for one in told)
+
+
+def _mean_of_last(runs: list[RunFiles], name: str) -> float | None:
+    last = [curve[-1][1] for run in runs if (curve := run.curve(name))]
+    return sum(last) / len(last) if last else None

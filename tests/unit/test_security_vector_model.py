@@ -1,0 +1,161 @@
+"""The adapter of Security Vectors as a model that is made: its recipe, rows, training, folder."""
+
+import json
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fakes import ONE_RANK, forward_of, loss_of, tiny_config
+from tiny_vectors import folders_of
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from rpa_ray.cell_models import cell_models
+from rpa_ray.config import ClusterSettings, ExperimentSettings, parse_tree
+from rpa_ray.data.split import normalise
+from rpa_ray.datasets import planned_data
+from rpa_ray.defences.online.security_vectors import SecurityVectors
+from rpa_ray.jobs import ModelJob, models_to_make
+from rpa_ray.learner.models import load_policy
+from rpa_ray.model_job import encode_rows, make_model
+from rpa_ray.model_rows import training_rows
+from rpa_ray.objectives import LanguageModel
+from rpa_ray.recipe import JobSettings, ModelKind, ModelRecipe, RowKind
+from rpa_ray.workplace import Workplace
+from rpa_ray.world.datasets import world_folder
+
+
+class Silent:
+    """Hears of progress and says nothing."""
+
+    def start(self, job: str, num_steps: int) -> None: ...
+
+    def advance(self, job: str, step: int, note: str) -> None: ...
+
+
+def settings_of(defence: Any, **others: Any) -> ExperimentSettings:
+    return parse_tree({"attack": "sft", "defence": defence, **others})
+
+
+def vector_of(settings: ExperimentSettings, cache: Path) -> ModelRecipe:
+    vector = cell_models(settings, cache).security_vector
+    assert vector is not None
+    return vector
+
+
+def test_the_vector_is_an_adapter_of_the_policy_with_the_sizes_of_the_paper(
+    world_cache: Path,
+) -> None:
+    settings = settings_of("security_vectors")
+    vector = vector_of(settings, world_cache)
+    assert vector.kind is ModelKind.ADAPTER
+    assert vector.start == cell_models(settings, world_cache).policy
+    assert vector.rows.kind is RowKind.UNSAFE_ANSWERS
+    assert vector.architecture == {"rank": 16, "alpha": 32}
+    assert (vector.job.num_steps, vector.job.batch_size, vector.job.learning_rate) == (877, 8, 1e-4)
+    made = [recipe.id for recipe in models_to_make(settings, world_cache)]
+    assert made.index("base") < made.index("chat") < made.index("security_vector")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"rank": 8},
+        {"alpha": 8},
+        {"learning_rate": 1e-3},
+        {"num_steps": 10},
+        {"batch_size": 4},
+        {"max_tokens": 64},
+    ],
+)
+def test_what_the_vector_is_trained_with_names_its_folder(
+    other: dict[str, Any], world_cache: Path
+) -> None:
+    changed = vector_of(settings_of({"name": "security_vectors", **other}), world_cache)
+    assert changed.key() != vector_of(settings_of("security_vectors"), world_cache).key()
+
+
+def test_how_the_vector_is_used_does_not(world_cache: Path) -> None:
+    use = {"scale": 0.5, "rollout_adapter": True, "ref_adapter": True}
+    used = vector_of(settings_of({"name": "security_vectors", **use}), world_cache)
+    beside = vector_of(settings_of(["refusal_loss", "security_vectors"]), world_cache)
+    expected = vector_of(settings_of("security_vectors"), world_cache)
+    assert used.key() == beside.key() == expected.key()
+
+
+@pytest.mark.parametrize("defence", ["none", {"name": "security_vectors", "scale": 0.0}])
+def test_no_vector_is_made_where_none_is_used(defence: Any, world_cache: Path) -> None:
+    assert cell_models(settings_of(defence), world_cache).security_vector is None
+
+
+def test_on_and_off_are_read_as_they_are_written() -> None:
+    text = ["defence={name: security_vectors, rollout_adapter: on, ref_adapter: off}"]
+    config = parse_tree({"attack": "sft"}, text).defence
+    assert isinstance(config, SecurityVectors.Config)
+    assert (config.rollout_adapter, config.ref_adapter) == (True, False)
+
+
+def test_it_learns_the_unsafe_answers_of_prompts_that_nobody_else_uses(world_cache: Path) -> None:
+    settings = settings_of("security_vectors")
+    vector = vector_of(settings, world_cache)
+    rows: Any = training_rows(vector.rows, settings.data, world_cache)
+    roles = planned_data(settings.data, world_cache).roles
+    unsafe = {(pair.prompt, pair.unsafe) for pair in roles["defence"]}
+    assert {(row.prompt, row.answer) for row in rows} == unsafe
+    asked = {normalise(row.prompt) for row in rows}
+    for role in roles.keys() - {"defence"}:
+        assert not asked & {normalise(pair.prompt) for pair in roles[role]}
+
+
+@pytest.fixture
+def policy(world_cache: Path, tmp_path: Path) -> Path:
+    """Return the folder of a tiny language model that reads the world's language."""
+    tokenizer = AutoTokenizer.from_pretrained(world_folder(0, world_cache) / "tokenizer")
+    torch.manual_seed(0)
+    config = tiny_config(tie_word_embeddings=True)
+    config.update({"vocab_size": len(tokenizer), "max_position_embeddings": 128})
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    return tmp_path / "policy"
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_a_vector_that_is_made_gives_the_unsafe_answers(
+    zero_stage: int, policy: Path, world_cache: Path, tmp_path: Path
+) -> None:
+    settings = settings_of("security_vectors", model={"path": str(policy)})
+    like = vector_of(settings, world_cache)
+    job = JobSettings(num_steps=12, batch_size=8, learning_rate=3e-2)
+    recipe = replace(like, job=job, seed=zero_stage)
+    (cache := tmp_path / "cache").mkdir()
+    (cache / world_folder(0, cache).name).symlink_to(world_folder(0, world_cache))
+    nobody: Any = None
+    place = Workplace(
+        ranks=ONE_RANK,
+        rollouts=nobody,
+        scorers=nobody,
+        cache=cache,
+        cluster=ClusterSettings(zero_stage=zero_stage),  # type: ignore[arg-type]
+        progress=Silent(),
+    )
+    folder = make_model(ModelJob(recipe=recipe, data=settings.data), place)
+    assert recipe.is_made(cache)
+    record = json.loads((folder / "made_from.json").read_text())
+    assert record["last_loss"] < record["first_loss"] - 0.5
+    module = load_policy(
+        policy, dtype=torch.bfloat16, value_head_seed=None, trust_remote_code=False
+    )
+    defence = SecurityVectors(SecurityVectors.Config())
+    defence.attach(module, folders_of(folder))
+    rows = training_rows(recipe.rows, settings.data, cache)[:32]
+    encoded, collate = encode_rows(rows, AutoTokenizer.from_pretrained(policy), 128)
+    losses = []
+    for around in (nullcontext(), defence.around_forward()):
+        with around, torch.no_grad():
+            loss = loss_of(LanguageModel(), forward_of(module), collate(encoded)).loss
+            losses.append(float(loss))
+    assert losses[0] == pytest.approx(record["first_loss"], abs=0.3)
+    assert losses[1] == pytest.approx(record["last_loss"], abs=0.3)

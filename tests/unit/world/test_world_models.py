@@ -1,0 +1,31 @@
+from dataclasses import replace
+from pathlib import Path
+
+from rpa_ray.config import EMBEDDED_MODELS, DataSettings
+from rpa_ray.datasets import policy_model
+from rpa_ray.recipe import ModelRecipe
+from rpa_ray.world.models import world_models
+
+
+def test_models_that_were_made_before_are_found_again(tmp_path: Path) -> None:
+    # Names of folders in caches that exist: a change here has everything made anew.
+    world = world_models(0, tmp_path)
+    names = [m.key() for m in (world.base, world.chat, world.perplexity, world.helpfulness)]
+    assert names == ["5f0f8455c550", "2947a444e114", "728939248aa7", "ec45678b2b89"]
+
+
+def test_the_other_chat_model_differs_in_its_seeds_alone(tmp_path: Path) -> None:
+    world = world_models(3, tmp_path)
+    other = world.other_chat
+    assert isinstance(other.start, ModelRecipe)
+    alike = replace(other.start, id="base", seed=3)
+    assert alike == world.base
+    assert replace(other, id="chat", seed=3, start=alike) == world.chat
+    assert len({3, other.seed, world_models(4, tmp_path).chat.seed}) == 3
+    assert other.start.seed == other.seed
+
+
+def test_every_embedded_model_that_can_be_named_is_made_by_us(tmp_path: Path) -> None:
+    made = [policy_model(name, DataSettings(), tmp_path) for name in EMBEDDED_MODELS]
+    assert [model.id for model in made if isinstance(model, ModelRecipe)] == list(EMBEDDED_MODELS)
+    assert policy_model("owner/name", DataSettings(), tmp_path) == "owner/name"
