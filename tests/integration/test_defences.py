@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
-from command_line import ROOT, rpa_ray
+from command_line import rpa_ray
 
-CONFIGS = ROOT / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 NUM_SAMPLES = 32
 # Attack, defence, and a metric that only this defence logs.
 CELLS: dict[str, tuple[str, Any, str]] = {
@@ -34,7 +34,7 @@ CELLS: dict[str, tuple[str, Any, str]] = {
         {"name": "random_anchor", "model": "base", "rho": 1.0},
         "defence/proximal_distance",
     ),
-    "both answers": ("sft", "repnoise_online", "defence/noise_loss"),
+    "both answers": ("sft", "repnoise_online", "defence/retain_loss"),
     "projected": ("dpo", "safegrad", "defence/projected"),
     "early tokens held": (
         "sft",
@@ -56,7 +56,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     config = {
         "kind": "campaign",
         "include": [str(CONFIGS / part) for part in parts],
-        "data": {"num_samples": NUM_SAMPLES},
+        "data": {"num_samples": NUM_SAMPLES, "reward_model": {"num_pairs": 64}},
         "evaluation": {"num_prompts": 8, "num_resamples": 100, "num_probes": 2},
         "cells": [
             {"include": [f"{CONFIGS}/attack/{attack}.yaml"], "defence": defence}
