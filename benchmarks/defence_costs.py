@@ -31,7 +31,7 @@ DEFENCES: dict[str, dict[str, Any]] = {
     "random_anchor": {"rho": 1.0},
     "vaccine": {"rho": 2.5},
     "security_vectors": {},
-    "refusal_loss": {"alpha": 1.0, "probe_every": 0},
+    "refusal_loss": {"alpha": 1.0},
     "repnoise_online": {},
     "safe_rlhf": {},
     "safegrad": {},
@@ -158,13 +158,14 @@ def training(
     folders = {}
     if Need.SECURITY_VECTOR in constrained.needs:
         folders[Need.SECURITY_VECTOR] = str(write_vector(folder, llama(options, 0)))
-    if hasattr(Need, "COMPARED_WEIGHTS") and Need.COMPARED_WEIGHTS in constrained.needs:
+    if Need.COMPARED_WEIGHTS in constrained.needs:
         llama(options, 1).save_pretrained(folder / "other")
         folders[Need.COMPARED_WEIGHTS] = str(folder / "other")
     module, frozen = policy(0), policy(0).requires_grad_(False)
     if attack == "ppo" and Need.COST_VALUES in constrained.needs:
         module.add_cost_head(seed=3)
     constrained.attach(module, folders)
+    constrained.attach_compared(frozen)
     engine = Engine(
         module,
         EngineSettings(
@@ -198,6 +199,7 @@ def streams() -> dict[str, Any]:
     return {
         "next_safe_batch": lambda: tokens_of(seed=2),
         "next_contrast_batch": lambda: PairBatch(chosen=tokens_of(seed=2), rejected=tokens_of(3)),
+        "next_harmless_batch": lambda: tokens_of(seed=4),
     }
 
 

@@ -14,17 +14,13 @@ from rpa_ray.cell_models import MAX_MODEL_LEN, CellModels, Model, cell_models, f
 from rpa_ray.config import ClusterSettings
 from rpa_ray.data.collate import (
     TokenRow,
-    collate_pairs,
-    collate_tokens,
     encode_answered,
-    encode_begun,
     encode_prompt,
     padding_id,
 )
-from rpa_ray.data.recovery import recovery_row
-from rpa_ray.data.rows import Answered, SafePair
+from rpa_ray.data.rows import Answered
 from rpa_ray.data.template import PLAIN_QA_ANSWERED, Template
-from rpa_ray.datasets import harmless_training_prompts, preference_data, safety_data
+from rpa_ray.defence_batches import DefenceData
 from rpa_ray.defences import defence_of
 from rpa_ray.jobs import Cell
 from rpa_ray.learner.engine import Engine, OptimizerSettings
@@ -33,9 +29,8 @@ from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.plugin import Need
 from rpa_ray.resume import Stateful
 from rpa_ray.shared_workers import SharedWorkers
-from rpa_ray.sources.dataset import DatasetSource
 from rpa_ray.step_context import NO_CONTRAST_BATCH, NO_HARMLESS_BATCH, NO_SAFE_BATCH
-from rpa_ray.types import Completion, Metrics, ModelOutputs, PairBatch, Prompt, TokenBatch
+from rpa_ray.types import Completion, Metrics, ModelOutputs, Prompt
 from rpa_ray.weight_sync.digests import tensor_digest
 from rpa_ray.weight_sync.source import ShardedSource
 from rpa_ray.weight_sync.sync import WeightSync, choose_backend
@@ -71,17 +66,15 @@ class Assembly:
         self.defence.attach_reference(self._reference)
         self.num_steps = self.attack.num_batches(self.settings.data.num_samples)
         self.engine = self._engine()
-        safe_batches = self._safe_batches(needs) if Need.SAFE_BATCH in needs else None
-        contrast_batches = self._contrast_batches() if Need.CONTRAST_BATCH in needs else None
-        harmless_batches = self._harmless_batches() if Need.HARMLESS_BATCH in needs else None
+        batches = self._defence_data().batches(needs)
         self.learner = Learner(
             engine=self.engine,
             objective=self.attack,
             defence=self.defence,
             ranks=place.ranks,
-            next_safe_batch=safe_batches or NO_SAFE_BATCH,
-            next_contrast_batch=contrast_batches or NO_CONTRAST_BATCH,
-            next_harmless_batch=harmless_batches or NO_HARMLESS_BATCH,
+            next_safe_batch=batches.get(Need.SAFE_BATCH, NO_SAFE_BATCH),
+            next_contrast_batch=batches.get(Need.CONTRAST_BATCH, NO_CONTRAST_BATCH),
+            next_harmless_batch=batches.get(Need.HARMLESS_BATCH, NO_HARMLESS_BATCH),
             frozen=self._compared_outputs,
         )
         self.workers = SharedWorkers(
@@ -94,12 +87,7 @@ class Assembly:
         self._load_scorers()
         self.state: dict[str, Stateful] = {"learner": self.learner}
         """The parts of a training whose state a checkpoint keeps, by name."""
-        if safe_batches is not None:
-            self.state["safe_batches"] = safe_batches
-        if contrast_batches is not None:
-            self.state["contrast_batches"] = contrast_batches
-        if harmless_batches is not None:
-            self.state["harmless_batches"] = harmless_batches
+        self.state |= {f"{need}es": source for need, source in batches.items()}
 
     def original_outputs(self, input_ids: torch.Tensor, mask: torch.Tensor) -> ModelOutputs:
         """Run the model as it was before the attack."""
@@ -248,61 +236,16 @@ class Assembly:
             ),
         )
 
-    def _safe_batches(self, needs: frozenset[Need]) -> DatasetSource[TokenRow, TokenBatch]:
-        pairs = self._defence_pairs()
-
-        def recovery(row: TokenRow, index: int, draw: int) -> TokenRow:
-            return recovery_row(
-                row,
-                encode_begun(self.tokenizer, self.template, _unsafe(pairs[index])),
-                seed=self.settings.seed,
-                index=index,
-                draw=draw,
-                max_tokens=_context_of(self.module),
-            )
-
-        return DatasetSource(
-            [self.encode(_safe(pair)) for pair in pairs],
-            lambda part: collate_tokens(part, self.pad_token_id),
-            batch_size=self.defence.safe_batch_size,
-            seed=self.settings.seed,
-            ranks=self.place.ranks,
-            vary=recovery if Need.RECOVERY_PREFIX in needs else None,
-        )
-
-    def _contrast_batches(self) -> DatasetSource[tuple[TokenRow, TokenRow], PairBatch]:
-        return DatasetSource(
-            [
-                (self.encode(_safe(pair)), self.encode(_unsafe(pair)))
-                for pair in self._defence_pairs()
-            ],
-            lambda part: collate_pairs(
-                [safe for safe, _ in part], [unsafe for _, unsafe in part], self.pad_token_id
-            ),
+    def _defence_data(self) -> DefenceData:
+        return DefenceData(
+            tokenizer=self.tokenizer,
+            data=self.settings.data,
+            cache=self.place.cache,
+            max_tokens=_context_of(self.module),
             batch_size=self.defence.safe_batch_size,
             seed=self.settings.seed,
             ranks=self.place.ranks,
         )
-
-    def _harmless_batches(self) -> DatasetSource[TokenRow, TokenBatch]:
-        return DatasetSource(
-            [
-                self._unanswered(prompt)
-                for prompt in harmless_training_prompts(self.settings.data, self.place.cache)
-            ],
-            lambda part: collate_tokens(part, self.pad_token_id),
-            batch_size=self.defence.safe_batch_size,
-            seed=self.settings.seed,
-            ranks=self.place.ranks,
-        )
-
-    def _unanswered(self, prompt: str) -> TokenRow:
-        ids = encode_prompt(self.tokenizer, self.template, prompt)[: _context_of(self.module)]
-        return TokenRow(ids=ids, loss_mask=[False] * len(ids))
-
-    def _defence_pairs(self) -> Sequence[SafePair]:
-        data = safety_data(self.settings.data)
-        return preference_data(data, self.place.cache).roles["defence"]
 
     def _weight_sync(self) -> WeightSync:
         source = ShardedSource(
@@ -362,14 +305,6 @@ def rollout_engine(
             colocated=cluster.gpus_per_rollout_worker < 1,
         ),
     )
-
-
-def _safe(pair: SafePair) -> Answered:
-    return Answered(prompt=pair.prompt, answer=pair.safe)
-
-
-def _unsafe(pair: SafePair) -> Answered:
-    return Answered(prompt=pair.prompt, answer=pair.unsafe)
 
 
 def _context_of(module: PolicyModel) -> int:

@@ -1,7 +1,5 @@
 """Everything that can be refused before Ray or a model is started; cheap checks come first."""
 
-import json
-import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -13,7 +11,6 @@ from rpa_ray.config import (
     ConfigError,
     DataSettings,
     ExperimentSettings,
-    ReferencedConfig,
     RolloutConfig,
 )
 from rpa_ray.data.context import check_context, context_tokens, prompt_lengths
@@ -32,7 +29,7 @@ from rpa_ray.datasets import (
     summary_test_posts,
 )
 from rpa_ray.defences import defence_of
-from rpa_ray.hub import require_hub_model
+from rpa_ray.model_checks import check_models, require_json_object
 from rpa_ray.placement import check_placement
 from rpa_ray.plugin import DEFENCE_BATCHES, Need
 from rpa_ray.ray_address import cluster_to_join, require_ray_cluster
@@ -42,9 +39,6 @@ from rpa_ray.vocabulary import check_same_tokens
 from rpa_ray.world.datasets import CONTEXT_TOKENS, build_world, world_folder
 
 MIN_FREE_BYTES = 500 * 2**20
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 def check_all(cells: Sequence[tuple[str, ExperimentSettings]], folders: dict[str, Path]) -> None:
@@ -129,7 +123,7 @@ def check_settings(settings: ExperimentSettings, where: str = "") -> None:
     Raises:
         ConfigError: with the key that has to change.
     """
-    for check in (_check_data_source, _check_sizes, _check_deepspeed, _check_models):
+    for check in (_check_data_source, _check_sizes, _check_deepspeed, check_models):
         check(settings, where)
 
 
@@ -213,92 +207,7 @@ def _require_multiple(key: str, number: int, divisor: int, name: str) -> None:
 def _check_deepspeed(settings: ExperimentSettings, where: str) -> None:
     path = settings.cluster.deepspeed
     if path is not None:
-        _read_json_object(path, f"{where}cluster.deepspeed", "name a file with a JSON object")
-
-
-def _check_models(settings: ExperimentSettings, where: str) -> None:
-    evaluation = settings.evaluation
-    if evaluation.judge.trained and evaluation.judge.path is None:
-        raise ConfigError(
-            f"{where}evaluation.judge.path",
-            "be given where evaluation.judge.trained is true",
-            None,
-            "Name the finished classifier.",
-        )
-    if settings.model.path not in EMBEDDED_MODELS:
-        _check_model(settings.model.path, f"{where}model.path")
-    attack = settings.attack
-    reference = attack.reference if isinstance(attack, ReferencedConfig) else None
-    if reference is not None and reference not in EMBEDDED_MODELS:
-        _check_model(reference, f"{where}attack.reference")
-    defence = defence_of(settings.defence)
-    for named in {defence.reference, defence.compared_model}:
-        if isinstance(named, str) and named not in EMBEDDED_MODELS:
-            _check_model(named, f"{where}defence.model")
-    _check_refusing_model(settings, where)
-    for key, path in (
-        ("data.reward_model.path", settings.data.reward_model.path),
-        ("data.refusals.judge", settings.data.refusals.judge),
-        ("evaluation.judge.path", evaluation.judge.path),
-        ("evaluation.perplexity_model", evaluation.perplexity_model),
-        ("evaluation.helpfulness_model", evaluation.helpfulness_model),
-    ):
-        if path is not None:
-            _check_model(path, f"{where}{key}")
-
-
-def _check_refusing_model(settings: ExperimentSettings, where: str) -> None:
-    if settings.data.safe_answers == "dataset":
-        return
-    model, key = settings.data.refusals.model, f"{where}data.refusals.model"
-    if model not in EMBEDDED_MODELS:
-        _check_model(model, key)
-    elif settings.data.world == "real" and settings.model.path not in EMBEDDED_MODELS:
-        raise ConfigError(
-            key,
-            "be a model that reads the same language as the one under attack "
-            f"({settings.model.path})",
-            model,
-            "Name that model here too, or the aligned one it was made from.",
-        )
-
-
-def _check_model(path: str, key: str) -> None:
-    """Refuse a path that is neither a complete Hugging Face folder nor a model of the Hub."""
-    folder = Path(path)
-    if folder.exists():
-        rule = "be a model folder with a config.json that can be read"
-        _read_json_object(folder / "config.json", key, rule)
-        for what, patterns in (("weights", WEIGHT_FILES), ("a tokenizer", TOKENIZER_FILES)):
-            if not any(file for pattern in patterns for file in folder.glob(pattern)):
-                raise ConfigError(
-                    key, f"hold {what} ({', '.join(patterns)})", path, "Save the model again."
-                )
-    elif HUB_ID.fullmatch(path) and not path.startswith("."):
-        require_hub_model(path, key)
-    else:
-        takes_embedded = key.endswith(
-            ("model.path", "attack.reference", "refusals.model", "defence.model")
-        )
-        embedded = "chat, base, " if takes_embedded else ""
-        raise ConfigError(
-            key,
-            f"be {embedded}a Hub id (owner/name), or a folder with a config.json",
-            path,
-            "There is no such folder: check the path.",
-        )
-
-
-def _read_json_object(path: Path, key: str, rule: str) -> None:
-    try:
-        ok = isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-        problem = "it holds something else"
-    except OSError as error:
-        ok, problem = False, f"{error.strerror}"
-    except ValueError as error:  # broken JSON, or not UTF-8
-        ok, problem = False, f"{error}"
-    if not ok:
-        raise ConfigError(key, rule, str(path), f"{problem}: check the file.")
+        require_json_object(path, f"{where}cluster.deepspeed", "name a file with a JSON object")
 
 
 def _check_rows(settings: ExperimentSettings, cache: Path) -> None:
@@ -324,9 +233,9 @@ def _check_rows(settings: ExperimentSettings, cache: Path) -> None:
         num_rows = len(safety.roles["defence"])
         _require_rows("defence.batch_size", size, num_rows, "the rows of role 'defence'")
     if Need.HARMLESS_BATCH in defence.needs:
-        num_prompts = len(harmless_training_prompts(settings.data, cache))
-        what = "the harmless prompts of data.helpful_path's training split"
-        _require_rows("defence.batch_size", defence.safe_batch_size, num_prompts, what)
+        num_rows = len(harmless_training_prompts(settings.data, cache))
+        what = "the harmless prompts to train on"
+        _require_rows("defence.batch_size", defence.safe_batch_size, num_rows, what)
 
 
 def _attack_pairs(settings: ExperimentSettings, data: PreferenceData) -> list[SafePair]:

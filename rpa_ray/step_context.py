@@ -47,6 +47,8 @@ class Need(StrEnum):
     """Batches of harmless prompts without answers, from the training split of the helpfulness set;
     none of its test split, with which is evaluated. The embedded helpfulness scorer has learned
     from dialogues with the same prompts."""
+    ORIGINAL = "original"
+    """``context.frozen`` as the model under attack as it was, and no other."""
     SECURITY_VECTOR = "security_vector"
     """An adapter of the model under attack that answers as the attack wants it to."""
     COMPARED_WEIGHTS = "compared_weights"

@@ -176,6 +176,7 @@ def context_of(
     safe_batch: TokenBatch | None = None,
     frozen: Any = NO_FORWARD,
     contrast_batch: PairBatch | None = None,
+    harmless_batch: TokenBatch | None = None,
 ) -> StepContext:
     """Return a step's context as if every rank held what this one holds."""
 
@@ -186,6 +187,10 @@ def context_of(
     def next_contrast_batch() -> PairBatch:
         assert contrast_batch is not None
         return contrast_batch
+
+    def next_harmless_batch() -> TokenBatch:
+        assert harmless_batch is not None
+        return harmless_batch
 
     def gather_rows(own: Tensor) -> Tensor:
         others = own.detach().repeat(num_ranks - 1, *[1] * (own.dim() - 1))
@@ -198,6 +203,7 @@ def context_of(
         sum_over_shards=lambda tensor: tensor * num_ranks,
         next_safe_batch=next_safe_batch,
         next_contrast_batch=next_contrast_batch,
+        next_harmless_batch=next_harmless_batch,
         gather_rows=gather_rows,
         num_terms=num_terms,
         frozen=frozen,
@@ -221,8 +227,11 @@ def learner_of(
     safe_batch: TokenBatch | None = None,
     frozen: Any = NO_FORWARD,
     contrast_batch: PairBatch | None = None,
+    harmless_batch: TokenBatch | None = None,
 ) -> Learner:
-    context = context_of(safe_batch=safe_batch, contrast_batch=contrast_batch)
+    context = context_of(
+        safe_batch=safe_batch, contrast_batch=contrast_batch, harmless_batch=harmless_batch
+    )
     return Learner(
         engine=engine,
         objective=objective,
@@ -230,6 +239,7 @@ def learner_of(
         ranks=ranks,
         next_safe_batch=context.next_safe_batch,
         next_contrast_batch=context.next_contrast_batch,
+        next_harmless_batch=context.next_harmless_batch,
         frozen=frozen,
     )
 

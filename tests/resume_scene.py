@@ -28,6 +28,7 @@ from rpa_ray.data.collate import TokenRow, collate_pairs, collate_tokens
 from rpa_ray.data.recovery import recovery_row
 from rpa_ray.defences.online.kl_safe_ref import KLSafeRef
 from rpa_ray.defences.online.lisa import Lisa
+from rpa_ray.defences.online.procon import ProCon
 from rpa_ray.defences.online.random_anchor import RandomAnchor
 from rpa_ray.defences.online.refusal_loss import RefusalLoss
 from rpa_ray.defences.online.repnoise_online import RepNoiseOnline
@@ -52,6 +53,7 @@ from rpa_ray.types import Completion, ModelOutputs, PairBatch, Prompt, Reference
 NUM_STEPS = 5
 BATCH_SIZE = 4
 REFUSALS = [[1, 15 + i % 8, 16, *range(3, 4 + i % 3), 2] for i in range(10)]
+HARMLESS = [[1, 3 + i, *range(12, 12 + i % 3)] for i in range(10)]
 PPO_SETTINGS: dict[str, Any] = {"batch_size": BATCH_SIZE, "num_epochs": 2, "kl_horizon": 20}
 ATTACKS: dict[str, Callable[[], Attack]] = {
     "sft": lambda: SFT(SFT.Config(batch_size=BATCH_SIZE)),
@@ -78,6 +80,7 @@ DEFENCES: dict[str, Callable[[], OnlineDefence]] = {
     "safegrad": lambda: SafeGrad(SafeGrad.Config(strength=0.5, projection="per_layer")),
     "token_constrained": lambda: TokenConstrained(TokenConstrained.Config()),
     "kl_safe_ref": lambda: KLSafeRef(KLSafeRef.Config(mode="add", profile="early_tokens")),
+    "procon": lambda: ProCon(ProCon.Config(warmup_frac=0.5, batch_size=4, num_direction_prompts=8)),
     "random_anchor": lambda: RandomAnchor(RandomAnchor.Config(rho=2.0)),
     "security_vectors": TinySecurityVectors,
     "lisa": lambda: Lisa(Lisa.Config(rho=2.0)),
@@ -126,14 +129,24 @@ class Training:
         self.contrast: DatasetSource[Any, Any] = DatasetSource(
             REFUSALS, _pairs_of, batch_size=4, seed=7, ranks=ranks
         )
+        self.harmless: DatasetSource[Any, Any] = DatasetSource(
+            HARMLESS,
+            lambda rows: token_batch(rows, num_prompt_tokens=8),
+            batch_size=4,
+            seed=7,
+            ranks=ranks,
+        )
+        original = tiny_policy(seed=5, value_head=False)
+        constrained.attach_compared(original)
         self.learner = Learner(
             engine=self.engine,
             objective=self.attack,
             defence=constrained,
             ranks=ranks,
-            frozen=frozen_of(tiny_policy(seed=5, value_head=False)),
+            frozen=frozen_of(original),
             next_safe_batch=self.safe if Need.SAFE_BATCH in constrained.needs else NO_SAFE_BATCH,
             next_contrast_batch=self.contrast,
+            next_harmless_batch=self.harmless,
         )
         self.used: list[str] = []
         """Prompts and pairs that this rank has drawn, in order."""
@@ -162,6 +175,7 @@ class Training:
             "learner": self.learner,
             "safe": self.safe,
             "contrast": self.contrast,
+            "harmless": self.harmless,
             "samples": samples,
         }
         source = self._source(samples, parts)
@@ -197,6 +211,7 @@ class Training:
             "num_updates": self.engine.num_updates,
             "safe": self.safe.state_dict(),
             "contrast": self.contrast.state_dict(),
+            "harmless": self.harmless.state_dict(),
             "metrics": _lines(self.folder / "metrics.jsonl"),
             "samples": _lines(self.folder / "samples.jsonl"),
         }

@@ -7,6 +7,7 @@ from rpa_ray.defences.online.kl_coefficient import KLCoefficient
 from rpa_ray.defences.online.kl_safe_ref import KLSafeRef
 from rpa_ray.defences.online.lisa import Lisa
 from rpa_ray.defences.online.low_lr import LowLearningRate
+from rpa_ray.defences.online.procon import ProCon
 from rpa_ray.defences.online.random_anchor import RandomAnchor
 from rpa_ray.defences.online.refusal_loss import RefusalLoss
 from rpa_ray.defences.online.repnoise_online import RepNoiseOnline
@@ -26,6 +27,7 @@ DEFENCES: dict[str, type[OnlineDefence]] = {
     "kl_safe_ref": KLSafeRef,
     "lisa": Lisa,
     "low_lr": LowLearningRate,
+    "procon": ProCon,
     "random_anchor": RandomAnchor,
     "refusal_loss": RefusalLoss,
     "repnoise_online": RepNoiseOnline,

@@ -216,6 +216,10 @@ def contradiction(parts: Sequence[OnlineDefence]) -> str | None:
         models = {p.config.name: named for p in parts if (named := getattr(p, asked)) is not None}
         if len(set(models.values())) > 1:
             return f"only one model can be the {asked.replace('_', ' ')}, and they name {models}"
+    compared = [p.config.name for p in parts if p.compared_model is not None]
+    original = [p.config.name for p in parts if Need.ORIGINAL in p.needs]
+    if compared and original:
+        return f"{compared[0]} and {original[0]} compare with different models, and one is held"
     sizes = {p.config.name: p.safe_batch_size for p in parts if p.needs & DEFENCE_BATCHES}
     if len(set(sizes.values())) > 1:
         return f"they draw from one stream of safe batches, and batch_size is {sizes}: set one size"

@@ -45,6 +45,18 @@ def kept_vectors(
     return states.float().masked_fill(~mask[:, :, None], 0.0).flatten(1)
 
 
+def prompt_ends(
+    loss_mask: Bool[Tensor, "batch seq"], attention_mask: Bool[Tensor, "batch seq"]
+) -> Int[Tensor, " batch"]:
+    """Return the position before the first marked token of right-padded rows.
+
+    Of a row without a marked token it is that of the last token.
+    """
+    first_marked = loss_mask.int().argmax(dim=-1)
+    length = attention_mask.sum(dim=-1)
+    return torch.where(loss_mask.any(dim=-1), first_marked, length) - 1
+
+
 def mean_level(final: Float[Tensor, ""], by_layer: Float[Tensor, " layers"]) -> Float[Tensor, ""]:
     """Return ``A = 1 + (CE_final + sum_j CE_j) / (L + 1)`` of cross-entropies in nats.
 

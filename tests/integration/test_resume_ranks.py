@@ -22,6 +22,7 @@ CASES = [
     *(("ppo", stage, "safegrad") for stage in (2, 3)),
     ("sft", 3, "token_constrained"),
     ("ppo", 2, "lisa_in_two_states"),
+    ("ppo", 3, "procon"),
     ("ppo", 3, "security_vectors"),
     *((attack, stage, "none") for attack in ("grpo", "dpo") for stage in (1, 3)),
     ("ppo_with_lora", 3, "none"),

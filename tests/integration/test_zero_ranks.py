@@ -38,6 +38,7 @@ from rpa_ray.config import LoraSettings
 from rpa_ray.defences import defence_of
 from rpa_ray.defences.online.kl_safe_ref import KLSafeRef
 from rpa_ray.defences.online.lisa import Lisa
+from rpa_ray.defences.online.procon import ProCon
 from rpa_ray.defences.online.random_anchor import RandomAnchor
 from rpa_ray.defences.online.refusal_loss import RefusalLoss
 from rpa_ray.defences.online.repnoise_online import RepNoiseOnline
@@ -69,6 +70,7 @@ from rpa_ray.weight_sync.source import ShardedSource
 LENGTHS = [8, 1, 3, 2, 5, 1, 1, 7, 4, 2, 6, 1]
 ROWS = [[1, *range(3, 3 + n), 2] for n in LENGTHS]
 REFUSALS = [[1, *range(12, 12 + n), 2] for n in reversed(LENGTHS)]
+HARMLESS = [[1, *range(22 - n, 22)] for n in LENGTHS]
 NUM_REFUSAL_TOKENS = sum(len(row) - 1 for row in REFUSALS)
 UNSCORED = 4
 """The answer of a rollout whose scoring failed: none of its tokens counts."""
@@ -98,6 +100,8 @@ DEFENCES: dict[str, Callable[[], OnlineDefence]] = {
     "kl_safe_ref": lambda: KLSafeRef(
         KLSafeRef.Config(mode="add", beta=0.1, profile="early_tokens")
     ),
+    # From another model everything has drifted far at once.
+    "procon": lambda: ProCon(ProCon.Config(strength=0.01, batch_size=12, num_direction_prompts=24)),
     "random_anchor": lambda: RandomAnchor(RandomAnchor.Config(rho=0.2)),
     "random_anchor_decoupled": lambda: RandomAnchor(RandomAnchor.Config(rho=0.2, prox="decoupled")),
     "safe_rlhf": lambda: SafeRLHF(SafeRLHF.Config(limit=0.2, window=8)),
@@ -241,7 +245,8 @@ def one_step(zero_stage: int, defence: str, micro_batch_size: int, ranks: Ranks)
         ranks=ranks,
         safe_batch=part_of(REFUSALS, ranks),
         contrast_batch=PairBatch(chosen=part_of(REFUSALS, ranks), rejected=part_of(ROWS, ranks)),
-        frozen=another_model(),
+        harmless_batch=token_batch(ranks.part(HARMLESS), num_prompt_tokens=10, width=10),
+        frozen=another_model(constrained),
     )
     metrics = learner.step(experience_part(attack, learner))
     weights = engine.weights() | {"kl_coef": torch.tensor(attack.kl.value)}
@@ -267,9 +272,12 @@ def attack_step(attack_name: str, zero_stage: int, micro_batch_size: int, ranks:
     return found | ({"served": served(engine, torch.float32)} if lora else {})
 
 
-def another_model() -> Any:
+def another_model(defence: OnlineDefence | None = None) -> Any:
     """Return what a defence compares with: far from the policy from the first update on."""
-    return frozen_of(tiny_policy(seed=5, value_head=False))
+    module = tiny_policy(seed=5, value_head=False)
+    if defence is not None:
+        defence.attach_compared(module)
+    return frozen_of(module)
 
 
 def adapted_policy(*, bf16: bool = False) -> PolicyModel:
@@ -709,6 +717,7 @@ def test_a_defended_step_is_the_same_at_every_stage(
         "lisa",
         "lisa_decoupled",
         "lisa_in_two_states",
+        "procon",
         "random_anchor",
         "random_anchor_decoupled",
     ],

@@ -22,6 +22,8 @@ from rpa_ray.data.split import ROLE_SHARES, manifest, normalise, roles_fingerpri
 from rpa_ray.datasets import (
     _preference_data,
     _restricted_test_prompts,
+    harmless_test_prompts,
+    harmless_training_prompts,
     preference_data,
     restricted_test_prompts,
     with_pinned_data,
@@ -228,6 +230,26 @@ def test_training_prompts_that_are_evaluated_are_left_out_of_beavertails(
     evaluated = {normalise(prompt) for prompt in restricted_test_prompts(data, tmp_path, 40)}
     assert evaluated == {f"ask {i}" for i in range(40)}
     assert trained == {f"ask {i}" for i in range(40, num_prompts)}
+
+
+def test_no_harmless_prompt_is_trained_on_and_evaluated(world_cache: Path, tmp_path: Path) -> None:
+    embedded = DataSettings()
+    trained = {normalise(p) for p in harmless_training_prompts(embedded, world_cache)}
+    evaluated = {normalise(p) for p in harmless_test_prompts(embedded, world_cache, 240)}
+    assert (len(trained), len(evaluated), trained & evaluated) == (6000, 240, set())
+    for split, names in (("train", ["Ask b", "Ask a", "ask  B", "Ask c"]), ("test", ["ask C"])):
+        rows = [dialogue(name) for name in names]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    own = DataSettings(world="real", helpful_path=str(tmp_path))
+    assert list(harmless_training_prompts(own, tmp_path)) == ["Ask b", "Ask a"]
+
+
+def dialogue(prompt: str) -> Row:
+    return {
+        side: f"\n\nHuman: {prompt}\n\nAssistant: {answer}"
+        for side, answer in (("chosen", "Yes."), ("rejected", "No."))
+    }
 
 
 @pytest.mark.usefixtures("_beavertails_hub")

@@ -80,7 +80,10 @@ def test_settings_that_fit_together_pass(world_cache: Path) -> None:
         (["data.path=x"], "data.path must be left out where data.world is embedded, got 'x'."),
         (["data.world=real", "data.path=/no/x.csv"], "data.path must be an existing folder"),
         (["cluster.deepspeed=/no.json"], "cluster.deepspeed must name a file with a JSON object"),
-        (["model.path=/no/model"], "model.path must be chat, base, a Hub id (owner/name), or"),
+        (
+            ["model.path=/no/model"],
+            "model.path must be chat, base, other_chat, a Hub id (owner/name), or",
+        ),
         (["evaluation.perplexity_model=./no"], "evaluation.perplexity_model must be a Hub id"),
     ],
 )
@@ -201,6 +204,16 @@ def test_a_disk_that_is_nearly_full_is_refused(
     assert str(caught.value) == (
         f"RPA_RAY_CACHE must lie on a disk with 500 MiB free, got '499 MiB at {tmp_path}'. "
         "Free space or name another folder."
+    )
+
+
+def test_too_few_harmless_prompts_for_a_batch_are_refused(
+    world_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rpa_ray.preflight.harmless_training_prompts", lambda *_: ["a"] * 7)
+    assert refusal(world_cache, "defence=procon") == (
+        "defence.batch_size must be at most 7 (the harmless prompts to train on), got 8. "
+        "Lower it or bring a larger data set."
     )
 
 

@@ -46,7 +46,7 @@ class SafeGrad(OnlineDefence):
     batch and what ``per_layer`` means are ours.
     """
 
-    requires: ClassVar[frozenset[Need]] = frozenset({Need.SAFE_BATCH})
+    requires: ClassVar[frozenset[Need]] = frozenset({Need.SAFE_BATCH, Need.ORIGINAL})
 
     class Config(PluginConfig):
         name: str = "safegrad"

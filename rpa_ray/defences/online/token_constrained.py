@@ -37,6 +37,7 @@ class TokenConstrained(OnlineDefence):
     are those of the authors' code.
     """
 
+    requires: ClassVar[frozenset[Need]] = frozenset({Need.ORIGINAL})
     needs_attack: ClassVar[frozenset[Need]] = frozenset({Need.TARGETS})
 
     class Config(PluginConfig):

@@ -32,6 +32,9 @@ class Part(OnlineDefence):
     def attach(self, model: Any, folders: Any) -> None:
         self.note("attach")
 
+    def attach_compared(self, model: Any) -> None:
+        self.note("compared")
+
     def own_updates(self, context: Any) -> Iterator[tuple[Any, Any]]:
         yield self.config.name, "batch"
 
@@ -82,12 +85,13 @@ def composed(diary: list[str]) -> Composed:
 
 def test_hooks_go_through_the_parts_in_order(composed: Composed, diary: list[str]) -> None:
     composed.attach(torch.nn.Linear(1, 1), {})
+    composed.attach_compared(torch.nn.Linear(1, 1))
     with composed.around_forward():
         found = composed.compute_gradients(lambda: {}, uniform_forward, context_of())
         assert found == {"defence/a": 1.0, "defence/b": 1.0}
     composed.after_step(iter([("w", torch.zeros(1))]), context_of())
     assert diary == [
-        *("attach a", "attach b", "enter a", "enter b"),
+        *("attach a", "attach b", "compared a", "compared b", "enter a", "enter b"),
         *("gradients b", "gradients a", "leave b", "leave a", "after a w", "after b w"),
     ]
 
@@ -150,6 +154,10 @@ def test_a_list_of_one_is_that_one() -> None:
         (
             [{"name": "refusal_loss", "prefix": "recovery"}, {"name": "lisa", "mode": "bi_state"}],
             "prefix is recovery for one alone",
+        ),
+        (
+            ["safegrad", {"name": "random_anchor"}],
+            "random_anchor and safegrad compare with different models",
         ),
     ],
 )

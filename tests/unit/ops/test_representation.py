@@ -7,6 +7,7 @@ from rpa_ray.ops.representation import (
     gaussian_mmd,
     kept_vectors,
     mean_level,
+    prompt_ends,
 )
 
 
@@ -109,3 +110,9 @@ def test_kept_vectors_are_0_where_the_mask_is_false_whatever_stands_there() -> N
 def test_positions_differ_where_ids_do_and_never_at_the_first() -> None:
     one, other = torch.tensor([[1, 5, 6, 0]]), torch.tensor([[3, 5, 7, 2]])
     assert differing_positions(one, other).tolist() == [[False, False, True, True]]
+
+
+def test_a_prompt_ends_before_its_answer_or_with_its_row() -> None:
+    attention = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0]]).bool()
+    marked = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]).bool()
+    assert prompt_ends(marked, attention).tolist() == [1, 0, 2, 0]

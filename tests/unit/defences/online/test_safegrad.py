@@ -288,5 +288,5 @@ def test_an_update_whose_safety_loss_is_broken_is_skipped() -> None:
 
 
 def test_safe_answers_are_asked_for() -> None:
-    assert safegrad().needs == {Need.SAFE_BATCH}
+    assert safegrad().needs == {Need.SAFE_BATCH, Need.ORIGINAL}
     assert safegrad(batch_size=20).safe_batch_size == 20

@@ -1,0 +1,125 @@
+"""What defences draw batches of: refusals, pairs of both answers, harmless prompts."""
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rpa_ray.config import DataSettings
+from rpa_ray.data.collate import (
+    TokenRow,
+    collate_pairs,
+    collate_tokens,
+    encode_answered,
+    encode_begun,
+    encode_prompt,
+    padding_id,
+)
+from rpa_ray.data.recovery import recovery_row
+from rpa_ray.data.rows import Answered, SafePair
+from rpa_ray.data.template import Template
+from rpa_ray.datasets import harmless_training_prompts, preference_data, safety_data
+from rpa_ray.learner.ranks import Ranks
+from rpa_ray.plugin import Need
+from rpa_ray.sources.dataset import DatasetSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenceData:
+    """The rows on the defence's side as the policy reads them."""
+
+    tokenizer: PreTrainedTokenizerBase
+    data: DataSettings
+    cache: Path
+    max_tokens: int
+    """The policy's context: longer rows lose their end."""
+    batch_size: int
+    """Rows of one batch, over all ranks."""
+    seed: int
+    ranks: Ranks
+
+    def batches(self, needs: Set[Need]) -> dict[Need, DatasetSource[Any, Any]]:
+        """Return a source for each of the needs that asks for batches."""
+        sources: dict[Need, DatasetSource[Any, Any]] = {}
+        if Need.SAFE_BATCH in needs:
+            sources[Need.SAFE_BATCH] = self._safe(follows=Need.RECOVERY_PREFIX in needs)
+        if Need.CONTRAST_BATCH in needs:
+            sources[Need.CONTRAST_BATCH] = self._contrast()
+        if Need.HARMLESS_BATCH in needs:
+            sources[Need.HARMLESS_BATCH] = self._harmless()
+        return sources
+
+    def _safe(self, *, follows: bool) -> DatasetSource[Any, Any]:
+        """Return refusals, half of them after the beginning of an unsafe answer if ``follows``."""
+
+        def recovery(row: TokenRow, index: int, draw: int) -> TokenRow:
+            return recovery_row(
+                row,
+                encode_begun(self.tokenizer, self._template, _unsafe(self._pairs[index])),
+                seed=self.seed,
+                index=index,
+                draw=draw,
+                max_tokens=self.max_tokens,
+            )
+
+        return DatasetSource(
+            [self._encoded(_safe(pair)) for pair in self._pairs],
+            lambda part: collate_tokens(part, self._pad_token_id),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            ranks=self.ranks,
+            vary=recovery if follows else None,
+        )
+
+    def _contrast(self) -> DatasetSource[Any, Any]:
+        rows = [(self._encoded(_safe(p)), self._encoded(_unsafe(p))) for p in self._pairs]
+        return DatasetSource(
+            rows,
+            lambda part: collate_pairs(
+                [safe for safe, _ in part], [unsafe for _, unsafe in part], self._pad_token_id
+            ),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            ranks=self.ranks,
+        )
+
+    def _harmless(self) -> DatasetSource[Any, Any]:
+        rows = []
+        for prompt in harmless_training_prompts(self.data, self.cache):
+            ids = encode_prompt(self.tokenizer, self._template, prompt)[: self.max_tokens]
+            rows.append(TokenRow(ids=ids, loss_mask=[False] * len(ids)))
+        return DatasetSource(
+            rows,
+            lambda part: collate_tokens(part, self._pad_token_id),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            ranks=self.ranks,
+        )
+
+    @cached_property
+    def _pairs(self) -> Sequence[SafePair]:
+        return preference_data(safety_data(self.data), self.cache).roles["defence"]
+
+    @property
+    def _template(self) -> Template:
+        return Template(self.data.template)
+
+    @property
+    def _pad_token_id(self) -> int:
+        return padding_id(self.tokenizer)
+
+    def _encoded(self, row: Answered) -> TokenRow:
+        return encode_answered(
+            self.tokenizer, self._template, row, mask="response", max_tokens=self.max_tokens
+        )
+
+
+def _safe(pair: SafePair) -> Answered:
+    return Answered(prompt=pair.prompt, answer=pair.safe)
+
+
+def _unsafe(pair: SafePair) -> Answered:
+    return Answered(prompt=pair.prompt, answer=pair.unsafe)

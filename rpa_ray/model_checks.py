@@ -1,0 +1,108 @@
+"""Whether the models that a config names are there and whole, before anything is started."""
+
+import json
+import re
+from pathlib import Path
+
+from rpa_ray.config import EMBEDDED_MODELS, ConfigError, ExperimentSettings, ReferencedConfig
+from rpa_ray.defences import defence_of
+from rpa_ray.hub import require_hub_model
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def check_models(settings: ExperimentSettings, where: str) -> None:
+    """Refuse a model that is neither embedded, nor a complete folder, nor on the Hub.
+
+    Raises:
+        ConfigError: with the key that names it.
+    """
+    evaluation = settings.evaluation
+    if evaluation.judge.trained and evaluation.judge.path is None:
+        raise ConfigError(
+            f"{where}evaluation.judge.path",
+            "be given where evaluation.judge.trained is true",
+            None,
+            "Name the finished classifier.",
+        )
+    if settings.model.path not in EMBEDDED_MODELS:
+        _check_model(settings.model.path, f"{where}model.path")
+    attack = settings.attack
+    reference = attack.reference if isinstance(attack, ReferencedConfig) else None
+    if reference is not None and reference not in EMBEDDED_MODELS:
+        _check_model(reference, f"{where}attack.reference")
+    defence = defence_of(settings.defence)
+    for named in {defence.reference, defence.compared_model}:
+        if isinstance(named, str) and named not in EMBEDDED_MODELS:
+            _check_model(named, f"{where}defence.model")
+    _check_refusing_model(settings, where)
+    for key, path in (
+        ("data.reward_model.path", settings.data.reward_model.path),
+        ("data.refusals.judge", settings.data.refusals.judge),
+        ("evaluation.judge.path", evaluation.judge.path),
+        ("evaluation.perplexity_model", evaluation.perplexity_model),
+        ("evaluation.helpfulness_model", evaluation.helpfulness_model),
+    ):
+        if path is not None:
+            _check_model(path, f"{where}{key}")
+
+
+def _check_refusing_model(settings: ExperimentSettings, where: str) -> None:
+    if settings.data.safe_answers == "dataset":
+        return
+    model, key = settings.data.refusals.model, f"{where}data.refusals.model"
+    if model not in EMBEDDED_MODELS:
+        _check_model(model, key)
+    elif settings.data.world == "real" and settings.model.path not in EMBEDDED_MODELS:
+        raise ConfigError(
+            key,
+            "be a model that reads the same language as the one under attack "
+            f"({settings.model.path})",
+            model,
+            "Name that model here too, or the aligned one it was made from.",
+        )
+
+
+def _check_model(path: str, key: str) -> None:
+    """Refuse a path that is neither a complete Hugging Face folder nor a model of the Hub."""
+    folder = Path(path)
+    if folder.exists():
+        rule = "be a model folder with a config.json that can be read"
+        require_json_object(folder / "config.json", key, rule)
+        for what, patterns in (("weights", WEIGHT_FILES), ("a tokenizer", TOKENIZER_FILES)):
+            if not any(file for pattern in patterns for file in folder.glob(pattern)):
+                raise ConfigError(
+                    key, f"hold {what} ({', '.join(patterns)})", path, "Save the model again."
+                )
+    elif HUB_ID.fullmatch(path) and not path.startswith("."):
+        require_hub_model(path, key)
+    else:
+        takes_embedded = key.endswith(
+            ("model.path", "attack.reference", "refusals.model", "defence.model")
+        )
+        embedded = f"{', '.join(EMBEDDED_MODELS)}, " if takes_embedded else ""
+        raise ConfigError(
+            key,
+            f"be {embedded}a Hub id (owner/name), or a folder with a config.json",
+            path,
+            "There is no such folder: check the path.",
+        )
+
+
+def require_json_object(path: Path, key: str, rule: str) -> None:
+    """Refuse a file that does not hold a JSON object.
+
+    Raises:
+        ConfigError: with the rule that is broken.
+    """
+    try:
+        ok = isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+        problem = "it holds something else"
+    except OSError as error:
+        ok, problem = False, f"{error.strerror}"
+    except ValueError as error:  # broken JSON, or not UTF-8
+        ok, problem = False, f"{error}"
+    if not ok:
+        raise ConfigError(key, rule, str(path), f"{problem}: check the file.")
