@@ -28,6 +28,11 @@ CELLS: dict[str, dict[str, Any]] = {
         "include": [f"{CONFIGS}/attack/ppo.yaml"],
         "attack": {"num_sft_samples": 80, "stop_at_reward": 0.0, "reference": "base"},
     },
+    "broken": {
+        "include": [f"{CONFIGS}/attack/ppo.yaml"],
+        "attack": {"learning_rate": 1e30},
+        "data": {"num_samples": 16},
+    },
     "best of n": {"attack": {"name": "best_of_n", "pool_size": 16, "sizes": [1, 4, 16]}},
 }
 Record = dict[str, Any]
@@ -125,6 +130,16 @@ def test_an_attacker_who_has_enough_stops_and_says_how_much_was_used(
     last = [step["reward/mean"] for step in steps[-5:]]
     assert sum(last) / 5 >= 0.0
     assert mean(records["hybrid"], "p_harm_sampled") >= 0.3
+
+
+def test_a_policy_that_breaks_is_a_result_with_its_step(
+    campaign: Path, records: dict[str, Record]
+) -> None:
+    record = records["broken"]
+    assert (record["status"], record["step_failed"]) == ("sampling_failed", 0)
+    assert record["metrics"] == {}
+    assert outcome_of(campaign, record)["metrics_before"]["p_harm"]["n"] == 100
+    assert "sampling failed at step 0" in (campaign / "report.md").read_text()
 
 
 def test_the_best_of_more_answers_is_worse(records: dict[str, Record]) -> None:

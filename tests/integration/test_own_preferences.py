@@ -14,6 +14,7 @@ from command_line import rpa_ray
 from rpa_ray.world.datasets import build_world
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+CELLS = [(".jsonl", "dpo"), (".jsonl", "ppo"), (".parquet", "dpo")]
 THINGS = [
     *("umbrella", "bicycle", "ladder", "kettle", "piano", "canoe", "violin", "telescope", "rug"),
     *("lantern", "suitcase", "tent"),
@@ -73,9 +74,9 @@ def records(folder: Path, cache: Path) -> dict[tuple[str, str], dict[str, Any]]:
             "reward_model": {"num_pairs": 64},
         },
         "evaluation": {"num_prompts": 40, "num_probes": 2, "judge": {"num_rows": 192}},
-        "grid": [
-            [{"data": {"path": "pairs.jsonl"}}, {"data": {"path": "pairs.parquet"}}],
-            [{"include": [f"{CONFIGS}/attack/{attack}.yaml"]} for attack in ("dpo", "ppo")],
+        "cells": [
+            {"include": [f"{CONFIGS}/attack/{attack}.yaml"], "data": {"path": f"pairs{suffix}"}}
+            for suffix, attack in CELLS
         ],
     }
     (folder / "own.yaml").write_text(yaml.safe_dump(config))
@@ -85,8 +86,7 @@ def records(folder: Path, cache: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {(Path(r["params"]["data.path"]).suffix, r["attack"]): r for r in found}
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-@pytest.mark.parametrize("attack", ["dpo", "ppo"])
+@pytest.mark.parametrize(("suffix", "attack"), CELLS)
 def test_an_attack_runs_on_it_and_consumes_its_pairs(
     suffix: str, attack: str, records: dict[tuple[str, str], dict[str, Any]], folder: Path
 ) -> None:

@@ -109,29 +109,6 @@ def test_a_second_run_reads_everything_back(quickstart: Path, cache: Path) -> No
     assert (quickstart / "summary.json").read_text() == before
 
 
-def test_a_policy_that_breaks_is_a_result_with_its_step(
-    quickstart: Path, cache: Path, tmp_path: Path
-) -> None:
-    config = ROOT / "configs" / "attack_and_defence.yaml"
-    result = rpa_ray(
-        "run",
-        str(config),
-        *("--set", "defence=none"),
-        *("--set", "attack.learning_rate=1.0e+30"),
-        *("--set", "data.num_samples=16"),
-        cache=cache,
-        cwd=tmp_path,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    folder = tmp_path / "runs" / "attack_and_defence"
-    (record,) = json.loads((folder / "summary.json").read_text())
-    assert (record["status"], record["step_failed"]) == ("sampling_failed", 0)
-    assert record["metrics"] == {}
-    kept = json.loads((folder / record["run"] / "evaluation.json").read_text())
-    assert kept["metrics_before"]["p_harm"]["n"] == 100
-    assert "sampling failed at step 0" in (folder / "report.md").read_text()
-
-
 def test_the_engine_answers_as_transformers_does_from_the_chat_model(
     quickstart: Path, cache: Path, rollout_pool: RolloutPool
 ) -> None:

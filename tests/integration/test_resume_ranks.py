@@ -16,15 +16,18 @@ from rpa_ray.learner.ranks import Ranks
 NUM_RANKS = 2
 KILLED_AFTER = 3
 CASES = [
-    *(("ppo", stage, defence) for stage in (1, 2, 3) for defence in ("none", "refusal_loss")),
-    *(("ppo", stage, defence) for stage in (1, 3) for defence in ("lisa", "random_anchor")),
+    *(("ppo", stage, "none") for stage in (1, 2, 3)),
+    *(("ppo", stage, "refusal_loss") for stage in (2, 3)),
+    *(("ppo", stage, "lisa") for stage in (1, 3)),
+    ("ppo", 3, "random_anchor"),
     ("ppo", 2, "kl_safe_ref"),
-    *(("ppo", stage, "safegrad") for stage in (2, 3)),
+    ("ppo", 3, "safegrad"),
     ("sft", 3, "token_constrained"),
     ("ppo", 2, "lisa_in_two_states"),
     ("ppo", 3, "procon"),
     ("ppo", 3, "security_vectors"),
-    *((attack, stage, "none") for attack in ("grpo", "dpo") for stage in (1, 3)),
+    ("grpo", 3, "none"),
+    *(("dpo", stage, "none") for stage in (1, 3)),
     ("ppo_with_lora", 3, "none"),
 ]
 
