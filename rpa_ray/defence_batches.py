@@ -1,6 +1,6 @@
 """What defences draw batches of: refusals, pairs of both answers, harmless prompts."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,25 +65,19 @@ class DefenceData:
                 max_tokens=self.max_tokens,
             )
 
-        return DatasetSource(
+        return self._source(
             [self._encoded(_safe(pair)) for pair in self._pairs],
             lambda part: collate_tokens(part, self._pad_token_id),
-            batch_size=self.batch_size,
-            seed=self.seed,
-            ranks=self.ranks,
             vary=recovery if follows else None,
         )
 
     def _contrast(self) -> DatasetSource[Any, Any]:
         rows = [(self._encoded(_safe(p)), self._encoded(_unsafe(p))) for p in self._pairs]
-        return DatasetSource(
+        return self._source(
             rows,
             lambda part: collate_pairs(
                 [safe for safe, _ in part], [unsafe for _, unsafe in part], self._pad_token_id
             ),
-            batch_size=self.batch_size,
-            seed=self.seed,
-            ranks=self.ranks,
         )
 
     def _harmless(self) -> DatasetSource[Any, Any]:
@@ -91,12 +85,21 @@ class DefenceData:
         for prompt in harmless_training_prompts(self.data, self.cache):
             ids = encode_prompt(self.tokenizer, self._template, prompt)[: self.max_tokens]
             rows.append(TokenRow(ids=ids, loss_mask=[False] * len(ids)))
-        return DatasetSource(
+        return self._source(
             rows,
             lambda part: collate_tokens(part, self._pad_token_id),
+        )
+
+    def _source(
+        self, rows: Sequence[Any], collate: Callable[[Sequence[Any]], Any], **settings: Any
+    ) -> DatasetSource[Any, Any]:
+        return DatasetSource(
+            rows,
+            collate,
             batch_size=self.batch_size,
             seed=self.seed,
             ranks=self.ranks,
+            **settings,
         )
 
     @cached_property

@@ -215,8 +215,9 @@ def _check_rows(settings: ExperimentSettings, cache: Path) -> None:
     judge, reward_model = settings.evaluation.judge, settings.data.reward_model
     if settings.training is not None:
         _attack_pairs(settings, data)
-    needs = attack_needs(settings)
-    if Need.REWARDS in needs or settings.data.name == "tldr":
+    defence = defence_of(settings.defence)
+    needs = attack_needs(settings) | defence.needs
+    if needs & {Need.REWARDS, Need.COST_MODEL} or settings.data.name == "tldr":
         key = "data.reward_model.num_pairs"
         data.draw("reward_model", reward_model.num_pairs, seed=MODEL_SEED, key=key)
     safety = planned_data(safety_data(settings.data), cache)
@@ -224,15 +225,14 @@ def _check_rows(settings: ExperimentSettings, cache: Path) -> None:
         num_answers = 2 * len(safety.roles["classifier"])
         rows = "the rows of role 'classifier'"
         _require_rows("evaluation.judge.num_rows", judge.num_rows, num_answers, rows)
-    defence = defence_of(settings.defence)
     recipes = cell_models(settings, cache).recipes()
     sizes = [r.job.batch_size for r in recipes if r.rows.kind in DEFENCE_ROWS]
-    if (needs | defence.needs) & DEFENCE_BATCHES:
+    if needs & DEFENCE_BATCHES:
         sizes.append(defence.safe_batch_size)
     for size in sizes:
         num_rows = len(safety.roles["defence"])
         _require_rows("defence.batch_size", size, num_rows, "the rows of role 'defence'")
-    if Need.HARMLESS_BATCH in defence.needs:
+    if Need.HARMLESS_BATCH in needs:
         num_rows = len(harmless_training_prompts(settings.data, cache))
         what = "the harmless prompts to train on"
         _require_rows("defence.batch_size", defence.safe_batch_size, num_rows, what)

@@ -207,6 +207,13 @@ def test_a_disk_that_is_nearly_full_is_refused(
     )
 
 
+def test_too_few_pairs_for_a_cost_model_are_refused_whoever_rewards(world_cache: Path) -> None:
+    pairs, judged = "data.reward_model.num_pairs=80000", "attack={name: ppo, reward: judge}"
+    priced = "defence={name: safe_rlhf, cost: model}"
+    told = refusal(world_cache, judged, pairs, priced)
+    assert told.startswith("data.reward_model.num_pairs must be at most")
+
+
 def test_too_few_harmless_prompts_for_a_batch_are_refused(
     world_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
