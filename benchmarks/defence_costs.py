@@ -9,9 +9,9 @@ within a repetition. On the clock is `Learner.step`, defence included; no rollou
 weight transfer. Memory is the process's largest resident set during the timed steps, less what it
 held before the engine was built: weights, gradients, optimizer, activations, the defence's own.
 
-"Passes" is the work that the defence's forward and backward passes explain: tokens through the
-trained and the frozen model during a step, a forward counted 1, a backward 2 more, as a ratio to
-the undefended step. "Excess" is the time's ratio divided by that.
+"Passes" is the work that the defence's forward and backward passes explain: the multiplications
+of all linear layers of the trained and the frozen model during a step, a forward counted once, a
+backward twice more, as a ratio to the undefended step. "Excess" is the time's ratio divided by it.
 """
 
 import argparse
@@ -142,14 +142,16 @@ def training(
 
     work: list[float] = []
 
-    def count(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        work.append(ids.numel() * (3.0 if torch.is_grad_enabled() else 1.0))
+    def count(linear: nn.Linear, args: Any, output: torch.Tensor) -> None:
+        passes = 3.0 if torch.is_grad_enabled() else 1.0
+        work.append(output.numel() * linear.in_features * passes)
 
     def policy(seed: int) -> PolicyModel:
         head = 3 if attack == "ppo" else None
         made = PolicyModel(llama(options, seed), value_head_seed=head)
-        made.register_forward_hook(count, with_kwargs=True)
+        for layer in made.modules():
+            if isinstance(layer, nn.Linear):
+                layer.register_forward_hook(count)
         return made
 
     objective = REGISTRY[attack](REGISTRY[attack].Config())

@@ -74,7 +74,7 @@ def cell_models(settings: ExperimentSettings, cache: Path) -> CellModels:
 
     def named(model: NamedModel | None) -> Model | None:
         if isinstance(model, RefusalTuned):
-            return _refusal_tuned(model, settings, policy, cache)
+            return _tuned("refusal_tuned", RowKind.REFUSALS, model, settings, policy, cache)
         return None if model is None else policy_model(model, settings.data, cache)
 
     return CellModels(
@@ -117,48 +117,43 @@ def folder_of(model: Model, cache: Path) -> str:
     return str(model.folder(cache)) if isinstance(model, ModelRecipe) else model
 
 
-def _refusal_tuned(
-    tuned: RefusalTuned, settings: ExperimentSettings, policy: Model, cache: Path
+def _security_vector(settings: ExperimentSettings, policy: Model, cache: Path) -> ModelRecipe:
+    """Return the recipe of an adapter with which the policy gives the unsafe answers it is told."""
+    config = adapter_config(settings.defence)
+    like = _tuned("security_vector", RowKind.UNSAFE_ANSWERS, config, settings, policy, cache)
+    sizes = {"rank": config.rank, "alpha": config.alpha}
+    return replace(like, kind=ModelKind.ADAPTER, architecture=sizes)
+
+
+def _tuned(
+    name: str,
+    rows: RowKind,
+    job: RefusalTuned | AdapterConfig,
+    settings: ExperimentSettings,
+    policy: Model,
+    cache: Path,
 ) -> ModelRecipe:
+    """Return the recipe of the policy after SFT on rows of the defence split."""
     data = settings.data
     return ModelRecipe(
-        id="refusal_tuned",
+        id=name,
         kind=ModelKind.CAUSAL,
         start=policy,
         tokenizer=policy.tokenizer if isinstance(policy, ModelRecipe) else policy,
         tokenizer_key=policy.tokenizer_key if isinstance(policy, ModelRecipe) else policy,
         rows=Rows(
-            kind=RowKind.REFUSALS,
+            kind=rows,
             data_key=planned_data(safety_data(data), cache).key,
             settings={"template": data.template},
         ),
         job=JobSettings(
-            num_steps=tuned.num_steps,
-            batch_size=tuned.batch_size,
-            learning_rate=tuned.learning_rate,
-            max_tokens=tuned.max_tokens,
+            num_steps=job.num_steps,
+            batch_size=job.batch_size,
+            learning_rate=job.learning_rate,
+            max_tokens=job.max_tokens,
             dtype=settings.model.dtype,
         ),
         seed=MODEL_SEED,
-    )
-
-
-def _security_vector(settings: ExperimentSettings, policy: Model, cache: Path) -> ModelRecipe:
-    """Return the recipe of an adapter with which the policy gives the unsafe answers it is told."""
-    config = adapter_config(settings.defence)
-    job = RefusalTuned(
-        num_steps=config.num_steps,
-        learning_rate=config.learning_rate,
-        batch_size=config.batch_size,
-        max_tokens=config.max_tokens,
-    )
-    like = _refusal_tuned(job, settings, policy, cache)
-    return replace(
-        like,
-        id="security_vector",
-        kind=ModelKind.ADAPTER,
-        rows=replace(like.rows, kind=RowKind.UNSAFE_ANSWERS),
-        architecture={"rank": config.rank, "alpha": config.alpha},
     )
 
 

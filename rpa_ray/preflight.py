@@ -123,7 +123,7 @@ def check_settings(settings: ExperimentSettings, where: str = "") -> None:
     Raises:
         ConfigError: with the key that has to change.
     """
-    for check in (_check_data_source, _check_sizes, _check_deepspeed, check_models):
+    for check in (_check_data_source, _check_sizes, _check_lora, _check_deepspeed, check_models):
         check(settings, where)
 
 
@@ -180,6 +180,18 @@ def _check_sizes(settings: ExperimentSettings, where: str) -> None:
     ):
         if num < batch_size:
             raise ConfigError(f"{where}{key}", f"fill one batch of {batch_size}", num, "Raise it.")
+
+
+def _check_lora(settings: ExperimentSettings, where: str) -> None:
+    training, defence = settings.training, defence_of(settings.defence)
+    if training is None or training.lora is None or Need.COMPARED_WEIGHTS not in defence.needs:
+        return
+    raise ConfigError(
+        f"{where}attack.lora",
+        "be null where a defence compares the trained weights with another model's",
+        training.lora.model_dump(exclude_none=True),
+        "Leave attack.lora out, or take another defence.",
+    )
 
 
 def _check_sft_share(attack: RolloutConfig, num_samples: int, where: str) -> None:

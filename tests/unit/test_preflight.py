@@ -79,6 +79,10 @@ def test_settings_that_fit_together_pass(world_cache: Path) -> None:
         ),
         (["data.path=x"], "data.path must be left out where data.world is embedded, got 'x'."),
         (["data.world=real", "data.path=/no/x.csv"], "data.path must be an existing folder"),
+        (
+            ["defence=random_anchor", "attack.lora={rank: 4}"],
+            "attack.lora must be null where a defence compares the trained weights",
+        ),
         (["cluster.deepspeed=/no.json"], "cluster.deepspeed must name a file with a JSON object"),
         (
             ["model.path=/no/model"],
