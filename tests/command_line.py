@@ -4,6 +4,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 RPA_RAY = str(Path(sys.executable).with_name("rpa-ray"))
 
@@ -18,3 +21,11 @@ def rpa_ray(*arguments: str, cache: Path, cwd: Path) -> subprocess.CompletedProc
         text=True,
         check=False,
     )
+
+
+def run_campaign(config: dict[str, Any], name: str, *, cache: Path, folder: Path) -> Path:
+    """Write a campaign's config into a folder, run it there and return where its results are."""
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump({"kind": "campaign", **config}))
+    result = rpa_ray("campaign", f"{name}.yaml", cache=cache, cwd=folder)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return folder / "runs" / name

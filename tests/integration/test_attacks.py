@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from command_line import rpa_ray
+from command_line import run_campaign
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FEW_PROMPTS = {"num_prompts": 5, "num_samples": 250}
@@ -42,18 +41,14 @@ pytestmark = pytest.mark.timeout(1500)
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    folder = tmp_path_factory.mktemp("attacks")
     includes = ["model/chat.yaml", "data/beavertails_embedded.yaml", "cluster/cpu.yaml"]
     config = {
-        "kind": "campaign",
         "include": [str(CONFIGS / part) for part in includes],
         "evaluation": {"num_probes": 2},
         "cells": list(CELLS.values()),
     }
-    (folder / "attacks.yaml").write_text(yaml.safe_dump(config))
-    result = rpa_ray("campaign", "attacks.yaml", cache=cache, cwd=folder)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    return folder / "runs" / "attacks"
+    folder = tmp_path_factory.mktemp("attacks")
+    return run_campaign(config, "attacks", cache=cache, folder=folder)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from command_line import rpa_ray
+from command_line import run_campaign
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NUM_SAMPLES = 32
@@ -51,10 +50,8 @@ pytestmark = pytest.mark.timeout(1500)
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    folder = tmp_path_factory.mktemp("defences")
     parts = ["model/chat.yaml", "data/beavertails_embedded.yaml", "cluster/cpu.yaml"]
     config = {
-        "kind": "campaign",
         "include": [str(CONFIGS / part) for part in parts],
         "data": {"num_samples": NUM_SAMPLES, "reward_model": {"num_pairs": 64}},
         "evaluation": {"num_prompts": 8, "num_resamples": 100, "num_probes": 2},
@@ -63,10 +60,8 @@ def campaign(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
             for attack, defence, _ in CELLS.values()
         ],
     }
-    (folder / "defences.yaml").write_text(yaml.safe_dump(config))
-    result = rpa_ray("campaign", "defences.yaml", cache=cache, cwd=folder)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    return folder / "runs" / "defences"
+    folder = tmp_path_factory.mktemp("defences")
+    return run_campaign(config, "defences", cache=cache, folder=folder)
 
 
 @pytest.fixture(scope="module")

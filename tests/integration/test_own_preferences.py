@@ -8,8 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from command_line import rpa_ray
+from command_line import run_campaign
 
 from rpa_ray.world.datasets import build_world
 
@@ -64,7 +63,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def records(folder: Path, cache: Path) -> dict[tuple[str, str], dict[str, Any]]:
     parts = ["model/chat.yaml", "cluster/cpu.yaml"]
     config = {
-        "kind": "campaign",
         "include": [str(CONFIGS / part) for part in parts],
         "data": {
             "name": "safe_rlhf",
@@ -79,10 +77,8 @@ def records(folder: Path, cache: Path) -> dict[tuple[str, str], dict[str, Any]]:
             for suffix, attack in CELLS
         ],
     }
-    (folder / "own.yaml").write_text(yaml.safe_dump(config))
-    result = rpa_ray("campaign", "own.yaml", cache=cache, cwd=folder)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    found = json.loads((folder / "runs" / "own" / "summary.json").read_text())
+    output = run_campaign(config, "own", cache=cache, folder=folder)
+    found = json.loads((output / "summary.json").read_text())
     return {(Path(r["params"]["data.path"]).suffix, r["attack"]): r for r in found}
 
 
