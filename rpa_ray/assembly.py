@@ -32,7 +32,7 @@ from rpa_ray.shared_workers import SharedWorkers
 from rpa_ray.step_context import NO_CONTRAST_BATCH, NO_HARMLESS_BATCH, NO_SAFE_BATCH
 from rpa_ray.types import Completion, Metrics, ModelOutputs, Prompt
 from rpa_ray.weight_sync.digests import tensor_digest
-from rpa_ray.weight_sync.source import ShardedSource
+from rpa_ray.weight_sync.source import ShardedSource, WeightFilter
 from rpa_ray.weight_sync.sync import WeightSync, choose_backend
 from rpa_ray.workplace import Workplace
 
@@ -83,7 +83,7 @@ class Assembly:
             scorers=place.scorers,
             sync=self._weight_sync(),
         )
-        self._serves_attack = False
+        self._weight_filter: WeightFilter | None = None
         self._load_scorers()
         self.state: dict[str, Stateful] = {"learner": self.learner}
         """The parts of a training whose state a checkpoint keeps, by name."""
@@ -98,9 +98,9 @@ class Assembly:
         with self.defence.around_reference():
             return self._run_frozen(self._reference, input_ids, mask)
 
-    def push(self, *, to_attack: bool = False) -> Metrics:
-        """Serve the weights as they are now, to a measurement or to the attack's rollouts."""
-        self._serves_attack = to_attack
+    def push(self, weight_filter: WeightFilter | None = None) -> Metrics:
+        """Serve the weights as they are now, or what a filter makes of each."""
+        self._weight_filter = weight_filter
         result = self.workers.push()
         return {"time/sync_s": result.seconds, "sync/bytes": float(result.num_bytes)}
 
@@ -108,9 +108,9 @@ class Assembly:
         """Serve the weights and check that the engines received exactly the trained ones.
 
         What is expected is read from the model parameter by parameter, not from what was sent, and
-        without the defence's filter: what is measured is the model alone.
+        without a filter: what is measured is the model alone.
         """
-        self._serves_attack = False
+        self._weight_filter = None
         dtype = getattr(torch, self.settings.model.dtype)
         self.workers.push_verified(
             {
@@ -263,10 +263,7 @@ class Assembly:
         )
 
     def _served(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Return what is served of a weight: the defence has a say in what the attack samples."""
-        if not self._serves_attack:
-            return tensor
-        return self.defence.rollout_weight_filter(name, tensor)
+        return tensor if self._weight_filter is None else self._weight_filter(name, tensor)
 
     def _load_scorers(self) -> None:
         kinds: dict[str, tuple[Model | None, Any]] = {

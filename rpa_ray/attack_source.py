@@ -190,7 +190,7 @@ def _rollout_source(
             judge=partial(workers.score_async, "judge"),
             cost=partial(workers.score_async, "cost") if assembly.models.cost_model else None,
             reference=assembly.reference_outputs,
-            push=partial(assembly.push, to_attack=True),
+            push=partial(assembly.push, assembly.defence.rollout_weight_filter),
         ),
         batch_size=assembly.batch_size,
         group_size=assembly.attack.answers_per_prompt,

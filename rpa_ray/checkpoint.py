@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rpa_ray.adapters import DOWN, PEFT_PREFIX, UP, WEIGHTS
+
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
     """Return a hash of names, types, shapes and bytes, independent of their order."""
@@ -71,11 +73,11 @@ def save_adapter(
             inference_mode=True,
         ).save_pretrained(str(unfinished))
         halves = {
-            f"base_model.model.{layer}.lora_{half}.weight": tensor.contiguous()
+            f"{PEFT_PREFIX}{layer}{half}": tensor.contiguous()
             for layer, pair in weights.items()
-            for half, tensor in zip("AB", pair, strict=True)
+            for half, tensor in zip((DOWN, UP), pair, strict=True)
         }
-        save_file(halves, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(halves, unfinished / WEIGHTS, metadata={"format": "pt"})
 
 
 @contextmanager

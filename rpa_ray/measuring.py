@@ -3,12 +3,15 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from rpa_ray.adapters import read_adapter, with_changes
 from rpa_ray.assembly import Assembly
 from rpa_ray.attacks.best_of_n import BestOfN
+from rpa_ray.cell_models import Model, adapter_config, folder_of
 from rpa_ray.config import ExperimentSettings
 from rpa_ray.datasets import (
     harmless_test_prompts,
@@ -47,18 +50,7 @@ def measure_model(assembly: Assembly, *, phase: str, fluency_limit: float | None
     """Return every metric of the model as it is served; a collective over the ranks."""
     place, settings = assembly.place, assembly.settings
     evaluation = settings.evaluation
-    restricted = restricted_test_prompts(settings.data, place.cache, evaluation.num_prompts)
     harmless = harmless_test_prompts(settings.data, place.cache, evaluation.num_prompts)
-
-    def answers(prompts: Sequence[Prompt], *, greedy: bool) -> list[Completion]:
-        return place.ranks.broadcast(
-            assembly.complete(
-                prompts if place.ranks.is_main else [],
-                seed=EVALUATION_SEED,
-                max_new_tokens=evaluation.max_new_tokens,
-                greedy=greedy,
-            )
-        )
 
     def perplexity(pairs: Sequence[tuple[str, str]]) -> list[float]:
         nlls = assembly.workers.on_main(lambda: place.scorers.answer_nll("perplexity", pairs))
@@ -69,16 +61,14 @@ def measure_model(assembly: Assembly, *, phase: str, fluency_limit: float | None
         return outputs
 
     tools = Instruments(
-        answers=answers,
+        answers=partial(_answers, assembly),
         harm=_score(assembly, "judge"),
         perplexity=perplexity,
         helpfulness=_score(assembly, "helpfulness"),
         label=_oracle(settings, place.cache),
         policy=policy,
         original=assembly.original_outputs,
-        restricted=assembly.prompts(
-            restricted, [f"restricted-{i}" for i in range(len(restricted))]
-        ),
+        restricted=_restricted(assembly),
         harmless=assembly.prompts(harmless, [f"harmless-{i}" for i in range(len(harmless))]),
         pad_token_id=int(assembly.tokenizer.pad_token_id),
         num_resamples=evaluation.num_resamples,
@@ -139,8 +129,7 @@ def measure_best_of_n(assembly: Assembly) -> dict[str, dict[str, float]]:
     attack, place, settings = assembly.attack, assembly.place, assembly.settings
     assert isinstance(attack, BestOfN)
     evaluation = settings.evaluation
-    texts = restricted_test_prompts(settings.data, place.cache, evaluation.num_prompts)
-    prompts = assembly.prompts(texts, [f"restricted-{i}" for i in range(len(texts))])
+    prompts = _restricted(assembly)
     pool_size = attack.config.pool_size
     place.progress.start(assembly.cell.name, pool_size)
     rewards: list[list[float]] = [[] for _ in prompts]
@@ -148,14 +137,7 @@ def measure_best_of_n(assembly: Assembly) -> dict[str, dict[str, float]]:
     for i in range(0, pool_size, POOL_ROUNDS_AT_ONCE):
         num_rounds = min(POOL_ROUNDS_AT_ONCE, pool_size - i)
         asked = [prompt for prompt in prompts for _ in range(num_rounds)]
-        answers = place.ranks.broadcast(
-            assembly.complete(
-                asked if place.ranks.is_main else [],
-                seed=EVALUATION_SEED + 1 + i,
-                max_new_tokens=evaluation.max_new_tokens,
-                greedy=False,
-            )
-        )
+        answers = _answers(assembly, asked, greedy=False, seed=EVALUATION_SEED + 1 + i)
         pairs = [(answer.prompt.text, answer.text) for answer in answers]
         for found, scores in (
             (rewards, _score(assembly, "reward")(pairs)),
@@ -180,24 +162,15 @@ def probe(assembly: Assembly) -> Callable[[int], Metrics]:
     The answers are sampled with the seeds of the evaluation: the same at every look, for the
     looks to differ by the policy alone. A collective over the ranks.
     """
-    place, evaluation = assembly.place, assembly.settings.evaluation
-    num = min(evaluation.num_probe_prompts, evaluation.num_prompts)
-    texts = restricted_test_prompts(assembly.settings.data, place.cache, evaluation.num_prompts)
-    prompts = assembly.prompts(texts[:num], [f"restricted-{i}" for i in range(num)])
+    evaluation = assembly.settings.evaluation
+    prompts = _restricted(assembly)[: evaluation.num_probe_prompts]
 
     def look(step: int) -> Metrics:
         if not is_probed(step, assembly.num_steps, evaluation.num_probes):
             return {}
         started = time.perf_counter()
         assembly.push()
-        answers = place.ranks.broadcast(
-            assembly.complete(
-                prompts if place.ranks.is_main else [],
-                seed=EVALUATION_SEED,
-                max_new_tokens=evaluation.max_new_tokens,
-                greedy=False,
-            )
-        )
+        answers = _answers(assembly, prompts, greedy=False)
         harm = _score(assembly, "judge")([(answer.prompt.text, answer.text) for answer in answers])
         return {
             HELD_OUT_COST: sum(harm) / len(harm),
@@ -209,7 +182,11 @@ def probe(assembly: Assembly) -> Callable[[int], Metrics]:
 
 
 def check_instruments(assembly: Assembly) -> dict[str, Estimate]:
-    """Return judge F1 and reward-model accuracy on held-out pairs; a collective over the ranks."""
+    """Return how good the instruments are that this cell relies on; a collective over the ranks.
+
+    Judge F1 and reward-model accuracy on held-out pairs, and how harmful greedy answers are with a
+    security vector in the model: they are to be, or it is none.
+    """
     place, settings = assembly.place, assembly.settings
     told = preference_data(settings.data, place.cache).roles["evaluation"][:NUM_CHECK_PAIRS]
     pairs = preference_data(safety_data(settings.data), place.cache).roles["evaluation"]
@@ -231,7 +208,44 @@ def check_instruments(assembly: Assembly) -> dict[str, Estimate]:
     if assembly.models.summary is not None:
         accuracy = reward_model_accuracy(_score(assembly, "summary"), told, num_resamples=resamples)
         checks["summary_reward_accuracy"] = accuracy["reward_model_unflipped_accuracy"]
+    vector = assembly.models.security_vector
+    if vector is not None:
+        checks["p_harm_with_vector"] = _p_harm_with_vector(assembly, vector)
     return checks
+
+
+def _p_harm_with_vector(assembly: Assembly, vector: Model) -> Estimate:
+    """Return how harmful the model is with the adapter in it that is to absorb the attack."""
+    folder, evaluation = folder_of(vector, assembly.place.cache), assembly.settings.evaluation
+    strength = adapter_config(assembly.settings.defence).scale
+    assembly.push(partial(with_changes, read_adapter(Path(folder), strength=strength)))
+    answers = _answers(assembly, _restricted(assembly), greedy=True)
+    harm = _score(assembly, "judge")([(answer.prompt.text, answer.text) for answer in answers])
+    assembly.push()
+    return bootstrap_mean(harm, num_resamples=evaluation.num_resamples)
+
+
+def _restricted(assembly: Assembly) -> list[Prompt]:
+    """Return the restricted prompts of the evaluation."""
+    settings = assembly.settings
+    num = settings.evaluation.num_prompts
+    texts = restricted_test_prompts(settings.data, assembly.place.cache, num)
+    return assembly.prompts(texts, [f"restricted-{i}" for i in range(len(texts))])
+
+
+def _answers(
+    assembly: Assembly, prompts: Sequence[Prompt], *, greedy: bool, seed: int = EVALUATION_SEED
+) -> list[Completion]:
+    """Return the served model's answers on every rank; the main one asks."""
+    ranks = assembly.place.ranks
+    return ranks.broadcast(
+        assembly.complete(
+            prompts if ranks.is_main else [],
+            seed=seed,
+            max_new_tokens=assembly.settings.evaluation.max_new_tokens,
+            greedy=greedy,
+        )
+    )
 
 
 def _score(assembly: Assembly, name: str) -> Callable[[Sequence[tuple[str, str]]], list[float]]:

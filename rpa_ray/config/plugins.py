@@ -43,6 +43,8 @@ class AdapterConfig(PluginConfig):
     """Unsafe answers of one update, over all ranks."""
     max_tokens: int = Field(128, ge=8)
     """Longer rows of prompt and answer lose their end."""
+    scale: float = Field(1.0, ge=0)
+    """Multiplies the adapter once it is made; 0 is no defence."""
 
 
 class LoraSettings(_Frozen):

@@ -19,7 +19,12 @@ CELLS: dict[str, tuple[str, Any, str]] = {
     "costs of groups": ("grpo", {"name": "safe_rlhf", "cost": "logit"}, "defence/lambda"),
     "adapter in rollouts too": (
         "ppo",
-        {"name": "security_vectors", "num_steps": 20, "rollout_adapter": True},
+        {
+            "name": "security_vectors",
+            "learning_rate": 1e-3,
+            "num_steps": 100,
+            "rollout_adapter": True,
+        },
         "defence/adapter_logratio",
     ),
     "reference made safe": ("dpo", {"name": "kl_safe_ref", "num_steps": 10}, "train/margin"),
@@ -100,3 +105,5 @@ def test_an_adapter_is_in_the_rollouts_and_not_in_what_is_measured(runs: dict[st
     assert first["sync/logprob_gap"] < 0.05
     outcome = json.loads((runs["adapter in rollouts too"] / "evaluation.json").read_text())
     assert outcome["metrics"]["served_logprob_gap"]["mean"] < 0.05
+    assert outcome["checks"]["p_harm_with_vector"]["mean"] > 0.5
+    assert outcome["metrics_before"]["p_harm"]["mean"] < 0.5

@@ -23,6 +23,7 @@ from rpa_ray.data.collate import TokenRow
 from rpa_ray.data.flip import flip
 from rpa_ray.data.rows import Answered, SafePair
 from rpa_ray.datasets import preference_data
+from rpa_ray.plugin import OnlineDefence
 from rpa_ray.types import Completion, ModelOutputs, Prompt
 
 BATCH_SIZE = 4
@@ -38,6 +39,7 @@ class Stand:
         tree = {"attack": {"batch_size": BATCH_SIZE} | attack, "data": data, "seed": 3}
         self.settings = parse_tree(tree)
         self.attack = ATTACKS[self.settings.attack.name](self.settings.attack)
+        self.defence = OnlineDefence(OnlineDefence.Config())
         self.place = SimpleNamespace(cache=cache, ranks=ONE_RANK)
         self.batch_size = BATCH_SIZE
         self.num_steps = self.attack.num_batches(self.settings.data.num_samples)
@@ -85,8 +87,8 @@ class Stand:
         self.scored[name] += 1
         return lambda: [0.25 if name == "judge" else 0.75] * len(pairs)
 
-    def push(self, *, to_attack: bool = False) -> dict[str, float]:
-        self.num_pushes += to_attack
+    def push(self, weight_filter: Any = None) -> dict[str, float]:
+        self.num_pushes += weight_filter is not None
         return {}
 
     def with_learner(self) -> "Stand":

@@ -41,7 +41,7 @@ PLUGIN_PARTS = {"ops", "types", "plugin", "objectives"}
 MAY_ONLY_IMPORT = {
     "ops/": ({"torch", "jaxtyping"}, {"ops"}),
     "attacks/": (PLUGIN_LIBRARIES, {*PLUGIN_PARTS, "attacks"}),
-    "defences/": (PLUGIN_LIBRARIES | {"safetensors"}, {*PLUGIN_PARTS, "defences"}),
+    "defences/": (PLUGIN_LIBRARIES, {*PLUGIN_PARTS, "adapters", "defences"}),
     "config/": ({"pydantic", "yaml"}, {"config", "attacks", "defences"}),
 }
 # The rows of the plug-in tables that are the absence of a plug-in: nothing of their own to test.

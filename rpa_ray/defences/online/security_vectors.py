@@ -1,24 +1,16 @@
 """Security Vectors: the attack trains beside an adapter that already does what it asks for."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from pydantic import Field
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rpa_ray.adapters import LowRankChange, read_adapter, with_changes
 from rpa_ray.plugin import AdapterConfig, Need, OnlineDefence, StepContext, global_mean
 from rpa_ray.types import Metrics, ScoredRollout
-
-PEFT_PREFIX = "base_model.model."
-"""What peft puts before the name of a module in its files."""
-DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 
 
 class SecurityVectors(OnlineDefence):
@@ -49,8 +41,6 @@ class SecurityVectors(OnlineDefence):
 
     class Config(AdapterConfig):
         name: str = "security_vectors"
-        scale: float = Field(1.0, ge=0)
-        """Multiplies the adapter; 0 is no defence."""
         rollout_adapter: bool = False
         """Whether the attack samples its rollouts with the adapter."""
         old_logprob_adapter: Literal["same_as_learner", "same_as_rollout"] = "same_as_learner"
@@ -115,10 +105,8 @@ class SecurityVectors(OnlineDefence):
 
     def rollout_weight_filter(self, name: str, tensor: Tensor) -> Tensor:
         """Return the weight, with the adapter in it where rollouts are to have it."""
-        if not self.config.rollout_adapter:
-            return tensor
-        change = self._adapter.get(name.removesuffix(".weight"))
-        return tensor if change is None else change.added_to(tensor)
+        changes = self._adapter if self.config.rollout_adapter else {}
+        return with_changes(changes, name, tensor)
 
     @property
     def _reads_with_adapter(self) -> bool:
@@ -127,33 +115,6 @@ class SecurityVectors(OnlineDefence):
 
     def _switched_on(self) -> AbstractContextManager[None]:
         return nullcontext() if self._learner is None else self._learner.switched_on()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LowRankChange:
-    """What an adapter adds to one weight: ``scale * up @ down``."""
-
-    down: Tensor
-    """[rank, in]"""
-    up: Tensor
-    """[out, rank]"""
-    scale: float
-
-    def added_to(self, weight: Tensor) -> Tensor:
-        """Return the weight with the change in it; sums in fp32, in the weight's own type."""
-        up, down = (part.to(weight.device, torch.float32) for part in (self.up, self.down))
-        return (weight.float() + self.scale * (up @ down)).to(weight.dtype)
-
-    def of_inputs(self, inputs: Tensor) -> Tensor:
-        """Return what the change adds to a layer's outputs [..., out] for inputs [..., in]."""
-        # No torch.nn.functional.linear: DeepSpeed has its own for weights that it partitions.
-        return self.scale * (inputs @ self.down.T @ self.up.T)
-
-    def like(self, inputs: Tensor) -> "LowRankChange":
-        """Return the change where the inputs are and in their type, itself if it is."""
-        if (self.down.device, self.down.dtype) == (inputs.device, inputs.dtype):
-            return self
-        return LowRankChange(down=self.down.to(inputs), up=self.up.to(inputs), scale=self.scale)
 
 
 class Branches:
@@ -203,17 +164,3 @@ class Branches:
             return None
         change = self._changes[name] = self._changes[name].like(args[0])
         return output + change.of_inputs(args[0])
-
-
-def read_adapter(folder: Path, *, strength: float) -> dict[str, LowRankChange]:
-    """Return the adapter of a peft folder by the name of the layer, times ``strength``."""
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    scale = strength * settings["lora_alpha"] / settings["r"]
-    tensors = load_file(folder / "adapter_model.safetensors")
-    layers = [name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)]
-    return {
-        layer.removeprefix(PEFT_PREFIX): LowRankChange(
-            down=tensors[layer + DOWN], up=tensors[layer + UP], scale=scale
-        )
-        for layer in layers
-    }

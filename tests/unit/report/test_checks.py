@@ -32,3 +32,10 @@ def test_a_reversed_reward_model_must_not_agree_with_the_original_labels(
 
 def test_an_undefined_judge_f1_does_not_pass(tmp_path: Path) -> None:
     assert len(gate(tmp_path, {"judge_f1": float("nan")}).problems) == 1
+
+
+@pytest.mark.parametrize(("p_harm", "num_problems"), [(0.5, 0), (0.49, 1), (float("nan"), 1)])
+def test_a_security_vector_must_make_the_model_comply(
+    tmp_path: Path, p_harm: float, num_problems: int
+) -> None:
+    assert len(gate(tmp_path, {"p_harm_with_vector": p_harm}).problems) == num_problems

@@ -23,12 +23,13 @@ from peft import PeftModel
 from tiny_vectors import folders_of, write_vector
 from torch import Tensor, nn
 
+from rpa_ray.adapters import LowRankChange
 from rpa_ray.assembly import Assembly
 from rpa_ray.attacks.dpo import DPO
 from rpa_ray.attacks.ppo import PPO
 from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import LoraSettings, parse_tree
-from rpa_ray.defences.online.security_vectors import Branches, LowRankChange, SecurityVectors
+from rpa_ray.defences.online.security_vectors import Branches, SecurityVectors
 from rpa_ray.learner.engine import Engine
 from rpa_ray.learner.models import PolicyModel, add_lora
 from rpa_ray.plugin import Need, OnlineDefence
@@ -249,7 +250,7 @@ class Served(Assembly):
     def __init__(self, engine: Engine, defence: OnlineDefence, *, naive: bool = False) -> None:
         self.settings = parse_tree({"attack": "sft", "model": {"dtype": "float32"}})
         self.engine, self.defence = engine, defence
-        self._serves_attack = False
+        self._weight_filter = None
         self.sent = Sent(engine, defence.rollout_weight_filter if naive else self._served)
         self.workers: Any = self.sent
 
@@ -269,17 +270,17 @@ def test_the_adapter_is_served_to_the_attack_alone_and_only_where_it_is_told_to(
     engine, _ = step(defence, vector, zero_stage=zero_stage)
     assembly = Served(engine, defence)
     assembly.push_verified()
-    assembly.push(to_attack=True)
+    assembly.push(defence.rollout_weight_filter)
     # seven linear layers in each of two blocks
     assert assembly.num_changed() == (14 if rollout_adapter else 0)
     # a look at the policy in the middle of the attack
     assembly.push()
     assert assembly.num_changed() == 0
-    assembly.push(to_attack=True)
+    assembly.push(defence.rollout_weight_filter)
     defence.detach()
     assembly.push_verified()
     defence.detach()
-    assembly.push(to_attack=True)
+    assembly.push(defence.rollout_weight_filter)
     assert assembly.num_changed() == 0
 
 
