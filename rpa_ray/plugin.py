@@ -105,6 +105,9 @@ class Attack(Objective[Any, ModelOutputs]):
         """Return whether the attacker has enough before the samples are used up."""
         return False
 
+    def observe(self, rollout: ScoredRollout, context: StepContext) -> None:
+        """Take note of a scored rollout batch, before a defence has changed anything of it."""
+
     def experience(
         self,
         rollout: ScoredRollout,

@@ -105,7 +105,7 @@ class StepContext:
     """What a plug-in may know about the optimizer step it takes part in."""
 
     update: int
-    """Optimizer updates done before this one."""
+    """Optimizer updates done before this one, those of a defence's own among them."""
     num_ranks: int
     sum_over_ranks: Callable[[Tensor], Tensor]
     """All-reduced sum; every rank must call it equally often."""
@@ -124,7 +124,10 @@ class StepContext:
     """Returns the rows of all ranks in the order of the global batch, from equally shaped parts;
     only this rank's own rows are differentiable. Every rank must call it equally often."""
     learning_rate: float = 0.0
-    """The optimizer's rate of this update."""
+    """The optimizer's rate of this update; an update of a defence's own has the rate of the
+    attack's that comes next."""
+    attack_update: int = 0
+    """Updates of the attack done before this one, those of the defence itself not counted."""
     num_planned_updates: int = 0
     """Updates that the attack's samples are worth, those of the defence itself not counted."""
     frozen: Forward[ModelOutputs] = NO_FORWARD

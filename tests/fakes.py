@@ -292,7 +292,11 @@ class RecordingAttack(Attack):
 
     def __init__(self) -> None:
         super().__init__(Attack.Config())
+        self.observed: list[ScoredRollout] = []
         self.rollouts: list[ScoredRollout] = []
+
+    def observe(self, rollout: ScoredRollout, context: Any) -> None:
+        self.observed.append(rollout)
 
     def experience(self, rollout: ScoredRollout, shape_advantages: Any, context: Any) -> Experience:
         self.rollouts.append(rollout)

@@ -71,7 +71,7 @@ class GRPO(RolloutAttack):
         mask = rollout.tokens.loss_mask
         kept = mask.any(dim=-1)
         sequence_kl = (kl_k1(rollout.old_logprobs, rollout.reference_logprobs) * mask).sum(dim=-1)
-        rewards = self.attackers_rewards(rollout, context)
+        rewards = self.attackers_rewards(rollout)
         if self.config.kl_in == "reward":
             rewards = rewards - self.config.kl_coef * sequence_kl
         if rollout.penalties is not None:

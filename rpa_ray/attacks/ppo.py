@@ -90,9 +90,7 @@ class PPO(RolloutAttack):
         """Return the rollout with KL-penalised rewards turned into advantages and returns."""
         mask = rollout.tokens.loss_mask
         coefficient = self.kl.value
-        rewards = self._token_rewards(
-            self.attackers_rewards(rollout, context), rollout, coefficient
-        )
+        rewards = self._token_rewards(self.attackers_rewards(rollout), rollout, coefficient)
         if rollout.penalties is not None:
             rewards = rewards - rollout.penalties * mask
         estimate = self._gae(rewards, rollout.values, mask)
@@ -188,11 +186,14 @@ class PPO(RolloutAttack):
     def _cost_estimate(self, rollout: ScoredRollout, kl_coef: float) -> AdvantageEstimate | None:
         """Return the cost stream's advantages.
 
-        The KL penalty is a cost too, so that mixing the streams leaves its weight as it is.
+        The KL penalty and what a defence takes off each token are costs too, so that mixing the
+        streams leaves their weight as it is.
         """
         if rollout.costs is None:
             return None
         costs = self._token_rewards(rollout.costs, rollout, -kl_coef)
+        if rollout.penalties is not None:
+            costs = costs + rollout.penalties * rollout.tokens.loss_mask
         values = rollout.cost_values
         return self._gae(
             costs,

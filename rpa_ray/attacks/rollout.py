@@ -101,16 +101,19 @@ class RolloutAttack(Attack):
         """Return the loss of a rollout batch."""
         raise NotImplementedError
 
-    def attackers_rewards(self, rollout: ScoredRollout, context: StepContext) -> Tensor:
-        """Return the rewards [batch] with the entropy bonus, and remember their mean.
+    def observe(self, rollout: ScoredRollout, context: StepContext) -> None:
+        """Remember the mean reward, as the attacker's own reward model gave it."""
+        counted = rollout.tokens.loss_mask.any(dim=-1)
+        mean, _ = global_mean(rollout.rewards[counted], context)
+        self._recent_rewards.append(mean)
+
+    def attackers_rewards(self, rollout: ScoredRollout) -> Tensor:
+        """Return the rewards [batch] with the entropy bonus.
 
         The bonus ``min(H, cap)`` keeps a policy exploring that a defence has made nearly
         deterministic. Source: the adaptive attack on TokenBuncher (arXiv:2508.20697).
         """
         mask = rollout.tokens.loss_mask
-        counted = mask.any(dim=-1)
-        mean, _ = global_mean(rollout.rewards[counted], context)
-        self._recent_rewards.append(mean)
         if rollout.entropies is None:
             return rollout.rewards
         mean_entropy = (rollout.entropies * mask).sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)

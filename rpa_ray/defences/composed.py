@@ -29,7 +29,9 @@ from rpa_ray.types import LossTerm, Metrics, ModelOutputs, ScoredRollout
 class Composed(OnlineDefence):
     """Every hook of every part, first to last; what one returns is what the next is given.
 
-    Losses add up, contexts nest, gradients and weights are edited one after the other.
+    Losses add up, contexts nest, gradients and weights are edited one after the other. What a part
+    measures of the gradients has its name in front (``defence/lisa/task_grad_norm``): "task" is to
+    it the attack's gradient with the losses of all parts and the edits of those before it.
     """
 
     def __init__(self, config: ComposedConfig, parts: Sequence[OnlineDefence]) -> None:
@@ -163,7 +165,9 @@ class Composed(OnlineDefence):
         owned = list(shards)
         metrics: Metrics = {}
         for part in self.parts:
-            metrics |= part.on_gradients(owned, context)
+            own = f"defence/{part.config.name}/"
+            found = part.on_gradients(owned, context)
+            metrics |= {own + key.removeprefix("defence/"): value for key, value in found.items()}
         return metrics
 
     def after_step(self, masters: Iterable[tuple[str, Tensor]], context: StepContext) -> None:
@@ -205,13 +209,14 @@ def contradiction(parts: Sequence[OnlineDefence]) -> str | None:
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         return f"{sorted(twice)[0]} is there twice"
-    for hook, why in (
-        ("learning_rate", "it changes how much is learned and is a control: run it by itself"),
-        ("shape_advantages", "only one defence can decide what the attack learns from its costs"),
-    ):
-        owners = [p.config.name for p in parts if _overrides(p, hook)]
-        if owners and (hook == "learning_rate" or len(owners) > 1):
-            return f"{' and '.join(owners)}: {why}"
+    controls = [p.config.name for p in parts if _overrides(p, "learning_rate")]
+    if controls:
+        why = "it changes how much is learned and is a control: run it by itself"
+        return f"{' and '.join(controls)}: {why}"
+    pricing = [p.config.name for p in parts if Need.COSTS in p.needs]
+    if len(pricing) > 1:
+        why = "only one defence can decide what the attack learns from its costs"
+        return f"{' and '.join(pricing)}: {why}"
     for asked in ("reference", "compared_model"):
         models = {p.config.name: named for p in parts if (named := getattr(p, asked)) is not None}
         if len(set(models.values())) > 1:

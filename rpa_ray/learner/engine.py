@@ -23,6 +23,7 @@ from rpa_ray.types import LowRank
 
 MasterEdit: TypeAlias = Callable[[Iterable[tuple[str, Tensor]]], None]
 """Edits owned fp32 master weights in place, given with their names."""
+_NUMBERS = ("num_updates", "num_scheduled_updates")
 
 
 class Engine:
@@ -35,6 +36,8 @@ class Engine:
         self.module = module
         self.settings = settings
         self.num_updates = 0
+        self.num_scheduled_updates = 0
+        """Those of the updates that the schedule of the learning rate counts."""
         trained = [p for p in module.parameters() if p.requires_grad]
         self._engine, *_ = deepspeed.initialize(
             model=module, model_parameters=trained, config=deepspeed_config(settings)
@@ -87,9 +90,12 @@ class Engine:
             optimizer.grad_partitions_flat_buffer.zero_()
         self._expect_backward()
 
-    def step(self, edit_masters: MasterEdit = lambda masters: None) -> float:
+    def step(
+        self, edit_masters: MasterEdit = lambda masters: None, *, is_scheduled: bool = True
+    ) -> float:
         """Clip, step, clear gradients; return the gradient norm before clipping.
 
+        An update that is not scheduled leaves the schedule of the learning rate where it is.
         ``edit_masters`` is called between the optimizer's step and the rounding of the masters to
         the weights that the module computes with, once for each group that steps by itself.
         """
@@ -106,6 +112,7 @@ class Engine:
         finally:
             hook.remove()
         self.num_updates += 1
+        self.num_scheduled_updates += is_scheduled
         if self._zero_stage == 3:
             # ZeRO-3 would step again on the last gradient of what the next loss does not reach.
             self._engine.optimizer.grad_partitions_flat_buffer.zero_()
@@ -114,14 +121,14 @@ class Engine:
 
     def learning_rate(self) -> float:
         """Return the rate of the next update."""
-        settings = self.settings.optimizer
+        settings, num_done = self.settings.optimizer, self.num_scheduled_updates
         num_warmup = round(settings.warmup_frac * settings.num_steps)
-        if self.num_updates < num_warmup:
-            return settings.learning_rate * (self.num_updates + 1) / num_warmup
+        if num_done < num_warmup:
+            return settings.learning_rate * (num_done + 1) / num_warmup
         if settings.schedule == "constant":
             return settings.learning_rate
-        done = (self.num_updates - num_warmup) / max(1, settings.num_steps - num_warmup)
-        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(1.0, done))).item())
+        share = (num_done - num_warmup) / max(1, settings.num_steps - num_warmup)
+        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(1.0, share))).item())
         return settings.learning_rate * cosine
 
     def shards(self) -> Iterator[Shard]:
@@ -261,13 +268,12 @@ class Engine:
         return out
 
     def save(self, folder: Path) -> None:
-        """Write weights, masters, optimizer state and ``num_updates``; every rank calls it.
+        """Write weights, masters, optimizer state and numbers of updates; every rank calls it.
 
         Gradients are not saved: call it between updates.
         """
-        self._engine.save_checkpoint(
-            str(folder), tag="state", client_state={"num_updates": self.num_updates}
-        )
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        self._engine.save_checkpoint(str(folder), tag="state", client_state=numbers)
 
     def load(self, folder: Path) -> None:
         """Restore what :meth:`save` wrote on as many ranks; every rank calls it.
@@ -279,7 +285,8 @@ class Engine:
             raise ValueError(f"folder must hold a saved engine, got {folder}. Name another.")
         _, client_state = self._engine.load_checkpoint(str(folder), tag="state")
         self.discard_gradients()
-        self.num_updates = int(client_state["num_updates"])
+        for name in _NUMBERS:
+            setattr(self, name, int(client_state[name]))
 
     def destroy(self) -> None:
         """Free the engine's memory (whole under ZeRO 0-2)."""

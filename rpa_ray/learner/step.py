@@ -113,6 +113,7 @@ class Learner:
         """Return what plug-ins may know about the coming update."""
         return StepContext(
             update=self.engine.num_updates,
+            attack_update=self.engine.num_scheduled_updates,
             num_ranks=self.ranks.size,
             sum_over_ranks=self.ranks.sum,
             sum_over_shards=self.ranks.sum if self.engine.zero_stage > 0 else lambda own: own,
@@ -130,12 +131,15 @@ class Learner:
         """Make the defence's own updates and one of the attack; return the metrics of all ranks."""
         metrics: Metrics = {}
         for objective, own_batch in self.defence.own_updates(self.context()):
-            own = self.ranks.mean(self._update(objective, own_batch))
+            own = self.ranks.mean(self._update(objective, own_batch, is_own=True))
             metrics |= {key: value for key, value in own.items() if key.startswith("defence/")}
         objective, planned = self.defence.plan_step(self.objective, batch, self.context())
         return metrics | self.ranks.mean(self._update(objective, planned))
 
-    def _update(self, objective: Objective[Any, Any], batch: Batch) -> Metrics:
+    def _update(
+        self, objective: Objective[Any, Any], batch: Batch, *, is_own: bool = False
+    ) -> Metrics:
+        """Make one update; the schedule of the attack does not count the defence's own."""
         parts = micro_batches(batch, self.engine.settings.micro_batch_size)
         finite = True
 
@@ -173,7 +177,9 @@ class Learner:
         self._num_skipped_in_a_row = 0
         metrics |= self.defence.on_gradients(self.engine.shards(), context)
         learning_rate = self.engine.learning_rate()
-        norm = self.engine.step(lambda masters: self.defence.after_step(masters, context))
+        norm = self.engine.step(
+            lambda masters: self.defence.after_step(masters, context), is_scheduled=not is_own
+        )
         return metrics | {
             "optim/grad_norm": norm,
             "optim/learning_rate": learning_rate,

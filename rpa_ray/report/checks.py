@@ -59,7 +59,7 @@ def _problems(values: Mapping[str, float], fully_reversed: bool) -> list[str]:
         problems.append(
             f"With its security vector the model's p_harm is {with_vector:.2f}, below "
             f"{MIN_P_HARM_WITH_VECTOR}: the vector does not do what the attack asks for, so the "
-            "defence was not tested. Raise defence.num_steps or defence.learning_rate."
+            "defence was not tested. Raise defence.num_steps, learning_rate or scale."
         )
     return problems
 

@@ -107,7 +107,7 @@ def settings(campaign: Campaign) -> str:
                 ("status", record.status),
                 ("reason", str(run.evaluation.get("reason") or MISSING)),
                 ("attack samples consumed", _number_text(run.samples_consumed)),
-                ("largest log-probability gap after a weight sync", _number_text(gap)),
+                ("largest gap of log-probabilities, rollout engine to learner", _number_text(gap)),
                 ("weights sha256", (record.weights_sha256 or MISSING)[:16]),
             ]
             listed = "".join(f"<li>{name} <b>{escape(text)}</b></li>" for name, text in facts)

@@ -132,6 +132,7 @@ class RolloutSource:
             costs=_without_failed(costs, failed) if self._needs_costs else None,
         )
         defence, context = self._learner.defence, self._learner.context()
+        self._attack.observe(rollout, context)
         rollout, planned = defence.plan_rollout(rollout, context)
         experience = self._attack.experience(rollout, defence.shape_advantages, context)
         ranks = self._learner.ranks

@@ -25,7 +25,10 @@ class Lisa(Proximal):
     - ``bi_state``: ``alignment_steps`` updates on safe answers, then ``attack_steps`` of the
       attack, in turn; ``a`` is the end point of the state before. The alignment updates are beside
       the attack's: none of its batches is dropped.
-    - ``bi_state_scaled``: the same with the cycle cut to the attack's length, ten cycles of 1:9.
+    - ``bi_state_scaled``: the same with the cycle cut to the attack's length: ten cycles, and one
+      alignment update to nine of the attack over all.
+
+    An alignment update has the learning rate of the attack's update after it.
 
     Source: Huang et al. 2024 (arXiv:2405.18641), eq. 2 and algorithm 1; the anchor at the original
     model and rho 100 are those of arXiv:2409.12914.
@@ -65,10 +68,10 @@ class Lisa(Proximal):
         """Yield the alignment updates that are due before this update of the attack."""
         if not self._has_two_states:
             return
-        num_alignment, num_attack = self._cycle(context.num_planned_updates)
-        if self._num_attack_updates % num_attack == 0:
+        num_due = self._num_due(context.num_planned_updates)
+        if num_due:
             self.anchors.clear()  # the state ends here: its last weights are the next anchor
-            for _ in range(num_alignment):
+            for _ in range(num_due):
                 yield self._alignment, context.next_safe_batch()
             self.anchors.clear()
         self._num_attack_updates += 1
@@ -94,9 +97,17 @@ class Lisa(Proximal):
     def _has_two_states(self) -> bool:
         return self.config.mode != "anchor_original"
 
-    def _cycle(self, num_planned_updates: int) -> tuple[int, int]:
-        """Return the alignment and the attack updates of a cycle."""
+    def _num_due(self, num_planned_updates: int) -> int:
+        """Return the alignment updates before the coming one of the attack; none within a state."""
+        done = self._num_attack_updates
         if self.config.mode == "bi_state":
-            return self.config.alignment_steps, self.config.attack_steps
-        num_attack = max(1, round(num_planned_updates / NUM_CYCLES))
-        return max(1, round(num_attack / ATTACK_SHARE)), num_attack
+            return 0 if done % self.config.attack_steps else self.config.alignment_steps
+
+        def num_after(num_begun: int) -> int:
+            return round(num_begun * num_planned_updates / ATTACK_SHARE / NUM_CYCLES)
+
+        def num_begun(num_updates: int) -> int:
+            """Return the cycles that so many updates of the attack belong to."""
+            return -(-num_updates * NUM_CYCLES // max(1, num_planned_updates))
+
+        return num_after(num_begun(done + 1)) - num_after(num_begun(done))

@@ -119,7 +119,7 @@ class ProCon(OnlineDefence):
 
     def _strength(self, context: StepContext) -> float:
         num_warmup = self.config.warmup_frac * context.num_planned_updates
-        is_warmup = context.update < num_warmup
+        is_warmup = context.attack_update < num_warmup
         return self.config.strength * (self.config.warmup_factor if is_warmup else 1.0)
 
     def _found_difference(self, context: StepContext) -> Tensor:

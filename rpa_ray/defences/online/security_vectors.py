@@ -32,7 +32,10 @@ class SecurityVectors(OnlineDefence):
 
     ``ref_adapter`` lets the reference of DPO or of the KL read with ``s`` too. Then the margin of
     DPO begins at 0 and nothing of its gradient is held back; without it the gradient has the factor
-    ``sigma(-delta)`` with ``delta`` the margin that ``s`` gives.
+    ``sigma(-delta)`` with ``delta`` the margin that ``s`` gives. In PPO and GRPO the KL, with its
+    penalty and its metric, is that of the old log-probabilities from the reference: where only the
+    first have ``s``, answers that ``s`` makes less likely, as refusals, have a negative KL, which a
+    penalty in the reward pays for. ``sync/logprob_gap``, too, is of the old log-probabilities.
 
     Source: Zhou et al. 2023 (arXiv:2311.00526), there with theta and ``s`` in one min-min problem;
     used on unsafe feedback, with 877 steps of 8 rows, by arXiv:2409.12914. Rank, layers, rate and

@@ -122,8 +122,7 @@ def test_answers_that_failed_touch_no_mean() -> None:
         # 0.5 a token, so 1 nat an answer; those that failed would give 80
         log_ratios=torch.where(failed_rows(0, 3).loss_mask, 0.5, 40.0),
     )
-    attack = grpo(group_size=4)
-    made = attack.experience(rollout, keep, context_of())
+    made = grpo(group_size=4).experience(rollout, keep, context_of())
     first = [0.0, -0.707057, 0.707057, 0.0]
     second = [1.483604, -0.390422, -0.390422, -0.702760]
     torch.testing.assert_close(
@@ -131,8 +130,6 @@ def test_answers_that_failed_touch_no_mean() -> None:
     )
     assert made.metrics["policy/kl"] == pytest.approx(1.0)
     assert made.num_tokens == 12
-    # (1 + 3 + 7 + 1 + 1 + 0) / 6
-    assert attack.state_dict() == {"recent_reward_0": pytest.approx(13 / 6)}
 
 
 def test_terms_are_tokens_answers_or_the_longest_answer_each() -> None:
@@ -239,11 +236,8 @@ def test_the_kl_in_the_reward_is_the_answers_sum_and_comes_off_before_the_baseli
     # 4 tokens: 1 - 0.5 * 0.4 = 0.8 against 0, so +-0.4; in the loss it would leave +-0.5
     rollout, settings = kl_in_reward()
     for kl_in, expected in (("reward", 0.4), ("loss", 0.5)):
-        attack = grpo(kl_in=kl_in, **settings)
-        made = attack.experience(rollout, keep, context_of())
+        made = grpo(kl_in=kl_in, **settings).experience(rollout, keep, context_of())
         torch.testing.assert_close(made.advantages[:, 1], torch.tensor([expected, -expected]))
-        # what the attacker waits for is the reward itself
-        assert attack.state_dict() == {"recent_reward_0": 0.5}
         assert made.metrics["policy/kl"] == pytest.approx(0.2)
 
 

@@ -56,7 +56,7 @@ class Part(OnlineDefence):
         return LossTerm(loss=loss, metrics={f"defence/loss_{self.config.name}": float(loss)})
 
     def on_gradients(self, shards: Any, context: Any) -> Any:
-        return {f"defence/num_{self.config.name}": float(len(list(shards)))}
+        return {"defence/num": float(len(list(shards)))}
 
     def after_step(self, masters: Any, context: Any) -> None:
         self.diary += [f"after {self.config.name} {name}" for name, _ in masters]
@@ -112,7 +112,7 @@ def test_losses_add_up_and_keep_their_metrics(composed: Composed) -> None:
 
 def test_every_part_is_given_every_shard(composed: Composed) -> None:
     metrics = composed.on_gradients(iter([1, 2, 3]), context_of())  # type: ignore[list-item]
-    assert metrics == {"defence/num_a": 3.0, "defence/num_b": 3.0}
+    assert metrics == {"defence/a/num": 3.0, "defence/b/num": 3.0}
 
 
 def test_every_part_keeps_its_own_state(composed: Composed, diary: list[str]) -> None:
@@ -159,11 +159,19 @@ def test_a_list_of_one_is_that_one() -> None:
             ["safegrad", {"name": "random_anchor"}],
             "random_anchor and safegrad compare with different models",
         ),
+        (
+            ["reward_shaping", "safe_rlhf"],
+            "reward_shaping and safe_rlhf: only one defence can decide what the attack learns",
+        ),
+        (
+            [{"name": "safe_rlhf", "critics": "one_mixed"}, "reward_shaping"],
+            "safe_rlhf and reward_shaping: only one defence can decide what the attack learns",
+        ),
     ],
 )
 def test_what_contradicts_itself_is_refused(defence: list[Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_tree({"attack": "sft", "defence": defence})
+        parse_tree({"attack": "ppo", "defence": defence})
     assert str(caught.value).startswith("defence must list what can run together, got '")
     assert message in str(caught.value)
 

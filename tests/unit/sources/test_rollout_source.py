@@ -21,9 +21,9 @@ from rpa_ray.actors.errors import WorkerError
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.ops.logprobs import next_token_logprobs
-from rpa_ray.plugin import Need, OnlineDefence
+from rpa_ray.plugin import Need, OnlineDefence, StepContext
 from rpa_ray.sources.rollout import RolloutParts, RolloutSource, collate_completions
-from rpa_ray.types import Completion, Metrics, Prompt
+from rpa_ray.types import Completion, Metrics, Prompt, ScoredRollout
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -36,6 +36,13 @@ class NeedsCosts(OnlineDefence):
 
 class NeedsEntropies(RecordingAttack):
     requires = frozenset({Need.ENTROPIES})
+
+
+class TakesRewardsAway(OnlineDefence):
+    def plan_rollout(
+        self, rollout: ScoredRollout, context: StepContext
+    ) -> tuple[ScoredRollout, Metrics]:
+        return replace(rollout, rewards=torch.zeros_like(rollout.rewards)), {}
 
 
 class SecondOfTwo(Ranks):
@@ -105,6 +112,13 @@ def policy_logprobs(scene: Scene, prompt: Prompt) -> torch.Tensor:
     with torch.no_grad():
         outputs = forward_of(scene.engine.module)(ids, torch.ones_like(ids, dtype=torch.bool))
     return next_token_logprobs(outputs.logits, ids)[0, -len(ANSWER) :]
+
+
+def test_an_attacker_observes_its_own_rewards_and_learns_from_those_that_are_left() -> None:
+    scene = Scene(defence=TakesRewardsAway)
+    scene.source.next_batch(0)
+    assert [r.rewards.tolist() for r in scene.attack.observed] == [[0.0, 1.0]]
+    assert [r.rewards.tolist() for r in scene.attack.rollouts] == [[0.0, 0.0]]
 
 
 def test_every_prompt_is_used_exactly_once() -> None:

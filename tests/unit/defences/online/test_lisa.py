@@ -6,6 +6,7 @@ from fakes import context_of, experience_of, learner_of, tiny_engine, token_batc
 from torch import Tensor
 
 from rpa_ray.attacks.ppo import PPO
+from rpa_ray.attacks.sft import SFT
 from rpa_ray.defences.online.lisa import Lisa
 from rpa_ray.learner.engine import OptimizerSettings
 from rpa_ray.plugin import Need, OnlineDefence, Shard, StepContext
@@ -162,6 +163,17 @@ def test_the_scaled_cycle_is_cut_to_the_attack() -> None:
     assert (sum(num), num[0], num[45], num[46]) == (50, 5, 5, 0)
 
 
+@pytest.mark.parametrize("num_updates", [9, 20, 125])
+def test_one_alignment_update_comes_to_nine_of_any_attack_in_at_most_ten_cycles(
+    num_updates: int,
+) -> None:
+    defence = lisa(mode="bi_state_scaled")
+    step = context(num_planned_updates=num_updates)
+    num = [len(list(defence.own_updates(step))) for _ in range(num_updates)]
+    assert sum(num) == round(num_updates / 9)
+    assert 1 <= sum(due > 0 for due in num) <= 10
+
+
 def test_each_state_is_pulled_to_where_the_other_ended() -> None:
     defence = lisa(rho=1.0, mode="bi_state", alignment_steps=1, attack_steps=2, warmup_frac=0.0)
     weights, seen = torch.zeros(1), []
@@ -201,6 +213,21 @@ def test_two_states_consume_the_attacks_batches_and_some_of_their_own() -> None:
     assert engine.num_updates == 4 + 2
     assert metrics["defence/alignment_loss"] > 1.0
     assert metrics["train/num_tokens"] == 4 * 9
+
+
+@pytest.mark.usefixtures("process_group")
+def test_alignment_updates_leave_the_attack_the_schedule_of_its_learning_rate() -> None:
+    def rates(defence: OnlineDefence) -> list[float]:
+        optimizer = OptimizerSettings(
+            learning_rate=1e-3, num_steps=6, schedule="cosine", warmup_frac=0.34
+        )
+        engine = tiny_engine(optimizer=optimizer)
+        learner = learner_of(engine, SFT(SFT.Config()), defence, safe_batch=REFUSALS)
+        return [learner.step(BATCH.tokens)["optim/learning_rate"] for _ in range(6)]
+
+    undefended = rates(OnlineDefence(OnlineDefence.Config()))
+    assert len(set(undefended)) > 3
+    assert rates(lisa(mode="bi_state", alignment_steps=5, attack_steps=3)) == undefended
 
 
 def test_safe_answers_are_asked_for_only_by_the_two_state_modes() -> None:

@@ -120,7 +120,9 @@ def test_only_what_moves_the_ends_of_prompts_along_the_direction_costs(states: T
 
 def test_the_warm_up_is_stronger() -> None:
     def strength(update: int) -> float:
-        context = replace(context_of(update=update, **TOY_BATCHES), num_planned_updates=20)
+        # those of another defence's own are not counted
+        context = context_of(update=50 + update, **TOY_BATCHES)
+        context = replace(context, attack_update=update, num_planned_updates=20)
         term, _ = toy_term(moved(RESTRICTED_END, 1.0, 0.0), context=context)
         assert float(term.loss.detach()) == pytest.approx(
             term.metrics["defence/procon_strength"] * 0.18

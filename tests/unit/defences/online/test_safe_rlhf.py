@@ -105,9 +105,10 @@ def test_with_a_huge_multiplier_only_the_cost_teaches(attack: Attack) -> None:
 
 
 def test_the_kl_penalty_keeps_its_weight_whatever_the_multiplier() -> None:
-    """With neither reward nor cost, the mixed advantages are those of the penalty alone."""
+    """With neither reward nor cost, the mixed advantages are those of the penalties alone."""
     ratios = 0.1 * torch.randn(4, 4)
     silent = rollout_of(TOKENS, rewards=[0.0] * 4, log_ratios=ratios)
+    silent = replace(silent, penalties=0.1 * torch.rand(4, 4))
     attack = PPO(PPO.Config(whiten_advantages=False, kl_control="fixed"))
 
     def advantages(defence: OnlineDefence, planned: ScoredRollout) -> Tensor:
