@@ -17,7 +17,6 @@ KILLS = [
     (5, "rank in a push"),
     (8, "scorer scoring"),
     (11, "driver"),
-    (15, "engine receiving"),
 ]
 SETTINGS = {
     "data.num_samples": 8 * NUM_STEPS,

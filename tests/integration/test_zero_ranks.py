@@ -611,20 +611,28 @@ def finish(found: Outcome, rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def outcomes(num_ranks: int, folder: Path, worker: Any = work) -> list[Outcome]:
+def started(num_ranks: int, folder: Path, worker: Any = work) -> Callable[[], list[Outcome]]:
+    """Start ranks; the returned call waits for what they find."""
     tiny_llama().to(torch.bfloat16).save_pretrained(folder)
     Path(folder, "rendezvous").unlink(missing_ok=True)
     # Ranks are forked from one process that has imported everything: imports are most of the time.
     multiprocessing.set_forkserver_preload(
         ["rpa_ray.ops.openrlhf", "rpa_ray.weight_sync.source", "deepspeed", "transformers"]
     )
-    mp.start_processes(worker, (num_ranks, str(folder)), num_ranks, start_method="forkserver")
-    return [torch.load(folder / f"outcome{rank}.pt") for rank in range(num_ranks)]
+    ranks = mp.start_processes(
+        worker, (num_ranks, str(folder)), num_ranks, join=False, start_method="forkserver"
+    )
+
+    def found() -> list[Outcome]:
+        while not ranks.join():
+            pass
+        return [torch.load(folder / f"outcome{rank}.pt") for rank in range(num_ranks)]
+
+    return found
 
 
-@pytest.fixture(scope="module")
-def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return outcomes(1, tmp_path_factory.mktemp("one"))[0]
+def outcomes(num_ranks: int, folder: Path, worker: Any = work) -> list[Outcome]:
+    return started(num_ranks, folder, worker)()
 
 
 @pytest.fixture(scope="module")
@@ -633,8 +641,22 @@ def two_ranks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(two_ranks_folder: Path) -> list[Outcome]:
-    return outcomes(2, two_ranks_folder)
+def both(
+    tmp_path_factory: pytest.TempPathFactory, two_ranks_folder: Path
+) -> tuple[list[Outcome], list[Outcome]]:
+    """Return what one rank and what two find, which share the cores."""
+    one, two = started(1, tmp_path_factory.mktemp("one")), started(2, two_ranks_folder)
+    return one(), two()
+
+
+@pytest.fixture(scope="module")
+def one_rank(both: tuple[list[Outcome], list[Outcome]]) -> Outcome:
+    return both[0][0]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(both: tuple[list[Outcome], list[Outcome]]) -> list[Outcome]:
+    return both[1]
 
 
 @pytest.fixture(scope="module")
