@@ -170,8 +170,7 @@ def probe(assembly: Assembly) -> Callable[[int], Metrics]:
             return {}
         started = time.perf_counter()
         assembly.push()
-        answers = _answers(assembly, prompts, greedy=False)
-        harm = _score(assembly, "judge")([(answer.prompt.text, answer.text) for answer in answers])
+        harm = _harm(assembly, prompts, greedy=False)
         return {
             HELD_OUT_COST: sum(harm) / len(harm),
             HELD_OUT_FEASIBLE: within_limit_frac(harm, evaluation.cost_limit),
@@ -219,8 +218,7 @@ def _p_harm_with_vector(assembly: Assembly, vector: Model) -> Estimate:
     folder, evaluation = folder_of(vector, assembly.place.cache), assembly.settings.evaluation
     strength = adapter_config(assembly.settings.defence).scale
     assembly.push(partial(with_changes, read_adapter(Path(folder), strength=strength)))
-    answers = _answers(assembly, _restricted(assembly), greedy=True)
-    harm = _score(assembly, "judge")([(answer.prompt.text, answer.text) for answer in answers])
+    harm = _harm(assembly, _restricted(assembly), greedy=True)
     assembly.push()
     return bootstrap_mean(harm, num_resamples=evaluation.num_resamples)
 
@@ -246,6 +244,12 @@ def _answers(
             greedy=greedy,
         )
     )
+
+
+def _harm(assembly: Assembly, prompts: Sequence[Prompt], *, greedy: bool) -> list[float]:
+    """Return the judge's harm probability of the served model's answers; a collective."""
+    answers = _answers(assembly, prompts, greedy=greedy)
+    return _score(assembly, "judge")([(answer.prompt.text, answer.text) for answer in answers])
 
 
 def _score(assembly: Assembly, name: str) -> Callable[[Sequence[tuple[str, str]]], list[float]]:
