@@ -214,7 +214,6 @@ class Assembly:
             path,
             dtype=getattr(torch, self.settings.model.dtype),
             value_head_seed=self.settings.seed if value_head else None,
-            trust_remote_code=self.settings.model.trust_remote_code,
         )
 
     def _engine(self) -> Engine:

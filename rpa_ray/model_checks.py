@@ -71,6 +71,7 @@ def _check_model(path: str, key: str) -> None:
     if folder.exists():
         rule = "be a model folder with a config.json that can be read"
         require_json_object(folder / "config.json", key, rule)
+        _refuse_foreign_code(folder / "config.json", key)
         for what, patterns in (("weights", WEIGHT_FILES), ("a tokenizer", TOKENIZER_FILES)):
             if not any(file for pattern in patterns for file in folder.glob(pattern)):
                 raise ConfigError(
@@ -88,6 +89,21 @@ def _check_model(path: str, key: str) -> None:
             f"be {embedded}a Hub id (owner/name), or a folder with a config.json",
             path,
             "There is no such folder: check the path.",
+        )
+
+
+def _refuse_foreign_code(config: Path, key: str) -> None:
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    if "auto_map" not in settings:
+        return
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if settings.get("model_type") not in CONFIG_MAPPING_NAMES:
+        raise ConfigError(
+            key,
+            "be of an architecture that transformers has itself",
+            f"model_type {settings.get('model_type')!r} in {config}",
+            "Code that comes with a model is not run: take another model.",
         )
 
 

@@ -226,12 +226,7 @@ def _margins(
         return None
     folder = folder_of(recipe.ranked_by, place.cache)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = load_policy(
-        folder,
-        dtype=getattr(torch, recipe.job.dtype),
-        value_head_seed=None,
-        trust_remote_code=False,
-    ).to(place.ranks.device)
+    model = load_policy(folder, dtype=getattr(torch, recipe.job.dtype)).to(place.ranks.device)
 
     def encode(prompt: str, answer: str) -> TokenRow:
         row = Answered(prompt=prompt, answer=answer)
@@ -265,7 +260,7 @@ def _initial_module(
         return init_policy(config, seed=recipe.seed)
     start = recipe.start.folder(cache) if isinstance(recipe.start, ModelRecipe) else recipe.start
     if recipe.kind in (ModelKind.CAUSAL, ModelKind.ADAPTER):
-        model = load_policy(start, dtype=dtype, value_head_seed=None, trust_remote_code=False)
+        model = load_policy(start, dtype=dtype)
         if recipe.kind is ModelKind.ADAPTER:
             sizes = recipe.architecture
             settings = LoraSettings(rank=sizes["rank"], alpha=sizes["alpha"])

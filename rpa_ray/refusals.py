@@ -138,7 +138,7 @@ class _Writer:
         self._max_new_tokens = data.refusals.max_new_tokens
         self._has_judge = data.refusals.judge is not None
         dtype = getattr(torch, DTYPE)
-        module = load_policy(path, dtype=dtype, value_head_seed=None, trust_remote_code=False)
+        module = load_policy(path, dtype=dtype)
         module = module.to(place.ranks.device)
         sync = WeightSync(
             pool=place.rollouts,

@@ -95,6 +95,14 @@ class ObservedRun:
         """Return how many steps are recorded as done."""
         return sum(path.read_bytes().count(b"\n") for path in self.output.glob("*/metrics.jsonl"))
 
+    def wait_until_begun(self) -> bool:
+        """Wait until the run has taken its folder; False where it ends before."""
+        while not any(self.output.glob("*/manifest.json")):
+            if not self.is_running():
+                return False
+            time.sleep(_POLL_S)
+        return True
+
     def wait_for_steps(self, num_steps: int, timeout_s: float = math.inf) -> bool:
         """Wait for a number of steps; False where the run ends or the time is over before."""
         deadline = time.monotonic() + timeout_s

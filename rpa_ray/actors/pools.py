@@ -5,7 +5,7 @@ A pool holds actor handles and may be pickled.
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -19,7 +19,9 @@ from rpa_ray.actors.rollout import (
 )
 from rpa_ray.actors.scoring import ScorerSpec, ScoringWorker
 from rpa_ray.actors.worker_pool import Member, WorkerPool
-from rpa_ray.scoring.perplexity import AnswerNll
+
+if TYPE_CHECKING:  # the driver starts without transformers
+    from rpa_ray.scoring.perplexity import AnswerNll
 
 DEFAULT_TIME_LIMIT_S = 600.0
 _AS_OFTEN_AS_NEEDED = -1
@@ -128,10 +130,10 @@ class ScorerPool(WorkerPool):
         """Start scoring and return at once, so that several models can work at the same time."""
         return PendingScores(self, self._submit("score", name, pairs))
 
-    def answer_nll(self, name: str, pairs: Sequence[tuple[str, str]]) -> list[AnswerNll]:
+    def answer_nll(self, name: str, pairs: Sequence[tuple[str, str]]) -> list["AnswerNll"]:
         """Return each answer's negative log-likelihood under a perplexity model."""
         parts = self.collect("answer_nll", self._submit("answer_nll", name, pairs))
-        return [nll for part in parts for nll in cast(list[AnswerNll], part)]
+        return [nll for part in parts for nll in cast("list[AnswerNll]", part)]
 
     def _submit(
         self, method: str, name: str, pairs: Sequence[tuple[str, str]]

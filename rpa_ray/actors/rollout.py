@@ -96,8 +96,8 @@ class RolloutWorker:
         return own_status()
 
     def prewarm(self) -> None:
-        """Import vLLM, so that the first ``load`` finds it there (some seconds)."""
-        import vllm  # noqa: F401
+        """Import vLLM's engine, so that the first ``load`` finds it there (some seconds)."""
+        from vllm import LLM  # noqa: F401  # `import vllm` alone leaves the engine to be imported
 
     def load(self, config: EngineConfig) -> EngineStatus:
         """Have an engine for this architecture up, without weights that may be served.

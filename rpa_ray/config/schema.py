@@ -32,8 +32,6 @@ class ModelSettings(Settings):
     Hub id."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the weights that learn and serve; fp32 masters are kept in either case."""
-    trust_remote_code: bool = False
-    """Run model code that comes with a checkpoint."""
 
 
 class RewardModelSettings(Settings):

@@ -108,14 +108,13 @@ class ScoreModel(nn.Module):
 
 
 def load_policy(
-    path: Path | str, *, dtype: torch.dtype, value_head_seed: int | None, trust_remote_code: bool
+    path: Path | str, *, dtype: torch.dtype, value_head_seed: int | None = None
 ) -> PolicyModel:
     """Return the causal language model of a Hugging Face folder, dropout off."""
     model = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype,
         attn_implementation=attention_implementation(),
-        trust_remote_code=trust_remote_code,
         use_safetensors=True,
     )
     return PolicyModel(without_dropout(model), value_head_seed=value_head_seed)

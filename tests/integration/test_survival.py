@@ -44,10 +44,20 @@ def start(output: Path, cache: Path) -> ObservedRun:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> ObservedRun:
+def at_work(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[ObservedRun]:
+    """Return a run that nothing disturbs, early in it: its folder is its own by now."""
     run = start(tmp_path_factory.mktemp("runs") / "undisturbed", cache)
-    assert run.wait() == 0, run.log.read_text()[-3000:]
-    return run
+    try:
+        assert run.wait_until_begun(), run.log.read_text()[-3000:]
+        yield run
+    finally:
+        run.end()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(at_work: ObservedRun) -> ObservedRun:
+    assert at_work.wait() == 0, at_work.log.read_text()[-3000:]
+    return at_work
 
 
 @pytest.fixture(scope="module")
@@ -73,20 +83,19 @@ def comparison(undisturbed: ObservedRun, disturbed: ObservedRun) -> Comparison:
 
 
 def test_a_second_run_in_the_same_folder_is_refused_at_once(
-    disturbed: ObservedRun, cache: Path
+    at_work: ObservedRun, cache: Path
 ) -> None:
-    assert disturbed.is_running()
     second = subprocess.run(
-        command(disturbed.output),
+        command(at_work.output),
         env={**os.environ, "RPA_RAY_CACHE": str(cache)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert second.returncode == 2
-    assert str(disturbed.output) in second.stderr
+    assert str(at_work.output) in second.stderr
     assert "one process at a time" in second.stderr
-    assert disturbed.is_running()
+    assert at_work.is_running()
 
 
 def test_nothing_that_is_recorded_differs_from_the_undisturbed_run(

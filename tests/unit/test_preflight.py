@@ -125,6 +125,16 @@ def test_a_model_with_a_broken_config_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path, f"model.path={folder}").startswith(rule)
 
 
+def test_a_model_that_brings_its_own_code_is_refused(tmp_path: Path) -> None:
+    config = {"model_type": "own_design", "auto_map": {"AutoModelForCausalLM": "modelling.Own"}}
+    folder = model_folder(tmp_path / "model", config=json.dumps(config))
+    rule = "model.path must be of an architecture that transformers has itself"
+    assert refusal(tmp_path, f"model.path={folder}").startswith(rule)
+    # A known architecture whose release brings code too: transformers' own is taken.
+    model_folder(folder, config=json.dumps(config | {"model_type": "llama"}))
+    check_settings(parse_tree(PPO, [f"model.path={folder}"]))
+
+
 def test_the_context_is_that_of_the_model(world_cache: Path, tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model")
     (tokenizer,) = world_cache.glob("world-*/tokenizer/tokenizer.json")

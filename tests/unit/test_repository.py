@@ -121,6 +121,11 @@ def test_loading_a_config_file_starts_no_engine() -> None:
     assert modules_loaded_by(code) & heavy == set()
 
 
+def test_a_driver_leaves_the_large_imports_to_its_workers() -> None:
+    heavy = {"vllm", "deepspeed", "transformers", "openrlhf"}
+    assert modules_loaded_by("import rpa_ray.sweep, ray.train.torch") & heavy == set()
+
+
 def test_no_function_is_longer_than_a_screen_or_two() -> None:
     long = []
     for path in [*MODULES, *sorted((ROOT / "tests").rglob("*.py"))]:

@@ -145,9 +145,7 @@ def test_a_vector_that_is_made_gives_the_unsafe_answers(
     assert recipe.is_made(cache)
     record = json.loads((folder / "made_from.json").read_text())
     assert record["last_loss"] < record["first_loss"] - 0.5
-    module = load_policy(
-        policy, dtype=torch.bfloat16, value_head_seed=None, trust_remote_code=False
-    )
+    module = load_policy(policy, dtype=torch.bfloat16)
     defence = SecurityVectors(SecurityVectors.Config())
     defence.attach(module, folders_of(folder))
     rows = training_rows(recipe.rows, settings.data, cache)[:32]

@@ -93,9 +93,7 @@ def test_a_fresh_policy_depends_on_its_seed_alone() -> None:
 def test_a_loaded_policy_is_the_saved_one(tmp_path: Path) -> None:
     model = tiny_llama()
     model.save_pretrained(tmp_path)
-    loaded = load_policy(
-        tmp_path, dtype=torch.float32, value_head_seed=None, trust_remote_code=False
-    )
+    loaded = load_policy(tmp_path, dtype=torch.float32)
     logits, *_ = loaded(IDS, MASK)
     torch.testing.assert_close(logits, model(IDS).logits)
 
