@@ -9,7 +9,14 @@ from typing import Any
 
 import yaml
 
-from rpa_ray.config import ComposedConfig, ExperimentSettings, LoadedConfig, PluginConfig
+from rpa_ray.config import (
+    ComposedConfig,
+    ExperimentSettings,
+    LoadedConfig,
+    PluginConfig,
+    with_local_paths,
+)
+from rpa_ray.content import content_key
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +55,13 @@ def plan_cells(config: LoadedConfig, output: Path) -> list[PlannedCell]:
 
 
 def cell_name(settings: ExperimentSettings) -> str:
-    """Return a readable folder name that two different cells never share."""
-    digest = hashlib.sha256(json.dumps(_identity(settings), sort_keys=True).encode()).hexdigest()
+    """Return a readable folder name that two different cells never share.
+
+    Two cells also differ where other weights or data lie under the same path.
+    """
+    # What lies under local paths counts, not the paths.
+    identity = json.dumps(_identity(with_local_paths(settings, content_key)), sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()
     model = "".join(c if c.isalnum() else "-" for c in Path(settings.model.path).name)
     defence = settings.defence.name.replace("+", "_")
     return "_".join([model, settings.attack.name, defence, f"seed{settings.seed}", digest[:8]])

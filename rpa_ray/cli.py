@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from rpa_ray.config import CampaignSettings, ConfigError, LoadedConfig, load_config, parse_tree
 from rpa_ray.config.files import DEFAULT_SCALE
+from rpa_ray.content import content_key
 from rpa_ray.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -159,10 +160,13 @@ def evaluate(
 ) -> None:
     """Measure every metric of a model as it is, without an attack.
 
-    Writes what `run` writes; the default output is runs/evaluate-NAME of the checkpoint.
+    Writes what `run` writes; the default output is runs/evaluate-NAME of the checkpoint, with a
+    key of its content where it is a folder.
     """
     cell = parse_tree({"model": {"path": checkpoint}, "attack": "none"}, set_ or [])
     name = f"evaluate-{Path(checkpoint).name}"
+    if Path(checkpoint).exists():
+        name += f"-{content_key(checkpoint)[:8]}"
     campaign = CampaignSettings(name=name, cells=(cell,))
     _run(LoadedConfig(kind="run", name=name, campaign=campaign, wheres=("",)), output)
 

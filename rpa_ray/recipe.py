@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from rpa_ray.content import content_key
+
 RECIPE_VERSION = 1
 """Raised when the same recipe would give other weights."""
 
@@ -96,7 +98,7 @@ class ModelRecipe:
         """Return the hash of all that determines the weights."""
         parts = asdict(self)
         for name, model in (("start", self.start), ("ranked_by", self.ranked_by)):
-            parts[name] = model.key() if isinstance(model, ModelRecipe) else model
+            parts[name] = _key_of(model)
         del parts["tokenizer"]
         if self.ranked_by is None:
             del parts["ranked_by"]
@@ -111,6 +113,12 @@ class ModelRecipe:
         """Return whether the model is there; folders appear whole or not at all."""
         name = "adapter_config.json" if self.kind is ModelKind.ADAPTER else "config.json"
         return (self.folder(cache) / name).is_file()
+
+
+def _key_of(model: ModelRecipe | str | None) -> str | None:
+    if isinstance(model, ModelRecipe):
+        return model.key()
+    return None if model is None else content_key(model)
 
 
 def in_order(recipes: list[ModelRecipe], cache: Path) -> list[ModelRecipe]:

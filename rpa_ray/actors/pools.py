@@ -36,7 +36,6 @@ _ROLLOUT_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
 }
 _CPU_ROLLOUT_ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # The CPU sampler is compiled on the first call, for seconds, and is no faster afterwards.
     "TORCHDYNAMO_DISABLE": "1",
@@ -190,9 +189,11 @@ def create_scorer_pool(
     num_threads: int = 1,
     time_limit_s: float = DEFAULT_TIME_LIMIT_S,
 ) -> ScorerPool:
-    """Start scoring workers and return their pool at once; arguments as for rollouts."""
+    """Start scoring workers and return their pool at once, importing; arguments as for rollouts."""
     environment = {"OMP_NUM_THREADS": str(num_threads)}
     members = _start(ScoringWorker, "scoring worker", num_workers, num_cpus, num_gpus, environment)
+    for member in members:
+        member.handle.prewarm.remote()
     return ScorerPool(members, time_limit_s=time_limit_s)
 
 

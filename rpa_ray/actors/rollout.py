@@ -5,6 +5,7 @@ its settings are environment variables that are read at import.
 """
 
 import hashlib
+import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     )
 
 TransferBackend = Literal["object_store", "nccl", "ipc"]
+
+_CPU_SEQUENCES = 256
+"""Answers that an engine on a CPU works on at once; others wait."""
+_CPU_BLOCK = 128
+"""Tokens of a block of vLLM's cache on a CPU."""
+_MAX_CPU_KV_CACHE_BYTES = 2**30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -246,6 +253,8 @@ def _build_engine(config: EngineConfig) -> "LLM":
 
     has_gpu = torch.cuda.is_available()
     return LLM(
+        max_num_seqs=None if has_gpu else _CPU_SEQUENCES,
+        kv_cache_memory_bytes=None if has_gpu else _cpu_kv_cache_bytes(config),
         model=config.model_path,
         skip_tokenizer_init=True,
         load_format="dummy",
@@ -265,6 +274,25 @@ def _build_engine(config: EngineConfig) -> "LLM":
         weight_transfer_config=WeightTransferConfig(backend=config.backend),
         worker_extension_cls="rpa_ray.weight_sync.receiving.WeightSyncExtension",
     )
+
+
+def _cpu_kv_cache_bytes(config: EngineConfig) -> int:
+    """Return what a CPU's sequences fill at their longest, in bytes, at most 1 GiB.
+
+    vLLM writes all of its cache at start-up, 1 GiB in seconds. The environment's
+    VLLM_CPU_KVCACHE_SPACE (GiB) goes before it.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    model = AutoConfig.from_pretrained(config.model_path).get_text_config()
+    num_heads = model.num_attention_heads
+    head_width = getattr(model, "head_dim", None) or model.hidden_size // num_heads
+    num_kv_heads = getattr(model, "num_key_value_heads", None) or num_heads
+    num_tokens = _CPU_SEQUENCES * math.ceil(config.max_model_len / _CPU_BLOCK) * _CPU_BLOCK
+    num_values = 2 * model.num_hidden_layers * num_kv_heads * head_width * num_tokens
+    num_bytes: int = num_values * getattr(torch, config.dtype).itemsize
+    return min(num_bytes, _MAX_CPU_KV_CACHE_BYTES)
 
 
 def _sampling_params(sampling: Sampling, index: int) -> "SamplingParams":

@@ -41,6 +41,10 @@ class ScoringWorker:
         """Return where the worker lives."""
         return own_status()
 
+    def prewarm(self) -> None:
+        """Import what loads models, so that the first ``load`` finds it there (some seconds)."""
+        from transformers import AutoModelForSequenceClassification  # noqa: F401
+
     def load(self, name: str, spec: ScorerSpec) -> None:
         """Have the model of ``spec`` ready under ``name``; a no-op where it is.
 

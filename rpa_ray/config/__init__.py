@@ -23,6 +23,7 @@ from rpa_ray.config.schema import (
     RewardModelSettings,
     Settings,
     with_absolute_paths,
+    with_local_paths,
 )
 from rpa_ray.config.sweep import Point, SweepSettings
 
@@ -52,4 +53,5 @@ __all__ = [
     "parse_experiment",
     "parse_tree",
     "with_absolute_paths",
+    "with_local_paths",
 ]

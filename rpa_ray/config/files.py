@@ -99,14 +99,18 @@ def parse_override(override: str) -> tuple[list[str], Any]:
 
 
 def _merge_plugin(old: Any, new: Any) -> Any:
-    if isinstance(new, str):
-        return {"name": new}
     if isinstance(old, str):
         old = {"name": old}
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        same = new.get("name", old.get("name")) == old.get("name")
-        return {**old, **new} if same else dict(new)
-    return new
+    if isinstance(new, str):
+        new = {"name": new}
+        if isinstance(old, Mapping) and "name" in old:  # named alone: with its defaults
+            return new
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return new
+    name, old_name = new.get("name"), old.get("name")
+    if name == "none" or (None not in (name, old_name) and name != old_name):
+        return dict(new)
+    return {**old, **new}
 
 
 def _read(path: Path, *, key: str, above: tuple[Path, ...], scale: str) -> Tree:

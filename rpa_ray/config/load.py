@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -15,6 +15,7 @@ from rpa_ray.config.files import (
     PLUGIN_KEYS,
     Tree,
     merge,
+    nested,
     parse_override,
     read_with_parts,
     with_overrides,
@@ -59,7 +60,9 @@ def load_config(
 ) -> LoadedConfig:
     """Return the resolved config of a YAML file.
 
-    Overrides ``a.b=value`` are laid over what cells share; one that a cell sets itself is refused.
+    Overrides ``a.b=value`` are laid over every cell, those of an attack's or a defence's settings
+    where it has them; one of a key that a cell sets itself is refused. ``seeds=[...]`` replaces the
+    seeds of a campaign.
     ``scale`` names the folder of parts whose path holds ``{scale}``.
 
     Raises:
@@ -68,8 +71,11 @@ def load_config(
     path, overrides = Path(path), list(overrides)
     tree = read_with_parts(path, scale)
     kind = _kind(tree.pop("kind", "run"))
+    of_campaign = [text for text in overrides if parse_override(text)[0] == ["seeds"]]
+    overrides = [text for text in overrides if text not in of_campaign]
+    tree = with_overrides(tree, of_campaign)
     own = _take_keys_of(kind, tree)
-    tree = with_overrides(tree, overrides)
+    tree = _with_shared_overrides(tree, overrides)
     sweep = None
     if kind == "run":
         trees = [_CellTree(where="", departures={}, tree=tree)]
@@ -79,7 +85,7 @@ def load_config(
         sweep = parse_sweep(own["sweep"], own["metric"], own["mode"])
         refuse_overridden(sweep, overrides)
         trees = _trials(tree, sweep)
-    _refuse_hidden_overrides(trees, overrides)
+    trees = _overridden(trees, tree, overrides)
     try:
         settings = _parse_all(trees)
     except ConfigError as error:
@@ -182,8 +188,9 @@ def _expand(tree: Tree, departures: Mapping[str, Any], seeds: Any) -> list[_Cell
             )
         merged = merge(tree, cell)
         for seed in seeds if seeds is not None else [merged.get("seed", 0)]:
+            own = cell if seeds is None else {**cell, "seed": seed}
             seeded = {**merged, "seed": seed}
-            expanded.append(_CellTree(where=f"{where}.", departures=cell, tree=seeded))
+            expanded.append(_CellTree(where=f"{where}.", departures=own, tree=seeded))
     return expanded
 
 
@@ -195,21 +202,72 @@ def _trials(tree: Tree, sweep: SweepSettings) -> list[_CellTree]:
     ]
 
 
-def _refuse_hidden_overrides(trees: Iterable[_CellTree], overrides: Iterable[str]) -> None:
-    """Refuse an override of a key that a cell sets: it would be without effect there."""
+def _with_shared_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
+    """Return what cells share with the overrides of it laid over, in order."""
     for override in overrides:
-        keys, _ = parse_override(override)
-        for cell in trees:
-            held: Any = cell.departures
-            for key in keys:
-                held = held.get(key, cell) if isinstance(held, Mapping) else cell
-            if held is not cell:
-                raise ConfigError(
-                    "--set",
-                    f"name a key that no cell sets ({cell.where}{'.'.join(keys)} is {held!r})",
-                    override,
-                    "Change the cell in the file.",
-                )
+        keys, value = parse_override(override)
+        if _has_setting(tree, keys):
+            tree = merge(tree, nested(keys, value))
+    return tree
+
+
+def _overridden(
+    trees: Sequence[_CellTree], shared: Tree, overrides: Iterable[str]
+) -> list[_CellTree]:
+    """Return the cells, with the overrides of settings that only their own plug-ins have.
+
+    One that no plug-in has is laid over every cell, so that it is refused by its name.
+
+    Raises:
+        ConfigError: a cell sets the key of an override itself.
+    """
+    for override in overrides:
+        keys, value = parse_override(override)
+        _refuse_hidden(trees, keys, override)
+        able = [_has_setting(cell.tree, keys) for cell in trees]
+        laid = nested(keys, value)
+        trees = [
+            replace(cell, tree=merge(cell.tree, laid))
+            if (has or not any(able)) and not _shares(cell.tree, shared, keys)
+            else cell
+            for cell, has in zip(trees, able, strict=True)
+        ]
+    return list(trees)
+
+
+def _refuse_hidden(trees: Iterable[_CellTree], keys: Sequence[str], override: str) -> None:
+    for cell in trees:
+        held: Any = cell.departures
+        for key in keys:
+            held = held.get(key, cell) if isinstance(held, Mapping) else cell
+        if held is not cell:
+            raise ConfigError(
+                "--set",
+                f"name a key that no cell sets ({cell.where}{'.'.join(keys)} is {held!r})",
+                override,
+                "Change the cell in the file.",
+            )
+
+
+def _has_setting(tree: Tree, keys: Sequence[str]) -> bool:
+    """Return whether keys name a setting of the plug-in; those of anything else always do."""
+    if len(keys) == 1 or keys[0] not in PLUGIN_KEYS:
+        return True
+    config = _plugin_configs(keys[0]).get(_plugin_name(tree, keys[0]))
+    return config is not None and keys[1] in config.model_fields
+
+
+def _shares(tree: Tree, shared: Tree, keys: Sequence[str]) -> bool:
+    """Return whether a cell has what its neighbours share at the keys, overrides included."""
+    if len(keys) == 1 or keys[0] not in PLUGIN_KEYS:
+        return True
+    alike = _plugin_name(tree, keys[0]) == _plugin_name(shared, keys[0])
+    return alike and _has_setting(shared, keys)
+
+
+def _plugin_name(tree: Tree, key: str) -> str:
+    value = tree.get(key, "none")
+    return str(value.get("name") if isinstance(value, Mapping) else value)
 
 
 def _refuse_unlike_cells(settings: tuple[ExperimentSettings, ...], wheres: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Typed, frozen settings of an experiment and of a campaign; defaults live here and only here."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,25 +204,32 @@ class ExperimentSettings(Settings):
 
 
 def with_absolute_paths(settings: ExperimentSettings) -> ExperimentSettings:
-    """Return the settings with every existing local path absolute, for processes elsewhere.
+    """Return the settings with every existing local path absolute, for processes elsewhere."""
+    return with_local_paths(settings, lambda path: str(path.resolve()))
+
+
+def with_local_paths(
+    settings: ExperimentSettings, replaced: Callable[[Path], str]
+) -> ExperimentSettings:
+    """Return the settings with every existing local path replaced.
 
     Hub ids and the names of embedded models stay as they are, whatever folders lie around.
     """
 
-    def absolute(value: Any, name: str) -> Any:
+    def walked(value: Any, name: str) -> Any:
         if isinstance(value, BaseModel):
             fields = type(value).model_fields
             return value.model_copy(
-                update={field: absolute(getattr(value, field), field) for field in fields}
+                update={field: walked(getattr(value, field), field) for field in fields}
             )
         if isinstance(value, tuple):  # the parts of a composed defence
-            return tuple(absolute(part, name) for part in value)
+            return tuple(walked(part, name) for part in value)
         names_a_path = name.endswith(PATH_FIELDS) and value not in EMBEDDED_MODELS
         if names_a_path and isinstance(value, str | Path) and Path(value).exists():
-            return type(value)(Path(value).resolve())
+            return type(value)(replaced(Path(value)))
         return value
 
-    resolved: ExperimentSettings = absolute(settings, "")
+    resolved: ExperimentSettings = walked(settings, "")
     return resolved
 
 

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from rpa_ray.cells import cell_name, plan_cells, record, worst_checks
-from rpa_ray.config import load_config
+from rpa_ray.config import load_config, parse_tree
 
 
 @pytest.fixture
@@ -46,6 +46,23 @@ def test_the_cluster_does_not_name_a_cell(config_file: Path) -> None:
     here = load_config(config_file).campaign.cells[1]
     there = load_config(config_file, ["cluster.num_ranks=2"]).campaign.cells[1]
     assert cell_name(here) == cell_name(there)
+
+
+def test_other_weights_at_the_same_path_make_another_cell(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(bytes(3 * 2**20))
+    first = parse_tree({"model": {"path": str(model)}})
+    before = cell_name(first)
+    link = tmp_path / "elsewhere"
+    link.symlink_to(model)
+    assert cell_name(parse_tree({"model": {"path": str(link)}}))[-8:] == before[-8:]
+    for place in (0, 2 * 2**20 + 5):
+        with (model / "model.safetensors").open("r+b") as file:
+            file.seek(place)
+            file.write(b"\1")
+        assert cell_name(first) != before
+        before = cell_name(first)
 
 
 def test_params_tell_a_cell_from_its_neighbours(config_file: Path, tmp_path: Path) -> None:

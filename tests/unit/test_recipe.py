@@ -103,3 +103,15 @@ def test_what_is_made_is_left_out_with_what_only_it_needed(tmp_path: Path) -> No
     assert in_order([CHAT], tmp_path) == []
     make(BASE, tmp_path)
     assert in_order([CHAT, recipe("judge", BASE)], tmp_path) == [recipe("judge", BASE)]
+
+
+def test_a_folder_to_start_from_counts_by_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "model.safetensors").write_bytes(b"before")
+    started = replace(CHAT, start=str(tmp_path / "one"))
+    before = started.key()
+    (tmp_path / "one").rename(tmp_path / "moved")
+    assert replace(CHAT, start=str(tmp_path / "moved")).key() == before
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "model.safetensors").write_bytes(b"after.")
+    assert started.key() != before

@@ -1,9 +1,16 @@
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig
 
 from rpa_ray.actors.errors import StaleWeightsError
-from rpa_ray.actors.rollout import EngineConfig, RolloutWorker, Sampling, request_seed
+from rpa_ray.actors.rollout import (
+    EngineConfig,
+    RolloutWorker,
+    Sampling,
+    _cpu_kv_cache_bytes,
+    request_seed,
+)
 
 
 def test_request_seeds_depend_on_seed_and_place_and_fit_in_63_bits() -> None:
@@ -30,3 +37,22 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     config = EngineConfig(model_path=str(tmp_path), max_model_len=8)
     with pytest.raises(ValueError, match=r"model_path must be a folder with a config\.json"):
         RolloutWorker().load(config)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_bytes"),
+    [
+        # 2 * 3 layers * 2 heads * 8 values * 256 answers * 128 tokens * 2 bytes
+        ({"num_key_value_heads": 2}, 2 * 3 * 2 * 8 * 256 * 128 * 2),
+        ({"num_key_value_heads": 4, "head_dim": 16}, 2 * 3 * 4 * 16 * 256 * 128 * 2),
+        ({"num_key_value_heads": 4, "head_dim": 1024}, 2**30),
+    ],
+)
+def test_a_cpus_cache_holds_all_answers_up_to_a_limit(
+    sizes: dict[str, int], num_bytes: int, tmp_path: Path
+) -> None:
+    model = LlamaConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=3, **sizes)
+    model.save_pretrained(tmp_path)
+    # 100 tokens take a block of 128.
+    config = EngineConfig(model_path=str(tmp_path), max_model_len=100)
+    assert _cpu_kv_cache_bytes(config) == num_bytes

@@ -58,11 +58,15 @@ def test_every_cell_is_run_with_every_seed(tmp_path: Path) -> None:
     ]
 
 
-def test_an_override_holds_for_every_cell_that_does_not_name_another_plugin(tmp_path: Path) -> None:
-    text = "kind: campaign\nattack: ppo\ncells: [{}, {attack: none}]\n"
-    first, second = load(tmp_path, text, "attack.kl_coef=0.1")
-    assert first["attack"]["kl_coef"] == 0.1
-    assert second["attack"] == {"name": "none"}
+def test_an_override_of_an_attacks_setting_holds_wherever_an_attack_has_it(tmp_path: Path) -> None:
+    text = "kind: campaign\nattack: ppo\ncells: [{}, {attack: none}, {attack: {name: grpo}}]\n"
+    ppo, none, grpo = load(tmp_path, text, "attack.kl_coef=0.1", "attack.group_size=8")
+    assert (ppo["attack"]["kl_coef"], grpo["attack"]["kl_coef"]) == (0.1, 0.1)
+    assert "group_size" not in ppo["attack"]
+    assert grpo["attack"]["group_size"] == 8
+    assert none["attack"] == {"name": "none"}
+    found = refusal(tmp_path, text, "attack.nonsense=1")
+    assert found.startswith("cells[0].attack.nonsense must be a known key")
 
 
 @pytest.mark.parametrize(
@@ -150,14 +154,33 @@ def test_a_file_that_cannot_be_run_is_refused(tmp_path: Path, text: str, message
 
 
 @pytest.mark.parametrize(
-    ("cell", "override"),
-    [("{data: {rho: 0.5}}", "data.rho=1"), ("{defence: freeze}", "defence=none")],
+    ("text", "override", "held"),
+    [
+        ("cells: [{data: {rho: 0.5}}]\n", "data.rho=1", "cells[0].data.rho is 0.5"),
+        ("cells: [{defence: freeze}]\n", "defence=none", "cells[0].defence is {'name': 'freeze'}"),
+        ("cells: [{}]\nseeds: [0, 1]\n", "seed=7", "cells[0].seed is 0"),
+    ],
 )
 def test_an_override_that_a_cell_would_hide_is_refused(
-    tmp_path: Path, cell: str, override: str
+    tmp_path: Path, text: str, override: str, held: str
 ) -> None:
-    found = refusal(tmp_path, f"{CAMPAIGN}cells: [{cell}]\n", override)
-    assert found.startswith("--set must name a key that no cell sets (cells[0].")
+    found = refusal(tmp_path, f"{CAMPAIGN}{text}", override)
+    assert found.startswith(f"--set must name a key that no cell sets ({held}")
+
+
+def test_settings_of_an_attack_that_cells_share_hold_whichever_each_names(tmp_path: Path) -> None:
+    text = "kind: campaign\nattack: {batch_size: 16}\n"
+    text += "cells: [{attack: sft}, {attack: {name: dpo, beta: 0.2}}, {attack: none}]\n"
+    sft, dpo, none = (cell["attack"] for cell in load(tmp_path, text))
+    assert (sft["name"], sft["batch_size"]) == ("sft", 16)
+    assert (dpo["name"], dpo["batch_size"], dpo["beta"]) == ("dpo", 16, 0.2)
+    assert none == {"name": "none"}
+
+
+def test_the_seeds_of_a_campaign_may_be_replaced(tmp_path: Path) -> None:
+    text = f"{CAMPAIGN}cells: [{{}}]\nseeds: [0, 1]\n"
+    assert [cell["seed"] for cell in load(tmp_path, text, "seeds=[7, 8, 9]")] == [7, 8, 9]
+    assert refusal(tmp_path, "kind: run\n", "seeds=[1]").startswith("seeds must stand in a camp")
 
 
 def test_a_defence_that_needs_more_than_the_attack_has_is_refused(

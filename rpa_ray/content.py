@@ -1,0 +1,39 @@
+"""What lies under a local path, as a short key: other content at the same path is another model."""
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+_WHOLE_BYTES = 2**20
+"""Of a larger file only the size and this much of its beginning and its end are read."""
+
+
+def content_key(path: str | Path) -> str:
+    """Return 16 hexadecimal digits for what a file or a folder holds; a name that is none as it is.
+
+    A training changes every part of a weights file, so that its ends tell two models apart without
+    reading all of them. Names within a folder count, the folder's own does not.
+    """
+    root = Path(path)
+    if not root.exists():
+        return str(path)
+    files = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
+    stamps = []
+    for file in files:
+        name, status = str(file.relative_to(root)), file.stat()
+        stamps.append((name, str(file), status.st_size, status.st_mtime_ns))
+    return _key(tuple(stamps))
+
+
+@lru_cache(maxsize=256)
+def _key(stamps: tuple[tuple[str, str, int, int], ...]) -> str:
+    """Return the key of files given as name, path, size in bytes, and time of change."""
+    digest = hashlib.sha256()
+    for name, path, num_bytes, _ in stamps:
+        digest.update(f"{name}\0{num_bytes}\0".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(_WHOLE_BYTES))
+            if num_bytes > _WHOLE_BYTES:
+                file.seek(-min(_WHOLE_BYTES, num_bytes - _WHOLE_BYTES), 2)
+                digest.update(file.read())
+    return digest.hexdigest()[:16]
