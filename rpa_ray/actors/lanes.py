@@ -85,7 +85,7 @@ class Lane:
                 continue
             num_early_losses += 1
             self._told(f"ranks died before they took a job: {failure}")
-            if num_early_losses > MAX_LOSSES_IN_PLACE:
+            if num_early_losses >= MAX_LOSSES_IN_PLACE:
                 raise LaneFailed(failure)
 
     def _take_note(self, lost: LostJob, failure: str) -> None:

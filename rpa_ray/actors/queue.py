@@ -9,7 +9,7 @@ import ray
 from ray.actor import ActorHandle
 
 MAX_LOSSES_IN_PLACE = 3
-"""How often a job is taken up again without getting any further than before."""
+"""How often a job may lose its ranks without getting any further: the last time it is given up."""
 ASK_AGAIN = ""
 """In place of a job's name: none can be begun yet."""
 _TIMEOUT_S = 60.0
@@ -94,7 +94,7 @@ class JobQueue:
         if num_done > self._furthest.get(name, -1):
             self._furthest[name], self._num_losses[name] = num_done, 0
         self._num_losses[name] += 1
-        given_up = self._num_losses[name] > MAX_LOSSES_IN_PLACE
+        given_up = self._num_losses[name] >= MAX_LOSSES_IN_PLACE
         if not given_up:
             self._waiting.insert(0, name)
         return LostJob(name=name, given_up=given_up)

@@ -7,7 +7,7 @@ import pytest
 
 from rpa_ray.actors import lanes
 from rpa_ray.actors.lanes import Lane, work_through
-from rpa_ray.actors.queue import ASK_AGAIN, MAX_LOSSES_IN_PLACE, JobQueue
+from rpa_ray.actors.queue import ASK_AGAIN, JobQueue
 from rpa_ray.actors.train import Work
 from rpa_ray.config import ClusterSettings, parse_tree
 from rpa_ray.jobs import Cell, ModelJob
@@ -119,7 +119,7 @@ def test_a_cell_that_kills_its_ranks_is_recorded_and_the_others_run(
     scene = Scene(tmp_path, monkeypatch, cells=["a", "b", "c"], dies_in="b")
     assert scene.run() == ""
     assert scene.done == [(0, "a"), (0, "c")]
-    assert len(scene.told) == MAX_LOSSES_IN_PLACE + 1
+    assert len(scene.told) == 3
     text = (tmp_path / "b" / "evaluation.json").read_text()
     assert '"status": "failed"' in text
     assert DIES in text
@@ -139,7 +139,7 @@ def test_ranks_that_never_start_end_the_campaign(
     scene = Scene(tmp_path, monkeypatch, cells=["a"])
     monkeypatch.setattr(lanes, "run_work", lambda work, storage: DIES)
     assert scene.run() == DIES
-    assert len(scene.told) == MAX_LOSSES_IN_PLACE + 1
+    assert len(scene.told) == 3
 
 
 def test_lanes_share_the_jobs_and_cells_come_after_the_models_they_need(
