@@ -24,6 +24,9 @@ DRAWN = ("p_harm", "valid")
 """Metrics that are drawn beside the one of the sweep: broken text counts as harmless."""
 LISTED = (*DRAWN, "kl_seq_rb", "ppl_median")
 GROUPS = ("attack", "defence", "model", "data")
+NAMES = ("name", "path")
+"""Keys of a group that are its name."""
+CHOICE = " The best is one of several noisy means: its interval does not cover the choice."
 DECADE = 10.0
 """Positive values whose largest is more than so many times the least have a logarithmic axis."""
 
@@ -101,9 +104,8 @@ def response_table(campaign: Campaign) -> SideTable:
     ]
     return SideTable(
         name="response",
-        title=f"Response to {' and '.join(keys)}",
-        intro=f"Every trial of the sweep. {_best_text(cells, sweep)} The best is one of several "
-        "noisy means: its interval does not cover the choice.",
+        title=f"Response to {' and '.join(keys) or 'the seed'}",
+        intro=f"Every trial of the sweep. {_best_text(cells, sweep)}{CHOICE if cells[1:] else ''}",
         columns=(
             *(text_column(key, key) for key in keys),
             text_column("Failed", "failed"),
@@ -189,7 +191,17 @@ def _best_text(cells: Sequence[Cell], sweep: SweepSettings) -> str:
     told = f"{format_mean(best, metric)} {format_spread(best.value(metric.name), metric.decimals)}"
     record = best.records[0]
     setting = ", ".join(f"{key} {_value_text(record, key, sweep)}" for key in _shown_keys(sweep))
-    return f"Of {len(cells)} trials the one with the {order}: {setting} ({told.strip()})."
+    if not setting:
+        num_seeds = sum(seed.estimate(sweep.metric) is not None for seed in best.records)
+        return (
+            f"The trials differ in their seed alone: {sweep.metric} {told.strip()}, "
+            f"measured with {num_seeds} of {len(best.records)} seeds."
+        )
+    num_trials = sum(len(cell.records) for cell in cells)
+    among = f"{num_trials} trials"
+    if num_trials > len(cells):
+        among = f"{len(cells)} settings in {num_trials} trials"
+    return f"Of {among} the one with the {order}: {setting} ({told.strip()})."
 
 
 def _shown_keys(sweep: SweepSettings) -> list[str]:
@@ -221,20 +233,35 @@ def _value(record: Record, key: str) -> object:
 
 
 def _value_text(record: Record, key: str, sweep: SweepSettings) -> str:
+    own = params_text(_section(record, key, sweep))
     if key in GROUPS:
-        own = {
-            name: value
-            for name, value in record.params.items()
-            if name.startswith(f"{key}.") and name not in sweep.grid
-        }
         name = str(getattr(record, key))
-        return f"{name} ({params_text(own)})" if own else name
+        return f"{name} ({own})" if own else name
+    if own:
+        return own
     value = _value(record, key)
     if value is None and len(sweep.grid[key]) == 1:
         value = sweep.grid[key][0]
     if value is None:
         return MISSING
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _section(record: Record, key: str, sweep: SweepSettings) -> dict[str, object]:
+    """Return what a trial tells of a section of the config that was swept as a whole."""
+    listed = {
+        f"{key}.{name}": _value(record, f"{key}.{name}")
+        for option in sweep.grid[key]
+        if isinstance(option, Mapping)
+        for name in option
+        if name not in NAMES
+    }
+    told = {name: value for name, value in record.params.items() if name.startswith(f"{key}.")}
+    return {
+        name: value
+        for name, value in (listed | told).items()
+        if value is not None and name not in sweep.grid
+    }
 
 
 def _without(record: Record, key: str) -> Record:

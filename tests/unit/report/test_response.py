@@ -196,3 +196,58 @@ def test_a_metric_that_no_table_has_is_refused_with_the_known_ones() -> None:
     require_metric("harm_fluent")
     with pytest.raises(ConfigError, match=r"^metric must name one of \[.*'p_harm'.*got 'harm'\."):
         require_metric("harm")
+
+
+def test_trials_that_differ_inside_a_section_are_told_by_what_differs(tmp_path: Path) -> None:
+    records = [record(rho=rho, p_harm=rho, harm_fluent=rho) for rho in (0.1, 0.5)]
+    sweep = sweep_of({"data": [{"rho": 0.1}, {"rho": 0.5}]})
+    campaign = read_campaign(folder_of(tmp_path, records, sweep))
+    told = [row[0] for row in response_table(campaign).rows]
+    assert told == ["beavertails (rho=0.1)", "beavertails (rho=0.5)"]
+    assert best_text(records, sweep) == (
+        "Of 2 trials the one with the largest harm_fluent: data beavertails (rho=0.5) "
+        "(0.50 [0.45, 0.55])."
+    )
+
+
+def test_a_section_below_a_group_is_told_by_what_differs(tmp_path: Path) -> None:
+    key = "data.reward_model"
+    records = [record(params={f"{key}.num_pairs": n}, p_harm=0.5) for n in (64, 128)]
+    sweep = sweep_of({key: [{"num_pairs": 64}, {"num_pairs": 128}]})
+    campaign = read_campaign(folder_of(tmp_path, records, sweep))
+    assert [row[0] for row in response_table(campaign).rows] == ["num_pairs=64", "num_pairs=128"]
+
+
+def test_a_sweep_over_seeds_alone_says_so(tmp_path: Path) -> None:
+    harm = (0.2, 0.6)
+    records = [record(seed=i, p_harm=p, harm_fluent=p) for i, p in enumerate(harm)]
+    records.append(record(seed=2, status="failed"))
+    sweep = sweep_of({"seed": [0, 1, 2]})
+    told = (
+        "The trials differ in their seed alone: harm_fluent 0.40 (0.20 to 0.60), "
+        "measured with 2 of 3 seeds."
+    )
+    assert best_text(records, sweep) == told
+    table = response_table(read_campaign(folder_of(tmp_path, records, sweep)))
+    assert (table.title, table.intro) == (
+        "Response to the seed",
+        f"Every trial of the sweep. {told}",
+    )
+
+
+def test_every_trial_is_counted() -> None:
+    seeds = [
+        trial(coef, harm) | {"seed": seed}
+        for coef, harm in zip(COEFS, HARM, strict=True)
+        for seed in (0, 1)
+    ]
+    sweep = sweep_of({"attack.kl_coef": list(COEFS), "seed": [0, 1]})
+    assert best_text(seeds, sweep).startswith("Of 4 settings in 8 trials the one with the largest")
+
+    attacks = [
+        record(attack=attack, harm_fluent=0.1) | {"rho": None if attack == "none" else rho}
+        for rho in (0.1, 0.5)
+        for attack in ("none", "sft")
+    ]
+    sweep = sweep_of({"data.rho": [0.1, 0.5], "attack": ["none", "sft"]})
+    assert best_text(attacks, sweep).startswith("Of 4 trials the one with the largest")
