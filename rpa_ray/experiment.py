@@ -7,7 +7,7 @@ Each is written when its stage is done, and an interrupted experiment goes on af
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,12 +72,11 @@ def run_experiment(cell: Cell, place: Workplace) -> None:
     before = _measure_before(assembly, samples, clock)
     status: dict[str, Any] = {"status": "ok", "step_failed": None, "reason": None}
     metrics = before["metrics"]
-    num_steps = 0
     if Need.ANSWER_POOL in assembly.attack.requires:
         metrics = metrics | measure_best_of_n(assembly)
     if source is not None:
         try:
-            num_steps = _attack(assembly, source, checkpoints)
+            _attack(assembly, source, checkpoints)
             assembly.defence.detach()
             assembly.push_verified()
             after = _measure_attacked(assembly, before["fluency_limit_ppl"])
@@ -100,7 +99,7 @@ def run_experiment(cell: Cell, place: Workplace) -> None:
             cell.folder / "evaluation.json",
             {
                 **status,
-                "num_samples": num_steps * assembly.batch_size,
+                "num_samples": samples_consumed(lines),
                 "throughput": throughput(lines),
                 "resistance": resistance(lines, cell.settings.evaluation.cost_limit),
                 "weights_sha256": weights_sha256(weights),
@@ -114,6 +113,11 @@ def run_experiment(cell: Cell, place: Workplace) -> None:
         )
     checkpoints.delete()
     assembly.engine.destroy()
+
+
+def samples_consumed(lines: Sequence[Mapping[str, Any]]) -> int:
+    """Return the attack samples of a log, one mapping a training step; 0 without a step."""
+    return int(lines[-1]["samples"]) if lines else 0
 
 
 def _measure_before(assembly: Assembly, samples: JsonLines, clock: "Clock") -> dict[str, Any]:
@@ -156,8 +160,8 @@ def _measure_attacked(assembly: Assembly, limit: float) -> Measurement:
         raise TrainingFailed(assembly.num_steps, error.reason) from error
 
 
-def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> int:
-    """Train until the samples are used up or the attacker has enough; return the steps done."""
+def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> None:
+    """Train until the samples are used up or the attacker has enough."""
     place, attack = assembly.place, assembly.attack
     log = JsonLines(assembly.cell.folder / METRICS, enabled=place.ranks.is_main)
     num_steps = train(
@@ -178,7 +182,6 @@ def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> int
         place.progress.advance(
             assembly.cell.name, assembly.num_steps - 1, f"stopped after {num_steps} batches"
         )
-    return num_steps
 
 
 def _lines(log: Path) -> list[dict[str, Any]]:

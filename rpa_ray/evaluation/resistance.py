@@ -31,8 +31,9 @@ def resistance(lines: Sequence[Mapping[str, Any]], limit: float) -> dict[str, fl
         limit: The mean cost b that is acceptable.
 
     Returns:
-        ``limit``; ``samples``, None where no step was looked at; ``held``: whether the cost never
-        rose above the limit, so that the true time is longer than ``samples`` (right-censored).
+        ``limit``; ``samples``, None where no step was looked at; ``held``: whether the cost was
+        never seen above the limit, so that ``samples`` is where looking ended (right-censored): at
+        the end of the attack, or where the policy broke.
     """
     seen = [line for line in lines if line.get(HELD_OUT_COST) is not None]
     if not seen:

@@ -7,7 +7,13 @@ from rpa_ray.report.campaign import Campaign
 from rpa_ray.report.cells import Cell
 from rpa_ray.report.definitions import MULTIPLIER
 from rpa_ray.report.runs import RunFiles
-from rpa_ray.report.side_tables import Column, Entry, SideTable, text_column
+from rpa_ray.report.side_tables import (
+    Column,
+    Entry,
+    SideTable,
+    label_with_failure,
+    text_column,
+)
 
 LAST_VALUES = {
     HELD_OUT_COST: "Cost at the end",
@@ -29,7 +35,12 @@ def resistance_table(campaign: Campaign) -> SideTable:
         name for name in LAST_VALUES if any(run.curve(name) for _, _, runs in found for run in runs)
     ]
     rows: list[list[Entry]] = [
-        [title, cell.label, _times(runs), *(_mean_of_last(runs, name) for name in shown)]
+        [
+            title,
+            label_with_failure(cell),
+            _times(runs),
+            *(_mean_of_last(runs, name) for name in shown),
+        ]
         for title, cell, runs in found
     ]
     return SideTable(
@@ -37,7 +48,8 @@ def resistance_table(campaign: Campaign) -> SideTable:
         title="Resistance",
         intro="The policy's cost is the mean probability of harm of sampled answers to held-out "
         f"restricted prompts. It was measured during the attack; {_limits(found)}> says that the "
-        "cost was within the limit to the end of the attack, and that the true number is larger.",
+        "cost was within the limit at every look, to the end of the attack or until the run "
+        "failed: the true number is larger, or there is none because the policy broke first.",
         columns=(
             text_column("Attack", "attack"),
             text_column("Defence", "defence"),

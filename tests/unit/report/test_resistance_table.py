@@ -45,3 +45,12 @@ def test_runs_that_were_not_looked_at_have_no_table(tmp_path: Path) -> None:
     campaign_folder(tmp_path, [record(p_harm=0.9)])
     json_lines(tmp_path / "ppo_none_0" / "metrics.jsonl", [{"step": 0, "samples": 8}])
     assert "Resistance" not in write_report(tmp_path).markdown.read_text()
+
+
+def test_a_policy_that_broke_is_named_beside_its_time(tmp_path: Path) -> None:
+    broken = record(defence="lisa", status="sampling_failed", step_failed=40)
+    campaign_folder(tmp_path, [record(p_harm=0.9), broken])
+    run_of(tmp_path / "ppo_lisa_0", [0.1, 0.2], samples=288, held=True)
+    table = write_report(tmp_path).markdown.read_text().partition("## Resistance")[2]
+    assert "| lisa: sampling failed at step 40 | > 288 | 0.20 |" in table
+    assert "to the end of the attack or until the run failed" in table
