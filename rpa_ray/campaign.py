@@ -18,7 +18,7 @@ from rpa_ray.actors.lanes import STORAGE_PREFIX, Lane, Watched, work_through
 from rpa_ray.actors.pools import create_rollout_pool, create_scorer_pool
 from rpa_ray.actors.queue import JobQueue, JobState
 from rpa_ray.actors.train import Work, set_train_environment
-from rpa_ray.cells import PlannedCell, plan_cells, record, worst_checks
+from rpa_ray.cells import PlannedCell, plan_cells, read_outcome, record, worst_checks
 from rpa_ray.config import ClusterSettings, LoadedConfig, with_absolute_paths
 from rpa_ray.datasets import with_pinned_data
 from rpa_ray.folder_lock import exclusive
@@ -60,6 +60,9 @@ def run_campaign(
     continues with the same command: cells that had begun from their last checkpoint. ``conduct``
     decides when each cell may begin; without it, as soon as there is room.
 
+    Interrupted or failed, it leaves a summary of the cells that have an outcome; an interrupted
+    sweep leaves none.
+
     Raises:
         CampaignFailed: ranks could not be kept at work; finished cells are in the summary.
         FolderInUse: another run writes to the same folder.
@@ -73,19 +76,36 @@ def run_campaign(
                 shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)
             else:
                 _begin_folder(cell, cache, command)
-        failure = _run(todo, output, cache, watch, conduct) if todo else ""
-        records = [record(cell) for cell in planned]
-        write_json(output / "summary.json", records)
-        if config.sweep is not None:
-            write_json(output / SWEEP, config.sweep.model_dump(mode="json"))
-        else:
-            (output / SWEEP).unlink(missing_ok=True)
-        write_json(output / "checks.json", worst_checks(planned))
+        try:
+            failure = _run(todo, output, cache, watch, conduct) if todo else ""
+        except KeyboardInterrupt:
+            if config.sweep is None:
+                _write_results(config, _with_outcome(planned), output)
+            raise
+        records = _write_results(config, _with_outcome(planned) if failure else planned, output)
     if failure:
         raise CampaignFailed(
             f"the learner ranks must finish every cell, got:\n{failure}\n"
             f"Finished cells are kept in {output}; the same command runs the others."
         )
+    return records
+
+
+def _with_outcome(planned: Sequence[PlannedCell]) -> list[PlannedCell]:
+    return [cell for cell in planned if read_outcome(cell.folder) is not None]
+
+
+def _write_results(
+    config: LoadedConfig, cells: Sequence[PlannedCell], output: Path
+) -> list[dict[str, Any]]:
+    """Write what is known of the cells; return the summary's records."""
+    records = [record(cell) for cell in cells]
+    write_json(output / "summary.json", records)
+    if config.sweep is not None:
+        write_json(output / SWEEP, config.sweep.model_dump(mode="json"))
+    else:
+        (output / SWEEP).unlink(missing_ok=True)
+    write_json(output / "checks.json", worst_checks(cells))
     return records
 
 

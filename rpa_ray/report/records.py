@@ -82,7 +82,7 @@ def read_records(folder: Path) -> list[Record]:
 
     Raises:
         ValueError: when `folder` has neither `summary.json` nor `evaluation.json`, or when one of
-            them is not what a campaign or a run writes.
+            them is not what a campaign or a run writes, or holds no finished cell.
     """
     summary, evaluation = folder / SUMMARY_FILE, folder / EVALUATION_FILE
     if summary.is_file():
@@ -91,6 +91,8 @@ def read_records(folder: Path) -> list[Record]:
             raise ValueError(
                 f"{summary} must hold a list of records, got {type(listed).__name__}. {AGAIN}"
             )
+        if not listed:
+            raise ValueError(f"{summary} must hold a finished cell, got none. {AGAIN}")
         return parse_records(listed, str(summary))
     if evaluation.is_file():
         return [_parse(_record_of_run(folder), str(evaluation))]

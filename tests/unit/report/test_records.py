@@ -79,3 +79,11 @@ def test_models_of_different_worlds_are_groups_each_with_its_own_untouched_model
     starts = [group.untouched.label for group in groups if group.untouched]
     assert titles == [f"PPO, rho 1, 1,000 samples, world_seed={seed}" for seed in (1, 2)]
     assert starts == [f"untouched chat (world_seed={seed})" for seed in (1, 2)]
+
+
+def test_a_campaign_without_a_finished_cell_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("[]")
+    with pytest.raises(
+        ValueError, match=r"summary\.json must hold a finished cell, got none\. Run"
+    ):
+        read_records(tmp_path)

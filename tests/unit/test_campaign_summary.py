@@ -1,0 +1,80 @@
+"""What a campaign leaves that does not get to its end."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rpa_ray import campaign
+from rpa_ray.campaign import CampaignFailed, run_campaign
+from rpa_ray.cells import PlannedCell
+from rpa_ray.config import load_config
+from rpa_ray.metrics import write_json
+from rpa_ray.report import write_report
+
+CAMPAIGN = "kind: campaign\nattack: sft\ncells:\n- {seed: 0}\n- {seed: 1}\n- {seed: 2}\n"
+SWEEP = "kind: sweep\nattack: sft\nsweep: {seed: [0, 1, 2]}\n"
+
+
+def run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, config: str, end: Callable[[], str]
+) -> list[dict[str, Any]]:
+    """Run a campaign whose first cell gets a result, and whose second begins; then it ends."""
+
+    def work(todo: list[PlannedCell], *rest: object) -> str:
+        outcome = {"status": "ok", "step_failed": None, "metrics": {}, "checks": {}}
+        write_json(todo[0].folder / "evaluation.json", outcome)
+        write_json(todo[1].folder / "before.json", {})
+        return end()
+
+    monkeypatch.setattr(campaign, "_run", work)
+    monkeypatch.setattr(campaign, "manifest", lambda *_: {})
+    path = folder / "config.yaml"
+    path.write_text(config, encoding="utf-8")
+    return run_campaign(
+        load_config(path), folder / "out", folder / "cache", watch=lambda _: None, command="it"
+    )
+
+
+def interrupt() -> str:
+    raise KeyboardInterrupt
+
+
+def summary(folder: Path) -> list[tuple[int, str]]:
+    records = json.loads((folder / "out" / "summary.json").read_text())
+    return [(record["seed"], record["status"]) for record in records]
+
+
+def test_an_interrupted_campaign_has_a_summary_of_the_cells_with_a_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(tmp_path / "out" / "summary.json", ["of an earlier run"])
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, monkeypatch, CAMPAIGN, interrupt)
+    assert summary(tmp_path) == [(0, "ok")]
+    assert "SFT" in write_report(tmp_path / "out").markdown.read_text()
+
+
+def test_an_interrupted_sweep_is_left_to_its_resumption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, monkeypatch, SWEEP, interrupt)
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_a_cell_that_a_failed_campaign_never_finished_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CampaignFailed, match="the ranks died"):
+        run(tmp_path, monkeypatch, CAMPAIGN, lambda: "the ranks died")
+    assert summary(tmp_path) == [(0, "ok")]
+
+
+def test_a_cell_without_a_result_at_the_end_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, monkeypatch, CAMPAIGN, lambda: "")
+    assert summary(tmp_path) == [(0, "ok"), (1, "failed"), (2, "failed")]
