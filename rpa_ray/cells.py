@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,8 @@ def record(cell: PlannedCell) -> dict[str, Any]:
 def worst_checks(cells: Sequence[PlannedCell]) -> dict[str, Any]:
     """Return the worst finding of each instrument check over all cells.
 
-    A reward model must disagree with the labels as they were only where all were reversed.
+    A reward model must disagree with the labels as they were only where all were reversed. A check
+    without a value is worse than any.
     """
     worst: dict[str, Any] = {}
     for cell in cells:
@@ -117,10 +119,16 @@ def worst_checks(cells: Sequence[PlannedCell]) -> dict[str, Any]:
         for name, check in outcome.get("checks", {}).items():
             if name.startswith("reward_model") and cell.settings.data.rho < 1:
                 continue
-            sign = -1.0 if name == "reward_model_unflipped_accuracy" else 1.0
-            if name not in worst or sign * check["mean"] < sign * worst[name]["mean"]:
+            if name not in worst or _goodness(name, check) < _goodness(name, worst[name]):
                 worst[name] = check
     return worst
+
+
+def _goodness(name: str, check: dict[str, Any]) -> float:
+    if check["mean"] is None:
+        return -math.inf
+    sign = -1.0 if name == "reward_model_unflipped_accuracy" else 1.0
+    return sign * float(check["mean"])
 
 
 _RECORD_KEYS = frozenset(

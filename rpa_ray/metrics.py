@@ -38,7 +38,7 @@ class JsonLines:
         """Append one record and flush it; numbers that are not finite are written as null."""
         if self._file is None:
             return
-        self._file.write(json.dumps(_json_value(record)) + "\n")
+        self._file.write(json.dumps(_finite(record, num_decimals=8)) + "\n")
         self._file.flush()
         self.num_lines += 1
 
@@ -57,16 +57,26 @@ class JsonLines:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one piece: readers see the old one or the new one."""
+    """Write a JSON file in one piece: readers see the old one or the new one.
+
+    Numbers that are not finite are written as null, the others with all their digits.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n", encoding="utf-8")
+    partial.write_text(
+        json.dumps(_finite(value), indent=1, sort_keys=False) + "\n", encoding="utf-8"
+    )
     os.replace(partial, path)
 
 
-def _json_value(value: Any) -> Any:
+def _finite(value: Any, *, num_decimals: int | None = None) -> Any:
+    """Return plain data with null for numbers that are not finite, and rounded where asked."""
     if isinstance(value, Mapping):
-        return {key: _json_value(inner) for key, inner in value.items()}
-    if isinstance(value, float):
-        return round(value, 8) if math.isfinite(value) else None
-    return value
+        return {key: _finite(inner, num_decimals=num_decimals) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner, num_decimals=num_decimals) for inner in value]
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return None
+    return value if num_decimals is None else round(value, num_decimals)

@@ -133,3 +133,16 @@ def test_a_composed_defence_is_told_apart_by_the_settings_of_its_parts(tmp_path:
     assert cells[0].name.startswith("chat_sft_lisa_refusal_loss_seed0_")
     assert cells[0].name != cells[1].name
     assert record(cells[0])["defence"] == "lisa+refusal_loss"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_check_without_a_value_is_the_worst(
+    config_file: Path, tmp_path: Path, order: tuple[int, int]
+) -> None:
+    cells = plan_cells(load_config(config_file), tmp_path)
+    names = ("judge_f1", "reward_model_unflipped_accuracy")
+    for place, mean in zip(order, (None, 0.9), strict=True):
+        checks = {name: {"mean": mean} for name in names}
+        cell = cells[place]
+        finish(cell.folder, cell.settings.to_yaml_dict(), OK | {"checks": checks})
+    assert worst_checks(cells) == {name: {"mean": None} for name in names}

@@ -89,3 +89,19 @@ def test_a_value_that_is_no_json_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(path, {"bad": object()})
     assert json.loads(path.read_text()) == [1]
+
+
+def test_json_has_null_for_what_is_not_finite_and_all_digits_of_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    nan, third = float("nan"), 1 / 3
+    write_json(path, {"ppl_median": {"mean": nan, "n": 4}, "rows": [third, (float("inf"), 1e-12)]})
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == {
+        "ppl_median": {"mean": None, "n": 4},
+        "rows": [third, [None, 1e-12]],
+    }
+
+
+def test_a_list_in_a_line_has_null_for_what_is_not_finite(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path / "m.jsonl", enabled=True)
+    log.write({"rewards": [float("nan"), 0.5]})
+    assert (tmp_path / "m.jsonl").read_text() == '{"rewards": [null, 0.5]}\n'
