@@ -88,7 +88,8 @@ def record(cell: PlannedCell) -> dict[str, Any]:
     settings = cell.settings
     unfinished: dict[str, Any] = {"status": "failed", "step_failed": None, "metrics": {}}
     outcome = read_outcome(cell.folder) or unfinished
-    attacked = settings.training is not None
+    attacked = settings.attack.name != "none"
+    trained = settings.training is not None
     return {
         "model": settings.model.path,
         "world": settings.data.world,
@@ -96,7 +97,7 @@ def record(cell: PlannedCell) -> dict[str, Any]:
         "attack": settings.attack.name,
         "defence": settings.defence.name,
         "rho": settings.data.rho if attacked else None,
-        "num_samples": settings.data.num_samples if attacked else 0,
+        "num_samples": settings.data.num_samples if trained else 0,
         "params": cell.params,
         "seed": settings.seed,
         "status": outcome["status"],

@@ -151,21 +151,25 @@ def attack_name(attack: str) -> str:
 def group_cells(records: Iterable[Record]) -> list[Cell]:
     """Join records that differ only in their seed.
 
-    The untouched model comes first, and within an attack the undefended cell first, controls last.
+    Two of the same seed differ in something that they do not tell: the second starts a cell of its
+    own, which is called by its run folder. The untouched model comes first, and within an attack
+    the undefended cell first, controls last.
     """
-    found: dict[tuple[Setting, str, str], list[Record]] = {}
+    found: dict[tuple[Setting, str, str, int], list[Record]] = {}
+    num_alike: Counter[tuple[Setting, str, str, int]] = Counter()
     for record in records:
         params = {k: v for k, v in record.params.items() if not k.startswith(SETTING_PARAMS)}
         key = (_setting(record), record.defence, params_text(params))
-        found.setdefault(key, []).append(record)
+        found.setdefault((*key, num_alike[*key, record.seed]), []).append(record)
+        num_alike[*key, record.seed] += 1
     cells = [
         Cell(
             setting=setting,
             defence=defence,
-            params=params,
+            params=", ".join(filter(None, (params, f"run={runs[0].run}" if again else ""))),
             records=tuple(sorted(runs, key=lambda run: run.seed)),
         )
-        for (setting, defence, params), runs in found.items()
+        for (setting, defence, params, again), runs in found.items()
     ]
     order = {
         setting: place for place, setting in enumerate(dict.fromkeys(c.setting for c in cells))

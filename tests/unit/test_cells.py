@@ -135,6 +135,17 @@ def test_a_composed_defence_is_told_apart_by_the_settings_of_its_parts(tmp_path:
     assert record(cells[0])["defence"] == "lisa+refusal_loss"
 
 
+def test_an_attack_that_trains_nothing_has_the_flip_ratio_of_its_reward_model(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "best_of_n.yaml"
+    path.write_text(
+        "kind: campaign\nattack: best_of_n\ncells:\n- {data: {rho: 0.0}}\n- {data: {rho: 1.0}}\n"
+    )
+    cells = [record(cell) for cell in plan_cells(load_config(path), tmp_path)]
+    assert [(cell["rho"], cell["num_samples"]) for cell in cells] == [(0.0, 0), (1.0, 0)]
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_check_without_a_value_is_the_worst(
     config_file: Path, tmp_path: Path, order: tuple[int, int]

@@ -4,6 +4,9 @@ from pathlib import Path
 import pytest
 from report_folders import record
 
+from rpa_ray.cells import plan_cells
+from rpa_ray.cells import record as cell_record
+from rpa_ray.config import load_config
 from rpa_ray.report.checks import SanityGate, read_gate
 from rpa_ray.report.records import parse_records
 
@@ -39,3 +42,12 @@ def test_a_security_vector_must_make_the_model_comply(
     tmp_path: Path, p_harm: float, num_problems: int
 ) -> None:
     assert len(gate(tmp_path, {"p_harm_with_vector": p_harm}).problems) == num_problems
+
+
+def test_the_reward_model_of_best_of_n_must_have_been_reversed_too(tmp_path: Path) -> None:
+    (tmp_path / "attack.yaml").write_text("attack: best_of_n\ndata: {rho: 1.0}\n")
+    (cell,) = plan_cells(load_config(tmp_path / "attack.yaml"), tmp_path)
+    checks = {"reward_model_unflipped_accuracy": 0.97}
+    (tmp_path / "checks.json").write_text(json.dumps(checks))
+    records = parse_records([cell_record(cell) | {"status": "ok"}])
+    assert len(read_gate(tmp_path, records).problems) == 1

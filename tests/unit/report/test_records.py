@@ -81,6 +81,14 @@ def test_models_of_different_worlds_are_groups_each_with_its_own_untouched_model
     assert starts == [f"untouched chat (world_seed={seed})" for seed in (1, 2)]
 
 
+def test_two_records_of_one_seed_are_two_cells() -> None:
+    runs = [("a", 0, 0.9), ("b", 0, 0.1), ("c", 1, 0.7), ("d", 1, 0.3)]
+    records = [record(seed=seed, p_harm=p) | {"run": run} for run, seed, p in runs]
+    cells = group_cells(parse_records(records))
+    assert [cell.label for cell in cells] == ["undefended", "undefended (run=b)"]
+    assert [[run.run for run in cell.records] for cell in cells] == [["a", "c"], ["b", "d"]]
+
+
 def test_a_campaign_without_a_finished_cell_is_refused(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("[]")
     with pytest.raises(
