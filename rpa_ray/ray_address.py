@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
+from typing import Any
 
 from rpa_ray.config import ConfigError
 
@@ -98,6 +99,8 @@ def _has_port(address: str) -> bool:
 
 def _problem(address: str) -> str | None:
     """Return why the cluster cannot be joined, None where it can."""
+    # Here and not in the thread: an import must not use up the time that Ray has for its answer.
+    from ray._private.grpc_utils import init_grpc_channel  # knows Ray's settings of TLS and tokens
     from ray._private.services import get_ray_address_from_environment
 
     if address == "auto":
@@ -108,7 +111,7 @@ def _problem(address: str) -> str | None:
     question = HEAD_QUESTION
     if address.startswith(CLIENT_SCHEME):
         address, question = address.removeprefix(CLIENT_SCHEME), CLIENT_SERVER_QUESTION
-    return _in_time(lambda: _ask(address, *question))
+    return _in_time(lambda: _ask(init_grpc_channel, address, *question))
 
 
 def _in_time(ask: Callable[[], str | None]) -> str | None:
@@ -121,13 +124,12 @@ def _in_time(ask: Callable[[], str | None]) -> str | None:
     return problems[0] if problems else NO_ANSWER
 
 
-def _ask(target: str, method: str, question: bytes) -> str | None:
+def _ask(open_channel: Callable[..., Any], target: str, method: str, question: bytes) -> str | None:
     """Return why a gRPC server does not answer the question, None where it does."""
     import grpc  # type: ignore[import-untyped]
-    from ray._private.grpc_utils import init_grpc_channel  # knows Ray's settings of TLS and tokens
 
     try:
-        with init_grpc_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        with open_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
             channel.unary_unary(method)(question, timeout=RAY_LIMIT_S)
     except grpc.RpcError as error:
         details = str(error.details())

@@ -1,13 +1,18 @@
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import grpc
 import pytest
+from ray._private import grpc_utils  # now: an import must not count as time of an answer
 
 from rpa_ray.config import ConfigError
 from rpa_ray.ray_address import (
@@ -64,11 +69,10 @@ def silent_listener() -> Iterator[int]:
 
 
 @pytest.fixture
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+def closed_port() -> Iterator[int]:
+    with socket.socket() as held:  # bound, so that nobody else gets it, and not listening
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 def refusal(address: str, *, within_s: float = 5.0) -> str:
@@ -144,8 +148,35 @@ def test_a_host_name_that_takes_long_to_look_up_is_refused_in_time(
     def slow(target: str, options: object) -> None:
         threading.Event().wait()
 
-    monkeypatch.setattr("ray._private.grpc_utils.init_grpc_channel", slow)
+    monkeypatch.setattr(grpc_utils, "init_grpc_channel", slow)
     assert "No answer of Ray within 2 s" in refusal("somewhere:6379")
+
+
+def test_no_import_uses_up_the_time_of_the_answer(closed_port: int) -> None:
+    code = f"""
+import sys, threading
+from rpa_ray.ray_address import require_ray_cluster
+
+class Watch:
+    def find_spec(name, path=None, target=None):
+        if name in ("ray", "ray._private.grpc_utils", "grpc"):
+            threads.add(threading.current_thread().name)
+
+threads = set()
+sys.meta_path.insert(0, Watch)
+try:
+    require_ray_cluster("127.0.0.1:{closed_port}", "cluster.address")
+finally:
+    print(*threads)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert "Connection refused" in run.stderr
+    assert run.stdout.split() == ["MainThread"]
 
 
 def test_a_server_that_is_not_ray_is_refused(closed_port: int) -> None:
