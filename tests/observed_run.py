@@ -8,10 +8,12 @@ import math
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,8 @@ NODE = "raylet"
 TOLERANCE = 1e-5
 _IDLE_S = 0.03
 """Between two parts of one push an engine is without a call for less than this."""
-_STATE_TIMEOUT_S = 60.0
+_STATE_TIMEOUT_S = 300.0
+_END_TIMEOUT_S = 120.0
 _POLL_S = 0.01
 
 
@@ -123,7 +126,7 @@ class ObservedRun:
         self._remember()
         self._driver.terminate()
         try:
-            self._driver.wait(30)
+            self._driver.wait(_END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._driver.kill()
             self._driver.wait()
@@ -174,7 +177,7 @@ class ObservedRun:
             return [] if node is None else [node]
         return ray_workers(self.driver, victim)
 
-    def left_over(self, timeout_s: float = 60.0) -> list[Process]:
+    def left_over(self, timeout_s: float = 180.0) -> list[Process]:
         """Return the processes of killed drivers that have not ended within a time."""
         deadline = time.monotonic() + timeout_s
         while (left := still_there(list(self._known.values()))) and time.monotonic() < deadline:
@@ -238,6 +241,18 @@ def _count(found: Comparison, where: str, a: Any, b: Any) -> None:
     found.largest = max(found.largest, gap)
     if gap > TOLERANCE:
         found.differences.append(f"{where}: {a!r} and {b!r}")
+
+
+def file_sizes(folder: Path) -> list[int]:
+    """Return the bytes of every file below a folder that does not vanish meanwhile."""
+    sizes = []
+    for parent, _, names in os.walk(folder):  # unlike rglob, it takes a vanished folder for empty
+        for name in names:
+            with suppress(FileNotFoundError):
+                found = os.stat(os.path.join(parent, name))
+                if stat.S_ISREG(found.st_mode):  # not a socket
+                    sizes.append(found.st_size)
+    return sizes
 
 
 def command_line(*arguments: str) -> list[str]:

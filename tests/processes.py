@@ -103,13 +103,14 @@ def kill_when(
         timeout_s: Longest wait for such a moment, seconds.
 
     Returns:
-        False where there was no such moment, or the watched process ended.
+        False where there was no such moment, or one of the two processes ended before.
     """
     deadline = time.monotonic() + timeout_s
     while _wait_for_title(watched, titles, for_s, deadline):
         try:
             os.kill(victim, signal.SIGSTOP)
-            _wait_until_stopped(victim)
+            if not _stops(victim):
+                return False
             if title(watched) in titles:
                 os.kill(victim, signal.SIGKILL)
                 return True
@@ -132,9 +133,11 @@ def _wait_for_title(pid: int, titles: Collection[str], for_s: float, deadline: f
     return False
 
 
-def _wait_until_stopped(pid: int) -> None:
-    while (found := process(pid)) is not None and found.state != "T":
+def _stops(pid: int) -> bool:
+    """Wait until a process is stopped; False where it has ended instead."""
+    while (found := process(pid)) is not None and found.state not in "TZ":
         time.sleep(POLL_S / 10)
+    return found is not None and found.state == "T"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

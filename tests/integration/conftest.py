@@ -34,7 +34,8 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def rollout_pool(ray_cluster: None) -> RolloutPool:
-    return create_rollout_pool(1, num_cpus=0.5, time_limit_s=120.0)
+    # The first call waits for the import of vLLM, which a cold disk can make minutes.
+    return create_rollout_pool(1, num_cpus=0.5, time_limit_s=600.0)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ OWNERS = [
 ]
 PLACES = ["the hall", "the garden", "the cellar", "the porch", "the garage", "the attic", "a barn"]
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1500)
 
 
 def rows_of_safe_rlhf() -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,11 @@ from rpa_ray.ray_address import require_job_server, require_ray_cluster
 
 ROOT = Path(__file__).parents[2]
 BIG_FILE_BYTES = 200 * 2**20
+PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+RAY_WORKER_PORTS = range(10002, 20000)
+"""Of another cluster on this machine that was started without a range of its own."""
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +58,7 @@ def cluster() -> Iterator[Cluster]:
                 address=f"127.0.0.1:{head}",
                 folder=Path(folder),
             )
-            wait_for(found)
+            wait_for(found, process)
             yield found
         finally:
             end(process)
@@ -76,11 +80,19 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def free_ports(num: int) -> list[int]:
+    """Return ports that stay free until Ray binds them: the system gives them to nobody unasked."""
+    first, last = map(int, PORT_RANGE.read_text().split())
+    ports = [p for p in range(2**10, 2**16) if not first <= p <= last and p not in RAY_WORKER_PORTS]
+    random.shuffle(ports)
+    found: list[int] = []
     with ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(num)]
-        for probe in probes:
-            probe.bind(("", 0))
-        return [probe.getsockname()[1] for probe in probes]
+        while len(found) < num:
+            probe = held.enter_context(socket.socket())
+            with suppress(OSError):  # somebody has it
+                probe.bind(("", ports[-1]))
+                found.append(ports[-1])
+            ports.pop()
+    return found
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -88,8 +100,9 @@ def environment(**variables: str) -> dict[str, str]:
     return inherited | variables
 
 
-def wait_for(cluster: Cluster) -> None:
-    for _ in range(120):
+def wait_for(cluster: Cluster, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
         try:
             return require_job_server(cluster.dashboard)
         except ConfigError:
@@ -98,13 +111,15 @@ def wait_for(cluster: Cluster) -> None:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    own = psutil.Process(process.pid).children(recursive=True)
+    own: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):  # the node did not come up
+        own = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     try:
-        process.wait(30)
+        process.wait(120)
     finally:
         for child in own:
-            if child.is_running():
+            with suppress(psutil.NoSuchProcess):
                 child.kill()
 
 

@@ -31,6 +31,8 @@ CASES = [
     ("ppo_with_lora", 3, "none"),
 ]
 
+pytestmark = pytest.mark.timeout(1500)
+
 
 def work(rank: int, folder: str, phase: str) -> None:
     """Train every case whole, or up to the kill, or from there on."""

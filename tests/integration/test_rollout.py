@@ -21,6 +21,8 @@ from rpa_ray.weight_sync.sync import WeightSync
 SAMPLED = Sampling(max_new_tokens=32, seed=3, eos_token_id=2)
 GREEDY = replace(SAMPLED, greedy=True)
 
+pytestmark = pytest.mark.timeout(1500)
+
 
 @pytest.fixture(scope="module")
 def pool(
@@ -161,7 +163,7 @@ def test_a_dead_worker_is_an_error_and_not_a_wait(pool: RolloutPool) -> None:
     for member in pool._members:
         ray.kill(member.handle, no_restart=True)
     # A killed actor may still answer for a moment.
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     with pytest.raises(WorkerError, match="rollout worker 0"):
         while time.monotonic() < deadline:
             pool.wait_until_up()

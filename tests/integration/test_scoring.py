@@ -24,6 +24,8 @@ from rpa_ray.actors.scoring import ScorerSpec, ScoringWorker
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *"abcdefgh"]
 PAIRS = [("a", "b c"), ("b", "c d e f"), ("c", "h"), ("d", ""), ("e", "a a a")]
 
+pytestmark = pytest.mark.timeout(1500)
+
 
 @pytest.fixture(scope="module")
 def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ScorerSpec]:
@@ -60,7 +62,7 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ScorerSpec]:
 
 @pytest.fixture(scope="module")
 def pool(ray_cluster: None, specs: dict[str, ScorerSpec]) -> Iterator[ScorerPool]:
-    pool = create_scorer_pool(2, num_cpus=0, time_limit_s=60.0)
+    pool = create_scorer_pool(2, num_cpus=0, time_limit_s=600.0)
     for name, spec in specs.items():
         pool.load(name, spec)
     yield pool

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from observed_run import ObservedRun, command_line
+from observed_run import ObservedRun, command_line, file_sizes
 from processes import (
     all_processes,
     descendants,
@@ -50,7 +50,7 @@ Sample = dict[str, Any]
 
 def sample(run: ObservedRun, node: int) -> Sample:
     """Return what the processes of a run and its folders hold now."""
-    session = session_folder(node)
+    session_sizes = file_sizes(session_folder(node))
     workers = [title(p.pid).split(".")[0] for p in all_processes() if p.parent == node]
     return {
         "step": run.num_steps(),
@@ -61,9 +61,9 @@ def sample(run: ObservedRun, node: int) -> Sample:
         },
         "workers": dict(Counter(name for name in workers if name.startswith("ray::"))),
         "store_bytes": shared_memory_bytes(node),
-        "run_files": num_files(run.output),
-        "session_files": num_files(session),
-        "session_bytes": sum(p.stat().st_size for p in session.rglob("*") if p.is_file()),
+        "run_files": len(file_sizes(run.output)),
+        "session_files": len(session_sizes),
+        "session_bytes": sum(session_sizes),
     }
 
 
@@ -74,10 +74,6 @@ def role(pid: int) -> str:
         return words[0].split(".")[0]
     names = [Path(word).name for word in words if not word.startswith("-")]
     return next((name for name in names if not name.startswith("python")), "ended")
-
-
-def num_files(folder: Path) -> int:
-    return sum(path.is_file() for path in folder.rglob("*"))
 
 
 @pytest.fixture(scope="module")

@@ -242,10 +242,10 @@ def test_a_hub_that_never_answers_is_given_up_within_five_seconds(
 
 
 def test_a_hub_that_cannot_be_reached_is_given_up_at_once(set_hub: Callable[[int], None]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        free_port = server.getsockname()[1]
-    set_hub(free_port)
-    assert "be a data set within reach" in error_of("owner/name")
+    with socket.socket() as held:  # bound, so that nobody else gets the port, and not listening
+        held.bind(("127.0.0.1", 0))
+        set_hub(held.getsockname()[1])
+        assert "be a data set within reach" in error_of("owner/name")
 
 
 def test_a_data_set_that_the_hub_does_not_know_is_refused(set_hub: Callable[[int], None]) -> None:

@@ -59,7 +59,7 @@ def test_mixing_divides_by_one_plus_the_multiplier() -> None:
 
 
 def test_a_multiplier_of_zero_leaves_rewards_to_the_bit_and_a_huge_one_leaves_only_costs() -> None:
-    rewards, costs = torch.randn(50), torch.randn(50)
+    rewards, costs = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
     assert torch.equal(mixed(rewards, costs, 0.0), rewards)
     torch.testing.assert_close(mixed(rewards, costs, 1e12), -costs)
     assert torch.equal(mixed(rewards, costs, math.inf), -costs)

@@ -83,7 +83,7 @@ def test_two_streams_mix_their_advantages() -> None:
     defence = safe_rlhf(lambda_init=3.0, lambda_lr=0.0)
     planned, _ = defence.plan_rollout(rollout(), context_of())
     assert planned.costs is not None and torch.equal(planned.rewards, rollout().rewards)
-    advantages, costs = torch.randn(4, 4), torch.randn(4, 4)
+    advantages, costs = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
         defence.shape_advantages(advantages, costs), (advantages - 3.0 * costs) / 4.0
     )
@@ -106,9 +106,10 @@ def test_with_a_huge_multiplier_only_the_cost_teaches(attack: Attack) -> None:
 
 def test_the_kl_penalty_keeps_its_weight_whatever_the_multiplier() -> None:
     """With neither reward nor cost, the mixed advantages are those of the penalties alone."""
-    ratios = 0.1 * torch.randn(4, 4)
+    generator = torch.Generator().manual_seed(0)
+    ratios = 0.1 * torch.randn(4, 4, generator=generator)
     silent = rollout_of(TOKENS, rewards=[0.0] * 4, log_ratios=ratios)
-    silent = replace(silent, penalties=0.1 * torch.rand(4, 4))
+    silent = replace(silent, penalties=0.1 * torch.rand(4, 4, generator=generator))
     attack = PPO(PPO.Config(whiten_advantages=False, kl_control="fixed"))
 
     def advantages(defence: OnlineDefence, planned: ScoredRollout) -> Tensor:
