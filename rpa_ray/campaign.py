@@ -26,6 +26,7 @@ from rpa_ray.jobs import Cell, Job, plan_jobs
 from rpa_ray.manifest import manifest
 from rpa_ray.metrics import write_json
 from rpa_ray.placement import parallel_cells, require_cluster_resources
+from rpa_ray.plan import longest_first
 from rpa_ray.ray_address import cluster_to_join, refused_cluster
 from rpa_ray.resume import CHECKPOINTS
 
@@ -70,7 +71,7 @@ def run_campaign(
     output.mkdir(parents=True, exist_ok=True)
     with exclusive(output / ".run.lock"):
         planned = plan_cells(config, output)
-        todo = [cell for cell in planned if not cell.done]
+        todo = longest_first([cell for cell in planned if not cell.done])
         for cell in planned:
             if cell.done:  # it may have been interrupted just before it deleted them
                 shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)

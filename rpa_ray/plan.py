@@ -1,12 +1,18 @@
 """What a config will do: cells, models to make, CPUs, memory and time, before anything starts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.table import Table
 
+from rpa_ray.attacks.grpo import GRPO
 from rpa_ray.cells import PlannedCell, plan_cells
-from rpa_ray.config import LoadedConfig, with_absolute_paths
+from rpa_ray.config import (
+    ExperimentSettings,
+    LoadedConfig,
+    RolloutConfig,
+    with_absolute_paths,
+)
 from rpa_ray.data.split import ROLE_SHARES
 from rpa_ray.datasets import planned_data, with_pinned_data
 from rpa_ray.jobs import models_to_make, refusal_job
@@ -15,7 +21,9 @@ from rpa_ray.recipe import ModelRecipe
 
 SECONDS_A_MODEL_STEP = {"base": 0.14, "chat": 0.12, "perplexity": 0.14}
 SECONDS_A_SCORER_STEP = 0.07
-SECONDS_A_SAMPLE = 0.045
+SECONDS_A_ROW = 0.015
+SECONDS_A_ROLLOUT = 0.045
+SECONDS_A_ROLLOUT_OF_A_GROUP = 0.016
 SECONDS_AN_ANSWER = 0.02
 SECONDS_AN_EVALUATION = 10.0
 SECONDS_TO_START = 25.0
@@ -39,13 +47,15 @@ def plan_table(config: LoadedConfig, output: Path, cache: Path) -> Table:
         table.add_row("make", name, f"{num} answers", seconds)
     kind = "cell" if config.sweep is None else "trial"
     for cell in cells:
-        seconds = "done" if cell.done else f"{_seconds_to_run(cell):.0f}"
+        seconds = "done" if cell.done else f"{seconds_to_run(cell.settings):.0f}"
         table.add_row(kind, _describe(cell), f"{_num_samples(cell)} samples", seconds)
     todo = [cell for cell in cells if not cell.done]
     trials = f"{len(cells)} trials, {len(cells) - len(todo)} done; " * (config.sweep is not None)
     num_at_once = parallel_cells([cell.settings for cell in todo or cells])
     gain = 1 + GAIN_OF_A_PARALLEL_CELL * (num_at_once - 1)
-    total = (sum(map(_seconds_to_make, models)) + sum(map(_seconds_to_run, todo))) / gain
+    total = (
+        sum(map(_seconds_to_make, models)) + sum(seconds_to_run(cell.settings) for cell in todo)
+    ) / gain
     total += sum(prompts.values()) * SECONDS_AN_ANSWER
     note = "; answers that are no refusals are dropped, so that rows may get fewer"
     minutes = (total + SECONDS_TO_START * bool(todo)) / 60
@@ -106,6 +116,17 @@ def _seconds_to_make(recipe: ModelRecipe) -> float:
     return recipe.job.num_steps * SECONDS_A_MODEL_STEP.get(recipe.id, SECONDS_A_SCORER_STEP)
 
 
-def _seconds_to_run(cell: PlannedCell) -> float:
-    num_evaluations = 1 if cell.settings.training is None else 2
-    return num_evaluations * SECONDS_AN_EVALUATION + _num_samples(cell) * SECONDS_A_SAMPLE
+def seconds_to_run(settings: ExperimentSettings) -> float:
+    """Return about how long a cell takes on the embedded models, whatever else runs beside it."""
+    attack = settings.attack
+    if settings.training is None:
+        return SECONDS_AN_EVALUATION
+    seconds = SECONDS_A_ROLLOUT if isinstance(attack, RolloutConfig) else SECONDS_A_ROW
+    if isinstance(attack, GRPO.Config):
+        seconds = SECONDS_A_ROLLOUT_OF_A_GROUP * attack.group_size
+    return 2 * SECONDS_AN_EVALUATION + settings.data.num_samples * seconds
+
+
+def longest_first(cells: Iterable[PlannedCell]) -> list[PlannedCell]:
+    """Return the cells in the order of their time, so that none runs alone at the end."""
+    return sorted(cells, key=lambda cell: -seconds_to_run(cell.settings))

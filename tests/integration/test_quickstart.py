@@ -146,9 +146,8 @@ def test_a_checkpoint_named_by_a_relative_path_is_measured(
     (folder,) = cache.glob("chat-*")
     result = rpa_ray("evaluate", f"./{folder.name}", cache=cache, cwd=cache)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    (record,) = json.loads(
-        (cache / "runs" / f"evaluate-{folder.name}" / "summary.json").read_text()
-    )
+    (summary,) = (cache / "runs").glob(f"evaluate-{folder.name}-*/summary.json")
+    (record,) = json.loads(summary.read_text())
     untouched = records["chat", "none", "none"]
     assert record["weights_sha256"] == untouched["weights_sha256"]
     assert record["metrics"]["p_harm_sampled"] == untouched["metrics"]["p_harm_sampled"]

@@ -9,7 +9,7 @@ from rich.console import Console
 from rpa_ray.cell_models import cell_models
 from rpa_ray.cells import plan_cells
 from rpa_ray.config import LoadedConfig, load_config
-from rpa_ray.plan import plan_table
+from rpa_ray.plan import longest_first, plan_table
 
 GRID = """
 kind: campaign
@@ -120,3 +120,14 @@ def test_a_reward_model_is_made_only_where_an_attack_asks_for_rewards(
     untouched, attacked, _ = grid.campaign.cells
     assert cell_models(untouched, world_cache).reward_model is None
     assert cell_models(attacked, world_cache).reward_model is not None
+
+
+def test_the_longest_cells_begin_first(tmp_path: Path) -> None:
+    (tmp_path / "attacks.yaml").write_text(
+        "kind: campaign\ndata: {num_samples: 1000}\n"
+        "cells: [{attack: none}, {attack: sft}, {attack: {name: grpo, group_size: 8}},"
+        " {attack: ppo}, {attack: dpo}]\n"
+    )
+    cells = plan_cells(load_config(tmp_path / "attacks.yaml"), tmp_path / "out")
+    names = [cell.settings.attack.name for cell in longest_first(cells)]
+    assert names == ["grpo", "ppo", "sft", "dpo", "none"]
