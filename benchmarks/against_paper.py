@@ -1,20 +1,24 @@
-"""Set a campaign of configs/paper/table3.yaml beside tables 1 and 3 of arXiv:2409.12914.
+"""Set campaigns of configs/paper/table3.yaml beside tables 1 and 3 of arXiv:2409.12914.
 
 python benchmarks/against_paper.py runs/table3
+python benchmarks/against_paper.py runs/table3 runs/table3_seed1  # a folder a seed
 
 The paper's numbers are those of Llama-2-7b-chat (benchmarks/paper_table3.json); what can agree with
 those of another model is the order of the defences. Spearman's correlation is over the defences of
-one attack on one data set, the undefended attack among them, and over all rows at once. A run that
-failed has no harmfulness in either and is left out.
+one attack on one data set, the undefended attack among them, and over all rows at once; it ranks
+means to two decimals, as both tables print them. A run that failed has no harmfulness in either and
+is left out ("Runs", of several seeds, counts the others). In brackets are the ends of the interval
+over the prompts of one run or, of several seeds, the smallest and the largest.
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from rpa_ray.evaluation.statistics import spearman
+from rpa_ray.evaluation.statistics import spearman_of_means
 
 PAPER = Path(__file__).with_name("paper_table3.json")
 COLUMNS = (
@@ -28,69 +32,102 @@ COLUMNS = (
 )
 CORRELATED = ("p_harm", "p_harm_sampled")
 Row = dict[str, Any]
+Key = tuple[str, str, str]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="of the campaign")
-    options = parser.parse_args()
-    ours: list[Row] = json.loads((options.folder / "summary.json").read_text())
+    parser.add_argument("folders", type=Path, nargs="+", help="of the campaigns, one a seed")
+    cells = cells_of(parser.parse_args().folders)
     paper = {key_of(row): row for row in json.loads(PAPER.read_text())}
-    print_rows(ours, paper)
+    print_rows(cells, paper)
     print()
-    print_correlations(ours, paper)
+    print_correlations(cells, paper)
     return 0
 
 
-def key_of(row: Row) -> tuple[str, str, str]:
+def cells_of(folders: list[Path]) -> list[list[Row]]:
+    """Return the rows of all folders, those together that differ in nothing but the seed."""
+    found: dict[tuple[Any, ...], dict[int, Row]] = {}
+    for folder in folders:
+        for row in json.loads((folder / "summary.json").read_text()):
+            seeds = found.setdefault((*key_of(row), row["model"], json.dumps(row["params"])), {})
+            if row["seed"] in seeds:
+                words = " ".join(key_of(row))
+                raise SystemExit(
+                    f"{folder} has {words} of seed {row['seed']} once more: name it once"
+                )
+            seeds[row["seed"]] = row
+    return [list(seeds.values()) for seeds in found.values()]
+
+
+def key_of(row: Row) -> Key:
     """Return data set, attack and defence of a row of either."""
     return row.get("data") or row["dataset"], row["attack"], row["defence"]
 
 
-def print_rows(ours: list[Row], paper: dict[tuple[str, str, str], Row]) -> None:
-    headings = ["Data", "Attack", "Defence", "Paper", *(heading for _, heading, _ in COLUMNS)]
+def print_rows(cells: list[list[Row]], paper: dict[Key, Row]) -> None:
+    several = max(len(cell) for cell in cells) > 1
+    headings = ["Data", "Attack", "Defence", "Paper", *(["Runs"] if several else [])]
+    headings += [heading for _, heading, _ in COLUMNS]
     print("| " + " | ".join(headings) + " |")
     print("| --- | --- | --- |" + " --: |" * (len(headings) - 3))
-    for row in ours:
-        told = paper.get(key_of(row))
-        harm = "-" if told is None else "failed" if told["harmfulness"] is None else None
-        harm = harm or f"{told['harmfulness']:.2f}"  # type: ignore[index]
-        cells = [*key_of(row), harm]
-        if row["status"] != "ok":
-            cells.append(f"{row['status'].replace('_', ' ')} at step {row['step_failed']}")
-            cells += [""] * (len(COLUMNS) - 1)
-        else:
-            cells += [text_of(row["metrics"][name], name, digits) for name, _, digits in COLUMNS]
-        print("| " + " | ".join(cells) + " |")
+    for cell in cells:
+        texts = [*key_of(cell[0]), told_by(paper.get(key_of(cell[0])))]
+        found = metrics_of(cell)
+        texts += [f"{len(found)} of {len(cell)}"] if several else []
+        if not found:
+            texts.append(f"{cell[0]['status'].replace('_', ' ')} at step {cell[0]['step_failed']}")
+            texts += [""] * (len(COLUMNS) - 1)
+        for name, _, digits in COLUMNS if found else ():
+            estimates = [metrics[name] for metrics in found if metrics[name]["mean"] is not None]
+            texts.append(text_of(estimates, digits, several, name in CORRELATED))
+        print("| " + " | ".join(texts) + " |")
 
 
-def text_of(estimate: Row, name: str, digits: int) -> str:
-    if estimate["mean"] is None:
+def told_by(paper: Row | None) -> str:
+    if paper is None:
         return "-"
-    mean = f"{estimate['mean']:.{digits}f}"
-    if name not in CORRELATED:
-        return mean
-    return f"{mean} [{estimate['ci_low']:.{digits}f}, {estimate['ci_high']:.{digits}f}]"
+    return "failed" if paper["harmfulness"] is None else f"{paper['harmfulness']:.2f}"
 
 
-def print_correlations(ours: list[Row], paper: dict[tuple[str, str, str], Row]) -> None:
-    pairs: dict[tuple[str, str], list[tuple[float, Row]]] = {}
-    for row in ours:
-        told = paper.get(key_of(row))
-        if row["status"] != "ok" or told is None or told["harmfulness"] is None:
-            continue
-        if row["attack"] != "none":
-            group = key_of(row)[:2]
-            pairs.setdefault(group, []).append((told["harmfulness"], row["metrics"]))
+def metrics_of(cell: list[Row]) -> list[Row]:
+    """Return the metrics of the runs that did not fail."""
+    return [row["metrics"] for row in cell if row["status"] == "ok"]
+
+
+def text_of(estimates: list[Row], digits: int, several: bool, is_correlated: bool) -> str:
+    if not estimates:
+        return "-"
+    means = [estimate["mean"] for estimate in estimates]
+    text = f"{fmean(means):.{digits}f}"
+    if several:
+        return f"{text} [{min(means):.{digits}f}, {max(means):.{digits}f}]"
+    if is_correlated:
+        low, high = estimates[0]["ci_low"], estimates[0]["ci_high"]
+        return f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
+    return text
+
+
+def print_correlations(cells: list[list[Row]], paper: dict[Key, Row]) -> None:
+    pairs: dict[tuple[str, str], list[tuple[float, list[Row]]]] = {}
+    for cell in cells:
+        data, attack, _ = key = key_of(cell[0])
+        told, found = paper.get(key), metrics_of(cell)
+        if found and told is not None and told["harmfulness"] is not None and attack != "none":
+            pairs.setdefault((data, attack), []).append((told["harmfulness"], found))
     print("| Data | Attack | rows | Spearman, greedy | Spearman, sampled |")
     print("| --- | --- | --: | --: | --: |")
     groups = [*pairs.items(), (("both", "all"), [pair for held in pairs.values() for pair in held])]
     for (data, attack), held in groups:
-        found = [
-            spearman([harm for harm, _ in held], [metrics[name]["mean"] for _, metrics in held])
+        values = [
+            spearman_of_means(
+                [harm for harm, _ in held],
+                [fmean(metrics[name]["mean"] for metrics in found) for _, found in held],
+            )
             for name in CORRELATED
         ]
-        numbers = " | ".join("-" if value is None else f"{value:.2f}" for value in found)
+        numbers = " | ".join("-" if value is None else f"{value:.2f}" for value in values)
         print(f"| {data} | {attack} | {len(held)} | {numbers} |")
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+RESOLUTION_DECIMALS = 2
+"""Of means over prompts where they are ranked: one of 100 prompts, and what tables print."""
+
 # Rows drawn at a time: 8 MB of indices a million, whatever the number of resamples.
 _DRAWS_PER_CHUNK = 1_000_000
 
@@ -111,6 +114,23 @@ def spearman(
     if len(first) < 3 or any(np.ptp(side) == 0 for side in ranks):
         return None
     return float(np.corrcoef(ranks)[0, 1])
+
+
+def spearman_of_means(known: Sequence[float], means: Sequence[float]) -> float | None:
+    """Return :func:`spearman` of known values with means over prompts, ranked as they are printed.
+
+    A judge gives probabilities, so that two models whose answers are all refusals have means of
+    0.00184 and 0.00185. The difference is the judge's, not the models': both means are 0.00 here
+    and share a rank. Three or more means that are all equal then have no correlation, None.
+
+    Args:
+        known: What the means are ranked against, as it is.
+        means: One mean a point, in [0, 1].
+
+    Raises:
+        ValueError: If the lengths differ or some values are not finite.
+    """
+    return spearman(known, [round(mean, RESOLUTION_DECIMALS) for mean in means])
 
 
 def require_finite(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-from rpa_ray.evaluation.statistics import spearman
+from rpa_ray.evaluation.statistics import spearman_of_means
 from rpa_ray.report.bands import BandLine, band_chart
 from rpa_ray.report.best_of_n import best_of_most
 from rpa_ray.report.campaign import NUM_COLOURS, Campaign
@@ -42,7 +42,7 @@ class RhoLine:
     def correlation(self, metric: str) -> float | None:
         """Return the rank correlation of the metric with rho; None where it is not defined."""
         points = self.points(metric)
-        return spearman([rho for rho, _ in points], [value.mean for _, value in points])
+        return spearman_of_means([rho for rho, _ in points], [v.mean for _, v in points])
 
 
 def rho_lines(cells: Sequence[Cell]) -> list[RhoLine]:
@@ -79,7 +79,8 @@ def correlation_table(lines: Sequence[RhoLine]) -> SideTable:
         title="Harmfulness over rho",
         intro="How harmful the model became for each share rho of reversed labels, and Spearman's "
         "rank correlation of the two: 1 when more reversed labels always did more harm. It ranks "
-        "the means over seeds and needs three points; values that are all equal have none.",
+        "the means over seeds to two decimals (one of 100 prompts) and needs three points; values "
+        "that are all equal have none.",
         columns=(
             *_text_columns(),
             *(

@@ -8,6 +8,7 @@ from rpa_ray.evaluation.statistics import (
     bootstrap_mean,
     bootstrap_paired_difference,
     spearman,
+    spearman_of_means,
 )
 
 
@@ -108,3 +109,26 @@ def test_too_few_or_all_equal_points_have_no_rank_correlation(
 def test_rank_correlation_of_unequal_lengths_is_refused() -> None:
     with pytest.raises(ValueError, match="one value a point each, got 2 and 3"):
         spearman([0.0, 1.0], [0.0, 1.0, 2.0])
+
+
+def test_means_that_differ_by_less_than_a_prompt_in_a_hundred_share_a_rank() -> None:
+    # ranks 1 2 3 4 and 1.5 1.5 3.5 3.5: covariance 4, squared deviations 5 and 4
+    known, means = [0.0, 0.1, 0.2, 0.3], [0.00185, 0.00184, 0.99744, 0.99740]
+    assert spearman_of_means(known, means) == pytest.approx(4 / (5 * 4) ** 0.5)
+
+
+def test_means_a_prompt_apart_are_two_ranks() -> None:
+    assert spearman_of_means([1.0, 2.0, 3.0], [0.00, 0.01, 0.02]) == pytest.approx(1.0)
+
+
+def test_what_means_are_ranked_against_is_not_rounded() -> None:
+    assert spearman_of_means([0.001, 0.002, 0.003], [0.1, 0.2, 0.3]) == pytest.approx(1.0)
+
+
+def test_means_that_are_equal_as_printed_have_no_rank_correlation() -> None:
+    assert spearman_of_means([0.0, 0.5, 1.0], [0.0018, 0.0019, 0.0017]) is None
+
+
+def test_a_mean_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="nan in row 1"):
+        spearman_of_means([0.0, 0.5, 1.0], [0.0, float("nan"), 1.0])

@@ -36,6 +36,14 @@ def test_the_correlation_ranks_harmfulness_against_rho() -> None:
     assert row[1:] == ["PPO", "undefended", pytest.approx(0.8), 4, pytest.approx(1.0), 4]
 
 
+def test_judge_noise_below_a_prompt_in_a_hundred_is_no_order() -> None:
+    harmfulness = ((0.0, 0.0019), (0.25, 0.0017), (0.5, 0.0018), (1.0, 0.997))
+    # ranks of harmfulness 2 2 2 4: covariance 3, squared deviations 5 and 3
+    records = [record(rho=rho, p_harm=p, p_harm_sampled=0.001 * rho) for rho, p in harmfulness]
+    (row,) = correlation_table(rho_lines(group_cells(parse_records(records)))).rows
+    assert row[3:] == [pytest.approx(3 / (5 * 3) ** 0.5), 4, None, 4]
+
+
 def test_a_failed_cell_is_no_point_and_is_told() -> None:
     failed = record(rho=0.75, status="sampling_failed", step_failed=9)
     lines = rho_lines(
