@@ -2,6 +2,7 @@
 
 python benchmarks/defence_costs.py
 python benchmarks/defence_costs.py --attacks ppo --defences lisa vaccine --repeats 5
+python benchmarks/defence_costs.py --repeats 0  # the passes only: they are counted, not timed
 
 Every training is a process of its own: one rank, one thread, ZeRO 1, a randomly initialised Llama
 in fp32 (17M parameters by default), the same synthetic rows of 64 tokens. The defences take turns
@@ -9,9 +10,11 @@ within a repetition. On the clock is `Learner.step`, defence included; no rollou
 weight transfer. Memory is the process's largest resident set during the timed steps, less what it
 held before the engine was built: weights, gradients, optimizer, activations, the defence's own.
 
-"Passes" is the work that the defence's forward and backward passes explain: the multiplications
-of all linear layers of the trained and the frozen model during a step, a forward counted once, a
-backward twice more, as a ratio to the undefended step. "Excess" is the time's ratio divided by it.
+"Passes" is the work that the defence's forward and backward passes explain: the floating-point
+operations of all matrix products that a step makes, of the frozen model too, as a ratio to the
+undefended step. They are counted as they are made, since a backward pass may leave out weights or
+blocks, in a process of their own, since counting takes time. "Excess" is the time's ratio divided
+by that of the passes.
 """
 
 import argparse
@@ -50,29 +53,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=["sft", "ppo"])
     parser.add_argument("--defences", nargs="+", choices=DEFENCES, default=list(DEFENCES))
-    parser.add_argument("--steps", type=int, default=6, help="timed steps of one training")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=6, help="measured steps of one training")
+    parser.add_argument("--repeats", type=int, default=3, help="trainings on the clock; 0 for none")
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(*options.one, options)))
         return 0
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for repeat in range(options.repeats):
-        for attack in options.attacks:
-            for defence in ATTACKS[attack]:
-                if defence == "none" or defence in options.defences:
-                    print(f"repetition {repeat}: {attack}, {defence}", file=sys.stderr, flush=True)
-                    found.setdefault((attack, defence), []).append(in_process(attack, defence))
-    report(found)
+    pairs = [
+        (attack, defence)
+        for attack in options.attacks
+        for defence in ATTACKS[attack]
+        if defence == "none" or defence in options.defences
+    ]
+    work = {pair: in_process("count", *pair)["work"] for pair in pairs}
+    timed = [{pair: in_process("time", *pair) for pair in pairs} for _ in range(options.repeats)]
+    report(work, timed)
     return 0
 
 
-def in_process(attack: str, defence: str) -> dict[str, float]:
-    """Return what a fresh process measures."""
-    command = [sys.executable, *sys.argv, "--one", attack, defence]
+def in_process(what: str, attack: str, defence: str) -> dict[str, float]:
+    """Return what a fresh process counts or times."""
+    print(f"{what}: {attack}, {defence}", file=sys.stderr, flush=True)
+    command = [sys.executable, *sys.argv, "--one", what, attack, defence]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -80,23 +85,29 @@ def in_process(attack: str, defence: str) -> dict[str, float]:
     return measured
 
 
-def report(found: dict[tuple[str, str], list[dict[str, float]]]) -> None:
-    """Print ratios to the undefended training of the same repetition, medians over repetitions."""
+def report(
+    work: dict[tuple[str, str], float], timed: list[dict[tuple[str, str], dict[str, float]]]
+) -> None:
+    """Print ratios to the undefended training, in time of the same repetition; medians of those."""
     print("| attack | defence | s a step | time | passes | excess | memory |")
     print("| --- | --- | --: | --: | --: | --: | --: |")
-    for (attack, defence), runs in found.items():
-        pairs = list(zip(runs, found[attack, "none"], strict=True))
-        step, work, memory = (
-            statistics.median(run[key] / plain[key] for run, plain in pairs)
-            for key in ("step_s", "work", "memory")
-        )
-        columns = [statistics.median(run["step_s"] for run in runs), step, work, step / work]
-        numbers = " | ".join(f"{number:.2f}" for number in (*columns, memory))
-        print(f"| {attack} | {defence} | {numbers} |")
+    for (attack, defence), own_work in work.items():
+        passes = own_work / work[attack, "none"]
+        numbers = ["-", "-", f"{passes:.2f}", "-", "-"]
+        if timed:
+            runs = [(found[attack, defence], found[attack, "none"]) for found in timed]
+            step, memory = (
+                statistics.median(run[key] / plain[key] for run, plain in runs)
+                for key in ("step_s", "memory")
+            )
+            seconds = statistics.median(run["step_s"] for run, _ in runs)
+            columns = (seconds, step, passes, step / passes, memory)
+            numbers = [f"{number:.2f}" for number in columns]
+        print(f"| {attack} | {defence} | {' | '.join(numbers)} |")
 
 
-def measure(attack: str, defence: str, options: argparse.Namespace) -> dict[str, float]:
-    """Return seconds a step, work a step and bytes of one training."""
+def measure(what: str, attack: str, defence: str, options: argparse.Namespace) -> dict[str, float]:
+    """Return the work of a step, or its seconds and the bytes of the training."""
     import torch
 
     torch.set_num_threads(1)
@@ -108,29 +119,39 @@ def measure(attack: str, defence: str, options: argparse.Namespace) -> dict[str,
             "gloo", init_method=f"file://{folder}/store", rank=0, world_size=1
         )
         before = peak_bytes()
-        learner, work = training(attack, defence, options, Path(folder))
+        learner = training(attack, defence, options, Path(folder))
         batch = batch_of(attack, learner)
         for _ in range(NUM_WARM_STEPS):
             learner.step(batch)
-        work.clear()
-        seconds = []
-        for _ in range(options.steps):
-            started = time.perf_counter()
+        if what == "count":
+            return {"work": operations(learner, batch, options.steps)}
+        seconds = step_seconds(learner, batch, options.steps)
+    return {"step_s": seconds, "memory": float(peak_bytes() - before)}
+
+
+def operations(learner: Any, batch: Any, num_steps: int) -> float:
+    """Return the floating-point operations of a step's matrix products, forward and backward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        for _ in range(num_steps):
             learner.step(batch)
-            seconds.append(time.perf_counter() - started)
-    return {
-        "step_s": statistics.median(seconds),
-        "work": sum(work) / options.steps,
-        "memory": float(peak_bytes() - before),
-    }
+    return float(counter.get_total_flops()) / num_steps
 
 
-def training(
-    attack: str, defence: str, options: argparse.Namespace, folder: Path
-) -> tuple[Any, list[float]]:
-    """Return a learner, and the list to which its models add the work of every pass."""
+def step_seconds(learner: Any, batch: Any, num_steps: int) -> float:
+    """Return the median seconds of a step."""
+    seconds = []
+    for _ in range(num_steps):
+        started = time.perf_counter()
+        learner.step(batch)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def training(attack: str, defence: str, options: argparse.Namespace, folder: Path) -> Any:
+    """Return a learner."""
     import torch
-    from torch import nn
 
     from rpa_ray.attacks import ATTACKS as REGISTRY
     from rpa_ray.defences import DEFENCES as DEFENDERS
@@ -140,19 +161,9 @@ def training(
     from rpa_ray.learner.step import Learner, as_outputs
     from rpa_ray.plugin import Need
 
-    work: list[float] = []
-
-    def count(linear: nn.Linear, args: Any, output: torch.Tensor) -> None:
-        passes = 3.0 if torch.is_grad_enabled() else 1.0
-        work.append(output.numel() * linear.in_features * passes)
-
-    def policy(seed: int) -> PolicyModel:
+    def policy() -> PolicyModel:
         head = 3 if attack == "ppo" else None
-        made = PolicyModel(llama(options, seed), value_head_seed=head)
-        for layer in made.modules():
-            if isinstance(layer, nn.Linear):
-                layer.register_forward_hook(count)
-        return made
+        return PolicyModel(llama(options, seed=0), value_head_seed=head)
 
     objective = REGISTRY[attack](REGISTRY[attack].Config())
     kind = DEFENDERS[defence]
@@ -163,7 +174,7 @@ def training(
     if Need.COMPARED_WEIGHTS in constrained.needs:
         llama(options, 1).save_pretrained(folder / "other")
         folders[Need.COMPARED_WEIGHTS] = str(folder / "other")
-    module, frozen = policy(0), policy(0).requires_grad_(False)
+    module, frozen = policy(), policy().requires_grad_(False)
     if attack == "ppo" and Need.COST_VALUES in constrained.needs:
         module.add_cost_head(seed=3)
     constrained.attach(module, folders)
@@ -183,7 +194,7 @@ def training(
         with torch.no_grad():
             return as_outputs(frozen(input_ids, attention_mask))
 
-    learner = Learner(
+    return Learner(
         engine=engine,
         objective=objective,
         defence=constrained,
@@ -191,7 +202,6 @@ def training(
         frozen=run_frozen,
         **streams(),
     )
-    return learner, work
 
 
 def streams() -> dict[str, Any]:
