@@ -22,7 +22,7 @@ def main(folder: Path) -> None:
     print("|" + " --- |" * len(header))
     for record in json.loads((folder / "summary.json").read_text()):
         metrics = folder / record["run"] / "metrics.jsonl"
-        if not metrics.is_file():
+        if record["status"] == "failed" or not metrics.is_file():
             continue
         steps = [json.loads(line) for line in metrics.read_text().splitlines()]
         total = sum(step["time/step_s"] for step in steps)

@@ -76,10 +76,10 @@ def run_experiment(cell: Cell, place: Workplace) -> None:
         metrics = metrics | measure_best_of_n(assembly)
     if source is not None:
         try:
-            _attack(assembly, source, checkpoints)
+            num_steps = _attack(assembly, source, checkpoints)
             assembly.defence.detach()
             assembly.push_verified()
-            after = _measure_attacked(assembly, before["fluency_limit_ppl"])
+            after = _measure_attacked(assembly, before["fluency_limit_ppl"], num_steps)
             _write_samples(samples, after)
             metrics = after.metrics_json()
         except TrainingFailed as error:
@@ -153,15 +153,15 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _measure_attacked(assembly: Assembly, limit: float) -> Measurement:
+def _measure_attacked(assembly: Assembly, limit: float, num_steps: int) -> Measurement:
     try:
         return measure_model(assembly, phase="after", fluency_limit=limit)
     except SamplingFailed as error:
-        raise TrainingFailed(assembly.num_steps, error.reason) from error
+        raise TrainingFailed(num_steps, error.reason) from error
 
 
-def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> None:
-    """Train until the samples are used up or the attacker has enough."""
+def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> int:
+    """Train until the samples are used up or the attacker has enough; return the steps done."""
     place, attack = assembly.place, assembly.attack
     log = JsonLines(assembly.cell.folder / METRICS, enabled=place.ranks.is_main)
     num_steps = train(
@@ -182,6 +182,7 @@ def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> Non
         place.progress.advance(
             assembly.cell.name, assembly.num_steps - 1, f"stopped after {num_steps} batches"
         )
+    return num_steps
 
 
 def _lines(log: Path) -> list[dict[str, Any]]:

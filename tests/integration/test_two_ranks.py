@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 NUM_SAMPLES = 504
 """Half of the quickstart's: enough to break the model, in half of the time."""
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
 
 
 @pytest.fixture(scope="module")
