@@ -4,12 +4,13 @@ A pool holds actor handles and may be pickled.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import ray
 from ray.actor import ActorHandle
 
+from rpa_ray.actors.environment import process_environment
 from rpa_ray.actors.rollout import (
     EngineConfig,
     EngineStatus,
@@ -172,7 +173,10 @@ def create_rollout_pool(
         num_threads: CPU threads of each engine.
         time_limit_s: Longest wait for any answer, seconds.
     """
-    environment = _ROLLOUT_ENVIRONMENT | {"OMP_NUM_THREADS": str(num_threads)}
+    environment = {
+        **process_environment(num_threads=num_threads, num_gpus=num_gpus),
+        **_ROLLOUT_ENVIRONMENT,
+    }
     if not num_gpus:
         environment |= _CPU_ROLLOUT_ENVIRONMENT
     members = _start(RolloutWorker, "rollout worker", num_workers, num_cpus, num_gpus, environment)
@@ -190,7 +194,7 @@ def create_scorer_pool(
     time_limit_s: float = DEFAULT_TIME_LIMIT_S,
 ) -> ScorerPool:
     """Start scoring workers and return their pool at once, importing; arguments as for rollouts."""
-    environment = {"OMP_NUM_THREADS": str(num_threads)}
+    environment = process_environment(num_threads=num_threads, num_gpus=num_gpus)
     members = _start(ScoringWorker, "scoring worker", num_workers, num_cpus, num_gpus, environment)
     for member in members:
         member.handle.prewarm.remote()
@@ -203,13 +207,13 @@ def _start(
     num_workers: int,
     num_cpus: float,
     num_gpus: float,
-    environment: dict[str, str],
+    environment: Mapping[str, str],
 ) -> list[Member]:
     actor = ray.remote(worker).options(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
         max_restarts=_AS_OFTEN_AS_NEEDED,
-        runtime_env={"env_vars": environment},
+        runtime_env={"env_vars": dict(environment)},
     )
     handles = [cast(ActorHandle[Any], actor.remote()) for _ in range(num_workers)]
     return [Member(name=f"{name} {i}", handle=handle) for i, handle in enumerate(handles)]

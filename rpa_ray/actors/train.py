@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rpa_ray.actors.environment import process_environment
 from rpa_ray.actors.pools import RolloutPool, ScorerPool
 from rpa_ray.actors.queue import ASK_AGAIN, JobQueue, QueueProgress, ask
 from rpa_ray.cells import ran_to_an_end
@@ -179,7 +180,9 @@ def run_work(given: Work, *, storage: Path) -> str:
             failure_config=FailureConfig(max_failures=0),
             worker_runtime_env={  # type: ignore[call-arg]  # the second version of Ray Train has it
                 "env_vars": {
-                    "OMP_NUM_THREADS": str(cluster.threads_per_process),
+                    **process_environment(
+                        num_threads=cluster.threads_per_process, num_gpus=cluster.gpus_per_rank
+                    ),
                     "VLLM_LOGGING_LEVEL": "ERROR",
                 }
             },
