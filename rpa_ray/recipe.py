@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rpa_ray.content import content_key
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised when the same recipe would give other weights."""
 
 

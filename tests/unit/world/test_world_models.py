@@ -11,7 +11,7 @@ def test_models_that_were_made_before_are_found_again(tmp_path: Path) -> None:
     # Names of folders in caches that exist: a change here has everything made anew.
     world = world_models(0, tmp_path)
     names = [m.key() for m in (world.base, world.chat, world.perplexity, world.helpfulness)]
-    assert names == ["5f0f8455c550", "2947a444e114", "728939248aa7", "ec45678b2b89"]
+    assert names == ["bd69dcce25d0", "9a6827bb2bb6", "ae2cf61c16e4", "625c87e0b520"]
 
 
 def test_the_other_chat_model_differs_in_its_seeds_alone(tmp_path: Path) -> None:
