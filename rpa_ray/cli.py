@@ -11,7 +11,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from rpa_ray.config import CampaignSettings, ConfigError, LoadedConfig, load_config, parse_tree
+from rpa_ray.config import (
+    EMBEDDED_MODELS,
+    CampaignSettings,
+    ConfigError,
+    LoadedConfig,
+    load_config,
+    parse_tree,
+)
 from rpa_ray.config.files import DEFAULT_SCALE
 from rpa_ray.content import content_key
 from rpa_ray.data.errors import DataError
@@ -165,7 +172,7 @@ def evaluate(
     """
     cell = parse_tree({"model": {"path": checkpoint}, "attack": "none"}, set_ or [])
     name = f"evaluate-{Path(checkpoint).name}"
-    if Path(checkpoint).exists():
+    if checkpoint not in EMBEDDED_MODELS and Path(checkpoint).exists():
         name += f"-{content_key(checkpoint)[:8]}"
     campaign = CampaignSettings(name=name, cells=(cell,))
     _run(LoadedConfig(kind="run", name=name, campaign=campaign, wheres=("",)), output)
