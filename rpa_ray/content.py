@@ -4,8 +4,9 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-_WHOLE_BYTES = 2**20
-"""Of a larger file only the size and this much of its beginning and its end are read."""
+_WEIGHTS = (".safetensors", ".bin")
+_END_BYTES = 2**20
+"""Of larger weights only the size and this much of their beginning and their end are read."""
 
 
 def content_key(path: str | Path) -> str:
@@ -32,8 +33,9 @@ def _key(stamps: tuple[tuple[str, str, int, int], ...]) -> str:
     for name, path, num_bytes, _ in stamps:
         digest.update(f"{name}\0{num_bytes}\0".encode())
         with open(path, "rb") as file:
-            digest.update(file.read(_WHOLE_BYTES))
-            if num_bytes > _WHOLE_BYTES:
-                file.seek(-min(_WHOLE_BYTES, num_bytes - _WHOLE_BYTES), 2)
-                digest.update(file.read())
+            digest.update(file.read(_END_BYTES))
+            if path.endswith(_WEIGHTS) and num_bytes > 2 * _END_BYTES:
+                file.seek(-_END_BYTES, 2)
+            while block := file.read(_END_BYTES):
+                digest.update(block)
     return digest.hexdigest()[:16]

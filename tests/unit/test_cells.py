@@ -65,6 +65,17 @@ def test_other_weights_at_the_same_path_make_another_cell(tmp_path: Path) -> Non
         before = cell_name(first)
 
 
+def test_other_rows_anywhere_in_a_data_file_make_another_cell(tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_bytes(bytes(5 * 2**20))
+    settings = parse_tree({"data": {"world": "real", "path": str(data)}})
+    before = cell_name(settings)
+    with data.open("r+b") as file:
+        file.seek(5 * 2**19)
+        file.write(b"\1")
+    assert cell_name(settings) != before
+
+
 def test_params_tell_a_cell_from_its_neighbours(config_file: Path, tmp_path: Path) -> None:
     cells = plan_cells(load_config(config_file), tmp_path)
     assert cells[2].params["defence.alpha"] == 3
