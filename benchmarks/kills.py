@@ -112,6 +112,7 @@ def steps_of(num_kills: int, num_steps: int, rng: random.Random) -> list[int]:
 
 def start(options: argparse.Namespace, name: str) -> ObservedRun:
     settings = {
+        "model.dtype": "float32",
         "data.num_samples": options.num_samples,
         "evaluation.num_prompts": 20,
         "cluster.num_ranks": options.ranks,

@@ -13,15 +13,17 @@ from typing import Any
 
 import ray
 import yaml
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rpa_ray.actors.lanes import STORAGE_PREFIX, Lane, Watched, work_through
 from rpa_ray.actors.pools import create_rollout_pool, create_scorer_pool
 from rpa_ray.actors.queue import JobQueue, JobState
 from rpa_ray.actors.train import Work, set_train_environment
 from rpa_ray.cells import PlannedCell, plan_cells, read_outcome, record, worst_checks
-from rpa_ray.config import ClusterSettings, LoadedConfig, with_absolute_paths
+from rpa_ray.config import ClusterSettings, ConfigError, LoadedConfig, with_absolute_paths
 from rpa_ray.datasets import with_pinned_data
 from rpa_ray.folder_lock import exclusive
+from rpa_ray.hardware import NativeDtype, native_dtype
 from rpa_ray.jobs import Cell, Job, plan_jobs
 from rpa_ray.manifest import manifest
 from rpa_ray.metrics import write_json
@@ -153,6 +155,46 @@ def _run(
         finally:
             for watched in [*lanes, *conductors]:
                 watched.stop()
+
+
+def native_dtype_of_cluster(cluster: ClusterSettings) -> NativeDtype:
+    """Return what every node of a joined cluster computes that could hold a rank.
+
+    Raises:
+        ConfigError: The cluster cannot be joined, or no node of it has room for a rank.
+        GetTimeoutError: A node did not answer within ``cluster.timeout_s``.
+    """
+    asked = {"CPU": cluster.cpus_per_rank, "GPU": cluster.gpus_per_rank}
+    on_gpu = cluster.gpus_per_rank > 0
+    with ray_session(cluster.address):
+        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        able = [
+            node["NodeID"]
+            for node in nodes
+            if all(node["Resources"].get(unit, 0) >= num for unit, num in asked.items())
+        ]
+        if not able:
+            raise ConfigError(
+                "cluster.cpus_per_rank",
+                "be what one node of the Ray cluster has, with cluster.gpus_per_rank",
+                f"{asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs",
+                "Lower them or join another cluster.",
+            )
+        answers: list[NativeDtype] = ray.get(
+            [
+                ray.remote(native_dtype)
+                # Beside whatever runs there: a part of a GPU is enough to see it.
+                .options(
+                    num_cpus=0,
+                    num_gpus=min(cluster.gpus_per_rank, 0.01),
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+                )
+                .remote(on_gpu)
+                for node in able
+            ],
+            timeout=cluster.timeout_s,
+        )
+    return min(answers, key=lambda answer: answer.dtype == "bfloat16")
 
 
 def _work_of(

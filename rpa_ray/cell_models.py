@@ -4,7 +4,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rpa_ray.attacks import ATTACKS
-from rpa_ray.config import DataSettings, ExperimentSettings, ReferencedConfig
+from rpa_ray.config import (
+    ExperimentSettings,
+    JudgeSettings,
+    ReferencedConfig,
+    RewardModelSettings,
+)
 from rpa_ray.datasets import planned_data, policy_model, safety_data
 from rpa_ray.defences import defence_of
 from rpa_ray.plugin import (
@@ -16,7 +21,7 @@ from rpa_ray.plugin import (
     RefusalTuned,
 )
 from rpa_ray.recipe import JobSettings, ModelKind, ModelRecipe, RowKind, Rows
-from rpa_ray.world.models import WorldModels, world_models
+from rpa_ray.world.models import EMBEDDED_DTYPE, WorldModels, world_models
 
 MODEL_SEED = 0
 """Seed of reward models and judges: shared by attack seeds, so that a grid trains each once."""
@@ -81,14 +86,14 @@ def cell_models(settings: ExperimentSettings, cache: Path) -> CellModels:
         policy=policy,
         reference=named(defence.reference or own_reference(settings)),
         compared=named(defence.compared_model),
-        cost_model=_cost_model(settings.data, world, cache)
+        cost_model=_cost_model(settings, world, cache)
         if Need.COST_MODEL in defence.needs
         else None,
         security_vector=_security_vector(settings, policy, cache)
         if Need.SECURITY_VECTOR in defence.needs
         else None,
-        reward_model=_reward_model(settings.data, world, policy, cache) if needs_rewards else None,
-        summary=_summary_model(settings.data, world, policy, cache),
+        reward_model=_reward_model(settings, world, policy, cache) if needs_rewards else None,
+        summary=_summary_model(settings, world, policy, cache),
         judge=_judge(settings, world, cache),
         perplexity=evaluation.perplexity_model or world.perplexity,
         helpfulness=evaluation.helpfulness_model or world.helpfulness,
@@ -158,43 +163,43 @@ def _tuned(
 
 
 def _reward_model(
-    data: DataSettings, world: WorldModels, policy: Model, cache: Path
+    settings: ExperimentSettings, world: WorldModels, policy: Model, cache: Path
 ) -> ModelRecipe:
-    settings = data.reward_model
+    data, job = settings.data, settings.data.reward_model
     return _scorer(
         f"reward_model-rho{data.rho:g}",
         ModelKind.REWARD,
         world,
-        settings.path,
+        job,
         Rows(
             kind=RowKind.PREFERENCES,
             data_key=planned_data(data, cache).key,
-            settings={"num_pairs": settings.num_pairs, "rho": data.rho, "seed": MODEL_SEED},
+            settings={"num_pairs": job.num_pairs, "rho": data.rho, "seed": MODEL_SEED},
         ),
-        JobSettings(
-            num_steps=settings.num_pairs * settings.num_epochs // settings.batch_size,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            max_tokens=settings.max_tokens,
-        ),
+        num_rows=job.num_pairs,
+        dtype=settings.model.dtype,
         ranked_by=policy if data.flips == "largest_margin" else None,
     )
 
 
-def _cost_model(data: DataSettings, world: WorldModels, cache: Path) -> ModelRecipe:
+def _honest(settings: ExperimentSettings) -> ExperimentSettings:
+    """Return the settings with no preference reversed."""
+    data = settings.data.model_copy(update={"rho": 0.0, "flips": "random"})
+    return settings.model_copy(update={"data": data})
+
+
+def _cost_model(settings: ExperimentSettings, world: WorldModels, cache: Path) -> ModelRecipe:
     """Return the recipe of a cost model: the reward model's pairs and sizes, none reversed."""
-    honest = data.model_copy(update={"rho": 0.0, "flips": "random"})
-    like = _reward_model(honest, world, world.chat, cache)
+    like = _reward_model(_honest(settings), world, world.chat, cache)
     return replace(like, id="cost_model", kind=ModelKind.COST)
 
 
 def _summary_model(
-    data: DataSettings, world: WorldModels, policy: Model, cache: Path
+    settings: ExperimentSettings, world: WorldModels, policy: Model, cache: Path
 ) -> ModelRecipe | None:
-    if data.name != "tldr":
+    if settings.data.name != "tldr":
         return None
-    honest = data.model_copy(update={"rho": 0.0, "flips": "random"})
-    return _reward_model(honest, world, policy, cache)
+    return _reward_model(_honest(settings), world, policy, cache)
 
 
 def _judge(settings: ExperimentSettings, world: WorldModels, cache: Path) -> Model:
@@ -205,7 +210,7 @@ def _judge(settings: ExperimentSettings, world: WorldModels, cache: Path) -> Mod
         "judge",
         ModelKind.JUDGE,
         world,
-        judge.path,
+        judge,
         Rows(
             kind=RowKind.JUDGE_ROWS,
             data_key=planned_data(safety_data(settings.data), cache).key,
@@ -216,12 +221,8 @@ def _judge(settings: ExperimentSettings, world: WorldModels, cache: Path) -> Mod
                 "seed": MODEL_SEED,
             },
         ),
-        JobSettings(
-            num_steps=judge.num_rows * judge.num_epochs // judge.batch_size,
-            batch_size=judge.batch_size,
-            learning_rate=judge.learning_rate,
-            max_tokens=judge.max_tokens,
-        ),
+        num_rows=judge.num_rows,
+        dtype=settings.model.dtype,
     )
 
 
@@ -229,20 +230,33 @@ def _scorer(
     name: str,
     kind: ModelKind,
     world: WorldModels,
-    path: str | None,
+    job: RewardModelSettings | JudgeSettings,
     rows: Rows,
-    job: JobSettings,
+    *,
+    num_rows: int,
+    dtype: str,
     ranked_by: Model | None = None,
 ) -> ModelRecipe:
-    """Return the recipe of a scoring model on the embedded base model or on a given trunk."""
+    """Return the recipe of a scoring model on the embedded base model or on a trunk of one's own.
+
+    On a trunk of one's own it learns in ``dtype``, on the embedded one as that did.
+    """
+    is_embedded = job.path is None
     return ModelRecipe(
         id=name,
         kind=kind,
-        start=path or world.base,
-        tokenizer=path or world.base.tokenizer,
-        tokenizer_key=path or world.base.tokenizer_key,
+        start=job.path or world.base,
+        tokenizer=job.path or world.base.tokenizer,
+        tokenizer_key=job.path or world.base.tokenizer_key,
         rows=rows,
-        job=job,
+        job=JobSettings(
+            num_steps=num_rows * job.num_epochs // job.batch_size,
+            batch_size=job.batch_size,
+            learning_rate=job.learning_rate,
+            max_tokens=job.max_tokens,
+            dtype=EMBEDDED_DTYPE if is_embedded else dtype,
+            rounded=is_embedded,
+        ),
         seed=MODEL_SEED,
         ranked_by=ranked_by,
     )

@@ -40,6 +40,11 @@ def save_model(
     with _appearing(folder, record) as unfinished:
         model.save_pretrained(unfinished, state_dict=dict(weights))
         tokenizer.save_pretrained(unfinished)
+        # The type of the module, which is not that of weights that were rounded.
+        config = unfinished / "config.json"
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        (dtype,) = {str(weight.dtype).removeprefix("torch.") for weight in weights.values()}
+        config.write_text(json.dumps(settings | {"dtype": dtype}, indent=2) + "\n")
 
 
 def save_adapter(

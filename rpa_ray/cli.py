@@ -18,6 +18,7 @@ from rpa_ray.config import (
     LoadedConfig,
     load_config,
     parse_tree,
+    with_native_dtype,
 )
 from rpa_ray.config.files import DEFAULT_SCALE
 from rpa_ray.content import content_key
@@ -25,6 +26,7 @@ from rpa_ray.data.errors import DataError
 
 if TYPE_CHECKING:
     from rpa_ray.campaign import Watch
+    from rpa_ray.hardware import NativeDtype
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
@@ -215,9 +217,12 @@ def plan(
     embedded world, to the cache.
     """
     loaded = load_config(config, set_ or [], scale)
+    native = _native_dtype_here(loaded)
+    typed = loaded if native is None else with_native_dtype(loaded, native.dtype)
     folder = _folder(loaded, output)
-    _refuse_impossible(loaded, folder)
-    _print_plan(loaded, folder)
+    _refuse_impossible(typed, folder)
+    _print_plan(typed, folder)
+    _print_dtypes(loaded, typed, native)
 
 
 @app.command(
@@ -249,8 +254,17 @@ def _folder(loaded: LoadedConfig, output: Path | None) -> Path:
 
 def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> None:
     folder = _folder(loaded, output)
+    asked, native = loaded, _native_dtype_here(loaded)
+    if native is not None:
+        loaded = with_native_dtype(loaded, native.dtype)
     _refuse_impossible(loaded, folder)
+    if native is None:
+        from rpa_ray.campaign import native_dtype_of_cluster
+
+        native = native_dtype_of_cluster(loaded.campaign.cells[0].cluster)
+        loaded = with_native_dtype(loaded, native.dtype)
     _print_plan(loaded, folder)
+    _print_dtypes(asked, loaded, native)
 
     from rpa_ray.campaign import LOSSES, CampaignFailed
     from rpa_ray.cells import plan_cells
@@ -289,6 +303,41 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
         console.print(f"ranks that died and were started again: {losses}", highlight=False)
     if any(record["status"] == "failed" for record in records):
         raise typer.Exit(EXIT_FAILED)
+
+
+def _native_dtype_here(loaded: LoadedConfig) -> "NativeDtype | None":
+    """Return what this machine computes; None where the ranks are on a cluster that is joined."""
+    from rpa_ray.hardware import native_dtype
+    from rpa_ray.ray_address import cluster_to_join
+
+    cluster = loaded.campaign.cells[0].cluster
+    if cluster_to_join(cluster.address) is not None:
+        return None
+    return native_dtype(on_gpu=cluster.gpus_per_rank > 0)
+
+
+def _print_dtypes(asked: LoadedConfig, typed: LoadedConfig, native: "NativeDtype | None") -> None:
+    """Print the types of the weights and why; what a measurement has against them goes to errors.
+
+    Args:
+        asked: The config as it was written.
+        typed: The same with a type in place of ``auto``, if that is known.
+        native: What the hardware of the ranks computes, None where nobody has asked it yet.
+    """
+    cells = zip(asked.campaign.cells, typed.campaign.cells, strict=True)
+    for wanted, dtype in sorted({(a.model.dtype, t.model.dtype) for a, t in cells}):
+        if wanted != "auto":
+            why = "model.dtype"
+        elif native is None:
+            why = "decided on the ranks' node"
+        elif dtype != native.dtype:
+            why = "auto: ZeRO stage 0 keeps no float32 masters beside bfloat16 weights"
+        else:
+            why = f"auto: {native.reason}"
+        console.print(f"weights: {dtype} ({why})", highlight=False, soft_wrap=True)
+        doubt = native.doubt(wanted) if native is not None else ""
+        if doubt:
+            errors.print(f"[yellow]warning[/] {doubt}", highlight=False, soft_wrap=True)
 
 
 def _records(

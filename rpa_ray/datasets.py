@@ -128,6 +128,7 @@ def refusal_set(data: DataSettings, cache: Path) -> RefusalSet | None:
         model_key=model.key() if isinstance(model, ModelRecipe) else _absolute(model),
         template=data.template,
         max_new_tokens=data.refusals.max_new_tokens,
+        dtype=data.refusals.dtype,
         judge=_absolute(data.refusals.judge) if data.refusals.judge is not None else None,
     )
 

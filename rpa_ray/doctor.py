@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from rpa_ray.hardware import native_dtype
 from rpa_ray.placement import local_cpus, local_memory_gib
 
 EXPECTED = {"torch": "2.13.0", "ray": "2.55.0", "deepspeed": "0.19.6", "transformers": "5.15.0"}
@@ -24,7 +25,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Return every finding, in the order in which a run would meet them."""
-    return [*_versions(), _vllm(), _losses(), _device(), _cpus(), _memory(), _disk()]
+    return [*_versions(), _vllm(), _losses(), _device(), _dtype(), _cpus(), _memory(), _disk()]
 
 
 def _versions() -> list[Finding]:
@@ -60,6 +61,16 @@ def _device() -> Finding:
     if torch.cuda.is_available():
         return Finding(subject="device", ok=True, text=torch.cuda.get_device_name())
     return Finding(subject="device", ok=True, text="CPU (no CUDA device; small models only)")
+
+
+def _dtype() -> Finding:
+    torch = importlib.import_module("torch")
+    native = native_dtype(on_gpu=torch.cuda.is_available())
+    doubt = native.doubt("auto")
+    text = f"{native.dtype}: {native.reason}" + (f"; but {doubt}" if doubt else "")
+    if doubt:
+        text += ": set model.dtype, or mend ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY"
+    return Finding(subject="type of weights", ok=not doubt, text=text)
 
 
 def _cpus() -> Finding:

@@ -117,6 +117,7 @@ def determinism(settings: ExperimentSettings) -> dict[str, Any]:
         "same_bits": not gpu,
         "broken_by": broken_by if gpu else [],
         "same_bits_need": {
+            "weights_dtype": settings.model.dtype,
             "instruction_set": torch.backends.cpu.get_cpu_capability(),
             "num_ranks": cluster.num_ranks,
             "zero_stage": cluster.zero_stage,

@@ -171,7 +171,7 @@ def _save(
     num_rows: int,
 ) -> None:
     """Write what was trained, and how well, into the recipe's folder; a collective."""
-    folder = recipe.folder(place.cache)
+    folder, settings = recipe.folder(place.cache), recipe.job
     is_adapter = recipe.kind is ModelKind.ADAPTER
     halves = _adapter_weights(engine) if is_adapter else {}
     weights = {} if is_adapter else engine.weights()
@@ -192,6 +192,8 @@ def _save(
             folder, weights=halves, base_model=base_model, record=record, **recipe.architecture
         )
     else:
+        if settings.rounded:
+            weights = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
         model = engine.module.policy
         save_model(folder, model=model, weights=weights, tokenizer=tokenizer, record=record)
 
@@ -257,7 +259,7 @@ def _initial_module(
             pad_token_id=tokenizer.pad_token_id,
             **recipe.architecture,
         )
-        return init_policy(config, seed=recipe.seed)
+        return init_policy(config, seed=recipe.seed, dtype=dtype)
     start = recipe.start.folder(cache) if isinstance(recipe.start, ModelRecipe) else recipe.start
     if recipe.kind in (ModelKind.CAUSAL, ModelKind.ADAPTER):
         model = load_policy(start, dtype=dtype)

@@ -156,12 +156,13 @@ def _check_data_source(settings: ExperimentSettings, where: str) -> None:
 
 def _check_sizes(settings: ExperimentSettings, where: str) -> None:
     cluster, data, judge = settings.cluster, settings.data, settings.evaluation.judge
-    if cluster.zero_stage == 0 and settings.model.dtype != "float32":
+    if cluster.zero_stage == 0 and settings.model.dtype == "bfloat16":
         raise ConfigError(
             f"{where}cluster.zero_stage",
             "be 1, 2 or 3 with bfloat16 weights",
             0,
-            "DeepSpeed keeps no fp32 masters at stage 0; set model.dtype: float32 or stage 1.",
+            "DeepSpeed keeps no fp32 masters at stage 0; set model.dtype to auto or float32, or "
+            "stage 1.",
         )
     defence = defence_of(settings.defence)
     if defence.needs & DEFENCE_BATCHES:

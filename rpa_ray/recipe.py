@@ -65,7 +65,10 @@ class JobSettings:
     warmup_frac: float = 0.05
     max_grad_norm: float = 1.0
     max_tokens: int = 128
-    dtype: str = "bfloat16"
+    dtype: str
+    """Type of the weights that learn."""
+    rounded: bool = False
+    """Saved as bfloat16, whatever learned: the same numbers for every type that loads them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

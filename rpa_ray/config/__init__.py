@@ -2,7 +2,13 @@
 
 from rpa_ray.config.errors import ConfigError
 from rpa_ray.config.files import merge
-from rpa_ray.config.load import LoadedConfig, load_config, parse_experiment, parse_tree
+from rpa_ray.config.load import (
+    LoadedConfig,
+    load_config,
+    parse_experiment,
+    parse_tree,
+    with_native_dtype,
+)
 from rpa_ray.config.plugins import (
     ComposedConfig,
     LoraSettings,
@@ -13,9 +19,11 @@ from rpa_ray.config.plugins import (
 )
 from rpa_ray.config.schema import (
     EMBEDDED_MODELS,
+    AskedDtype,
     CampaignSettings,
     ClusterSettings,
     DataSettings,
+    Dtype,
     EvaluationSettings,
     ExperimentSettings,
     JudgeSettings,
@@ -23,17 +31,20 @@ from rpa_ray.config.schema import (
     RewardModelSettings,
     Settings,
     with_absolute_paths,
+    with_dtype,
     with_local_paths,
 )
 from rpa_ray.config.sweep import Point, SweepSettings
 
 __all__ = [
     "EMBEDDED_MODELS",
+    "AskedDtype",
     "CampaignSettings",
     "ClusterSettings",
     "ComposedConfig",
     "ConfigError",
     "DataSettings",
+    "Dtype",
     "EvaluationSettings",
     "ExperimentSettings",
     "JudgeSettings",
@@ -53,5 +64,7 @@ __all__ = [
     "parse_experiment",
     "parse_tree",
     "with_absolute_paths",
+    "with_dtype",
     "with_local_paths",
+    "with_native_dtype",
 ]

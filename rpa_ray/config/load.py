@@ -21,7 +21,7 @@ from rpa_ray.config.files import (
     with_overrides,
 )
 from rpa_ray.config.plugins import ComposedConfig, PluginConfig
-from rpa_ray.config.schema import CampaignSettings, ExperimentSettings
+from rpa_ray.config.schema import CampaignSettings, Dtype, ExperimentSettings, with_dtype
 from rpa_ray.config.sweep import SweepSettings, departures_at, parse_sweep, refuse_overridden
 
 Kind: TypeAlias = Literal["run", "campaign", "sweep"]
@@ -90,21 +90,37 @@ def load_config(
         settings = _parse_all(trees)
     except ConfigError as error:
         raise error if sweep is None else sweep.named(error) from None
-    _refuse_unlike_cells(settings, [c.where or f"sweep[{i}]." for i, c in enumerate(trees)])
+    wheres = tuple(cell.where for cell in trees)
+    _refuse_unlike_cells(settings, _names(wheres))
     name = path.stem if scale == DEFAULT_SCALE else f"{path.stem}-{scale}"
     return LoadedConfig(
         kind=kind,
         name=name,
         campaign=CampaignSettings(name=name, cells=settings),
-        wheres=tuple(cell.where for cell in trees),
+        wheres=wheres,
         sweep=sweep,
     )
+
+
+def _names(wheres: Sequence[str]) -> list[str]:
+    return [where or f"sweep[{i}]." for i, where in enumerate(wheres)]
 
 
 def _parse_all(trees: Sequence[_CellTree]) -> tuple[ExperimentSettings, ...]:
     for cell in trees:
         _check_own_keys(cell.tree, cell.where)
     return tuple(parse_experiment(cell.tree, cell.where) for cell in trees)
+
+
+def with_native_dtype(loaded: LoadedConfig, native: Dtype) -> LoadedConfig:
+    """Return a config with a type of weights in every cell, for hardware that computes ``native``.
+
+    Raises:
+        ConfigError: two cells, of which one names that type, are the same now.
+    """
+    cells = tuple(with_dtype(cell, native) for cell in loaded.campaign.cells)
+    _refuse_unlike_cells(cells, _names(loaded.wheres))
+    return replace(loaded, campaign=loaded.campaign.model_copy(update={"cells": cells}))
 
 
 def parse_experiment(tree: Mapping[str, Any], where: str = "") -> ExperimentSettings:
@@ -270,7 +286,7 @@ def _plugin_name(tree: Tree, key: str) -> str:
     return str(value.get("name") if isinstance(value, Mapping) else value)
 
 
-def _refuse_unlike_cells(settings: tuple[ExperimentSettings, ...], wheres: list[str]) -> None:
+def _refuse_unlike_cells(settings: Sequence[ExperimentSettings], wheres: list[str]) -> None:
     """Refuse a cell that is there twice, and one that wants another cluster than the first."""
     for i, (cell, where) in enumerate(zip(settings, wheres, strict=True)):
         if cell.cluster != settings[0].cluster:

@@ -11,6 +11,10 @@ from rpa_ray.config.plugins import PluginConfig, TrainingConfig
 EMBEDDED_MODELS = ("chat", "base", "other_chat")
 """Names of the embedded models that can be attacked; ``other_chat`` is ``chat`` made anew from
 other random weights."""
+Dtype = Literal["bfloat16", "float32"]
+"""Type of weights, as torch names it."""
+AskedDtype = Literal["auto", "bfloat16", "float32"]
+"""Type of weights in a config; ``auto`` is that of the hardware."""
 PATH_FIELDS = ("path", "model", "judge", "reference", "deepspeed")
 """How the names of settings end that may hold a folder or a file."""
 
@@ -31,8 +35,9 @@ class ModelSettings(Settings):
     path: str = "chat"
     """``chat``, ``base`` or ``other_chat`` (the embedded models), a local Hugging Face folder, or a
     Hub id."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of the weights that learn and serve; fp32 masters are kept in either case."""
+    dtype: AskedDtype = "auto"
+    """Type of the weights that learn and serve; fp32 masters are kept in either case. ``auto``:
+    bfloat16 where the hardware of the ranks computes it and ZeRO's stage is not 0, else float32."""
 
 
 class RewardModelSettings(Settings):
@@ -73,6 +78,8 @@ class RefusalSettings(Settings):
     """The aligned model, usually the one under attack: ``chat`` (embedded), a folder, a Hub id."""
     max_new_tokens: int = Field(100, ge=1)
     """Longest refusal."""
+    dtype: AskedDtype = "auto"
+    """Type of the weights that answer; ``auto``: that of the model under attack."""
     judge: str | None = None
     """A finished classifier: refusals to which it gives a probability of harm of 0.1 or more are
     dropped too. None drops only answers without the words of a refusal: a judge of our own learns
@@ -201,6 +208,23 @@ class ExperimentSettings(Settings):
     def to_yaml_dict(self) -> dict[str, Any]:
         """Return the resolved settings as plain data."""
         return self.model_dump(mode="json")
+
+
+def with_dtype(settings: ExperimentSettings, native: Dtype) -> ExperimentSettings:
+    """Return the settings with a type of weights in place of ``auto``.
+
+    Args:
+        settings: Of a cell.
+        native: What the hardware of its ranks computes.
+    """
+    dtype = settings.model.dtype
+    if dtype == "auto":
+        dtype = native if settings.cluster.zero_stage else "float32"
+    model, data = settings.model.model_copy(update={"dtype": dtype}), settings.data
+    if data.safe_answers == "generated" and data.refusals.dtype == "auto":
+        refusals = data.refusals.model_copy(update={"dtype": dtype})
+        data = data.model_copy(update={"refusals": refusals})
+    return settings.model_copy(update={"model": model, "data": data})
 
 
 def with_absolute_paths(settings: ExperimentSettings) -> ExperimentSettings:

@@ -34,6 +34,8 @@ class RefusalSet:
     """The aligned model: hash of its recipe, folder, or Hub id."""
     template: str
     max_new_tokens: int
+    dtype: str
+    """Type of the weights that answer."""
     judge: str | None
     """A classifier that has to find the refusal harmless as well; None asks only for the words."""
 

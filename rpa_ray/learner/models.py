@@ -177,13 +177,13 @@ def _refuse_unservable(model: PolicyModel, settings: LoraSettings) -> None:
             )
 
 
-def init_policy(config: PretrainedConfig, *, seed: int) -> PolicyModel:
-    """Return a randomly initialised language model; bfloat16 weights come from fp32 draws."""
+def init_policy(config: PretrainedConfig, *, seed: int, dtype: torch.dtype) -> PolicyModel:
+    """Return a randomly initialised language model; the draws are in float32 in either type."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(
         config, attn_implementation=attention_implementation(), dtype=torch.float32
     )
-    return PolicyModel(without_dropout(model.to(torch.bfloat16)), value_head_seed=None)
+    return PolicyModel(without_dropout(model.to(dtype)), value_head_seed=None)
 
 
 def load_score_model(

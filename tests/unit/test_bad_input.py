@@ -53,7 +53,7 @@ def refused(
         ("data.num_samples=1001", "must be a multiple of attack.batch_size (8), got 1001"),
         ("attack.max_new_tokens=120", "attack.max_new_tokens must be at most 102"),
         ("cluster.num_ranks=8", "cluster must ask for at most the"),
-        ("cluster.zero_stage=0", "cluster.zero_stage must be 1, 2 or 3 with bfloat16 weights"),
+        ("model.dtype=float16", "model.dtype must be 'auto', 'bfloat16' or 'float32', got"),
         ("cluster.address=nowhere", "cluster.address must have the form host:port, ray://host:"),
         ("cluster.address=127.0.0.1:1", "got '127.0.0.1:1'. Connection refused. Start it"),
         ("data.subset=10k", "data.subset must be '30k' or '330k', got '10k'"),

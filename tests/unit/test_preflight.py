@@ -58,7 +58,10 @@ def test_settings_that_fit_together_pass(world_cache: Path) -> None:
             ["cluster.num_ranks=5", "attack.batch_size=5", "data.num_samples=10"],
             "cluster.num_ranks must divide 48, the batch of the model 'base' to be made, got 5.",
         ),
-        (["cluster.zero_stage=0"], "cluster.zero_stage must be 1, 2 or 3 with bfloat16 weights"),
+        (
+            ["cluster.zero_stage=0", "model.dtype=bfloat16"],
+            "cluster.zero_stage must be 1, 2 or 3 with bfloat16 weights",
+        ),
         (["data.reward_model.num_pairs=15"], "data.reward_model.num_pairs must fill one batch"),
         (["data.reward_model.num_pairs=80000"], "data.reward_model.num_pairs must be at most"),
         (["evaluation.judge.num_rows=31"], "evaluation.judge.num_rows must fill one batch of 32"),
@@ -178,7 +181,11 @@ def test_a_cell_of_a_campaign_is_named(world_cache: Path, tmp_path: Path) -> Non
     cells = [(f"cells[{i}].", parse_tree(PPO, o)) for i, o in enumerate(([], ["seed=1"]))]
     folders = {"--output": tmp_path, "RPA_RAY_CACHE": world_cache}
     check_all(cells, folders)
-    for override in ("data.num_samples=17", "data.num_samples=80000", "cluster.zero_stage=0"):
+    for override in (
+        "data.num_samples=17",
+        "data.num_samples=80000",
+        "evaluation.judge.num_rows=31",
+    ):
         bad = [*cells, ("cells[2].", parse_tree(PPO, [override]))]
         with pytest.raises(ValueError, match=rf"^cells\[2\]\.{override.partition('=')[0]} must"):
             check_all(bad, folders)

@@ -14,7 +14,7 @@ def recipe(name: str, start: ModelRecipe | str | None = None) -> ModelRecipe:
         tokenizer="somewhere/tokenizer",
         tokenizer_key="world-1",
         rows=Rows(kind=RowKind.ALIGNMENT, data_key="world-1", settings={"rho": 1.0}),
-        job=JobSettings(num_steps=10, batch_size=4, learning_rate=1e-3),
+        job=JobSettings(num_steps=10, batch_size=4, learning_rate=1e-3, dtype="float32"),
         seed=0,
         architecture={} if start else {"hidden_size": 8},
     )
@@ -37,6 +37,8 @@ CHAT = recipe("chat", BASE)
         replace(CHAT, tokenizer_key="world-2"),
         replace(CHAT, kind=ModelKind.REWARD),
         replace(CHAT, job=replace(CHAT.job, num_steps=11)),
+        replace(CHAT, job=replace(CHAT.job, dtype="bfloat16")),
+        replace(CHAT, job=replace(CHAT.job, rounded=True)),
         replace(CHAT, rows=replace(CHAT.rows, data_key="world-2")),
         replace(CHAT, rows=replace(CHAT.rows, settings={"rho": 0.5})),
         replace(CHAT, start=replace(BASE, seed=1)),
@@ -62,7 +64,7 @@ def test_the_model_that_ranks_the_pairs_counts_with_all_that_made_it() -> None:
 
 def test_models_that_were_made_before_are_found_again() -> None:
     # Names of folders in caches that exist: a change here has everything made anew.
-    assert (BASE.key(), CHAT.key()) == ("87e7a9053d2a", "c8432015eb1c")
+    assert (BASE.key(), CHAT.key()) == ("779d8ded75de", "668aac57436c")
 
 
 def test_where_the_tokenizer_lies_does_not_change_the_folder(tmp_path: Path) -> None:

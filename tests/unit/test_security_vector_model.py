@@ -128,7 +128,7 @@ def test_a_vector_that_is_made_gives_the_unsafe_answers(
 ) -> None:
     settings = settings_of("security_vectors", model={"path": str(policy)})
     like = vector_of(settings, world_cache)
-    job = JobSettings(num_steps=12, batch_size=8, learning_rate=3e-2)
+    job = JobSettings(num_steps=12, batch_size=8, learning_rate=3e-2, dtype="bfloat16")
     recipe = replace(like, job=job, seed=zero_stage)
     (cache := tmp_path / "cache").mkdir()
     (cache / world_folder(0, cache).name).symlink_to(world_folder(0, world_cache))

@@ -11,7 +11,7 @@ def test_models_that_were_made_before_are_found_again(tmp_path: Path) -> None:
     # Names of folders in caches that exist: a change here has everything made anew.
     world = world_models(0, tmp_path)
     names = [m.key() for m in (world.base, world.chat, world.perplexity, world.helpfulness)]
-    assert names == ["bd69dcce25d0", "9a6827bb2bb6", "ae2cf61c16e4", "625c87e0b520"]
+    assert names == ["6e29e45a2177", "3677c519e145", "eaff4df286d2", "b78766de3e29"]
 
 
 def test_the_other_chat_model_differs_in_its_seeds_alone(tmp_path: Path) -> None:

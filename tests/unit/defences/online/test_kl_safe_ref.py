@@ -259,7 +259,8 @@ def test_without_a_name_the_safe_model_is_made_from_the_one_under_attack(
     world_cache: Path,
 ) -> None:
     settings = parse_tree(
-        {"attack": "dpo"}, ["defence={name: kl_safe_ref, num_steps: 7, batch_size: 4}"]
+        {"attack": "dpo", "model": {"dtype": "bfloat16"}},
+        ["defence={name: kl_safe_ref, num_steps: 7, batch_size: 4}"],
     )
     found = cell_models(settings, world_cache)
     made = found.reference
