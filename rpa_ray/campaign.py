@@ -5,11 +5,11 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import yaml
@@ -17,9 +17,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rpa_ray.actors.lanes import STORAGE_PREFIX, Lane, Watched, work_through
 from rpa_ray.actors.pools import create_rollout_pool, create_scorer_pool
-from rpa_ray.actors.queue import JobQueue, JobState
+from rpa_ray.actors.queue import JobQueue, JobState, ask
+from rpa_ray.actors.startup import Startup
 from rpa_ray.actors.train import Work, set_train_environment
-from rpa_ray.cells import PlannedCell, plan_cells, read_outcome, record, worst_checks
+from rpa_ray.cells import (
+    PlannedCell,
+    cell_labels,
+    plan_cells,
+    read_outcome,
+    record,
+    worst_checks,
+)
 from rpa_ray.config import ClusterSettings, ConfigError, LoadedConfig, with_absolute_paths
 from rpa_ray.datasets import with_pinned_data
 from rpa_ray.folder_lock import exclusive
@@ -27,12 +35,29 @@ from rpa_ray.hardware import NativeDtype, native_dtype
 from rpa_ray.jobs import Cell, Job, plan_jobs
 from rpa_ray.manifest import manifest
 from rpa_ray.metrics import write_json
-from rpa_ray.placement import parallel_cells, require_cluster_resources
+from rpa_ray.placement import num_model_threads, parallel_cells, require_cluster_resources
 from rpa_ray.plan import longest_first
+from rpa_ray.progress import Expected
 from rpa_ray.ray_address import cluster_to_join, refused_cluster
 from rpa_ray.resume import CHECKPOINTS
 
-Watch = Callable[[list[JobState]], None]
+
+class View(Protocol):
+    """Shows how far a campaign is."""
+
+    def expect(self, jobs: Mapping[str, Expected], num_at_once: int) -> None:
+        """Take what will be done, by the name of the job, and how many jobs side by side."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Show one line."""
+        ...
+
+    def show(self, jobs: Sequence[JobState]) -> None:
+        """Show how far the jobs are that have begun."""
+        ...
+
+
 Conduct = Callable[[Any, int], Watched]
 """Starts what releases the cells, which are held in a queue until then, for a number of lanes."""
 SWEEP = "sweep.json"
@@ -53,7 +78,7 @@ def run_campaign(
     output: Path,
     cache: Path,
     *,
-    watch: Watch,
+    view: View,
     command: str,
     conduct: Conduct | None = None,
 ) -> list[dict[str, Any]]:
@@ -80,7 +105,7 @@ def run_campaign(
             else:
                 _begin_folder(cell, cache, command)
         try:
-            failure = _run(todo, output, cache, watch, conduct) if todo else ""
+            failure = _run(todo, output, cache, view, conduct) if todo else ""
         except KeyboardInterrupt:
             if config.sweep is None:
                 _write_results(config, _with_outcome(planned), output)
@@ -122,7 +147,7 @@ def _begin_folder(cell: PlannedCell, cache: Path, command: str) -> None:
 
 
 def _run(
-    todo: Sequence[PlannedCell], output: Path, cache: Path, watch: Watch, conduct: Conduct | None
+    todo: Sequence[PlannedCell], output: Path, cache: Path, view: View, conduct: Conduct | None
 ) -> str:
     """Do the work; return what ended it early, nothing where all went well."""
     cluster = todo[0].settings.cluster
@@ -140,21 +165,58 @@ def _run(
     set_train_environment()
     lanes: list[Lane] = []
     conductors: list[Watched] = []
+    num_groups = parallel_cells([cell.settings for cell in cells])
+    view.expect(_expected(todo, jobs), num_groups)
+    started = time.monotonic()
+    view.say("starting the cluster and its workers")
     with ray_session(cluster.address):
+        view.say(f"cluster up after {time.monotonic() - started:.0f} s")
         if cluster_to_join(cluster.address) is not None:
             resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
             require_cluster_resources(todo[0].settings, resources)
         held = [cell.name for cell in cells] if conduct is not None else []
         queue: Any = ray.remote(JobQueue).options(num_cpus=0).remote(needs, held)
         try:
-            for group in range(parallel_cells([cell.settings for cell in cells])):
-                work = _work_of(group, jobs, queue, cache.resolve(), cluster)
-                lanes.append(Lane(work, output, _diary(output / LOSSES)))
+            works = [
+                _work_of(group, num_groups, jobs, queue, cache.resolve(), cluster)
+                for group in range(num_groups)
+            ]
+            lanes = [Lane(work, output, _diary(output / LOSSES)) for work in works]
             conductors = [conduct(queue, len(lanes))] if conduct is not None else []
-            return work_through([*lanes, *conductors], queue, watch)
+            startup = _startup(works, view.say)
+
+            def look() -> None:
+                startup.look(ask(queue, "groups"))
+                view.show(ask(queue, "jobs"))
+
+            return work_through([*lanes, *conductors], look)
         finally:
             for watched in [*lanes, *conductors]:
                 watched.stop()
+
+
+def _startup(works: Sequence[Work], say: Callable[[str], None]) -> Startup:
+    """Return what tells of the workers and ranks of every group once they are up."""
+    of = {work.group: f" of group {work.group}" * (len(works) > 1) for work in works}
+    return Startup(
+        {
+            f"{name}{of[work.group]}": answer
+            for work in works
+            for pool in (work.scorers, work.rollouts)
+            for name, answer in pool.coming_up().items()
+        },
+        {work.group: f"ranks{of[work.group]}" for work in works},
+        say,
+    )
+
+
+def _expected(todo: Sequence[PlannedCell], jobs: Mapping[str, Job]) -> dict[str, Expected]:
+    """Return the jobs with what tells them apart."""
+    labels = cell_labels(todo)
+    return {
+        name: Expected(label=labels.get(name, name), is_cell=isinstance(job, Cell), seconds=None)
+        for name, job in jobs.items()
+    }
 
 
 def native_dtype_of_cluster(cluster: ClusterSettings) -> NativeDtype:
@@ -199,6 +261,7 @@ def native_dtype_of_cluster(cluster: ClusterSettings) -> NativeDtype:
 
 def _work_of(
     group: int,
+    num_groups: int,
     jobs: dict[str, Job],
     queue: Any,
     cache: Path,
@@ -225,6 +288,7 @@ def _work_of(
         ),
         cache=cache,
         cluster=cluster,
+        num_model_threads=num_model_threads(cluster, num_groups),
     )
 
 

@@ -55,6 +55,34 @@ def plan_cells(config: LoadedConfig, output: Path) -> list[PlannedCell]:
     return planned
 
 
+def cell_labels(cells: Sequence[PlannedCell]) -> dict[str, str]:
+    """Return, by the name of each cell, what it does and what tells it from its neighbours."""
+
+    def values(cell: PlannedCell) -> dict[str, Any]:
+        settings = cell.settings
+        return {
+            "model": settings.model.path,
+            "data": settings.data.name,
+            "rho": settings.data.rho,
+            "samples": settings.data.num_samples,
+            "seed": settings.seed,
+        }
+
+    every = [values(cell) for cell in cells]
+    varied = {key for own in every for key in own if own[key] != every[0][key]}
+    labels = {}
+    for cell, own in zip(cells, every, strict=True):
+        settings = cell.settings
+        parts = [str(own[key]) for key in ("model", "data") if key in varied]
+        parts.append(settings.attack.name)
+        if settings.attack.name != "none":
+            parts.append(settings.defence.name)
+        parts += [f"{key}={own[key]}" for key in ("rho", "samples", "seed") if key in varied]
+        parts += [f"{key.rpartition('.')[2]}={value}" for key, value in cell.params.items()]
+        labels[cell.name] = " ".join(parts)
+    return labels
+
+
 def cell_name(settings: ExperimentSettings) -> str:
     """Return a readable folder name that two different cells never share.
 
@@ -77,10 +105,15 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
     return outcome
 
 
+def outcome_status(folder: Path) -> str:
+    """Return how the cell of a run folder ended; ``failed`` where it has not."""
+    outcome = read_outcome(folder)
+    return "failed" if outcome is None else str(outcome["status"])
+
+
 def ran_to_an_end(folder: Path) -> bool:
     """Return whether a cell has a result; a policy that broke is one, a failure is not."""
-    outcome = read_outcome(folder)
-    return outcome is not None and outcome["status"] != "failed"
+    return outcome_status(folder) != "failed"
 
 
 def record(cell: PlannedCell) -> dict[str, Any]:

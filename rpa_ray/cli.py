@@ -25,7 +25,7 @@ from rpa_ray.content import content_key
 from rpa_ray.data.errors import DataError
 
 if TYPE_CHECKING:
-    from rpa_ray.campaign import Watch
+    from rpa_ray.campaign import View
     from rpa_ray.hardware import NativeDtype
 
 EXIT_FAILED = 1
@@ -267,7 +267,6 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
     _print_dtypes(asked, loaded, native)
 
     from rpa_ray.campaign import LOSSES, CampaignFailed
-    from rpa_ray.cells import plan_cells
     from rpa_ray.folder_lock import FolderInUse
     from rpa_ray.progress import ProgressView
     from rpa_ray.report import write_report
@@ -275,11 +274,9 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
     from rpa_ray.report.tables import terminal_table
 
     command = shlex.join(["rpa-ray", *sys.argv[1:]])
-    if not all(cell.done for cell in plan_cells(loaded, folder)):
-        console.print("starting the cluster and its workers (about 20 s)")
     try:
         with ProgressView(console) as view:
-            records = _records(loaded, folder, watch=view.show, command=command, resume=resume)
+            records = _records(loaded, folder, view=view, command=command, resume=resume)
     except CampaignFailed as error:
         _print_error(str(error))
         raise typer.Exit(EXIT_FAILED) from None
@@ -341,15 +338,15 @@ def _print_dtypes(asked: LoadedConfig, typed: LoadedConfig, native: "NativeDtype
 
 
 def _records(
-    loaded: LoadedConfig, folder: Path, *, watch: "Watch", command: str, resume: bool
+    loaded: LoadedConfig, folder: Path, *, view: "View", command: str, resume: bool
 ) -> list[dict[str, Any]]:
     if loaded.sweep is None:
         from rpa_ray.campaign import run_campaign
 
-        return run_campaign(loaded, folder, cache_folder(), watch=watch, command=command)
+        return run_campaign(loaded, folder, cache_folder(), view=view, command=command)
     from rpa_ray.sweep import run_sweep
 
-    return run_sweep(loaded, folder, cache_folder(), watch=watch, command=command, resume=resume)
+    return run_sweep(loaded, folder, cache_folder(), view=view, command=command, resume=resume)
 
 
 def _refuse_impossible(loaded: LoadedConfig, folder: Path) -> None:

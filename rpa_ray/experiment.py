@@ -19,7 +19,7 @@ from rpa_ray.attack_source import attack_source
 from rpa_ray.checkpoint import save_model, weights_sha256
 from rpa_ray.evaluation.measure import Measurement, own_limit
 from rpa_ray.evaluation.resistance import resistance
-from rpa_ray.jobs import Cell
+from rpa_ray.jobs import Cell, Stage
 from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.loop import Source, TrainingFailed, train
 from rpa_ray.measuring import check_instruments, measure_best_of_n, measure_model, probe
@@ -57,6 +57,7 @@ def run_experiment(cell: Cell, place: Workplace) -> None:
     """Run one cell and write its run folder; a policy that breaks is a result, not an error."""
     clock = Clock()
     started = time.time()
+    place.progress.enter(cell.name, Stage.SETTING_UP)
     assembly = Assembly(cell, place)
     place.progress.start(cell.name, assembly.num_steps)
     samples = JsonLines(cell.folder / "samples.jsonl", enabled=place.ranks.is_main)
@@ -69,6 +70,7 @@ def run_experiment(cell: Cell, place: Workplace) -> None:
         interval_s=place.cluster.checkpoint_interval_s,
     )
     ready = time.time()
+    place.progress.enter(cell.name, Stage.BEFORE)
     before = _measure_before(assembly, samples, clock)
     status: dict[str, Any] = {"status": "ok", "step_failed": None, "reason": None}
     metrics = before["metrics"]
@@ -76,7 +78,9 @@ def run_experiment(cell: Cell, place: Workplace) -> None:
         metrics = metrics | measure_best_of_n(assembly)
     if source is not None:
         try:
+            place.progress.enter(cell.name, Stage.ATTACK)
             num_steps = _attack(assembly, source, checkpoints)
+            place.progress.enter(cell.name, Stage.AFTER)
             assembly.defence.detach()
             assembly.push_verified()
             after = _measure_attacked(assembly, before["fluency_limit_ppl"], num_steps)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TypeAlias
 
@@ -10,6 +11,15 @@ from rpa_ray.config import DataSettings, ExperimentSettings
 from rpa_ray.data.refusals import RefusalSet
 from rpa_ray.datasets import planned_data, policy_model, refusal_set
 from rpa_ray.recipe import ModelRecipe, in_order
+
+
+class Stage(StrEnum):
+    """What a cell is at, in this order, as progress names it."""
+
+    SETTING_UP = "models and engine"
+    BEFORE = "evaluation before"
+    ATTACK = "attack"
+    AFTER = "evaluation after"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

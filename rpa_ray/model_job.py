@@ -182,6 +182,7 @@ def _save(
         "recipe": asdict(recipe),
         "key": recipe.key(),
         "num_rows": num_rows,
+        "threads": torch.get_num_threads(),
         "first_loss": losses[0],
         "last_loss": fmean(losses[-max(1, len(losses) // 10) :]),
     }

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rpa_ray.config import ConfigError, ExperimentSettings
+from rpa_ray.config import ClusterSettings, ConfigError, ExperimentSettings
 from rpa_ray.ray_address import cluster_to_join
 
 GIB_A_PROCESS = 2.0
@@ -56,6 +56,16 @@ def parallel_cells(cells: Sequence[ExperimentSettings]) -> int:
         fits.append(int(local_gpus() / gpus_asked(cells[0])))
     fits.append(int(local_memory_gib() / max(map(memory_asked_gib, cells))))
     return max(1, min(fits))
+
+
+def num_model_threads(cluster: ClusterSettings, num_groups: int) -> int:
+    """Return the CPU threads of a rank that makes a model, beside ``num_groups - 1`` other groups.
+
+    On this machine they share all cores; those of a cluster that is joined are not known.
+    """
+    if cluster_to_join(cluster.address) is not None:
+        return cluster.threads_per_process
+    return max(cluster.threads_per_process, local_cpus() // (num_groups * cluster.num_ranks))
 
 
 def require_cluster_resources(settings: ExperimentSettings, resources: Mapping[str, float]) -> None:

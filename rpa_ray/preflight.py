@@ -37,6 +37,7 @@ from rpa_ray.recipe import DEFENCE_ROWS, in_order
 from rpa_ray.resume import CHECKPOINTS, check_fits, latest_checkpoint
 from rpa_ray.vocabulary import check_same_tokens
 from rpa_ray.world.datasets import CONTEXT_TOKENS, build_world, world_folder
+from rpa_ray.world.shipped import place_shipped
 
 MIN_FREE_BYTES = 500 * 2**20
 
@@ -134,8 +135,9 @@ def check_data(settings: ExperimentSettings, cache: Path) -> None:
         ConfigError: a batch of a model that has to be made cannot be cut over the ranks.
         DataError: the data cannot be read, are too few or too long.
     """
-    if settings.data.world == "embedded":
-        build_world(settings.data.world_seed, cache)
+    world = world_folder(settings.data.world_seed, cache)
+    if settings.data.world == "embedded" or _is_made_from(world, settings, cache):
+        place_shipped(build_world(settings.data.world_seed, cache), cache)
     _check_rows(settings, cache)
     _check_context(settings, cache)
     check_same_tokens(settings, cache)
@@ -148,6 +150,12 @@ def check_data(settings: ExperimentSettings, cache: Path) -> None:
                 num_ranks,
                 "Choose another number of ranks.",
             )
+
+
+def _is_made_from(world: Path, settings: ExperimentSettings, cache: Path) -> bool:
+    """Return whether a model of the cell is one of a world, whatever its data are."""
+    recipes = cell_models(settings, cache).recipes()
+    return any(recipe.tokenizer_key == world.name for recipe in recipes)
 
 
 def _check_data_source(settings: ExperimentSettings, where: str) -> None:

@@ -1,7 +1,8 @@
-"""Progress on the terminal: one bar a job, with time left."""
+"""Progress on the terminal: what is waited for, one line or bar a job, and one over all cells."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from rich.console import Console
@@ -15,7 +16,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from rpa_ray.jobs import Stage
+
 PLAIN_LINE_EVERY_S = 20.0
+_ALL = "all cells"
 
 
 class JobView(Protocol):
@@ -23,7 +27,7 @@ class JobView(Protocol):
 
     @property
     def name(self) -> str:
-        """Name on the terminal, one a job."""
+        """Name in the queue, one a job."""
         ...
 
     @property
@@ -46,9 +50,45 @@ class JobView(Protocol):
         """Seconds since the epoch."""
         ...
 
+    @property
+    def stage(self) -> str:
+        """What it is at; empty where it has one stage alone."""
+        ...
+
+    @property
+    def stage_started(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+    @property
+    def stages_s(self) -> Mapping[str, float]:
+        """Seconds that each stage took that is behind it."""
+        ...
+
+    @property
+    def status(self) -> str:
+        """How it ended; empty before."""
+        ...
+
+    @property
+    def ended(self) -> float:
+        """Seconds since the epoch; 0 before it has."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expected:
+    """What is known of a job before it begins."""
+
+    label: str
+    """What tells it from its neighbours."""
+    is_cell: bool
+    seconds: float | None
+    """About how long it takes; None where that is not estimated."""
+
 
 class ProgressView:
-    """Shows job states; on a plain output it prints a line now and then instead of bars."""
+    """Shows job states; on a plain output it prints lines instead of bars."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -64,7 +104,10 @@ class ProgressView:
         )
         self._tasks: dict[str, TaskID] = {}
         self._last_line = 0.0
-        self._reported: set[str] = set()
+        self._told_stage: dict[str, str] = {}
+        self._told_end: set[str] = set()
+        self._expected: dict[str, Expected] = {}
+        self._num_at_once = 1
 
     def __enter__(self) -> "ProgressView":
         self._progress.start()
@@ -73,37 +116,139 @@ class ProgressView:
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
+    def expect(self, jobs: Mapping[str, Expected], num_at_once: int) -> None:
+        """Take what will be done, by the name of the job, and how many jobs side by side."""
+        self._expected = dict(jobs)
+        self._num_at_once = num_at_once
+
+    def say(self, text: str) -> None:
+        """Print one line, above the bars where there are any."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def show(self, jobs: Sequence[JobView]) -> None:
         """Show the states of all jobs that have begun."""
+        if self._console.is_terminal:
+            self._show_bars(jobs)
+        else:
+            self._print_lines(jobs)
+
+    def overall(self, jobs: Sequence[JobView]) -> str:
+        """Return how many cells are done, running and failed, and how long the rest takes."""
+        states = {job.name: job for job in jobs}
+        cells = [states.get(name) for name, job in self._expected.items() if job.is_cell]
+        ended = [cell for cell in cells if cell is not None and cell.status]
+        running = [cell for cell in cells if cell is not None and not cell.status]
+        num_failed = sum(cell.status == "failed" for cell in ended)
+        left = self._seconds_left(states)
+        return (
+            f"{len(ended) - num_failed} of {len(cells)} cells done, {len(running)} running, "
+            f"{num_failed} failed" + (f", about {minutes(left)} left" if left is not None else "")
+        )
+
+    def _seconds_left(self, states: Mapping[str, JobView]) -> float | None:
+        """Return about how long all jobs still take; None where one of them is not estimated.
+
+        Estimates are corrected by how long the jobs took that have ended.
+        """
+        now = time.time()
+        took = expected_s = left = 0.0
+        for name, job in self._expected.items():
+            state = states.get(name)
+            if job.seconds is None:
+                return None
+            if state is not None and state.status:
+                took += state.ended - state.started
+                expected_s += job.seconds
+            elif state is None:
+                left += job.seconds
+            else:
+                left += max(job.seconds - (now - state.started), 0.0)
+        pace = took / expected_s if expected_s else 1.0
+        return left * pace / self._num_at_once
+
+    def _label(self, name: str) -> str:
+        return self._expected[name].label if name in self._expected else name
+
+    def _show_bars(self, jobs: Sequence[JobView]) -> None:
         for job in jobs:
             if job.name not in self._tasks:
                 self._tasks[job.name] = self._progress.add_task(
-                    job.name, total=job.num_steps or None, note=""
+                    self._label(job.name), total=job.num_steps or None, note=""
                 )
-            self._progress.update(self._tasks[job.name], completed=job.num_done, note=job.note)
-        if not self._console.is_terminal:
-            self._print_lines(jobs)
+            self._progress.update(
+                self._tasks[job.name],
+                total=job.num_steps or None,
+                completed=job.num_done,
+                note=job.status or f"{job.stage}  {job.note}".strip(),
+            )
+        num_cells = sum(job.is_cell for job in self._expected.values())
+        if not num_cells:
+            return
+        if _ALL not in self._tasks:
+            self._tasks[_ALL] = self._progress.add_task(_ALL, total=num_cells, note="")
+        names = {name for name, job in self._expected.items() if job.is_cell}
+        num_ended = sum(bool(job.status) for job in jobs if job.name in names)
+        self._progress.update(self._tasks[_ALL], completed=num_ended, note=self.overall(jobs))
 
     def _print_lines(self, jobs: Sequence[JobView]) -> None:
         now = time.time()
+        has_ended, told = False, set()
         for job in jobs:
-            if job.num_done >= job.num_steps and job.name not in self._reported:
-                self._reported.add(job.name)
-                self._console.print(_line(job))
-        running = [job for job in jobs if job.name not in self._reported]
-        if running and now - self._last_line > PLAIN_LINE_EVERY_S:
-            self._last_line = now
+            if job.status and job.name not in self._told_end:
+                self._told_end.add(job.name)
+                has_ended = True
+                self.say(f"{self._label(job.name)}: {_ending(job)}")
+            elif job.stage and self._told_stage.get(job.name) != job.stage:
+                self._told_stage[job.name] = job.stage
+                told.add(job.name)
+                self.say(f"{self._label(job.name)}: {job.stage}{_steps(job)}{_before(job)}")
+        running = [job for job in jobs if not job.status]
+        is_due = now - self._last_line > PLAIN_LINE_EVERY_S
+        if is_due:
             for job in running:
-                self._console.print(_line(job) + _time_left(job, now))
+                if job.name in told or not _line(job):
+                    continue
+                self.say(f"{self._label(job.name)}: {_line(job)}{_time_left(job, now)}")
+        if (is_due and running) or has_ended:
+            self._last_line = now
+            if any(job.is_cell for job in self._expected.values()):
+                self.say(f"{_ALL}: {self.overall(jobs)}")
+
+
+def minutes(seconds: float) -> str:
+    """Return a time in words, in seconds below two minutes."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _line(job: JobView) -> str:
-    return f"{job.name}: {job.num_done}/{job.num_steps} {job.note}".rstrip()
+    parts = [job.stage, f"{job.num_done}/{job.num_steps}" if job.num_steps else "", job.note]
+    return " ".join(part for part in parts if part)
+
+
+def _steps(job: JobView) -> str:
+    """Return where a stage begins that has steps; the others have none of their own."""
+    is_training = job.num_steps and job.stage == Stage.ATTACK
+    return f", step {job.num_done} of {job.num_steps}" if is_training else ""
+
+
+def _before(job: JobView) -> str:
+    if not job.stages_s:
+        return ""
+    stage, seconds = list(job.stages_s.items())[-1]
+    return f" ({stage} took {seconds:.0f} s)"
+
+
+def _ending(job: JobView) -> str:
+    how = "done" if job.status == "ok" else job.status.replace("_", " ")
+    parts = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in job.stages_s.items())
+    note = f" {job.note}" if job.note else ""
+    return f"{how}, {parts}{note}" if parts else f"{how}{note}"
 
 
 def _time_left(job: JobView, now: float) -> str:
     """Return how long the steps that are left take at the pace so far; nothing before the first."""
-    if job.num_done == 0:
+    if job.num_done == 0 or job.num_done >= job.num_steps:
         return ""
-    seconds = (now - job.started) / job.num_done * (job.num_steps - job.num_done)
-    return f" ({seconds:.0f} s left)"
+    since = job.stage_started or job.started
+    seconds = (now - since) / job.num_done * (job.num_steps - job.num_done)
+    return f" ({minutes(seconds)} left)"

@@ -20,6 +20,7 @@ from rpa_ray.config import ConfigError
 from rpa_ray.config.files import DEFAULT_SCALE, read_with_parts
 from rpa_ray.config.load import KINDS
 from rpa_ray.ray_address import require_job_server
+from rpa_ray.world.shipped import SHIPPED
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 UPLOADED = ("rpa_ray", "configs")
 MAX_FILE_BYTES = 2**20
-"""Larger files are no part of the package or the configs, whatever their name."""
+"""Larger files are no part of the package or the configs, whatever their name, save the models that
+come with it."""
 DEFAULT_SERVER = "http://127.0.0.1:8265"
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
@@ -94,7 +96,7 @@ def _not_uploaded(folder: str, names: list[str]) -> list[str]:
         for name, path in paths.items()
         if name == "__pycache__"
         or not (path.is_dir() or path.is_file())
-        or (path.is_file() and path.stat().st_size > MAX_FILE_BYTES)
+        or (path.is_file() and path.stat().st_size > MAX_FILE_BYTES and SHIPPED not in path.parents)
     ]
 
 

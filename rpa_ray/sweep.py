@@ -19,7 +19,7 @@ from ray import tune
 
 from rpa_ray.actors.queue import ask
 from rpa_ray.actors.trial import key_of, trial
-from rpa_ray.campaign import Watch, run_campaign
+from rpa_ray.campaign import View, run_campaign
 from rpa_ray.cells import PlannedCell, plan_cells, ran_to_an_end
 from rpa_ray.config import LoadedConfig, SweepSettings
 
@@ -31,7 +31,7 @@ _RESERVED = {"cpu": 0.0, "memory": 1.0}
 
 
 def run_sweep(
-    config: LoadedConfig, output: Path, cache: Path, *, watch: Watch, command: str, resume: bool
+    config: LoadedConfig, output: Path, cache: Path, *, view: View, command: str, resume: bool
 ) -> list[dict[str, Any]]:
     """Run the trials that are not done yet; return the summary's records.
 
@@ -50,7 +50,7 @@ def run_sweep(
         config,
         output,
         cache,
-        watch=watch,
+        view=view,
         command=command,
         conduct=lambda queue, num_lanes: Trials(
             queue, sweep, cells, state=output.resolve() / STATE, resume=resume, num_lanes=num_lanes

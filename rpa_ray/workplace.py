@@ -14,7 +14,11 @@ class Progress(Protocol):
     """Hears how far a job is; never waits for an answer."""
 
     def start(self, job: str, num_steps: int) -> None:
-        """A job begins."""
+        """A job has so many steps."""
+        ...
+
+    def enter(self, job: str, stage: str) -> None:
+        """A job comes to a stage."""
         ...
 
     def advance(self, job: str, step: int, note: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-from rpa_ray.actors.queue import MAX_LOSSES_IN_PLACE, JobState, LostJob, ask
+from rpa_ray.actors.queue import MAX_LOSSES_IN_PLACE, LostJob, ask
 from rpa_ray.actors.train import Work, record_failure, run_work
 from rpa_ray.jobs import Cell
 
@@ -102,17 +102,11 @@ class Lane:
         return ask(self._work.queue, method, *args)
 
 
-def work_through(
-    lanes: Sequence[Watched], queue: Any, watch: Callable[[list[JobState]], None]
-) -> str:
-    """Show how far the jobs are until all lanes have ended; return what went wrong, if anything.
+def work_through(lanes: Sequence[Watched], look: Callable[[], None]) -> str:
+    """Have a look now and then until all lanes have ended; return what went wrong, if anything.
 
     One that failed ends the others: what they have saved is found by the next run.
     """
-
-    def look() -> None:
-        watch(ask(queue, "jobs"))
-
     while any(lane.is_alive() for lane in lanes) and not any(lane.error for lane in lanes):
         look()
         time.sleep(_POLL_S)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -25,6 +25,23 @@ class JobState:
     note: str = ""
     started: float = 0.0
     """Seconds since the epoch; 0 before it began."""
+    stage: str = ""
+    """What it is at, as in "evaluation before"; empty where it has one stage alone."""
+    stage_started: float = 0.0
+    """Seconds since the epoch."""
+    stages_s: dict[str, float] = field(default_factory=dict)
+    """Seconds that each stage took that is behind it."""
+    status: str = ""
+    """How it ended: "ok", or as the record of a cell says; empty before."""
+    ended: float = 0.0
+    """Seconds since the epoch; 0 before it has."""
+
+    def enter(self, stage: str) -> None:
+        """Begin a stage, which ends the one before."""
+        now = time.time()
+        if self.stage:
+            self.stages_s[self.stage] = now - self.stage_started
+        self.stage, self.stage_started = stage, now
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +67,7 @@ class JobQueue:
         self._waiting = list(jobs)
         self._held = set(held)
         self._taken: dict[int, str] = {}
+        self._groups: set[int] = set()
         self._states: dict[str, JobState] = {}
         self._furthest: dict[str, int] = {}
         self._num_losses: dict[str, int] = {}
@@ -60,6 +78,7 @@ class JobQueue:
         ``ASK_AGAIN`` where those that are left are held, or need others that are still being done;
         None where no job is left.
         """
+        self._groups.add(group)
         self.finish(group)
         for name in self._waiting:
             if not self._needs[name] and name not in self._held:
@@ -95,13 +114,33 @@ class JobQueue:
             self._furthest[name], self._num_losses[name] = num_done, 0
         self._num_losses[name] += 1
         given_up = self._num_losses[name] >= MAX_LOSSES_IN_PLACE
-        if not given_up:
+        if given_up:
+            self.end(name, "failed")
+        else:
             self._waiting.insert(0, name)
         return LostJob(name=name, given_up=given_up)
 
+    def groups(self) -> list[int]:
+        """Return the groups of ranks that are up: those that have asked for a job."""
+        return sorted(self._groups)
+
+    def begin(self, job: str) -> None:
+        """Record that a job is taken up, by its first ranks or after the loss of others."""
+        self._states[job] = JobState(name=job, started=time.time())
+
     def start(self, job: str, num_steps: int) -> None:
-        """Record that a job begins."""
-        self._states[job] = JobState(name=job, num_steps=num_steps, started=time.time())
+        """Record how many steps a job has."""
+        self._states[job].num_steps = num_steps
+
+    def enter(self, job: str, stage: str) -> None:
+        """Record that a job comes to a stage."""
+        self._states[job].enter(stage)
+
+    def end(self, job: str, status: str) -> None:
+        """Record how a job ended."""
+        state = self._states.setdefault(job, JobState(name=job, started=time.time()))
+        state.enter("")
+        state.status, state.ended = status, time.time()
 
     def advance(self, job: str, step: int, note: str) -> None:
         """Record that a step is done."""
@@ -120,10 +159,25 @@ class QueueProgress:
         self._queue = queue
         self._enabled = enabled
 
+    def begin(self, job: str) -> None:
+        """A job is taken up."""
+        if self._enabled:
+            self._queue.begin.remote(job)
+
     def start(self, job: str, num_steps: int) -> None:
-        """A job begins."""
+        """A job has so many steps."""
         if self._enabled:
             self._queue.start.remote(job, num_steps)
+
+    def enter(self, job: str, stage: str) -> None:
+        """A job comes to a stage."""
+        if self._enabled:
+            self._queue.enter.remote(job, stage)
+
+    def end(self, job: str, status: str) -> None:
+        """A job has ended."""
+        if self._enabled:
+            self._queue.end.remote(job, status)
 
     def advance(self, job: str, step: int, note: str) -> None:
         """A step of a job is done."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rpa_ray.actors.environment import process_environment
 from rpa_ray.actors.pools import RolloutPool, ScorerPool
 from rpa_ray.actors.queue import ASK_AGAIN, JobQueue, QueueProgress, ask
-from rpa_ray.cells import ran_to_an_end
+from rpa_ray.cells import outcome_status, ran_to_an_end
 from rpa_ray.config import ClusterSettings
 from rpa_ray.folder_lock import exclusive
 from rpa_ray.jobs import Cell, Job, ModelJob, RefusalJob
@@ -48,6 +48,14 @@ class Work:
     scorers: ScorerPool
     cache: Path
     cluster: ClusterSettings
+    num_model_threads: int
+    """CPU threads of a rank that makes a model: nobody generates or scores meanwhile."""
+
+    def num_threads(self, job: Job) -> int:
+        """Return the CPU threads of a rank that does a job."""
+        if isinstance(job, ModelJob):
+            return self.num_model_threads
+        return self.cluster.threads_per_process
 
 
 def work(config: dict[str, Any]) -> None:
@@ -64,16 +72,19 @@ def work(config: dict[str, Any]) -> None:
 
     given: Work = config["work"]
     ranks = Ranks.current()
+    progress = QueueProgress(given.queue, enabled=ranks.is_main)
     place = Workplace(
         ranks=ranks,
         rollouts=given.rollouts,
         scorers=given.scorers,
         cache=given.cache,
         cluster=given.cluster,
-        progress=QueueProgress(given.queue, enabled=ranks.is_main),
+        progress=progress,
     )
-    torch.set_num_threads(given.cluster.threads_per_process)
     for job in _jobs(given, ranks):
+        progress.begin(job.name)
+        torch.set_num_threads(given.num_threads(job))
+        status = "ok"
         if isinstance(job, ModelJob):
             lock = given.cache / "checkpoints" / f".{job.recipe.folder(given.cache).name}.lock"
             with _alone(lock, MODEL_LOCK_WAIT_S, ranks):
@@ -87,6 +98,8 @@ def work(config: dict[str, Any]) -> None:
         else:
             with _alone(job.folder / ".ranks.lock", LOCK_WAIT_S, ranks):
                 _run_recorded(job, place)
+            status = outcome_status(job.folder)
+        progress.end(job.name, status)
 
 
 def _jobs(given: Work, ranks: "Ranks") -> Iterator[Job]:

@@ -65,6 +65,10 @@ class WorkerPool:
             for member, ref in zip(self._members, refs, strict=False)
         ]
 
+    def coming_up(self) -> dict[str, "ray.ObjectRef[Any]"]:
+        """Return, by worker, an answer that comes once it is up, after all it was told before."""
+        return {member.name: member.handle.status.remote() for member in self._members}
+
     def shut_down(self) -> None:
         """Kill the workers."""
         for member in self._members:

@@ -168,7 +168,7 @@ def test_a_job_runs_from_a_small_upload_and_leaves_its_results_where_it_said(
         assert str(cluster.folder) in (repository.parent / marker).read_text()
     uploads = list(cluster.folder.glob("session_2*/runtime_resources/working_dir_files/*"))
     assert uploads
-    assert sum(f.stat().st_size for upload in uploads for f in upload.rglob("*")) < 5 * 2**20
+    assert sum(f.stat().st_size for upload in uploads for f in upload.rglob("*")) < 25 * 2**20
 
 
 def test_a_job_that_is_refused_has_the_exit_status_of_its_command(

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from rpa_ray import campaign
 from rpa_ray.campaign import CampaignFailed, run_campaign
 from rpa_ray.cells import PlannedCell
 from rpa_ray.config import load_config
 from rpa_ray.metrics import write_json
+from rpa_ray.progress import ProgressView
 from rpa_ray.report import write_report
 
 CAMPAIGN = "kind: campaign\nattack: sft\ncells:\n- {seed: 0}\n- {seed: 1}\n- {seed: 2}\n"
@@ -34,7 +36,11 @@ def run(
     path = folder / "config.yaml"
     path.write_text(config, encoding="utf-8")
     return run_campaign(
-        load_config(path), folder / "out", folder / "cache", watch=lambda _: None, command="it"
+        load_config(path),
+        folder / "out",
+        folder / "cache",
+        view=ProgressView(Console(quiet=True)),
+        command="it",
     )
 
 

@@ -47,6 +47,7 @@ class Scene:
             scorers=cast(Any, None),
             cache=tmp_path,
             cluster=ClusterSettings(),
+            num_model_threads=1,
         )
 
     def run_work(self, work: Work, *, storage: Path) -> str:
@@ -73,7 +74,7 @@ class Scene:
             Lane(replace(self.work, group=i), self.tmp_path, self.told.append)
             for i in range(num_lanes)
         ]
-        failure = work_through(running, self.queue, lambda states: None)
+        failure = work_through(running, lambda: None)
         for lane in running:
             lane.stop()
         self.is_over.set()

@@ -75,6 +75,7 @@ def lose_often(queue: JobQueue, times: int) -> list[bool]:
     given_up = []
     for _ in range(times):
         assert queue.take(0) == "a"
+        queue.begin("a")
         queue.start("a", 10)
         lost = queue.lose(0)
         assert lost is not None
@@ -92,6 +93,7 @@ def test_a_job_that_gets_further_each_time_is_never_given_up() -> None:
     queue = queue_of("a")
     for step in range(3 * MAX_LOSSES_IN_PLACE):
         assert queue.take(0) == "a"
+        queue.begin("a")
         queue.start("a", 100)
         queue.advance("a", step, "")
         assert queue.lose(0) == LostJob(name="a", given_up=False)
@@ -100,6 +102,7 @@ def test_a_job_that_gets_further_each_time_is_never_given_up() -> None:
 def test_the_furthest_place_counts_not_where_the_last_attempt_ended() -> None:
     queue = queue_of("a", "b")
     queue.take(0)
+    queue.begin("a")
     queue.start("a", 10)
     queue.advance("a", 4, "")
     queue.lose(0)
@@ -108,6 +111,7 @@ def test_the_furthest_place_counts_not_where_the_last_attempt_ended() -> None:
 
 def test_states_say_how_far_jobs_are() -> None:
     queue = queue_of("a", "b")
+    queue.begin("a")
     queue.start("a", 3)
     queue.advance("a", 0, "loss 2")
     (state,) = queue.jobs()
@@ -118,10 +122,49 @@ def test_states_say_how_far_jobs_are() -> None:
 def test_a_lost_job_says_so_until_it_goes_on() -> None:
     queue = queue_of("a")
     queue.take(0)
+    queue.begin("a")
     queue.start("a", 3)
     queue.advance("a", 0, "loss 2")
     queue.lose(0)
     assert [state.note for state in queue.jobs()] == ["lost its ranks; starting others"]
     queue.take(0)
+    queue.begin("a")
     queue.start("a", 3)
     assert [state.note for state in queue.jobs()] == [""]
+
+
+def test_the_stages_of_a_job_are_kept_with_their_time_and_its_end_with_how() -> None:
+    queue = queue_of("a")
+    queue.begin("a")
+    queue.enter("a", "evaluation before")
+    queue.enter("a", "attack")
+    (state,) = queue.jobs()
+    assert (state.stage, list(state.stages_s), state.status) == (
+        "attack",
+        ["evaluation before"],
+        "",
+    )
+    queue.end("a", "ok")
+    (state,) = queue.jobs()
+    assert (state.stage, list(state.stages_s)) == ("", ["evaluation before", "attack"])
+    assert (state.status, state.ended >= state.started > 1e9) == ("ok", True)
+
+
+def test_a_job_that_was_read_back_by_its_ranks_ends_all_the_same() -> None:
+    queue = queue_of("a")
+    queue.end("a", "ok")
+    assert [(state.name, state.status) for state in queue.jobs()] == [("a", "ok")]
+
+
+def test_a_job_that_is_given_up_has_failed() -> None:
+    queue = queue_of("a", "b")
+    assert lose_often(queue, 3)[-1]
+    assert [state.status for state in queue.jobs()] == ["failed"]
+
+
+def test_a_group_of_ranks_is_up_once_it_has_asked_for_a_job() -> None:
+    queue = queue_of("a")
+    assert queue.groups() == []
+    queue.take(1)
+    queue.take(0)
+    assert queue.groups() == [0, 1]
