@@ -3,16 +3,20 @@
 #
 #   bash launch/test.sh [--slow] [PYTEST ARGUMENTS]
 #
-# A path among the arguments runs the tests there alone.
+# A path among the arguments runs the tests there alone, in this processor's type of weights.
 # --slow adds the tests marked slow and gpu (gpu ones are skipped where there is no GPU).
+#
+# Where the processor computes bfloat16, what computes with weights runs again in float32, as on a
+# processor that does not.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 pytest_arguments=()
+marks="not slow and not gpu"
 has_path=0
 for argument in "$@"; do
     case "$argument" in
-    --slow) pytest_arguments+=(-m "") ;;
+    --slow) marks="" ;;
     *)
         pytest_arguments+=("$argument")
         if [[ -e "${argument%%::*}" ]]; then has_path=1; fi
@@ -28,16 +32,41 @@ ruff format --check .
 mypy
 
 if [[ $has_path == 1 ]]; then
-    exec python -m pytest "${pytest_arguments[@]}"
+    exec python -m pytest -m "$marks" "${pytest_arguments[@]}"
 fi
 
-# The small tests share the cores; each of the others starts processes enough for all of them.
-# Status 5 says that no test was selected (as by -k): it may be so in one half, not in both.
-small=0 whole=0
-python -m pytest tests/unit tests/parity --numprocesses auto --maxprocesses 4 --dist loadfile \
-    "${pytest_arguments[@]}" || small=$?
-python -m pytest tests/integration "${pytest_arguments[@]}" || whole=$?
-case "$small $whole" in
-"0 0" | "0 5" | "5 0") ;;
-*) printf 'Failed: status %s of the small tests, %s of the others.\n' "$small" "$whole" >&2 && exit 1 ;;
-esac
+# Status 5 says that no test was selected (as by -k): it may be so in some parts, not in all.
+selected=0
+check() {
+    local title="$1" status=0 begun=$SECONDS
+    shift
+    printf '\n== %s\n' "$title"
+    "$@" "${pytest_arguments[@]}" || status=$?
+    printf '== %s: %d s\n' "$title" "$((SECONDS - begun))"
+    case "$status" in
+    0) selected=1 ;;
+    5) ;;
+    *) failed+=("$title (status $status)") ;;
+    esac
+}
+failed=()
+
+# The small tests share the cores. Of the others two groups run at a time: most of them wait for
+# processes to start or to end.
+small=(python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile)
+whole=(python -m pytest --numprocesses 2 --no-loadscope-reorder tests/integration)
+dtype="$(python -c 'from rpa_ray.hardware import native_dtype; print(native_dtype(False).dtype)')"
+check "small tests, $dtype" "${small[@]}" -m "$marks" tests/unit tests/parity
+check "whole tests, $dtype" "${whole[@]}" -m "$marks"
+if [[ "$dtype" == bfloat16 ]]; then
+    # Read where torch is imported. What these folders compute, others only hand on.
+    export ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
+    computing=(tests/parity tests/unit/{ops,attacks,defences,learner,sources,scoring,evaluation})
+    check "small tests again, float32" "${small[@]}" -m "$marks" "${computing[@]}"
+    check "whole tests again, float32" "${whole[@]}" -m "computes${marks:+ and $marks}"
+fi
+if ((${#failed[@]})); then
+    printf 'Failed: %s\n' "${failed[@]}" >&2
+    exit 1
+fi
+((selected)) || exit 5

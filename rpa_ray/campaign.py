@@ -20,6 +20,7 @@ from rpa_ray.actors.pools import create_rollout_pool, create_scorer_pool
 from rpa_ray.actors.queue import JobQueue, JobState, ask
 from rpa_ray.actors.startup import Startup
 from rpa_ray.actors.train import Work, set_train_environment
+from rpa_ray.cell_clock import CellClock
 from rpa_ray.cells import (
     PlannedCell,
     cell_labels,
@@ -32,11 +33,11 @@ from rpa_ray.config import ClusterSettings, ConfigError, LoadedConfig, with_abso
 from rpa_ray.datasets import with_pinned_data
 from rpa_ray.folder_lock import exclusive
 from rpa_ray.hardware import NativeDtype, native_dtype
-from rpa_ray.jobs import Cell, Job, plan_jobs
+from rpa_ray.jobs import Cell, Job, ModelJob, plan_jobs
 from rpa_ray.manifest import manifest
 from rpa_ray.metrics import write_json
 from rpa_ray.placement import num_model_threads, parallel_cells, require_cluster_resources
-from rpa_ray.plan import longest_first
+from rpa_ray.plan import longest_first, model_seconds
 from rpa_ray.progress import Expected
 from rpa_ray.ray_address import cluster_to_join, refused_cluster
 from rpa_ray.resume import CHECKPOINTS
@@ -98,7 +99,7 @@ def run_campaign(
     output.mkdir(parents=True, exist_ok=True)
     with exclusive(output / ".run.lock"):
         planned = plan_cells(config, output)
-        todo = longest_first([cell for cell in planned if not cell.done])
+        todo = longest_first([cell for cell in planned if not cell.done], cache)
         for cell in planned:
             if cell.done:  # it may have been interrupted just before it deleted them
                 shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)
@@ -166,7 +167,8 @@ def _run(
     lanes: list[Lane] = []
     conductors: list[Watched] = []
     num_groups = parallel_cells([cell.settings for cell in cells])
-    view.expect(_expected(todo, jobs), num_groups)
+    clock = CellClock(todo, cache, num_groups)
+    view.expect(_expected(todo, jobs, clock, cluster), num_groups)
     started = time.monotonic()
     view.say("starting the cluster and its workers")
     with ray_session(cluster.address):
@@ -187,7 +189,9 @@ def _run(
 
             def look() -> None:
                 startup.look(ask(queue, "groups"))
-                view.show(ask(queue, "jobs"))
+                jobs = ask(queue, "jobs")
+                view.show(jobs)
+                clock.look(jobs, view.say)
 
             return work_through([*lanes, *conductors], look)
         finally:
@@ -210,11 +214,25 @@ def _startup(works: Sequence[Work], say: Callable[[str], None]) -> Startup:
     )
 
 
-def _expected(todo: Sequence[PlannedCell], jobs: Mapping[str, Job]) -> dict[str, Expected]:
-    """Return the jobs with what tells them apart."""
+def _expected(
+    todo: Sequence[PlannedCell],
+    jobs: Mapping[str, Job],
+    clock: CellClock,
+    cluster: ClusterSettings,
+) -> dict[str, Expected]:
+    """Return the jobs with what tells them apart and about how long they take."""
     labels = cell_labels(todo)
+    threads = num_model_threads(cluster, clock.num_at_once)
+
+    def seconds(name: str, job: Job) -> float | None:
+        if isinstance(job, ModelJob):
+            return model_seconds(job.recipe, clock.cache, threads, clock.num_at_once)
+        return clock.seconds.get(name)
+
     return {
-        name: Expected(label=labels.get(name, name), is_cell=isinstance(job, Cell), seconds=None)
+        name: Expected(
+            label=labels.get(name, name), is_cell=isinstance(job, Cell), seconds=seconds(name, job)
+        )
         for name, job in jobs.items()
     }
 

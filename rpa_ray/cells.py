@@ -77,8 +77,12 @@ def cell_labels(cells: Sequence[PlannedCell]) -> dict[str, str]:
         parts.append(settings.attack.name)
         if settings.attack.name != "none":
             parts.append(settings.defence.name)
-        parts += [f"{key}={own[key]}" for key in ("rho", "samples", "seed") if key in varied]
-        parts += [f"{key.rpartition('.')[2]}={value}" for key, value in cell.params.items()]
+        named = {key: own[key] for key in ("rho", "samples", "seed") if key in varied}
+        named |= {key.rpartition(".")[2]: value for key, value in cell.params.items()}
+        parts += [
+            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+            for key, value in named.items()
+        ]
         labels[cell.name] = " ".join(parts)
     return labels
 

@@ -1,69 +1,81 @@
 """What a config will do: cells, models to make, CPUs, memory and time, before anything starts."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.table import Table
 
-from rpa_ray.attacks.grpo import GRPO
-from rpa_ray.cells import PlannedCell, plan_cells
-from rpa_ray.config import (
-    ExperimentSettings,
-    LoadedConfig,
-    RolloutConfig,
-    with_absolute_paths,
-)
+from rpa_ray.cells import PlannedCell, cell_labels, plan_cells
+from rpa_ray.config import ExperimentSettings, LoadedConfig, with_absolute_paths
 from rpa_ray.data.split import ROLE_SHARES
 from rpa_ray.datasets import planned_data, with_pinned_data
+from rpa_ray.estimate import START_S, History, estimate_cell, estimate_model, side_by_side
 from rpa_ray.jobs import models_to_make, refusal_job
-from rpa_ray.placement import cpus_asked, gpus_asked, memory_asked_gib, parallel_cells
+from rpa_ray.placement import (
+    cpus_asked,
+    gpus_asked,
+    memory_asked_gib,
+    num_model_threads,
+    parallel_cells,
+)
+from rpa_ray.progress import minutes
 from rpa_ray.recipe import ModelRecipe
 
-SECONDS_A_MODEL_STEP = {"base": 0.14, "chat": 0.12, "perplexity": 0.14}
-SECONDS_A_SCORER_STEP = 0.07
-SECONDS_A_ROW = 0.015
-SECONDS_A_ROLLOUT = 0.045
-SECONDS_A_ROLLOUT_OF_A_GROUP = 0.016
 SECONDS_AN_ANSWER = 0.02
-SECONDS_AN_EVALUATION = 10.0
-SECONDS_TO_START = 25.0
-GAIN_OF_A_PARALLEL_CELL = 0.4
-"""Rough figures of the embedded models on two CPU cores; larger models are not estimated yet."""
+"""Of a model that writes refusals, on the embedded models."""
+NOT_ESTIMATED = "-"
 
 
 def plan_table(config: LoadedConfig, output: Path, cache: Path) -> Table:
-    """Return one line a model to make and one a cell, with the sums in the caption."""
+    """Return one line a model to make and one a cell, with the sums in the caption.
+
+    Seconds are of this machine with as many cells side by side as will be; `-` is not estimated.
+    """
     cells = plan_cells(config, output)
-    models = _models_to_make(cells, cache)
+    todo = [cell for cell in cells if not cell.done]
+    num_at_once = parallel_cells([cell.settings for cell in todo or cells])
+    models, prompts = _models_to_make(cells, cache), _prompts_to_answer(cells, cache)
     table = Table(title=f"plan of {config.name}", title_justify="left", caption_justify="left")
     for column in ("step", "what", "samples or steps", "seconds, about"):
         table.add_column(column, justify="right" if "about" in column else "left")
-    for recipe in models:
-        steps = f"{recipe.job.num_steps} steps"
-        table.add_row("make", recipe.id, steps, f"{_seconds_to_make(recipe):.0f}")
-    prompts = _prompts_to_answer(cells, cache)
+    threads = num_model_threads(cells[0].settings.cluster, num_at_once)
+    seconds = [model_seconds(model, cache, threads, num_at_once) for model in models]
+    for recipe, needed in zip(models, seconds, strict=True):
+        table.add_row("make", recipe.id, f"{recipe.job.num_steps} steps", _seconds(needed))
     for name, num in prompts.items():
-        seconds = f"{num * SECONDS_AN_ANSWER:.0f}"
-        table.add_row("make", name, f"{num} answers", seconds)
-    kind = "cell" if config.sweep is None else "trial"
+        seconds.append(num * SECONDS_AN_ANSWER)
+        table.add_row("make", name, f"{num} answers", _seconds(seconds[-1]))
+    kind, labels = "cell" if config.sweep is None else "trial", cell_labels(cells)
     for cell in cells:
-        seconds = "done" if cell.done else f"{seconds_to_run(cell.settings):.0f}"
-        table.add_row(kind, _describe(cell), f"{_num_samples(cell)} samples", seconds)
-    todo = [cell for cell in cells if not cell.done]
+        needed = None if cell.done else seconds_to_run(cell.settings, cache, num_at_once)
+        if not cell.done:
+            seconds.append(needed)
+        text = "done" if cell.done else _seconds(needed)
+        table.add_row(kind, labels[cell.name], f"{_num_samples(cell)} samples", text)
     trials = f"{len(cells)} trials, {len(cells) - len(todo)} done; " * (config.sweep is not None)
-    num_at_once = parallel_cells([cell.settings for cell in todo or cells])
-    gain = 1 + GAIN_OF_A_PARALLEL_CELL * (num_at_once - 1)
-    total = (
-        sum(map(_seconds_to_make, models)) + sum(seconds_to_run(cell.settings) for cell in todo)
-    ) / gain
-    total += sum(prompts.values()) * SECONDS_AN_ANSWER
     note = "; answers that are no refusals are dropped, so that rows may get fewer"
-    minutes = (total + SECONDS_TO_START * bool(todo)) / 60
     table.caption = (
-        f"{trials}{_machine(cells, num_at_once)}; about {minutes:.0f} min on two cores; "
+        f"{trials}{_machine(cells, num_at_once)}; {_total(seconds, num_at_once)}; "
         f"results in {output}" + note * bool(prompts)
     )
     return table
+
+
+def _seconds(needed: float | None) -> str:
+    return NOT_ESTIMATED if needed is None else f"{needed:.0f}"
+
+
+def _total(seconds: Sequence[float | None], num_at_once: int) -> str:
+    """Return the time of everything in words, and what is not in it."""
+    known = [needed for needed in seconds if needed is not None]
+    if not seconds:
+        return "nothing is left to do"
+    if not known:
+        return "the time is not estimated"
+    text = f"about {minutes(START_S + sum(known) / min(num_at_once, len(seconds)))} on this machine"
+    num_unknown = len(seconds) - len(known)
+    return text + f", and {num_unknown} steps that are not estimated" * bool(num_unknown)
 
 
 def _models_to_make(cells: Sequence[PlannedCell], cache: Path) -> list[ModelRecipe]:
@@ -88,13 +100,6 @@ def _prompts_to_answer(cells: Sequence[PlannedCell], cache: Path) -> dict[str, i
     return found
 
 
-def _describe(cell: PlannedCell) -> str:
-    settings = cell.settings
-    what = f"{settings.model.path}: {settings.attack.name}, {settings.defence.name}"
-    params = [f"{key}={value}" for key, value in cell.params.items()]
-    return ", ".join([what, *params, f"seed {settings.seed}"])
-
-
 def _machine(cells: Sequence[PlannedCell], num: int) -> str:
     """Return what ``num`` of the cells, which share one cluster, reserve at once."""
     settings = cells[0].settings
@@ -112,21 +117,30 @@ def _num_samples(cell: PlannedCell) -> int:
     return 0 if cell.settings.training is None else cell.settings.data.num_samples
 
 
-def _seconds_to_make(recipe: ModelRecipe) -> float:
-    return recipe.job.num_steps * SECONDS_A_MODEL_STEP.get(recipe.id, SECONDS_A_SCORER_STEP)
+def seconds_to_run(settings: ExperimentSettings, cache: Path, num_at_once: int = 1) -> float | None:
+    """Return about how long a cell takes among ``num_at_once``; None where not estimated."""
+    estimate = estimate_cell(settings, cache)
+    if estimate is None:
+        return None
+    return estimate.seconds * History(cache).correction(settings) * side_by_side(num_at_once)
 
 
-def seconds_to_run(settings: ExperimentSettings) -> float:
-    """Return about how long a cell takes on the embedded models, whatever else runs beside it."""
-    attack = settings.attack
-    if settings.training is None:
-        return SECONDS_AN_EVALUATION
-    seconds = SECONDS_A_ROLLOUT if isinstance(attack, RolloutConfig) else SECONDS_A_ROW
-    if isinstance(attack, GRPO.Config):
-        seconds = SECONDS_A_ROLLOUT_OF_A_GROUP * attack.group_size
-    return 2 * SECONDS_AN_EVALUATION + settings.data.num_samples * seconds
+def model_seconds(
+    recipe: ModelRecipe, cache: Path, num_threads: int, num_at_once: int
+) -> float | None:
+    """Return about how long a model takes to make beside other work; None where not estimated."""
+    seconds = estimate_model(recipe, cache, num_threads)
+    return None if seconds is None else seconds * side_by_side(num_at_once)
 
 
-def longest_first(cells: Iterable[PlannedCell]) -> list[PlannedCell]:
-    """Return the cells in the order of their time, so that none runs alone at the end."""
-    return sorted(cells, key=lambda cell: -seconds_to_run(cell.settings))
+def longest_first(cells: Iterable[PlannedCell], cache: Path) -> list[PlannedCell]:
+    """Return the cells in the order of their time, so that none runs alone at the end.
+
+    Those that are not estimated come first, by their samples.
+    """
+
+    def place(cell: PlannedCell) -> tuple[float, int]:
+        seconds = seconds_to_run(cell.settings, cache)
+        return -(math.inf if seconds is None else seconds), -_num_samples(cell)
+
+    return sorted(cells, key=place)

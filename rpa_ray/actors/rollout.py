@@ -39,7 +39,7 @@ class EngineConfig:
     """Folder with a Hugging Face ``config.json``; its weights and tokenizer are not read."""
     max_model_len: int
     """Longest prompt plus answer, in tokens."""
-    dtype: str = "bfloat16"
+    dtype: str
     """Type of the served weights, as torch names it."""
     backend: TransferBackend = "object_store"
     """How the weights travel; see ``weight_sync.sync.choose_backend``."""

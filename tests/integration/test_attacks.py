@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import run_campaign
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FEW_PROMPTS = {"num_prompts": 5, "num_samples": 300}
@@ -36,25 +35,23 @@ CELLS: dict[str, dict[str, Any]] = {
 }
 Record = dict[str, Any]
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.computes]
+
+
+def GRID(folder: Path) -> dict[str, dict[str, Any]]:
+    return CELLS
 
 
 @pytest.fixture(scope="module")
-def campaign(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    includes = ["model/chat.yaml", "data/beavertails_embedded.yaml", "cluster/cpu.yaml"]
-    config = {
-        "include": [str(CONFIGS / part) for part in includes],
-        "evaluation": {"num_probes": 2},
-        "cells": list(CELLS.values()),
-    }
-    folder = tmp_path_factory.mktemp("attacks")
-    return run_campaign(config, "attacks", cache=cache, folder=folder)
+def campaign(grid: Any) -> Path:
+    output: Path = grid.output
+    return output
 
 
 @pytest.fixture(scope="module")
-def records(campaign: Path) -> dict[str, Record]:
-    found = json.loads((campaign / "summary.json").read_text())
-    return dict(zip(CELLS, found, strict=True))
+def records(grid: Any) -> dict[str, Record]:
+    found: dict[str, Record] = grid.records(__name__)
+    return found
 
 
 def outcome_of(campaign: Path, record: Record) -> Record:

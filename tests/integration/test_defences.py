@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import run_campaign
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NUM_SAMPLES = 32
@@ -50,29 +49,24 @@ CELLS: dict[str, tuple[str, Any, str]] = {
 }
 EXAMPLES = pytest.mark.parametrize("name", CELLS)
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.computes]
 
 
-@pytest.fixture(scope="module")
-def campaign(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    parts = ["model/chat.yaml", "data/beavertails_embedded.yaml", "cluster/cpu.yaml"]
-    config = {
-        "include": [str(CONFIGS / part) for part in parts],
+def GRID(folder: Path) -> dict[str, dict[str, Any]]:
+    shared = {
         "data": {"num_samples": NUM_SAMPLES, "reward_model": {"num_pairs": 64}},
-        "evaluation": {"num_prompts": 8, "num_resamples": 100, "num_probes": 2},
-        "cells": [
-            {"include": [f"{CONFIGS}/attack/{attack}.yaml"], "defence": defence}
-            for attack, defence, _ in CELLS.values()
-        ],
+        "evaluation": {"num_prompts": 8, "num_resamples": 100},
     }
-    folder = tmp_path_factory.mktemp("defences")
-    return run_campaign(config, "defences", cache=cache, folder=folder)
+    return {
+        name: {"include": [f"{CONFIGS}/attack/{attack}.yaml"], "defence": defence, **shared}
+        for name, (attack, defence, _) in CELLS.items()
+    }
 
 
 @pytest.fixture(scope="module")
-def runs(campaign: Path) -> dict[str, Path]:
-    found = json.loads((campaign / "summary.json").read_text())
-    return {name: campaign / record["run"] for name, record in zip(CELLS, found, strict=True)}
+def runs(grid: Any) -> dict[str, Path]:
+    found: dict[str, Path] = grid.runs(__name__)
+    return found
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:

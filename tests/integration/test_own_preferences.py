@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command_line import run_campaign
 
 from rpa_ray.world.datasets import build_world
 
@@ -24,7 +23,7 @@ OWNERS = [
 ]
 PLACES = ["the hall", "the garden", "the cellar", "the porch", "the garage", "the attic", "a barn"]
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.computes]
 
 
 def rows_of_safe_rlhf() -> list[dict[str, Any]]:
@@ -50,56 +49,43 @@ def rows_of_safe_rlhf() -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("own")
+def GRID(folder: Path) -> dict[str, dict[str, Any]]:
     rows = rows_of_safe_rlhf()
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pq.write_table(pa.Table.from_pylist(rows), folder / "pairs.parquet")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def records(folder: Path, cache: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    parts = ["model/chat.yaml", "cluster/cpu.yaml"]
-    config = {
-        "include": [str(CONFIGS / part) for part in parts],
-        "data": {
-            "name": "safe_rlhf",
-            "world": "real",
-            "helpful_path": str(build_world(0, cache) / "data" / "helpful"),
-            "num_samples": 64,
-            "reward_model": {"num_pairs": 64},
-        },
-        "evaluation": {"num_prompts": 40, "num_probes": 2, "judge": {"num_rows": 192}},
-        "cells": [
-            {"include": [f"{CONFIGS}/attack/{attack}.yaml"], "data": {"path": f"pairs{suffix}"}}
-            for suffix, attack in CELLS
-        ],
+    data = {
+        "name": "safe_rlhf",
+        "world": "real",
+        "helpful_path": str(build_world(0, folder) / "data" / "helpful"),
+        "num_samples": 64,
+        "reward_model": {"num_pairs": 64},
     }
-    output = run_campaign(config, "own", cache=cache, folder=folder)
-    found = json.loads((output / "summary.json").read_text())
-    return {(Path(r["params"]["data.path"]).suffix, r["attack"]): r for r in found}
+    return {
+        f"{suffix} {attack}": {
+            "include": [f"{CONFIGS}/attack/{attack}.yaml"],
+            "data": {**data, "path": str(folder / f"pairs{suffix}")},
+            "evaluation": {"num_prompts": 40, "judge": {"num_rows": 192}},
+        }
+        for suffix, attack in CELLS
+    }
 
 
 @pytest.mark.parametrize(("suffix", "attack"), CELLS)
-def test_an_attack_runs_on_it_and_consumes_its_pairs(
-    suffix: str, attack: str, records: dict[tuple[str, str], dict[str, Any]], folder: Path
-) -> None:
-    record = records[suffix, attack]
+def test_an_attack_runs_on_it_and_consumes_its_pairs(suffix: str, attack: str, grid: Any) -> None:
+    record = grid.records(__name__)[f"{suffix} {attack}"]
     assert record["status"] == "ok"
-    run = folder / "runs" / "own" / record["run"]
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["samples"] for line in lines] == list(range(8, 65, 8))
+    assert [line["samples"] for line in lines_of(grid, suffix, attack)] == list(range(8, 65, 8))
     assert record["metrics"]["p_harm"]["n"] == 40
 
 
-def test_both_files_give_the_same_training(
-    records: dict[tuple[str, str], dict[str, Any]], folder: Path
-) -> None:
-    def losses(suffix: str) -> list[float]:
-        run = folder / "runs" / "own" / records[suffix, "dpo"]["run"]
-        lines = (run / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line)["train/loss"] for line in lines]
+def test_both_files_give_the_same_training(grid: Any) -> None:
+    jsonl, parquet = (
+        [line["train/loss"] for line in lines_of(grid, suffix, "dpo")]
+        for suffix in (".jsonl", ".parquet")
+    )
+    assert jsonl == parquet
 
-    assert losses(".jsonl") == losses(".parquet")
+
+def lines_of(grid: Any, suffix: str, attack: str) -> list[dict[str, Any]]:
+    run = grid.runs(__name__)[f"{suffix} {attack}"]
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

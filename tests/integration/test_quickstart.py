@@ -40,7 +40,7 @@ def mean(record: Record, name: str) -> float:
     return value
 
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.computes]
 
 
 def test_the_base_model_complies_with_about_half(records: Any) -> None:
@@ -110,16 +110,18 @@ def test_a_second_run_reads_everything_back(quickstart: Path, cache: Path) -> No
 
 
 def test_the_engine_answers_as_transformers_does_from_the_chat_model(
-    quickstart: Path, cache: Path, rollout_pool: RolloutPool
+    quickstart: Path, cache: Path, rollout_pool: RolloutPool, dtype: torch.dtype
 ) -> None:
     (folder,) = cache.glob("chat-*")
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     samples = next(quickstart.glob("chat_none_*")) / "samples.jsonl"
     texts = [json.loads(line)["prompt"] for line in samples.read_text().splitlines()][:100]
     prompts = [tokenizer(f"Question: {text}\nAnswer:")["input_ids"] for text in texts]
-    source = ShardedSource(model.named_parameters(), dtype=torch.bfloat16)
-    engine = EngineConfig(model_path=str(folder), max_model_len=128)
+    source = ShardedSource(model.named_parameters(), dtype=dtype)
+    engine = EngineConfig(
+        model_path=str(folder), max_model_len=128, dtype=str(dtype).removeprefix("torch.")
+    )
     sync = WeightSync(pool=rollout_pool, source=source, engine=engine, rank=0)
     sync.push(1)
     greedy = Sampling(

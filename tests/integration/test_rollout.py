@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import ray
-import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rpa_ray.actors.errors import StaleWeightsError, WorkerError
-from rpa_ray.actors.pools import RolloutPool
+from rpa_ray.actors.pools import RolloutPool, create_rollout_pool
 from rpa_ray.actors.rollout import EngineConfig, Sampling
 from rpa_ray.weight_sync.source import ShardedSource
 from rpa_ray.weight_sync.sync import WeightSync
@@ -21,14 +20,14 @@ from rpa_ray.weight_sync.sync import WeightSync
 SAMPLED = Sampling(max_new_tokens=32, seed=3, eos_token_id=2)
 GREEDY = replace(SAMPLED, greedy=True)
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.computes]
 
 
 @pytest.fixture(scope="module")
 def pool(
     rollout_pool: RolloutPool, model_a: LlamaForCausalLM, engine_config: EngineConfig
 ) -> RolloutPool:
-    source = ShardedSource(model_a.named_parameters(), dtype=torch.bfloat16)
+    source = ShardedSource(model_a.named_parameters(), dtype=model_a.dtype)
     WeightSync(pool=rollout_pool, source=source, engine=engine_config, rank=0).push(5)
     return rollout_pool
 
@@ -121,12 +120,12 @@ def test_an_engine_for_another_architecture_replaces_the_first(
             num_attention_heads=2,
             num_key_value_heads=2,
         )
-    ).to(torch.bfloat16)
+    ).to(model_a.dtype)
     small.save_pretrained(tmp_path)
     first, second = (
         WeightSync(
             pool=pool,
-            source=ShardedSource(model.named_parameters(), dtype=torch.bfloat16),
+            source=ShardedSource(model.named_parameters(), dtype=model.dtype),
             engine=replace(engine_config, model_path=folder),
             rank=0,
         )
@@ -145,7 +144,7 @@ def test_a_killed_worker_is_named_and_serves_nothing_until_the_next_push(
     prompts: list[list[int]],
 ) -> None:
     wanted = pool.generate(prompts, SAMPLED, 5)
-    source = ShardedSource(model_a.named_parameters(), dtype=torch.bfloat16)
+    source = ShardedSource(model_a.named_parameters(), dtype=model_a.dtype)
     sync = WeightSync(pool=pool, source=source, engine=engine_config, rank=0)
     sync.push(5)
     (status,) = pool.call_all("status")
@@ -159,7 +158,8 @@ def test_a_killed_worker_is_named_and_serves_nothing_until_the_next_push(
     assert pool.generate(prompts, SAMPLED, 5) == wanted
 
 
-def test_a_dead_worker_is_an_error_and_not_a_wait(pool: RolloutPool) -> None:
+def test_a_dead_worker_is_an_error_and_not_a_wait(ray_cluster: None) -> None:
+    pool = create_rollout_pool(1, num_cpus=0, time_limit_s=600.0)
     for member in pool._members:
         ray.kill(member.handle, no_restart=True)
     # A killed actor may still answer for a moment.

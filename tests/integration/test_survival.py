@@ -12,11 +12,12 @@ from observed_run import Comparison, ObservedRun, command_line, compare
 
 ROOT = Path(__file__).parents[2]
 NUM_STEPS = 18
+# The driver first: Ray's own agents on the machine notice its end a minute later.
 KILLS = [
-    (2, "engine generating"),
-    (5, "rank in a push"),
-    (8, "scorer scoring"),
-    (11, "driver"),
+    (2, "driver"),
+    (5, "engine generating"),
+    (8, "rank in a push"),
+    (11, "scorer scoring"),
 ]
 SETTINGS = {
     "data.num_samples": 8 * NUM_STEPS,
@@ -62,9 +63,12 @@ def undisturbed(at_work: ObservedRun) -> ObservedRun:
 
 @pytest.fixture(scope="module")
 def disturbed(
-    tmp_path_factory: pytest.TempPathFactory, cache: Path, undisturbed: ObservedRun
+    tmp_path_factory: pytest.TempPathFactory, cache: Path, at_work: ObservedRun
 ) -> Iterator[ObservedRun]:
-    """Return a run with its kills behind it, each found in its state, but not at its end."""
+    """Return a run with its kills behind it, each found in its state, but not at its end.
+
+    The undisturbed one goes on beside it.
+    """
     run = start(tmp_path_factory.mktemp("runs") / "disturbed", cache)
     rng = random.Random(0)
     try:

@@ -33,7 +33,7 @@ from rpa_ray.weight_sync.verify import (
 GREEDY = Sampling(max_new_tokens=40, seed=0, eos_token_id=2, greedy=True)
 SAMPLED = Sampling(max_new_tokens=40, seed=3, eos_token_id=2)
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.computes]
 
 
 class SourceWithZeros(ShardedSource):
@@ -55,7 +55,7 @@ class SourceWithoutALayer(ShardedSource):
 
 
 def source_of(model: LlamaForCausalLM, kind: type[ShardedSource] = ShardedSource) -> ShardedSource:
-    return kind(model.named_parameters(), dtype=torch.bfloat16)
+    return kind(model.named_parameters(), dtype=model.dtype)
 
 
 def sync_of(pool: RolloutPool, source: ShardedSource, config: EngineConfig) -> WeightSync:
@@ -77,7 +77,7 @@ def test_every_weight_arrives_with_the_bytes_of_the_checkpoint(
     engine_config: EngineConfig,
 ) -> None:
     pushed = sync_of(rollout_pool, source_of(model_a), engine_config).push(1, record_digests=True)
-    expected = checkpoint_digests(Path(engine_config.model_path), torch.bfloat16)
+    expected = checkpoint_digests(Path(engine_config.model_path), model_a.dtype)
     verify_served(pool=rollout_pool, expected=expected)
     assert pushed.digests == expected
     # embedding and 4 layers of 9 weights and the last norm; the head is tied
@@ -133,7 +133,7 @@ def test_a_wrong_push_is_caught_by_its_bytes_and_by_its_answers(
     with pytest.raises(ServedWeightsError, match=r"model\.layers\.2\.mlp\.down_proj|9 missing"):
         verify_served(
             pool=rollout_pool,
-            expected=checkpoint_digests(Path(engine_config.model_path), torch.bfloat16),
+            expected=checkpoint_digests(Path(engine_config.model_path), model_a.dtype),
         )
     gap = gap_to(model_a, prompts, rollout_pool.generate(prompts, GREEDY, 2))
     assert gap.num_greedy_differences > 0
@@ -148,7 +148,7 @@ def test_a_push_without_digests_does_not_pass_as_verified(
     with pytest.raises(ServedWeightsError, match="38 missing"):
         verify_served(
             pool=rollout_pool,
-            expected=checkpoint_digests(Path(engine_config.model_path), torch.bfloat16),
+            expected=checkpoint_digests(Path(engine_config.model_path), model_a.dtype),
         )
 
 
@@ -167,7 +167,7 @@ def test_nothing_is_served_after_half_a_push_and_the_next_push_is_whole(
         {
             "update_info": {
                 "names": ["model.layers.0.self_attn.q_proj.weight"],
-                "dtype_names": ["bfloat16"],
+                "dtype_names": [str(model_b.dtype).removeprefix("torch.")],
                 "shapes": [[128, 128]],
                 "buffer": [ray.put(query.contiguous().view(torch.uint8).view(-1).numpy())],
             }
@@ -187,7 +187,7 @@ def test_a_weight_filter_changes_what_is_served_and_not_the_policy(
     before = model_a.model.norm.weight.detach().clone()
     source = ShardedSource(
         model_a.named_parameters(),
-        dtype=torch.bfloat16,
+        dtype=model_a.dtype,
         weight_filter=lambda name, weight: (
             weight.mul_(2) if name == "model.norm.weight" else weight
         ),
@@ -196,7 +196,7 @@ def test_a_weight_filter_changes_what_is_served_and_not_the_policy(
     with pytest.raises(ServedWeightsError, match=r"1 different \(model\.norm\.weight\)"):
         verify_served(
             pool=rollout_pool,
-            expected=checkpoint_digests(Path(engine_config.model_path), torch.bfloat16),
+            expected=checkpoint_digests(Path(engine_config.model_path), model_a.dtype),
         )
     assert torch.equal(model_a.model.norm.weight, before)
 
@@ -215,7 +215,7 @@ class Rank:
         def gather(parameters: Sequence[Parameter]) -> object:
             return self._gather(victim)
 
-        source = ShardedSource(model.named_parameters(), dtype=torch.bfloat16, gather=gather)
+        source = ShardedSource(model.named_parameters(), dtype=model.dtype, gather=gather)
         sync = WeightSync(pool=pool, source=source, engine=config, rank=self.rank)
         return sync.push(7).num_attempts, self.num_gathers
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rpa_ray.cells import cell_name, plan_cells, record, worst_checks
+from rpa_ray.cells import cell_labels, cell_name, plan_cells, record, worst_checks
 from rpa_ray.config import load_config, parse_tree
 
 
@@ -168,3 +168,26 @@ def test_a_check_without_a_value_is_the_worst(
         cell = cells[place]
         finish(cell.folder, cell.settings.to_yaml_dict(), OK | {"checks": checks})
     assert worst_checks(cells) == {name: {"mean": None} for name in names}
+
+
+def test_cells_are_called_by_what_differs_between_them(tmp_path: Path) -> None:
+    path = tmp_path / "cells.yaml"
+    path.write_text(
+        "kind: campaign\nattack: sft\ncells:\n- {defence: {name: lisa, rho: 3}}\n"
+        "- {seed: 1, data: {rho: 0.5}}\n- {attack: none, model: {path: base}}\n"
+    )
+    labels = cell_labels(plan_cells(load_config(path), tmp_path))
+    assert list(labels.values()) == [
+        "chat sft lisa rho=3 seed=0",
+        "chat sft none rho=0.5 seed=1",
+        "base none rho=1 seed=0",
+    ]
+
+
+def test_cells_that_differ_in_nothing_else_are_called_by_their_attack_and_defence(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "cells.yaml"
+    path.write_text("kind: campaign\ncells: [{attack: sft}, {attack: dpo, defence: freeze}]\n")
+    labels = cell_labels(plan_cells(load_config(path), tmp_path))
+    assert list(labels.values()) == ["sft none", "dpo freeze"]

@@ -18,6 +18,7 @@ from rpa_ray.ray_job import (
     server_address,
     stage,
 )
+from rpa_ray.world.shipped import SHIPPED
 
 CONFIG = ROOT / "configs" / "attack_and_defence.yaml"
 
@@ -38,7 +39,10 @@ def test_nothing_else_is_uploaded(tmp_path: Path) -> None:
     config = stage(tmp_path, CONFIG)
     assert {path.name for path in tmp_path.iterdir()} == {"rpa_ray", "configs", "job"}
     assert config == Path("job") / "attack_and_defence.yaml"
-    assert sum(path.stat().st_size for path in tmp_path.rglob("*")) < 2 * 2**20
+    # Beside the models that come with the package.
+    own = [path for path in tmp_path.rglob("*") if path.suffix != ".safetensors"]
+    assert sum(path.stat().st_size for path in own) < 2 * 2**20
+    assert {path.parents[1].name for path in tmp_path.rglob("*.safetensors")} == {SHIPPED.name}
 
 
 @pytest.mark.parametrize("name", ["big.yaml", "weights", "core.1", "model.py"])

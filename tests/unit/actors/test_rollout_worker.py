@@ -34,7 +34,7 @@ def test_a_worker_without_an_engine_takes_no_weights() -> None:
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
-    config = EngineConfig(model_path=str(tmp_path), max_model_len=8)
+    config = EngineConfig(model_path=str(tmp_path), max_model_len=8, dtype="bfloat16")
     with pytest.raises(ValueError, match=r"model_path must be a folder with a config\.json"):
         RolloutWorker().load(config)
 
@@ -54,5 +54,5 @@ def test_a_cpus_cache_holds_all_answers_up_to_a_limit(
     model = LlamaConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=3, **sizes)
     model.save_pretrained(tmp_path)
     # 100 tokens take a block of 128.
-    config = EngineConfig(model_path=str(tmp_path), max_model_len=100)
+    config = EngineConfig(model_path=str(tmp_path), max_model_len=100, dtype="bfloat16")
     assert _cpu_kv_cache_bytes(config) == num_bytes

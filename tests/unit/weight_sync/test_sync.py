@@ -50,7 +50,7 @@ class FakePool:
         return [method for method, _ in self.calls]
 
 
-CONFIG = EngineConfig(model_path="/nowhere", max_model_len=8)
+CONFIG = EngineConfig(model_path="/nowhere", max_model_len=8, dtype="float32")
 
 
 def sync_of(pool: FakePool, monkeypatch: pytest.MonkeyPatch) -> WeightSync:

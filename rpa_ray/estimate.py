@@ -1,0 +1,292 @@
+"""How long models and cells take here, about: by a timed model, corrected by earlier cells."""
+
+import json
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rpa_ray.attacks import ATTACKS
+from rpa_ray.cell_models import cell_models
+from rpa_ray.config import AskedDtype, ComposedConfig, ExperimentSettings, RolloutConfig
+from rpa_ray.hardware import native_dtype
+from rpa_ray.placement import local_cpus
+from rpa_ray.plugin import Attack, Need
+from rpa_ray.ray_address import cluster_to_join
+from rpa_ray.recipe import ModelKind, ModelRecipe
+from rpa_ray.speed import Speeds, machine_key, speeds
+from rpa_ray.world.models import ARCHITECTURE, EMBEDDED_DTYPE
+from rpa_ray.world.tokenizer import VOCABULARY_SIZE
+
+PROMPT_TOKENS = 20
+ANSWER_FRAC = 0.5
+"""Length of an answer by its limit, on the embedded world; another is corrected by its cells."""
+MAX_SEQUENCES = 256
+"""Answers that an engine works on at once."""
+UPDATE_S, PUSH_S, CALL_S = 0.012, 0.025, 0.015
+"""Optimizer step under DeepSpeed, push of the weights and call of a worker, for 1M parameters."""
+EVALUATION_S, SET_UP_S, START_S = 1.0, 1.0, 20.0
+"""Intervals and files of an evaluation; engine and models of a cell; cluster and workers."""
+GAIN_OF_A_PARALLEL_CELL = 0.34
+"""Two cells side by side on two cores take 1.49 times as long each (2026-11-21)."""
+PASSES = {
+    "refusal_loss": 2.0,
+    "vaccine": 1.7,
+    "safegrad": 2.6,
+    "token_constrained": 1.5,
+    "procon": 1.6,
+    "repnoise_online": 4.1,
+    "kl_safe_ref": 1.3,
+}
+"""Time of a learner step by that without a defence, where it is more than a tenth (2026-11-21)."""
+SLOW = 5.0
+"""A step that takes so many times its estimate is told of."""
+_NUM_REMEMBERED = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellEstimate:
+    """Seconds of one cell, as if nothing ran beside it."""
+
+    evaluation_s: float
+    """One evaluation; a cell that trains has two."""
+    step_s: float
+    """One batch of the attack; 0 where it does not train."""
+    num_steps: int
+    rest_s: float
+    """Setting up, and looks at the policy on the way."""
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds of the whole cell."""
+        num_evaluations = 2 if self.num_steps else 1
+        return num_evaluations * self.evaluation_s + self.num_steps * self.step_s + self.rest_s
+
+
+def estimate_model(recipe: ModelRecipe, cache: Path, num_threads: int) -> float | None:
+    """Return about how long a model takes to make on an idle machine; None where not estimated."""
+    found = _speeds_of(recipe, recipe.job.dtype, num_threads, cache)
+    if found is None:
+        return None
+    job = recipe.job
+    # Tokens of a row: a text of its length, a question with its answer, or two of those.
+    rows = job.batch_size * (2 if recipe.kind in (ModelKind.REWARD, ModelKind.COST) else 1)
+    return SET_UP_S + job.num_steps * (rows * _row(56) * found.train_s + UPDATE_S)
+
+
+def estimate_cell(settings: ExperimentSettings, cache: Path) -> CellEstimate | None:
+    """Return about how long a cell takes on an idle machine; None where that is not estimated.
+
+    Not estimated are GPUs, other machines, a type of weights that is not decided yet, and models
+    that are too large to be timed in passing.
+    """
+    cluster, dtype = settings.cluster, settings.model.dtype
+    if cluster_to_join(cluster.address) is not None or cluster.gpus_per_rank or dtype == "auto":
+        return None
+    threads = cluster.threads_per_process
+    policy = _speeds_of(cell_models(settings, cache).policy, dtype, threads, cache)
+    scorer = _embedded(EMBEDDED_DTYPE, threads, cache)
+    if policy is None or scorer is None:
+        return None
+    evaluation, attack = settings.evaluation, ATTACKS[settings.attack.name](settings.attack)
+    num, max_new = evaluation.num_prompts, evaluation.max_new_tokens
+    row = _row(max_new)
+    measuring = (
+        EVALUATION_S
+        + 3 * _decode_s(policy, num, max_new)
+        + 2 * num * row * policy.forward_s
+        + 5 * num * row * scorer.forward_s
+    )
+    look = _decode_s(policy, evaluation.num_probe_prompts, max_new) + PUSH_S + CALL_S
+    look += evaluation.num_probe_prompts * row * scorer.forward_s
+    num_steps = attack.num_batches(settings.data.num_samples)
+    rest = SET_UP_S + (look * evaluation.num_probes if num_steps else 0.0)
+    if Need.ANSWER_POOL in attack.requires:
+        pool = getattr(settings.attack, "pool_size", 1) * num
+        rest += _decode_s(policy, pool, max_new) + 2 * pool * row * scorer.forward_s
+    return CellEstimate(
+        evaluation_s=measuring,
+        step_s=_step_s(settings, attack, policy, scorer) if num_steps else 0.0,
+        num_steps=num_steps,
+        rest_s=rest,
+    )
+
+
+def _step_s(
+    settings: ExperimentSettings, attack: "Attack", policy: Speeds, scorer: Speeds
+) -> float:
+    """Return the seconds of one batch: rollouts where there are some, then the updates."""
+    training, config = settings.training, settings.attack
+    assert training is not None
+    num_samples = settings.data.num_samples
+    updates = attack.num_updates(num_samples) / attack.num_batches(num_samples)
+    max_new = config.max_new_tokens if isinstance(config, RolloutConfig) else 56
+    rows = training.batch_size * attack.answers_per_prompt
+    seconds = 0.0
+    if isinstance(config, RolloutConfig):
+        seconds += _decode_s(policy, rows, max_new) + PUSH_S + 2 * CALL_S
+        seconds += 2 * rows * _row(max_new) * (policy.forward_s + scorer.forward_s)
+    elif Need.TARGETS not in attack.requires:
+        rows *= 2  # a pair is two answers
+    train = rows * _row(max_new) * policy.train_s * _passes(settings)
+    return seconds + updates * (train + UPDATE_S)
+
+
+def _passes(settings: ExperimentSettings) -> float:
+    defence = settings.defence
+    parts = defence.parts if isinstance(defence, ComposedConfig) else (defence,)
+    return math.prod(PASSES.get(part.name, 1.0) for part in parts)
+
+
+def _row(max_new_tokens: int) -> float:
+    """Return the tokens of a prompt with its answer."""
+    return PROMPT_TOKENS + ANSWER_FRAC * max_new_tokens
+
+
+def _decode_s(speed: Speeds, num: int, max_new_tokens: int) -> float:
+    """Return the seconds in which an engine answers prompts: some of them end early."""
+    rounds = math.ceil(num / MAX_SEQUENCES)
+    steps = rounds * max_new_tokens * speed.decode_step_s
+    tokens = num * _row(max_new_tokens)
+    return CALL_S + steps + tokens * speed.decode_token_s
+
+
+def _speeds_of(
+    model: ModelRecipe | str, dtype: str, num_threads: int, cache: Path
+) -> Speeds | None:
+    if isinstance(model, str):
+        return speeds(Path(model), {}, dtype=dtype, num_threads=num_threads, cache=cache)
+    if isinstance(model.start, str) and not isinstance(model.start, ModelRecipe):
+        return _speeds_of(model.start, dtype, num_threads, cache)
+    return _embedded(dtype, num_threads, cache)
+
+
+def _embedded(dtype: str, num_threads: int, cache: Path) -> Speeds | None:
+    shapes = {
+        **ARCHITECTURE,
+        "vocab_size": VOCABULARY_SIZE,
+        "num_key_value_heads": ARCHITECTURE["num_attention_heads"],
+    }
+    return speeds(None, shapes, dtype=dtype, num_threads=num_threads, cache=cache)
+
+
+def side_by_side(num_at_once: int) -> float:
+    """Return how many times as long each of several cells takes as one alone."""
+    if num_at_once <= local_cpus() // 2:
+        return 1.0
+    return num_at_once / (1 + GAIN_OF_A_PARALLEL_CELL * (num_at_once - 1))
+
+
+class History:
+    """What earlier cells took on this machine by what was estimated; a file of the cache."""
+
+    def __init__(self, cache: Path) -> None:
+        self._path = cache / "speed" / f"history-{machine_key()}.jsonl"
+
+    def record(self, settings: ExperimentSettings, estimated_s: float, took_s: float) -> None:
+        """Keep how long a cell took whose estimate, uncorrected, was ``estimated_s``."""
+        line = {
+            "attack": settings.attack.name,
+            "dtype": settings.model.dtype,
+            "model": settings.model.path,
+            "estimated_s": round(estimated_s, 3),
+            "took_s": round(took_s, 3),
+            "time": round(time.time()),
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def correction(self, settings: ExperimentSettings) -> float:
+        """Return by how much estimates of such cells were too short, the median of the last.
+
+        Those of the same attack in the same type count; of any attack where there is none.
+        """
+        alike = [line for line in self._lines() if line["dtype"] == settings.model.dtype]
+        same = [line for line in alike if line["attack"] == settings.attack.name]
+        ratios = [
+            line["took_s"] / line["estimated_s"] for line in (same or alike)[-_NUM_REMEMBERED:]
+        ]
+        return median(ratios) if ratios else 1.0
+
+    def _lines(self) -> list[dict[str, Any]]:
+        try:
+            texts = self._path.read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return []
+        lines = []
+        for text in texts:
+            try:
+                line = json.loads(text)
+                if line["estimated_s"] > 0:
+                    lines.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue  # torn by a crash
+        return lines
+
+
+class SlowSteps:
+    """Tells once where the steps of an attack take far longer than was estimated."""
+
+    def __init__(self, step_s: dict[str, float]) -> None:
+        """Take the estimated seconds of a step of each cell, contention included."""
+        self._step_s = step_s
+        self._swapped = swapped_pages()
+        self._is_told = False
+
+    def look(
+        self, name: str, num_done: int, seconds: float, *, dtype: AskedDtype, num_busy: int
+    ) -> str:
+        """Return what is to be told of a cell, if anything.
+
+        Args:
+            name: The cell.
+            num_done: Steps that are done.
+            seconds: What they took.
+            dtype: Type of its weights.
+            num_busy: Processes that this run itself keeps busy.
+        """
+        expected = self._step_s.get(name)
+        if self._is_told or expected is None or num_done < 3:
+            return ""
+        step_s = seconds / num_done
+        if step_s < SLOW * expected:
+            return ""
+        self._is_told = True
+        cause = slow_step_cause(
+            doubt=native_dtype(on_gpu=False).doubt(dtype),
+            load=os.getloadavg()[0],
+            num_busy=num_busy,
+            num_swapped=swapped_pages() - self._swapped,
+        )
+        return f"steps take {step_s:.1f} s, {step_s / expected:.0f} times the estimate: {cause}"
+
+
+def slow_step_cause(*, doubt: str, load: float, num_busy: int, num_swapped: int) -> str:
+    """Return the likely cause of slow steps.
+
+    Args:
+        doubt: What a measurement has against the type of weights, if anything.
+        load: Processes that want to run, as the system counts them.
+        num_busy: Those of this run.
+        num_swapped: Pages that were swapped meanwhile.
+    """
+    if doubt:
+        return doubt
+    if num_swapped > 1000:
+        return "the machine swaps; free memory or lower cluster.parallel_cells"
+    if load > 2 * num_busy + 1:
+        return f"other work runs on this machine (load {load:.0f}, {num_busy} of it this run's)"
+    return "no cause was found; see the logs of the workers"
+
+
+def swapped_pages() -> int:
+    """Return the pages that were swapped in or out since the machine started."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("pswpin", "pswpout")))

@@ -1,0 +1,165 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rpa_ray import estimate
+from rpa_ray.config import ExperimentSettings, parse_tree
+from rpa_ray.estimate import (
+    History,
+    SlowSteps,
+    estimate_cell,
+    estimate_model,
+    side_by_side,
+    slow_step_cause,
+)
+from rpa_ray.speed import Speeds
+from rpa_ray.world.models import world_models
+
+SPEEDS = Speeds(train_s=1e-3, forward_s=4e-4, decode_step_s=1e-3, decode_token_s=1e-5)
+
+
+@pytest.fixture(autouse=True)
+def timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "speeds", lambda *_, **__: SPEEDS)
+
+
+def cell(attack: str, *overrides: str) -> ExperimentSettings:
+    tree: dict[str, Any] = {"attack": attack, "model": {"dtype": "float32"}}
+    return parse_tree(tree, overrides)
+
+
+def seconds(settings: ExperimentSettings, cache: Path) -> float:
+    found = estimate_cell(settings, cache)
+    assert found is not None
+    return found.seconds
+
+
+def test_a_step_of_sft_is_one_pass_over_its_rows_and_one_update(world_cache: Path) -> None:
+    found = estimate_cell(cell("sft"), world_cache)
+    assert found is not None
+    # 8 rows of 20 + 28 tokens, 1 ms a token
+    assert found.step_s == pytest.approx(8 * 48 * 1e-3 + estimate.UPDATE_S)
+    assert found.num_steps == 125
+    assert found.seconds == pytest.approx(
+        2 * found.evaluation_s + 125 * found.step_s + found.rest_s
+    )
+
+
+def test_a_pair_is_two_rows(world_cache: Path) -> None:
+    found = estimate_cell(cell("dpo"), world_cache)
+    assert found is not None
+    assert found.step_s == pytest.approx(16 * 48 * 1e-3 + estimate.UPDATE_S)
+
+
+def test_ppo_samples_scores_and_makes_its_updates(world_cache: Path) -> None:
+    found = estimate_cell(cell("ppo"), world_cache)
+    assert found is not None
+    rollouts = estimate.CALL_S + 56 * 1e-3 + 8 * 48 * 1e-5
+    scores = 2 * 8 * 48 * (4e-4 + 4e-4)
+    updates = 4 * (8 * 48 * 1e-3 + estimate.UPDATE_S)
+    calls = estimate.PUSH_S + 2 * estimate.CALL_S
+    assert found.step_s == pytest.approx(rollouts + scores + updates + calls)
+
+
+def test_a_model_without_an_attack_is_measured_once(world_cache: Path) -> None:
+    found = estimate_cell(cell("none"), world_cache)
+    assert found is not None
+    assert found.seconds == pytest.approx(found.evaluation_s + found.rest_s)
+    assert found.step_s == 0
+
+
+def test_defences_that_pass_twice_take_twice_and_compose(world_cache: Path) -> None:
+    plain, doubled, both = (
+        estimate_cell(cell("sft", f"defence={defence}"), world_cache)
+        for defence in ("lisa", "refusal_loss", "[refusal_loss, vaccine]")
+    )
+    assert plain and doubled and both
+    pass_s = 8 * 48 * 1e-3
+    assert doubled.step_s - plain.step_s == pytest.approx(pass_s)
+    assert both.step_s - estimate.UPDATE_S == pytest.approx(2.0 * 1.7 * pass_s)
+
+
+def test_more_samples_prompts_and_answers_take_longer(world_cache: Path) -> None:
+    plain = seconds(cell("grpo"), world_cache)
+    for override in ("data.num_samples=2000", "evaluation.num_prompts=200", "attack.group_size=32"):
+        assert seconds(cell("grpo", override), world_cache) > plain
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["model.dtype=auto", "cluster.address=127.0.0.1:6379", "cluster.gpus_per_rank=1"],
+)
+def test_what_is_computed_elsewhere_is_not_estimated(override: str, world_cache: Path) -> None:
+    assert estimate_cell(cell("sft", override), world_cache) is None
+
+
+def test_a_model_that_is_not_timed_is_not_estimated(
+    monkeypatch: pytest.MonkeyPatch, world_cache: Path
+) -> None:
+    monkeypatch.setattr(estimate, "speeds", lambda *_, **__: None)
+    assert estimate_cell(cell("sft"), world_cache) is None
+    assert estimate_model(world_models(0, world_cache).base, world_cache, 1) is None
+
+
+def test_making_the_base_model_is_its_steps(world_cache: Path) -> None:
+    made = estimate_model(world_models(0, world_cache).base, world_cache, 1)
+    assert made == pytest.approx(estimate.SET_UP_S + 500 * (48 * 48 * 1e-3 + estimate.UPDATE_S))
+
+
+def test_estimates_are_corrected_by_the_median_of_like_cells(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    assert history.correction(cell("ppo")) == 1.0
+    for took in (20.0, 30.0, 90.0):
+        history.record(cell("ppo"), estimated_s=10.0, took_s=took)
+    assert History(tmp_path).correction(cell("ppo", "defence=refusal_loss")) == 3.0
+    # of any attack where there is none of this, but never of another type
+    assert history.correction(cell("sft")) == 3.0
+    assert history.correction(cell("sft", "model.dtype=bfloat16")) == 1.0
+    history.record(cell("sft"), estimated_s=10.0, took_s=5.0)
+    assert history.correction(cell("sft")) == 0.5
+
+
+def test_only_the_last_cells_count_and_a_torn_line_does_not(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    for took in [100.0] * 20 + [10.0] * 10:
+        history.record(cell("ppo"), estimated_s=10.0, took_s=took)
+    (path,) = (tmp_path / "speed").iterdir()
+    with path.open("a") as file:
+        file.write('{"attack": "ppo", "dty')
+    assert history.correction(cell("ppo")) == 1.0
+
+
+def test_two_cells_on_two_cores_take_half_as_long_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "local_cpus", lambda: 2)
+    assert side_by_side(1) == 1.0
+    assert side_by_side(2) == pytest.approx(1.49, abs=0.01)
+    monkeypatch.setattr(estimate, "local_cpus", lambda: 16)
+    assert side_by_side(2) == 1.0
+
+
+def test_slow_steps_are_told_once_and_not_from_the_first_steps() -> None:
+    slow = SlowSteps({"a": 0.1, "b": 0.1})
+    look = {"dtype": "float32", "num_busy": 1}
+    assert slow.look("a", 2, 100.0, **look) == ""  # type: ignore[arg-type]
+    assert slow.look("a", 10, 4.9, **look) == ""  # type: ignore[arg-type]
+    assert slow.look("unknown", 10, 99.0, **look) == ""  # type: ignore[arg-type]
+    told = slow.look("a", 10, 6.0, **look)  # type: ignore[arg-type]
+    assert told.startswith("steps take 0.6 s, 6 times the estimate: ")
+    assert slow.look("b", 10, 99.0, **look) == ""  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("doubt", "load", "num_swapped", "cause"),
+    [
+        ("bfloat16 takes 20 times as long", 9.0, 9999, "bfloat16 takes 20 times as long"),
+        ("", 9.0, 9999, "the machine swaps"),
+        ("", 9.0, 0, "other work runs on this machine (load 9, 2 of it this run's)"),
+        ("", 5.0, 0, "no cause was found"),
+    ],
+)
+def test_the_likely_cause_of_slow_steps_is_told(
+    doubt: str, load: float, num_swapped: int, cause: str
+) -> None:
+    found = slow_step_cause(doubt=doubt, load=load, num_busy=2, num_swapped=num_swapped)
+    assert found.startswith(cause)
