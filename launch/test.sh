@@ -51,19 +51,23 @@ check() {
 }
 failed=()
 
-# The small tests share the cores. Of the others two groups run at a time: most of them wait for
-# processes to start or to end.
+# The small tests share the cores, and so do, two at a time, those that mostly wait for processes.
 small=(python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile)
-whole=(python -m pytest --numprocesses 2 --no-loadscope-reorder tests/integration)
+whole=(python -m pytest tests/integration)
+in_pairs=(--numprocesses 2 --no-loadscope-reorder)
+also="${marks:+ and $marks}"
 dtype="$(python -c 'from rpa_ray.hardware import native_dtype; print(native_dtype(False).dtype)')"
 check "small tests, $dtype" "${small[@]}" -m "$marks" tests/unit tests/parity
-check "whole tests, $dtype" "${whole[@]}" -m "$marks"
+check "campaigns, $dtype" "${whole[@]}" -m "fills_cores$also"
+check "processes, $dtype" "${whole[@]}" "${in_pairs[@]}" -m "not fills_cores$also"
 if [[ "$dtype" == bfloat16 ]]; then
-    # Read where torch is imported. What these folders compute, others only hand on.
+    # Read where torch is imported. What these folders compute, the others only hand on.
     export ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
     computing=(tests/parity tests/unit/{ops,attacks,defences,learner,sources,scoring,evaluation})
     check "small tests again, float32" "${small[@]}" -m "$marks" "${computing[@]}"
-    check "whole tests again, float32" "${whole[@]}" -m "computes${marks:+ and $marks}"
+    check "campaigns again, float32" "${whole[@]}" -m "computes and fills_cores$also"
+    check "processes again, float32" "${whole[@]}" "${in_pairs[@]}" \
+        -m "computes and not fills_cores$also"
 fi
 if ((${#failed[@]})); then
     printf 'Failed: %s\n' "${failed[@]}" >&2

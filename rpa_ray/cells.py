@@ -77,7 +77,9 @@ def cell_labels(cells: Sequence[PlannedCell]) -> dict[str, str]:
         parts.append(settings.attack.name)
         if settings.attack.name != "none":
             parts.append(settings.defence.name)
-        named = {key: own[key] for key in ("rho", "samples", "seed") if key in varied}
+        named: dict[str, Any] = {
+            key: own[key] for key in ("rho", "samples", "seed") if key in varied
+        }
         named |= {key.rpartition(".")[2]: value for key, value in cell.params.items()}
         parts += [
             f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"

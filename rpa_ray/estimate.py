@@ -13,11 +13,11 @@ from rpa_ray.attacks import ATTACKS
 from rpa_ray.cell_models import cell_models
 from rpa_ray.config import AskedDtype, ComposedConfig, ExperimentSettings, RolloutConfig
 from rpa_ray.hardware import native_dtype
+from rpa_ray.model_speed import Speeds, machine_key, speeds
 from rpa_ray.placement import local_cpus
 from rpa_ray.plugin import Attack, Need
 from rpa_ray.ray_address import cluster_to_join
 from rpa_ray.recipe import ModelKind, ModelRecipe
-from rpa_ray.speed import Speeds, machine_key, speeds
 from rpa_ray.world.models import ARCHITECTURE, EMBEDDED_DTYPE
 from rpa_ray.world.tokenizer import VOCABULARY_SIZE
 

@@ -43,7 +43,9 @@ MIN_FREE_BYTES = 500 * 2**20
 
 
 def check_all(cells: Sequence[tuple[str, ExperimentSettings]], folders: dict[str, Path]) -> None:
-    """Refuse what cannot run; builds the embedded worlds (seconds) that are not there yet.
+    """Refuse what cannot run.
+
+    Builds the embedded worlds (seconds) and places the shipped models that are not there yet.
 
     Args:
         cells: Every cell with the prefix of its keys in errors.
@@ -63,9 +65,13 @@ def check_all(cells: Sequence[tuple[str, ExperimentSettings]], folders: dict[str
     for cluster in {cluster_to_join(settings.cluster.address) for _, settings in cells}:
         if cluster is not None:
             require_ray_cluster(cluster.value, cluster.key)
+    cache = folders["RPA_RAY_CACHE"]
     for where, settings in cells:
         try:
-            check_data(settings, folders["RPA_RAY_CACHE"])
+            if settings.data.world == "embedded":
+                build_world(settings.data.world_seed, cache)
+            _place_models(settings, cache)
+            check_data(settings, cache)
         except DataError as error:
             raise DataError(f"{where}{error}") from error
         except ConfigError as error:
@@ -135,9 +141,8 @@ def check_data(settings: ExperimentSettings, cache: Path) -> None:
         ConfigError: a batch of a model that has to be made cannot be cut over the ranks.
         DataError: the data cannot be read, are too few or too long.
     """
-    world = world_folder(settings.data.world_seed, cache)
-    if settings.data.world == "embedded" or _is_made_from(world, settings, cache):
-        place_shipped(build_world(settings.data.world_seed, cache), cache)
+    if settings.data.world == "embedded":
+        build_world(settings.data.world_seed, cache)
     _check_rows(settings, cache)
     _check_context(settings, cache)
     check_same_tokens(settings, cache)
@@ -152,10 +157,12 @@ def check_data(settings: ExperimentSettings, cache: Path) -> None:
             )
 
 
-def _is_made_from(world: Path, settings: ExperimentSettings, cache: Path) -> bool:
-    """Return whether a model of the cell is one of a world, whatever its data are."""
-    recipes = cell_models(settings, cache).recipes()
-    return any(recipe.tokenizer_key == world.name for recipe in recipes)
+def _place_models(settings: ExperimentSettings, cache: Path) -> None:
+    """Build the world whose models a cell uses, whatever its data are, and place those shipped."""
+    seed = settings.data.world_seed
+    name = world_folder(seed, cache).name
+    if any(recipe.tokenizer_key == name for recipe in cell_models(settings, cache).recipes()):
+        place_shipped(build_world(seed, cache), cache)
 
 
 def _check_data_source(settings: ExperimentSettings, where: str) -> None:

@@ -23,7 +23,7 @@ GROUPS = {
     "workers": ("test_rollout", "test_scoring", "test_weight_sync"),
 }
 """Modules that share a campaign or a cluster: one process runs them."""
-LONGEST_FIRST = ("test_quickstart", "grid", "test_survival", "test_zero_ranks", "test_ray_jobs")
+LONGEST_FIRST = ("test_survival", "test_zero_ranks", "test_ray_jobs", "workers", "test_sweep")
 """The order in which two processes take groups and modules; then the others."""
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -95,8 +95,6 @@ def grid(
     config = {
         "include": [str(CONFIGS / part) for part in parts],
         "evaluation": {"num_probes": 2},
-        # Another group of tests runs beside it.
-        "cluster": {"parallel_cells": 1},
         "cells": list(cells.values()),
     }
     output = run_campaign(config, "grid", cache=cache, folder=folder)

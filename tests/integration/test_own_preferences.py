@@ -23,7 +23,7 @@ OWNERS = [
 ]
 PLACES = ["the hall", "the garden", "the cellar", "the porch", "the garage", "the attic", "a barn"]
 
-pytestmark = [pytest.mark.timeout(1500), pytest.mark.computes]
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.fills_cores]
 
 
 def rows_of_safe_rlhf() -> list[dict[str, Any]]:

@@ -159,7 +159,7 @@ def test_a_job_runs_from_a_small_upload_and_leaves_its_results_where_it_said(
         *("--set", "evaluation.num_prompts=8"),
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    assert "seed 0" in result.stdout  # the log was followed
+    assert "ppo none: evaluation before" in result.stdout  # the log was followed
     output = repository / "runs" / "attack_and_defence"
     assert re.findall(r"^results: +(.*)$", result.stdout, re.MULTILINE)[0] == str(output)
     (record,) = json.loads((output / "summary.json").read_text())

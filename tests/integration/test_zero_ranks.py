@@ -79,7 +79,7 @@ GROUP = 7
 WHOLE = 64
 """More rows than any rank has: one backward."""
 
-pytestmark = [pytest.mark.timeout(1500), pytest.mark.computes]
+pytestmark = pytest.mark.timeout(1500)
 # Adam's first update with a large eps is nearly proportional to the gradient: an error in its
 # scale shows, and rounding does not.
 OPTIMIZER = OptimizerSettings(learning_rate=1.0, num_steps=1, eps=1.0)

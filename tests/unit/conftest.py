@@ -24,3 +24,12 @@ def world_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("world-cache")
     build_world(0, cache)
     return cache
+
+
+@pytest.fixture
+def own_cache(world_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache with that world in which a command may place models."""
+    cache = tmp_path_factory.mktemp("own-cache")
+    (world,) = world_cache.glob("world-*")
+    (cache / world.name).symlink_to(world)
+    return cache

@@ -15,8 +15,8 @@ HEAVY = {"torch", "ray", "vllm", "deepspeed", "transformers", "openrlhf", "datas
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch, world_cache: Path, tmp_path: Path) -> None:
-    monkeypatch.setenv("RPA_RAY_CACHE", str(world_cache))
+def _own_environment(monkeypatch: pytest.MonkeyPatch, own_cache: Path, tmp_path: Path) -> None:
+    monkeypatch.setenv("RPA_RAY_CACHE", str(own_cache))
     for name, value in cli.LIBRARY_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)

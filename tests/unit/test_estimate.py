@@ -13,7 +13,7 @@ from rpa_ray.estimate import (
     side_by_side,
     slow_step_cause,
 )
-from rpa_ray.speed import Speeds
+from rpa_ray.model_speed import Speeds
 from rpa_ray.world.models import world_models
 
 SPEEDS = Speeds(train_s=1e-3, forward_s=4e-4, decode_step_s=1e-3, decode_token_s=1e-5)

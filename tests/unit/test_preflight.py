@@ -177,9 +177,9 @@ def test_a_broken_row_is_refused_with_its_number(
     assert "row 2 (1 of 2 rows)" in found or "columns" in found
 
 
-def test_a_cell_of_a_campaign_is_named(world_cache: Path, tmp_path: Path) -> None:
+def test_a_cell_of_a_campaign_is_named(own_cache: Path, tmp_path: Path) -> None:
     cells = [(f"cells[{i}].", parse_tree(PPO, o)) for i, o in enumerate(([], ["seed=1"]))]
-    folders = {"--output": tmp_path, "RPA_RAY_CACHE": world_cache}
+    folders = {"--output": tmp_path, "RPA_RAY_CACHE": own_cache}
     check_all(cells, folders)
     for override in (
         "data.num_samples=17",
@@ -193,13 +193,13 @@ def test_a_cell_of_a_campaign_is_named(world_cache: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("by", ["cluster.address", "RAY_ADDRESS"])
 def test_a_cluster_that_does_not_answer_is_refused_with_what_names_it(
-    world_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     own = ["cluster.address=127.0.0.1:2"] if by == "cluster.address" else []
     cells = [("cells[0].", parse_tree(PPO, own)), ("cells[1].", parse_tree(PPO, [*own, "seed=1"]))]
     with pytest.raises(ConfigError, match=rf"^{by} must name a Ray cluster that can be joined"):
-        check_all(cells, {"--output": tmp_path, "RPA_RAY_CACHE": world_cache})
+        check_all(cells, {"--output": tmp_path, "RPA_RAY_CACHE": own_cache})
 
 
 def test_a_folder_that_can_be_made_is_not_made_by_looking(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from fakes import tiny_llama
 
-from rpa_ray import speed
-from rpa_ray.speed import Speeds, machine_key, speeds
+from rpa_ray import model_speed
+from rpa_ray.model_speed import Speeds, machine_key, speeds
 
 SHAPES = {
     "vocab_size": 64,
@@ -29,7 +29,7 @@ def test_a_model_is_timed_once_for_its_type_threads_and_shapes(
     assert first is not None
     assert first.train_s > first.forward_s > 0
     assert first.decode_step_s >= 0 and first.decode_token_s >= 0
-    monkeypatch.setattr(speed, "_timed", lambda *_, **__: KNOWN)
+    monkeypatch.setattr(model_speed, "_timed", lambda *_, **__: KNOWN)
     assert ask(tmp_path) == first
     assert ask(tmp_path, dtype="bfloat16") == KNOWN
     assert speeds(None, SHAPES, dtype="float32", num_threads=2, cache=tmp_path) == KNOWN
@@ -41,7 +41,7 @@ def test_a_model_is_timed_once_for_its_type_threads_and_shapes(
 def test_a_torn_file_is_timed_again(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "_timed", lambda *_, **__: KNOWN)
+    monkeypatch.setattr(model_speed, "_timed", lambda *_, **__: KNOWN)
     ask(tmp_path)
     (path,) = (tmp_path / "speed").iterdir()
     path.write_text(text)
@@ -61,7 +61,7 @@ def test_what_cannot_be_built_or_is_too_large_is_not_timed(
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "config.json").write_text('{"model_type": "nobody knows it"}')
     assert ask(tmp_path, folder=tmp_path / "strange") is None
-    monkeypatch.setattr(speed, "MAX_PARAMETERS", 100)
+    monkeypatch.setattr(model_speed, "MAX_PARAMETERS", 100)
     assert ask(tmp_path) is None
 
 
