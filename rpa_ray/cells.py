@@ -77,9 +77,8 @@ def cell_labels(cells: Sequence[PlannedCell]) -> dict[str, str]:
         parts.append(settings.attack.name)
         if settings.attack.name != "none":
             parts.append(settings.defence.name)
-        named: dict[str, Any] = {
-            key: own[key] for key in ("rho", "samples", "seed") if key in varied
-        }
+        shared = [key for key in ("rho", "samples", "seed") if key in varied]
+        named: dict[str, Any] = {key: own[key] for key in shared}
         named |= {key.rpartition(".")[2]: value for key, value in cell.params.items()}
         parts += [
             f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"

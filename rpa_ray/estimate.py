@@ -26,9 +26,12 @@ ANSWER_FRAC = 0.5
 """Length of an answer by its limit, on the embedded world; another is corrected by its cells."""
 MAX_SEQUENCES = 256
 """Answers that an engine works on at once."""
-UPDATE_S, PUSH_S, CALL_S = 0.012, 0.025, 0.015
-"""Optimizer step under DeepSpeed, push of the weights and call of a worker, for 1M parameters."""
-EVALUATION_S, SET_UP_S, START_S = 1.0, 1.0, 20.0
+UPDATE_S, PUSH_S, CALL_S = 0.008, 0.03, 0.008
+"""Optimizer step under DeepSpeed, push of the weights and call of a worker, for 1M parameters
+(2026-11-26, as are the others without a date)."""
+ENGINE = 0.5
+"""Time of a decoding step in an engine by that of the timed model."""
+EVALUATION_S, SET_UP_S, START_S = 0.5, 0.7, 20.0
 """Intervals and files of an evaluation; engine and models of a cell; cluster and workers."""
 GAIN_OF_A_PARALLEL_CELL = 0.34
 """Two cells side by side on two cores take 1.49 times as long each (2026-11-21)."""
@@ -151,7 +154,7 @@ def _decode_s(speed: Speeds, num: int, max_new_tokens: int) -> float:
     rounds = math.ceil(num / MAX_SEQUENCES)
     steps = rounds * max_new_tokens * speed.decode_step_s
     tokens = num * _row(max_new_tokens)
-    return CALL_S + steps + tokens * speed.decode_token_s
+    return CALL_S + ENGINE * (steps + tokens * speed.decode_token_s)
 
 
 def _speeds_of(

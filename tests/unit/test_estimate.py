@@ -55,7 +55,7 @@ def test_a_pair_is_two_rows(world_cache: Path) -> None:
 def test_ppo_samples_scores_and_makes_its_updates(world_cache: Path) -> None:
     found = estimate_cell(cell("ppo"), world_cache)
     assert found is not None
-    rollouts = estimate.CALL_S + 56 * 1e-3 + 8 * 48 * 1e-5
+    rollouts = estimate.CALL_S + estimate.ENGINE * (56 * 1e-3 + 8 * 48 * 1e-5)
     scores = 2 * 8 * 48 * (4e-4 + 4e-4)
     updates = 4 * (8 * 48 * 1e-3 + estimate.UPDATE_S)
     calls = estimate.PUSH_S + 2 * estimate.CALL_S
