@@ -257,12 +257,20 @@ def frozen_of(module: PolicyModel) -> Any:
 def attach(defence: OnlineDefence, module: PolicyModel) -> None:
     """Attach a defence that may read the weights of another model from a folder."""
     with tempfile.TemporaryDirectory() as folder:
+        other = Path(folder, "other")
         if Need.COMPARED_WEIGHTS in defence.needs:
-            other = tiny_llama(seed=5)
-            other.config.save_pretrained(folder)
-            # Whatever rank this is: the model's own way to save writes on the first one only.
-            save_model(other, str(Path(folder, "model.safetensors")))
-        defence.attach(module, {Need.COMPARED_WEIGHTS: folder})
+            saved_llama(other, seed=5)
+        defence.attach(module, {Need.COMPARED_WEIGHTS: str(other)})
+
+
+def saved_llama(folder: Path, *, seed: int) -> Path:
+    """Return a folder with a tiny model, written once."""
+    if not folder.is_dir():
+        other = tiny_llama(seed=seed)
+        other.config.save_pretrained(folder)
+        # Whatever rank this is: the model's own way to save writes on the first one only.
+        save_model(other, str(folder / "model.safetensors"))
+    return folder
 
 
 def uniform_forward(input_ids: Tensor, attention_mask: Tensor) -> ModelOutputs:

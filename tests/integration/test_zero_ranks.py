@@ -35,6 +35,7 @@ from rpa_ray.attacks.ppo import PPO
 from rpa_ray.attacks.rollout import RolloutAttack
 from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import LoraSettings
+from rpa_ray.defences import DEFENCES as TABLE
 from rpa_ray.defences import defence_of
 from rpa_ray.defences.online.kl_safe_ref import KLSafeRef
 from rpa_ray.defences.online.lisa import Lisa
@@ -121,6 +122,15 @@ DEFENCES: dict[str, Callable[[], OnlineDefence]] = {
         )
     ),
 }
+ELSEWHERE = {
+    "freeze": "makes no update",
+    "low_lr": "is another rate",
+    "dpo_beta": "is another setting of the attack",
+    "kl_coefficient": "is another setting of the attack",
+    "token_constrained": "is among the attacks below: it needs targets",
+    "vaccine": "has a norm over ranks of its own, below",
+}
+"""Defences of the table that are no case here, and why."""
 IN_ONE_BACKWARD = ("none", "refusal_loss")
 """What two ranks also try in one backward; the others have two there, in every stage."""
 NUM_UPDATES = 2
@@ -692,6 +702,10 @@ def assert_equal(found: Any, expected: Any, where: str = "") -> None:
             assert_equal(one, other, where)
     else:
         assert found == expected, where
+
+
+def test_every_defence_of_the_table_is_a_case_or_says_why_not() -> None:
+    assert set(TABLE) == (set(TABLE) & set(DEFENCES)) | set(ELSEWHERE)
 
 
 @pytest.mark.parametrize("defence", IN_ONE_BACKWARD)

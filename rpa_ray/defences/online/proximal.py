@@ -36,7 +36,7 @@ class Proximal(OnlineDefence):
 
     class Config(PluginConfig):
         rho: float = Field(100.0, ge=0)
-        """Weight of the proximal term; 0 leaves the weights free."""
+        """Weight of the proximal term; 0 is no defence: the weights are free."""
         prox: Literal["gradient", "decoupled"] = "gradient"
 
     config: Config
