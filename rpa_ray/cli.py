@@ -358,7 +358,14 @@ def _refuse_impossible(loaded: LoadedConfig, folder: Path) -> None:
 
         require_metric(loaded.sweep.metric)
     cells = list(zip(loaded.wheres, loaded.campaign.cells, strict=True))
-    check_all(cells, {"--output": folder, "RPA_RAY_CACHE": cache_folder()})
+    placed = check_all(cells, {"--output": folder, "RPA_RAY_CACHE": cache_folder()})
+    if placed:
+        console.print(
+            f"models: {len(placed)} of the default world come with the package, nobody trains "
+            f"them; in {cache_folder()}",
+            highlight=False,
+            soft_wrap=True,
+        )
     for cell in plan_cells(loaded, folder):
         if not cell.done:
             check_checkpoints(cell.folder, cell.settings)

@@ -42,10 +42,12 @@ from rpa_ray.world.shipped import place_shipped
 MIN_FREE_BYTES = 500 * 2**20
 
 
-def check_all(cells: Sequence[tuple[str, ExperimentSettings]], folders: dict[str, Path]) -> None:
-    """Refuse what cannot run.
+def check_all(
+    cells: Sequence[tuple[str, ExperimentSettings]], folders: dict[str, Path]
+) -> list[str]:
+    """Refuse what cannot run; return the models that were placed, which come with the package.
 
-    Builds the embedded worlds (seconds) and places the shipped models that are not there yet.
+    Builds the embedded worlds (seconds) and places those models where they are not there yet.
 
     Args:
         cells: Every cell with the prefix of its keys in errors.
@@ -65,12 +67,12 @@ def check_all(cells: Sequence[tuple[str, ExperimentSettings]], folders: dict[str
     for cluster in {cluster_to_join(settings.cluster.address) for _, settings in cells}:
         if cluster is not None:
             require_ray_cluster(cluster.value, cluster.key)
-    cache = folders["RPA_RAY_CACHE"]
+    cache, placed = folders["RPA_RAY_CACHE"], list[str]()
     for where, settings in cells:
         try:
             if settings.data.world == "embedded":
                 build_world(settings.data.world_seed, cache)
-            _place_models(settings, cache)
+            placed += _place_models(settings, cache)
             check_data(settings, cache)
         except DataError as error:
             raise DataError(f"{where}{error}") from error
@@ -78,6 +80,7 @@ def check_all(cells: Sequence[tuple[str, ExperimentSettings]], folders: dict[str
             raise ConfigError(
                 f"{where}{error.key}", error.rule, error.value, error.remedy
             ) from error
+    return placed
 
 
 def check_output(folder: Path, option: str = "--output") -> None:
@@ -157,12 +160,13 @@ def check_data(settings: ExperimentSettings, cache: Path) -> None:
             )
 
 
-def _place_models(settings: ExperimentSettings, cache: Path) -> None:
+def _place_models(settings: ExperimentSettings, cache: Path) -> list[str]:
     """Build the world whose models a cell uses, whatever its data are, and place those shipped."""
     seed = settings.data.world_seed
     name = world_folder(seed, cache).name
     if any(recipe.tokenizer_key == name for recipe in cell_models(settings, cache).recipes()):
-        place_shipped(build_world(seed, cache), cache)
+        return place_shipped(build_world(seed, cache), cache)
+    return []
 
 
 def _check_data_source(settings: ExperimentSettings, where: str) -> None:
