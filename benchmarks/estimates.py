@@ -2,8 +2,8 @@
 
 python benchmarks/estimates.py runs/quickstart [ANOTHER ...] [--at-once 2] [--cache runs/cache]
 
-Estimates are made here, so run it on the machine of the campaign, in its environment. The first line of
-each campaign is uncorrected; each of the others is corrected by the cells that had ended before.
+Estimates are made here, so run it where the campaign ran, in the same environment. The first line
+of each campaign is uncorrected; the others are corrected by the cells that had ended before.
 """
 
 import argparse

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FEW_PROMPTS = {"num_prompts": 5, "num_samples": 200}
+FEW_PROMPTS = {"num_prompts": 5, "num_samples": 300}
 CELLS: dict[str, dict[str, Any]] = {
     "sft": {"include": [f"{CONFIGS}/attack/sft.yaml"]},
     "dpo": {"include": [f"{CONFIGS}/attack/dpo.yaml"]},
@@ -93,7 +93,7 @@ def test_five_prompts_are_enough_for_grpo(records: dict[str, Record]) -> None:
 
 def test_groups_are_logged_with_their_spread(campaign: Path, records: dict[str, Record]) -> None:
     steps = steps_of(campaign, records["grpo on five prompts"])
-    assert len(steps) == 40
+    assert len(steps) == 60
     assert steps[0]["reward/group_std"] > 0
     assert all(0 <= step["reward/zero_variance_frac"] <= 1 for step in steps)
     assert all(0 <= step["judge/harm_score"] <= 10 for step in steps)
