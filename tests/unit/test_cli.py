@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from rpa_ray import cli
+from rpa_ray import cli, hardware
+from rpa_ray.doctor import _dtype
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "attack_and_defence.yaml")
@@ -126,6 +127,44 @@ def test_a_plan_writes_no_results(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert status_of("plan", CONFIG) == 0
     assert "plan of attack_and_defence" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("model.dtype=float32", "weights: float32 (model.dtype)"),
+        ("model.dtype=auto", "weights: bfloat16 (auto: it was asked)"),
+        ("cluster.zero_stage=0", "weights: float32 (auto: ZeRO stage 0 keeps no float32 masters"),
+    ],
+)
+def test_a_plan_says_the_type_of_weights_and_why(
+    override: str, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "_of_cpu", lambda: ("bfloat16", "it was asked"))
+    monkeypatch.setattr(hardware, "bfloat16_factor", lambda: 0.2)
+    assert status_of("plan", CONFIG, "--set", override) == 0
+    printed = capsys.readouterr()
+    assert line in printed.out
+    assert "warning" not in printed.err
+
+
+def test_a_type_that_the_measurement_contradicts_is_warned_of_and_runs_all_the_same(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "bfloat16_factor", lambda: 20.0)
+    assert status_of("plan", CONFIG, "--set", "model.dtype=bfloat16") == 0
+    assert "warning bfloat16 takes 20 times as long as float32" in capsys.readouterr().err
+
+
+def test_the_doctor_says_the_type_of_weights_and_fails_where_it_is_contradicted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "_of_cpu", lambda: ("float32", "it was asked"))
+    for factor, told in ((20.0, "float32: it was asked"), (0.1, "but float32 takes 10 times")):
+        monkeypatch.setattr(hardware, "bfloat16_factor", lambda factor=factor: factor)
+        finding = _dtype()
+        assert told in finding.text
+        assert finding.ok == (factor > 1)
 
 
 def in_a_fresh_process(
