@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -36,19 +37,28 @@ def build_world(seed: int, cache: Path) -> Path:
     folder = world_folder(seed, cache)
     if folder.exists():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(mkdtemp(prefix=f".{folder.name}-", dir=cache))
-    try:
+    with appearing(folder) as unfinished:
         _write_world(World(seed), unfinished)
+    return folder
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write into, which then appears as ``folder``, whole; an error leaves none.
+
+    Where another process was first its folder stays: the contents of the two are equal.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield unfinished
         unfinished.chmod(0o755)
         os.replace(unfinished, folder)
     except OSError:
-        # Another process may have finished the same folder first; its contents are equal.
         if not folder.exists():
             raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
 
 
 def make_tables(world: World) -> dict[str, pa.Table]:

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 from rpa_ray.config import ConfigError
+from rpa_ray.world.datasets import appearing
 
 SHIPPED = Path(__file__).parent / "shipped_models"
 """A folder a model, named as in a cache: by what it is and the key of its recipe."""
@@ -44,8 +43,7 @@ def place_shipped(world: Path, cache: Path, shipped: Path = SHIPPED) -> list[str
 
 def _place(source: Path, digests: dict[str, str], tokenizer: Path, folder: Path) -> None:
     """Copy a model, with the tokenizer of its world, into a folder that appears all at once."""
-    unfinished = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with appearing(folder) as unfinished:
         for name, digest in digests.items():
             shutil.copyfile(source / name, unfinished / name)
             found = _sha256(unfinished / name)
@@ -58,14 +56,6 @@ def _place(source: Path, digests: dict[str, str], tokenizer: Path, folder: Path)
                 )
         for file in tokenizer.iterdir():
             shutil.copyfile(file, unfinished / file.name)
-        unfinished.chmod(0o755)
-        os.replace(unfinished, folder)
-    except OSError:
-        # Another process may have placed the same model first.
-        if not folder.exists():
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _index(shipped: Path) -> dict[str, Any]:
