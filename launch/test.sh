@@ -7,16 +7,18 @@
 # --slow adds the tests marked slow and gpu (gpu ones are skipped where there is no GPU).
 #
 # Where the processor computes bfloat16, what computes with weights runs again in float32, as on a
-# processor that does not.
+# processor that does not: the numerics of every method, and of whole runs those marked "computes";
+# with --slow every test.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 pytest_arguments=()
 marks="not slow and not gpu"
+again="computes and "
 has_path=0
 for argument in "$@"; do
     case "$argument" in
-    --slow) marks="" ;;
+    --slow) marks="" again="" ;;
     *)
         pytest_arguments+=("$argument")
         if [[ -e "${argument%%::*}" ]]; then has_path=1; fi
@@ -65,9 +67,9 @@ if [[ "$dtype" == bfloat16 ]]; then
     export ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
     computing=(tests/parity tests/unit/{ops,attacks,defences,learner,sources,scoring,evaluation})
     check "small tests again, float32" "${small[@]}" -m "$marks" "${computing[@]}"
-    check "campaigns again, float32" "${whole[@]}" -m "computes and fills_cores$also"
+    check "campaigns again, float32" "${whole[@]}" -m "${again}fills_cores$also"
     check "processes again, float32" "${whole[@]}" "${in_pairs[@]}" \
-        -m "computes and not fills_cores$also"
+        -m "${again}not fills_cores$also"
 fi
 if ((${#failed[@]})); then
     printf 'Failed: %s\n' "${failed[@]}" >&2

@@ -126,6 +126,7 @@ def determinism(settings: ExperimentSettings) -> dict[str, Any]:
             "num_scorer_workers": cluster.num_scorer_workers,
             "threads_per_process": cluster.threads_per_process,
             "versions": "those above",
+            "models": "those of the cache: made_from.json says with how many threads",
         },
     }
 

@@ -41,7 +41,7 @@ CELLS: dict[str, dict[str, Any]] = {
 }
 Record = dict[str, Any]
 
-pytestmark = [pytest.mark.timeout(1500), pytest.mark.fills_cores, pytest.mark.computes]
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.fills_cores]
 
 
 def GRID(folder: Path) -> dict[str, dict[str, Any]]:

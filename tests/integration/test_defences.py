@@ -49,7 +49,7 @@ CELLS: dict[str, tuple[str, Any, str]] = {
 }
 EXAMPLES = pytest.mark.parametrize("name", CELLS)
 
-pytestmark = [pytest.mark.timeout(1500), pytest.mark.fills_cores, pytest.mark.computes]
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.fills_cores]
 
 
 def GRID(folder: Path) -> dict[str, dict[str, Any]]:

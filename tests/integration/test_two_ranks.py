@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 NUM_SFT_SAMPLES, NUM_SAMPLES = 240, 320
 """SFT breaks the model quickly; PPO then has to keep it broken, and its text whole."""
 
-pytestmark = [pytest.mark.timeout(1500), pytest.mark.computes]
+pytestmark = pytest.mark.timeout(1500)
 
 
 @pytest.fixture(scope="module")

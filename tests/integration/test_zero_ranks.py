@@ -348,7 +348,8 @@ def step_cases(num_ranks: int) -> Iterator[tuple[int, str, int]]:
     yield from ((stage, defence, WHOLE) for stage in (0, 1, 2, 3) for defence in PER_MICRO_BATCH)
     for stage in (0, 1, 2, 3):
         for defence in DEFENCES:
-            yield stage, defence, 5
+            if num_ranks == 2 or stage in (0, 3):
+                yield stage, defence, 5
             if num_ranks == 1 or defence in IN_ONE_BACKWARD:
                 yield stage, defence, WHOLE
     if num_ranks == 1:
@@ -719,7 +720,8 @@ def test_a_step_on_two_ranks_is_the_step_on_one(
 
 
 @pytest.mark.parametrize("defence", DEFENCES)
-@pytest.mark.parametrize(("zero_stage", "size"), [(0, 5), (1, 5), (2, 5), (3, 5), (1, 1)])
+# Stages 1 and 2 hold gradients alike; two ranks have micro-batches at every stage, below.
+@pytest.mark.parametrize(("zero_stage", "size"), [(0, 5), (3, 5), (1, 1)])
 def test_micro_batches_on_one_rank_make_the_step_of_one_batch(
     zero_stage: int, defence: str, size: int, one_rank: Outcome
 ) -> None:
