@@ -189,9 +189,9 @@ def _run(
 
             def look() -> None:
                 startup.look(ask(queue, "groups"))
-                jobs = ask(queue, "jobs")
-                view.show(jobs)
-                clock.look(jobs, view.say)
+                states = ask(queue, "jobs")
+                view.show(states)
+                clock.look(states, view.say)
 
             return work_through([*lanes, *conductors], look)
         finally:

@@ -213,14 +213,15 @@ def plan(
 ) -> None:
     """Show the cells of a config, the models to make, CPUs, memory and time; start nothing.
 
-    Refuses what `run`, `campaign` and `sweep` would refuse. Writes nothing but the texts of the
-    embedded world, to the cache.
+    Refuses what `run`, `campaign` and `sweep` would refuse. Writes to the cache alone: the texts
+    and models of the embedded world, and how fast such models are here, timed once (3 s).
     """
     loaded = load_config(config, set_ or [], scale)
     native = _native_dtype_here(loaded)
     typed = loaded if native is None else with_native_dtype(loaded, native.dtype)
     folder = _folder(loaded, output)
     _refuse_impossible(typed, folder)
+    _refuse_other_ranks(typed, folder)
     _print_plan(typed, folder)
     _print_dtypes(loaded, typed, native)
 
@@ -258,11 +259,13 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
     if native is not None:
         loaded = with_native_dtype(loaded, native.dtype)
     _refuse_impossible(loaded, folder)
-    if native is None:
+    cells = loaded.campaign.cells
+    if native is None and any(cell.model.dtype == "auto" for cell in cells):
         from rpa_ray.campaign import native_dtype_of_cluster
 
-        native = native_dtype_of_cluster(loaded.campaign.cells[0].cluster)
+        native = native_dtype_of_cluster(cells[0].cluster)
         loaded = with_native_dtype(loaded, native.dtype)
+    _refuse_other_ranks(loaded, folder)
     _print_plan(loaded, folder)
     _print_dtypes(asked, loaded, native)
 
@@ -350,8 +353,7 @@ def _records(
 
 
 def _refuse_impossible(loaded: LoadedConfig, folder: Path) -> None:
-    from rpa_ray.cells import plan_cells
-    from rpa_ray.preflight import check_all, check_checkpoints
+    from rpa_ray.preflight import check_all
 
     if loaded.sweep is not None:
         from rpa_ray.report.response import require_metric
@@ -366,6 +368,13 @@ def _refuse_impossible(loaded: LoadedConfig, folder: Path) -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _refuse_other_ranks(loaded: LoadedConfig, folder: Path) -> None:
+    """Refuse to go on with cells that other ranks began; their folders are known by their type."""
+    from rpa_ray.cells import plan_cells
+    from rpa_ray.preflight import check_checkpoints
+
     for cell in plan_cells(loaded, folder):
         if not cell.done:
             check_checkpoints(cell.folder, cell.settings)
