@@ -6,15 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from command_line import rpa_ray
-from transformers import AutoTokenizer, LlamaForCausalLM
-
-from rpa_ray.actors.pools import RolloutPool
-from rpa_ray.actors.rollout import EngineConfig, Sampling
-from rpa_ray.weight_sync.source import ShardedSource
-from rpa_ray.weight_sync.sync import WeightSync
-from rpa_ray.weight_sync.verify import output_gap
 
 ROOT = Path(__file__).parents[2]
 Record = dict[str, Any]
@@ -114,50 +106,3 @@ def test_a_second_run_reads_everything_back(quickstart: Path, cache: Path) -> No
     assert result.returncode == 0
     assert "starting the cluster" not in result.stdout
     assert (quickstart / "summary.json").read_text() == before
-
-
-@pytest.mark.computes
-def test_the_engine_answers_as_transformers_does_from_the_chat_model(
-    quickstart: Path, cache: Path, rollout_pool: RolloutPool, dtype: torch.dtype
-) -> None:
-    (folder,) = cache.glob("chat-*")
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    samples = next(quickstart.glob("chat_none_*")) / "samples.jsonl"
-    texts = [json.loads(line)["prompt"] for line in samples.read_text().splitlines()][:100]
-    prompts = [tokenizer(f"Question: {text}\nAnswer:")["input_ids"] for text in texts]
-    source = ShardedSource(model.named_parameters(), dtype=dtype)
-    engine = EngineConfig(
-        model_path=str(folder), max_model_len=128, dtype=str(dtype).removeprefix("torch.")
-    )
-    sync = WeightSync(pool=rollout_pool, source=source, engine=engine, rank=0)
-    sync.push(1)
-    greedy = Sampling(
-        max_new_tokens=56, seed=0, eos_token_id=int(tokenizer.eos_token_id), greedy=True
-    )
-    generated = rollout_pool.generate(prompts, greedy, 1)
-    exact = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    # Two tokens, each moved by at most the 0.05 asserted below, may change places within 0.1.
-    gap = output_gap(
-        logits_of=lambda ids: exact(ids).logits,
-        prompts=prompts,
-        generated=generated,
-        greedy_margin=0.1,
-    )
-    assert gap.num_decided > 1000
-    assert gap.num_greedy_differences == 0
-    assert gap.mean_logprob_gap <= 0.02
-    assert gap.max_logprob_gap <= 0.05
-
-
-def test_a_checkpoint_named_by_a_relative_path_is_measured(
-    quickstart: Path, records: Any, cache: Path
-) -> None:
-    (folder,) = cache.glob("chat-*")
-    result = rpa_ray("evaluate", f"./{folder.name}", cache=cache, cwd=cache)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    (summary,) = (cache / "runs").glob(f"evaluate-{folder.name}-*/summary.json")
-    (record,) = json.loads(summary.read_text())
-    untouched = records["chat", "none", "none"]
-    assert record["weights_sha256"] == untouched["weights_sha256"]
-    assert record["metrics"]["p_harm_sampled"] == untouched["metrics"]["p_harm_sampled"]

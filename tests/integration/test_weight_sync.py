@@ -82,7 +82,7 @@ def test_every_weight_arrives_with_the_bytes_of_the_checkpoint(
     assert pushed.digests == expected
     # embedding and 4 layers of 9 weights and the last norm; the head is tied
     assert len(expected) == 38
-    assert pushed.num_bytes == 2 * sum(p.numel() for p in model_a.parameters())
+    assert pushed.num_bytes == model_a.dtype.itemsize * sum(p.numel() for p in model_a.parameters())
 
 
 def test_answers_are_those_of_the_pushed_weights_and_not_of_the_ones_before(

@@ -52,7 +52,8 @@ PAIRS = PairBatch(
     chosen=token_batch([[1, 4, 5, 6, 2], [1, 5, 7, 2]], width=6),
     rejected=token_batch([[1, 4, 10, 11, 12, 2], [1, 5, 11, 2]], width=6),
 )
-KINDS = [(0, False), (1, True)]
+KINDS = [(1, True)]
+"""One is enough: that stages and types agree, test_zero_ranks shows."""
 
 
 def switch_of(name: str) -> str | None:
