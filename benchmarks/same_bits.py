@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 COMPARED = ("metrics.jsonl", "samples.jsonl", "evaluation.json", "config.yaml")
-TIMES = ("time/", "times", "seconds")
+TIMES = ("time/", "times", "seconds", "throughput")
 
 
 def main() -> int:
