@@ -71,5 +71,4 @@ def test_each_model_is_what_it_is_for(results: Path) -> None:
 
 def test_only_what_is_not_shipped_is_made(results: Path, request: pytest.FixtureRequest) -> None:
     logs = list((results.parents[1] / "cache" / "logs").glob("*.jsonl"))
-    is_shipped = "shipped" in request.node.callspec.id.split("-")[0]
-    assert len(logs) == (0 if is_shipped and "anew" not in request.node.callspec.id else 8)
+    assert len(logs) == (0 if request.node.callspec.params["results"] == "shipped" else 8)
