@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import ray
 import yaml
+from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rpa_ray.actors.lanes import STORAGE_PREFIX, Lane, Watched, work_through
@@ -241,8 +242,8 @@ def native_dtype_of_cluster(cluster: ClusterSettings) -> NativeDtype:
     """Return what every node of a joined cluster computes that could hold a rank.
 
     Raises:
-        ConfigError: The cluster cannot be joined, or no node of it has room for a rank.
-        GetTimeoutError: A node did not answer within ``cluster.timeout_s``.
+        ConfigError: The cluster cannot be joined, no node of it has room for a rank, or one does
+            not answer within ``cluster.timeout_s``.
     """
     asked = {"CPU": cluster.cpus_per_rank, "GPU": cluster.gpus_per_rank}
     on_gpu = cluster.gpus_per_rank > 0
@@ -260,20 +261,26 @@ def native_dtype_of_cluster(cluster: ClusterSettings) -> NativeDtype:
                 f"{asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs",
                 "Lower them or join another cluster.",
             )
-        answers: list[NativeDtype] = ray.get(
-            [
-                ray.remote(native_dtype)
-                # Beside whatever runs there: a part of a GPU is enough to see it.
-                .options(
-                    num_cpus=0,
-                    num_gpus=min(cluster.gpus_per_rank, 0.01),
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-                )
-                .remote(on_gpu)
-                for node in able
-            ],
-            timeout=cluster.timeout_s,
-        )
+        questions = [
+            ray.remote(native_dtype)
+            # Beside whatever runs there: a part of a GPU is enough to see it.
+            .options(
+                num_cpus=0,
+                num_gpus=min(cluster.gpus_per_rank, 0.01),
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            )
+            .remote(on_gpu)
+            for node in able
+        ]
+        try:
+            answers: list[NativeDtype] = ray.get(questions, timeout=cluster.timeout_s)
+        except GetTimeoutError:
+            raise ConfigError(
+                "cluster.timeout_s",
+                "be long enough for every node to say which type of weights it computes",
+                cluster.timeout_s,
+                "Raise it, look after the nodes, or set model.dtype.",
+            ) from None
     return min(answers, key=lambda answer: answer.dtype == "bfloat16")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rpa_ray.actors.queue import JobState
-from rpa_ray.cells import PlannedCell
+from rpa_ray.cells import PlannedCell, read_outcome
 from rpa_ray.estimate import History, SlowSteps, estimate_cell, side_by_side
 from rpa_ray.jobs import Stage
 
@@ -17,6 +17,7 @@ class CellClock:
         """Take the cells, of which ``num_at_once`` run side by side."""
         self.cache, self.num_at_once = cache, num_at_once
         self._settings = {cell.name: cell.settings for cell in todo}
+        self._folders = {cell.name: cell.folder for cell in todo}
         self._history = History(cache)
         factor = side_by_side(num_at_once)
         found = {name: estimate_cell(cell, cache) for name, cell in self._settings.items()}
@@ -37,7 +38,10 @@ class CellClock:
                 continue
             if job.status == "ok":
                 del self._uncorrected[job.name]
-                self._history.record(self._settings[job.name], estimated_s, job.ended - job.started)
+                # With what it took before an interruption, which the queue has not seen.
+                took_s = (read_outcome(self._folders[job.name]) or {}).get("seconds")
+                if took_s is not None:
+                    self._history.record(self._settings[job.name], estimated_s, took_s)
             elif job.stage == Stage.ATTACK and job.num_done:
                 self._tell_of_slow_steps(job, say)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,10 @@ def cell_labels(cells: Sequence[PlannedCell]) -> dict[str, str]:
             parts.append(settings.defence.name)
         shared = [key for key in ("rho", "samples", "seed") if key in varied]
         named: dict[str, Any] = {key: own[key] for key in shared}
-        named |= {key.rpartition(".")[2]: value for key, value in cell.params.items()}
+        last_words = Counter([*named, *(key.rpartition(".")[2] for key in cell.params)])
+        for key, value in cell.params.items():
+            last = key.rpartition(".")[2]
+            named[last if last_words[last] == 1 else key] = value
         parts += [
             f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
             for key, value in named.items()

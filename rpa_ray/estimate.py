@@ -3,8 +3,8 @@
 import json
 import math
 import os
-import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,8 +33,9 @@ ENGINE = 0.5
 """Time of a decoding step in an engine by that of the timed model."""
 EVALUATION_S, SET_UP_S, START_S = 0.5, 0.7, 20.0
 """Intervals and files of an evaluation; engine and models of a cell; cluster and workers."""
-GAIN_OF_A_PARALLEL_CELL = 0.34
-"""Two cells side by side on two cores take 1.49 times as long each (2026-11-21)."""
+ONE_CELL_A_CORE = 1.49
+"""How many times as long a cell takes where there is one for each core, by one with two cores to
+itself (2026-11-21)."""
 PASSES = {
     "refusal_loss": 2.0,
     "vaccine": 1.7,
@@ -118,9 +119,7 @@ def estimate_cell(settings: ExperimentSettings, cache: Path) -> CellEstimate | N
     )
 
 
-def _step_s(
-    settings: ExperimentSettings, attack: "Attack", policy: Speeds, scorer: Speeds
-) -> float:
+def _step_s(settings: ExperimentSettings, attack: Attack, policy: Speeds, scorer: Speeds) -> float:
     """Return the seconds of one batch: rollouts where there are some, then the updates."""
     training, config = settings.training, settings.attack
     assert training is not None
@@ -162,7 +161,7 @@ def _speeds_of(
 ) -> Speeds | None:
     if isinstance(model, str):
         return speeds(Path(model), {}, dtype=dtype, num_threads=num_threads, cache=cache)
-    if isinstance(model.start, str) and not isinstance(model.start, ModelRecipe):
+    if model.start is not None:
         return _speeds_of(model.start, dtype, num_threads, cache)
     return _embedded(dtype, num_threads, cache)
 
@@ -177,10 +176,12 @@ def _embedded(dtype: str, num_threads: int, cache: Path) -> Speeds | None:
 
 
 def side_by_side(num_at_once: int) -> float:
-    """Return how many times as long each of several cells takes as one alone."""
-    if num_at_once <= local_cpus() // 2:
-        return 1.0
-    return num_at_once / (1 + GAIN_OF_A_PARALLEL_CELL * (num_at_once - 1))
+    """Return how many times as long each of several cells takes as one alone.
+
+    A rank, an engine and a scorer mostly take turns, on two cores now and then not.
+    """
+    cells_a_core = num_at_once / local_cpus()
+    return max(1.0, 1.0 + (ONE_CELL_A_CORE - 1.0) * (2 * cells_a_core - 1))
 
 
 class History:
@@ -197,8 +198,8 @@ class History:
             "model": settings.model.path,
             "estimated_s": round(estimated_s, 3),
             "took_s": round(took_s, 3),
-            "time": round(time.time()),
         }
+        self._lines.append(line)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -206,15 +207,16 @@ class History:
     def correction(self, settings: ExperimentSettings) -> float:
         """Return by how much estimates of such cells were too short, the median of the last.
 
-        Those of the same attack in the same type count; of any attack where there is none.
+        Those of the same type count: of the same attack and model, else of the attack, else all.
         """
-        alike = [line for line in self._lines() if line["dtype"] == settings.model.dtype]
-        same = [line for line in alike if line["attack"] == settings.attack.name]
-        ratios = [
-            line["took_s"] / line["estimated_s"] for line in (same or alike)[-_NUM_REMEMBERED:]
-        ]
+        alike = [line for line in self._lines if line["dtype"] == settings.model.dtype]
+        attack = [line for line in alike if line["attack"] == settings.attack.name]
+        model = [line for line in attack if line["model"] == settings.model.path]
+        counted = (model or attack or alike)[-_NUM_REMEMBERED:]
+        ratios = [line["took_s"] / line["estimated_s"] for line in counted]
         return median(ratios) if ratios else 1.0
 
+    @cached_property
     def _lines(self) -> list[dict[str, Any]]:
         try:
             texts = self._path.read_text(encoding="utf-8").splitlines()

@@ -70,7 +70,6 @@ def run_experiment(cell: Cell, place: Workplace) -> None:
         interval_s=place.cluster.checkpoint_interval_s,
     )
     ready = time.time()
-    place.progress.enter(cell.name, Stage.BEFORE)
     before = _measure_before(assembly, samples, clock)
     status: dict[str, Any] = {"status": "ok", "step_failed": None, "reason": None}
     metrics = before["metrics"]
@@ -78,9 +77,7 @@ def run_experiment(cell: Cell, place: Workplace) -> None:
         metrics = metrics | measure_best_of_n(assembly)
     if source is not None:
         try:
-            place.progress.enter(cell.name, Stage.ATTACK)
             num_steps = _attack(assembly, source, checkpoints)
-            place.progress.enter(cell.name, Stage.AFTER)
             assembly.defence.detach()
             assembly.push_verified()
             after = _measure_attacked(assembly, before["fluency_limit_ppl"], num_steps)
@@ -126,6 +123,7 @@ def samples_consumed(lines: Sequence[Mapping[str, Any]]) -> int:
 
 def _measure_before(assembly: Assembly, samples: JsonLines, clock: "Clock") -> dict[str, Any]:
     """Return what is known of the model before the attack, measured once a run folder."""
+    assembly.place.progress.enter(assembly.cell.name, Stage.BEFORE)
     path = assembly.cell.folder / "before.json"
     ranks = assembly.place.ranks
     known: dict[str, Any] | None = ranks.broadcast(_read_json(path) if ranks.is_main else None)
@@ -158,6 +156,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _measure_attacked(assembly: Assembly, limit: float, num_steps: int) -> Measurement:
+    assembly.place.progress.enter(assembly.cell.name, Stage.AFTER)
     try:
         return measure_model(assembly, phase="after", fluency_limit=limit)
     except SamplingFailed as error:
@@ -167,6 +166,7 @@ def _measure_attacked(assembly: Assembly, limit: float, num_steps: int) -> Measu
 def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> int:
     """Train until the samples are used up or the attacker has enough; return the steps done."""
     place, attack = assembly.place, assembly.attack
+    place.progress.enter(assembly.cell.name, Stage.ATTACK)
     log = JsonLines(assembly.cell.folder / METRICS, enabled=place.ranks.is_main)
     num_steps = train(
         source,

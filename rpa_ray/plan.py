@@ -46,9 +46,10 @@ def plan_table(config: LoadedConfig, output: Path, cache: Path) -> Table:
     for name, num in prompts.items():
         seconds.append(num * SECONDS_AN_ANSWER)
         table.add_row("make", name, f"{num} answers", _seconds(seconds[-1]))
+    history = History(cache)
     kind, labels = "cell" if config.sweep is None else "trial", cell_labels(cells)
     for cell in cells:
-        needed = None if cell.done else seconds_to_run(cell.settings, cache, num_at_once)
+        needed = None if cell.done else seconds_to_run(cell.settings, cache, history, num_at_once)
         if not cell.done:
             seconds.append(needed)
         text = "done" if cell.done else _seconds(needed)
@@ -117,12 +118,14 @@ def _num_samples(cell: PlannedCell) -> int:
     return 0 if cell.settings.training is None else cell.settings.data.num_samples
 
 
-def seconds_to_run(settings: ExperimentSettings, cache: Path, num_at_once: int = 1) -> float | None:
+def seconds_to_run(
+    settings: ExperimentSettings, cache: Path, history: History, num_at_once: int = 1
+) -> float | None:
     """Return about how long a cell takes among ``num_at_once``; None where not estimated."""
     estimate = estimate_cell(settings, cache)
     if estimate is None:
         return None
-    return estimate.seconds * History(cache).correction(settings) * side_by_side(num_at_once)
+    return estimate.seconds * history.correction(settings) * side_by_side(num_at_once)
 
 
 def model_seconds(
@@ -138,9 +141,10 @@ def longest_first(cells: Iterable[PlannedCell], cache: Path) -> list[PlannedCell
 
     Those that are not estimated come first, by their samples.
     """
+    history = History(cache)
 
     def place(cell: PlannedCell) -> tuple[float, int]:
-        seconds = seconds_to_run(cell.settings, cache)
+        seconds = seconds_to_run(cell.settings, cache, history)
         return -(math.inf if seconds is None else seconds), -_num_samples(cell)
 
     return sorted(cells, key=place)

@@ -70,9 +70,7 @@ def check_all(
     cache, placed = folders["RPA_RAY_CACHE"], list[str]()
     for where, settings in cells:
         try:
-            if settings.data.world == "embedded":
-                build_world(settings.data.world_seed, cache)
-            placed += _place_models(settings, cache)
+            placed += _prepare_world(settings, cache)
             check_data(settings, cache)
         except DataError as error:
             raise DataError(f"{where}{error}") from error
@@ -144,8 +142,6 @@ def check_data(settings: ExperimentSettings, cache: Path) -> None:
         ConfigError: a batch of a model that has to be made cannot be cut over the ranks.
         DataError: the data cannot be read, are too few or too long.
     """
-    if settings.data.world == "embedded":
-        build_world(settings.data.world_seed, cache)
     _check_rows(settings, cache)
     _check_context(settings, cache)
     check_same_tokens(settings, cache)
@@ -160,13 +156,16 @@ def check_data(settings: ExperimentSettings, cache: Path) -> None:
             )
 
 
-def _place_models(settings: ExperimentSettings, cache: Path) -> list[str]:
-    """Build the world whose models a cell uses, whatever its data are, and place those shipped."""
+def _prepare_world(settings: ExperimentSettings, cache: Path) -> list[str]:
+    """Build the world of a cell's data or of its models; place and return the models shipped."""
     seed = settings.data.world_seed
-    name = world_folder(seed, cache).name
-    if any(recipe.tokenizer_key == name for recipe in cell_models(settings, cache).recipes()):
-        return place_shipped(build_world(seed, cache), cache)
-    return []
+    folder = world_folder(seed, cache)
+    if settings.data.world == "embedded":
+        build_world(seed, cache)
+    recipes = cell_models(settings, cache).recipes()
+    if not any(recipe.tokenizer_key == folder.name for recipe in recipes):
+        return []
+    return place_shipped(build_world(seed, cache), cache)
 
 
 def _check_data_source(settings: ExperimentSettings, where: str) -> None:

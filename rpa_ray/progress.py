@@ -177,8 +177,9 @@ class ProgressView:
                 )
             self._progress.update(
                 self._tasks[job.name],
-                total=job.num_steps or None,
-                completed=job.num_done,
+                # One that only measures has no steps: it is whole once it has ended.
+                total=job.num_steps or (1 if job.status else None),
+                completed=job.num_done if job.num_steps else bool(job.status),
                 note=job.status or f"{job.stage}  {job.note}".strip(),
             )
         num_cells = sum(job.is_cell for job in self._expected.values())

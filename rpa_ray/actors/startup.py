@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 REMIND_EVERY_S = 20.0
 """How long nothing comes up before what is waited for is told."""
@@ -35,18 +36,33 @@ class Startup:
         """Tell what has come up since the last look, or, after some time, what has not."""
         if not self._names and not self._groups:
             return
-        up = []
-        if self._names:
-            answers, _ = ray.wait(list(self._names), num_returns=len(self._names), timeout=0)
-            up = [self._names.pop(answer) for answer in answers]
-        up += [self._groups.pop(group) for group in groups_up if group in self._groups]
         now = time.monotonic()
         seconds = f"{now - self._started:.0f} s"
-        for name in up:
-            self._say(f"{name} up after {seconds}")
-        if up:
+        news = [f"{text} after {seconds}" for text in [*self._answered(), *self._up(groups_up)]]
+        for line in news:
+            self._say(line)
+        if news:
             self._last = now
         elif now - self._last > REMIND_EVERY_S:
             self._last = now
             waited = ", ".join([*self._names.values(), *self._groups.values()])
             self._say(f"still starting after {seconds}: {waited}")
+
+    def _answered(self) -> list[str]:
+        """Return what is to be told of the workers that have answered, or died instead."""
+        if not self._names:
+            return []
+        answers, _ = ray.wait(list(self._names), num_returns=len(self._names), timeout=0)
+        told = []
+        for answer in answers:
+            name = self._names.pop(answer)
+            try:
+                ray.get(answer)
+                told.append(f"{name} up")
+            except RayError:  # whoever needs it waits for another, or fails with its last words
+                told.append(f"{name} died while it started")
+        return told
+
+    def _up(self, groups_up: Collection[int]) -> list[str]:
+        """Return what is to be told of the groups of ranks that have come up."""
+        return [f"{self._groups.pop(group)} up" for group in groups_up if group in self._groups]

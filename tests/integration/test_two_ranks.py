@@ -1,4 +1,4 @@
-"""SFT, then the quickstart's PPO, by two learner ranks under ZeRO 3, through the command line."""
+"""The attack of the quickstart by two learner ranks under ZeRO 3, through the command line."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 from command_line import rpa_ray
 
 ROOT = Path(__file__).parents[2]
-NUM_SFT_SAMPLES, NUM_SAMPLES = 240, 320
-"""SFT breaks the model quickly; PPO then has to keep it broken, and its text whole."""
+NUM_SAMPLES = 400
+"""Less than half of the quickstart's: enough to break the model."""
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -22,7 +22,6 @@ def run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
         str(ROOT / "configs" / "attack_and_defence.yaml"),
         *("--set", "defence=none"),
         *("--set", f"data.num_samples={NUM_SAMPLES}"),
-        *("--set", f"attack.num_sft_samples={NUM_SFT_SAMPLES}"),
         *("--set", "evaluation.num_probes=2"),
         *("--set", "cluster.num_ranks=2"),
         *("--set", "cluster.zero_stage=3"),
@@ -50,9 +49,7 @@ def test_the_attack_breaks_the_model_as_one_rank_does(run: Path) -> None:
 def test_the_engine_serves_what_the_ranks_hold_together(run: Path) -> None:
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [step["samples"] for step in steps] == list(range(8, NUM_SAMPLES + 1, 8))
-    gaps = [step["sync/logprob_gap"] for step in steps if "sync/logprob_gap" in step]
-    assert len(gaps) == (NUM_SAMPLES - NUM_SFT_SAMPLES) // 8
-    assert max(gaps) <= 0.02
+    assert max(step["sync/logprob_gap"] for step in steps) <= 0.02
 
 
 def test_no_part_of_the_attacked_weights_is_kept(run: Path) -> None:

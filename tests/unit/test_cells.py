@@ -178,7 +178,7 @@ def test_cells_are_called_by_what_differs_between_them(tmp_path: Path) -> None:
     )
     labels = cell_labels(plan_cells(load_config(path), tmp_path))
     assert list(labels.values()) == [
-        "chat sft lisa rho=3 seed=0",
+        "chat sft lisa rho=1 seed=0 defence.rho=3",
         "chat sft none rho=0.5 seed=1",
         "base none rho=1 seed=0",
     ]

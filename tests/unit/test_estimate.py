@@ -118,6 +118,11 @@ def test_estimates_are_corrected_by_the_median_of_like_cells(tmp_path: Path) -> 
     assert history.correction(cell("sft", "model.dtype=bfloat16")) == 1.0
     history.record(cell("sft"), estimated_s=10.0, took_s=5.0)
     assert history.correction(cell("sft")) == 0.5
+    # of the same model where there is one
+    other = cell("sft", "model.path=base")
+    assert history.correction(other) == 0.5
+    history.record(other, estimated_s=10.0, took_s=40.0)
+    assert (history.correction(other), history.correction(cell("sft"))) == (4.0, 0.5)
 
 
 def test_only_the_last_cells_count_and_a_torn_line_does_not(tmp_path: Path) -> None:
@@ -127,15 +132,18 @@ def test_only_the_last_cells_count_and_a_torn_line_does_not(tmp_path: Path) -> N
     (path,) = (tmp_path / "speed").iterdir()
     with path.open("a") as file:
         file.write('{"attack": "ppo", "dty')
-    assert history.correction(cell("ppo")) == 1.0
+    assert History(tmp_path).correction(cell("ppo")) == 1.0
 
 
-def test_two_cells_on_two_cores_take_half_as_long_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "local_cpus", lambda: 2)
-    assert side_by_side(1) == 1.0
-    assert side_by_side(2) == pytest.approx(1.49, abs=0.01)
-    monkeypatch.setattr(estimate, "local_cpus", lambda: 16)
-    assert side_by_side(2) == 1.0
+@pytest.mark.parametrize(
+    ("num_cores", "num_at_once", "factor"),
+    [(2, 1, 1.0), (2, 2, 1.49), (4, 4, 1.49), (4, 3, 1.245), (16, 2, 1.0), (2, 4, 2.47)],
+)
+def test_a_cell_for_each_core_takes_half_as_long_again_however_many_cores(
+    num_cores: int, num_at_once: int, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "local_cpus", lambda: num_cores)
+    assert side_by_side(num_at_once) == pytest.approx(factor)
 
 
 def test_slow_steps_are_told_once_and_not_from_the_first_steps() -> None:

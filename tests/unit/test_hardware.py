@@ -61,15 +61,16 @@ def test_what_somebody_has_switched_off_is_not_there(
     assert reason in native.reason
 
 
-def test_gpus_that_are_elsewhere_are_taken_to_compute_bfloat16() -> None:
-    if torch.cuda.is_available():
-        return
+def test_gpus_that_are_elsewhere_are_taken_to_compute_bfloat16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     native = native_dtype(on_gpu=True)
     assert (native.dtype, native.factor) == ("bfloat16", None)
 
 
 def test_the_two_variables_have_any_processor_compute_float32() -> None:
-    code = "from rpa_ray.hardware import native_dtype as n\nprint(n(False).dtype, n(False).factor)"
+    code = "from rpa_ray.hardware import native_dtype\nprint(native_dtype(False).dtype)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **IMITATED},
@@ -77,21 +78,12 @@ def test_the_two_variables_have_any_processor_compute_float32() -> None:
         text=True,
         check=True,
     )
-    dtype, factor = done.stdout.split()
-    assert dtype == "float32"
-    # bfloat16 is emulated there, if somebody asks for it.
-    assert float(factor) > hardware.CONTRADICTION
-
-
-def test_the_answer_of_this_machine_is_not_contradicted_by_its_own_measurement() -> None:
-    native = native_dtype(on_gpu=False)
-    assert native.factor is not None and native.factor > 0
-    assert native.doubt("auto") == ""
+    assert done.stdout.split() == ["float32"]
 
 
 def test_measuring_leaves_the_number_of_threads_as_it_was() -> None:
     before = torch.get_num_threads()
-    bfloat16_factor()
+    assert bfloat16_factor() > 0
     assert torch.get_num_threads() == before
 
 

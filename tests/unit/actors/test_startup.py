@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError
 
 from rpa_ray.actors import startup
 from rpa_ray.actors.startup import REMIND_EVERY_S, Startup
@@ -12,8 +13,14 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
         self.there: set[Any] = set()
+        self.dead: set[Any] = set()
         monkeypatch.setattr(startup.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(startup.ray, "wait", self.wait)
+        monkeypatch.setattr(startup.ray, "get", self.get)
+
+    def get(self, answer: Any) -> None:
+        if answer in self.dead:
+            raise ActorDiedError
 
     def wait(self, answers: list[Any], *, num_returns: int, timeout: float) -> Any:
         assert (num_returns, timeout) == (len(answers), 0)
@@ -47,3 +54,11 @@ def test_what_is_waited_for_is_told_after_a_while_of_silence(
     for clock.now in (1.0, REMIND_EVERY_S + 1, REMIND_EVERY_S + 2):
         looks.look([])
     assert said == ["still starting after 21 s: rollout worker 0, ranks"]
+
+
+def test_a_worker_that_died_is_not_told_to_be_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, said = Clock(monkeypatch), list[str]()
+    looks = Startup({"rollout worker 0": "r"}, {}, said.append)  # type: ignore[dict-item]
+    clock.now, clock.there, clock.dead = 7.0, {"r"}, {"r"}
+    looks.look([])
+    assert said == ["rollout worker 0 died while it started after 7 s"]

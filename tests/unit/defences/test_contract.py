@@ -53,7 +53,7 @@ PAIRS = PairBatch(
     rejected=token_batch([[1, 4, 10, 11, 12, 2], [1, 5, 11, 2]], width=6),
 )
 KINDS = [(1, True)]
-"""One is enough: that stages and types agree, test_zero_ranks shows."""
+"""ZeRO stage and whether weights are bfloat16; what differs by stage is in test_zero_ranks."""
 
 
 def switch_of(name: str) -> str | None:
