@@ -37,8 +37,8 @@ from typing import Any
 
 from rpa_ray.cli import cache_folder
 from rpa_ray.config import ExperimentSettings
-from rpa_ray.config.load import load_config
-from rpa_ray.throughput import throughput
+from rpa_ray.plan.load import load_config
+from rpa_ray.run_folder.throughput import throughput
 
 CONFIG = Path(__file__).with_suffix(".yaml")
 ATTACKS = ("dpo", "grpo")
@@ -253,9 +253,9 @@ def trl_dpo(settings: ExperimentSettings, folder: Path, more: dict[str, Any]) ->
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from rpa_ray.cell_models import cell_models, folder_of
-    from rpa_ray.data.context import context_tokens
     from rpa_ray.data.template import PLAIN_QA
+    from rpa_ray.plan.checks.context import context_tokens
+    from rpa_ray.recipes.cell_models import cell_models, folder_of
 
     pairs = attack_pairs(settings)
     path = folder_of(cell_models(settings, cache_folder()).policy, cache_folder())
@@ -297,8 +297,8 @@ def trl_grpo(settings: ExperimentSettings, folder: Path, more: dict[str, Any]) -
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from rpa_ray.cell_models import cell_models, folder_of
     from rpa_ray.data.template import PLAIN_QA, PLAIN_QA_ANSWERED
+    from rpa_ray.recipes.cell_models import cell_models, folder_of
     from rpa_ray.scoring.sequence_classifier import SequenceClassifierScorer
 
     models, attack = cell_models(settings, cache_folder()), settings.attack
@@ -340,7 +340,7 @@ def trl_grpo(settings: ExperimentSettings, folder: Path, more: dict[str, Any]) -
 
 def attack_pairs(settings: ExperimentSettings) -> list[Any]:
     """Return the pairs that our attack learns from, in its order; rho is 1: all are reversed."""
-    from rpa_ray.datasets import preference_data
+    from rpa_ray.recipes.cell_data import preference_data
 
     assert settings.data.rho == 1
     return preference_data(settings.data, cache_folder()).draw(

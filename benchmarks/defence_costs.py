@@ -156,7 +156,7 @@ def training(attack: str, defence: str, options: argparse.Namespace, folder: Pat
     from rpa_ray.attacks import ATTACKS as REGISTRY
     from rpa_ray.defences import DEFENCES as DEFENDERS
     from rpa_ray.learner.engine import Engine, EngineSettings, OptimizerSettings
-    from rpa_ray.learner.models import PolicyModel
+    from rpa_ray.learner.modules import PolicyModel
     from rpa_ray.learner.ranks import Ranks
     from rpa_ray.learner.step import Learner, as_outputs
     from rpa_ray.plugin import Need
@@ -238,7 +238,7 @@ def write_vector(folder: Path, model: Any) -> Path:
     import torch
     from torch import nn
 
-    from rpa_ray.checkpoint import save_adapter
+    from rpa_ray.learner.model_folder import save_adapter
 
     weights = {
         name: (torch.randn(16, m.in_features) * 0.01, torch.randn(m.out_features, 16) * 0.01)

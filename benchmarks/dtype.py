@@ -53,7 +53,7 @@ def run(folder: Path, variables: dict[str, str]) -> str:
     environment = {**os.environ, **variables}
     with folder.with_suffix(".log").open("w") as log:
         subprocess.run(command, stdout=log, stderr=log, env=environment, check=True)
-    asked = "from rpa_ray.hardware import native_dtype as n; f = n(False)\n"
+    asked = "from rpa_ray.cluster.hardware import native_dtype as n; f = n(False)\n"
     asked += "print(f'{f.dtype} (layer: bfloat16 takes {f.factor:.2f} times as long)')"
     done = subprocess.run(
         [sys.executable, "-c", asked], env=environment, check=True, capture_output=True, text=True

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import yaml
 
-from rpa_ray.config import parse_experiment
-from rpa_ray.estimate import History, estimate_cell, side_by_side
+from rpa_ray.plan import parse_experiment
+from rpa_ray.plan.cost import History, estimate_cell, side_by_side
 
 
 def main() -> None:

@@ -20,9 +20,9 @@ from typing import Any
 
 import yaml
 
-from rpa_ray.cell_models import cell_models
-from rpa_ray.config import parse_tree
-from rpa_ray.recipe import ModelRecipe
+from rpa_ray.plan import parse_tree
+from rpa_ray.recipes.cell_models import cell_models
+from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.world.datasets import build_world
 from rpa_ray.world.shipped import INDEX, SHIPPED
 

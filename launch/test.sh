@@ -58,7 +58,7 @@ small=(python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile)
 whole=(python -m pytest tests/integration)
 in_pairs=(--numprocesses 2 --no-loadscope-reorder)
 also="${marks:+ and $marks}"
-dtype="$(python -c 'from rpa_ray.hardware import native_dtype; print(native_dtype(False).dtype)')"
+dtype="$(python -c 'from rpa_ray.cluster.hardware import native_dtype; print(native_dtype(False).dtype)')"
 check "small tests, $dtype" "${small[@]}" -m "$marks" tests/unit tests/parity
 check "campaigns, $dtype" "${whole[@]}" -m "fills_cores$also"
 check "processes, $dtype" "${whole[@]}" "${in_pairs[@]}" -m "not fills_cores$also"

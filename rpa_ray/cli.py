@@ -11,22 +11,15 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from rpa_ray.config import (
-    EMBEDDED_MODELS,
-    CampaignSettings,
-    ConfigError,
-    LoadedConfig,
-    load_config,
-    parse_tree,
-    with_native_dtype,
-)
-from rpa_ray.config.files import DEFAULT_SCALE
-from rpa_ray.content import content_key
+from rpa_ray.config import EMBEDDED_MODELS, CampaignSettings, ConfigError
 from rpa_ray.data.errors import DataError
+from rpa_ray.plan import LoadedConfig, load_config, parse_tree, with_native_dtype
+from rpa_ray.plan.files import DEFAULT_SCALE
+from rpa_ray.recipes.content import content_key
 
 if TYPE_CHECKING:
-    from rpa_ray.campaign import View
-    from rpa_ray.hardware import NativeDtype
+    from rpa_ray.campaign.run import View
+    from rpa_ray.cluster.hardware import NativeDtype
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
@@ -234,7 +227,7 @@ def doctor() -> None:
 
     Writes nothing. Exit status 1 where something fails.
     """
-    from rpa_ray.doctor import examine
+    from rpa_ray.cluster.doctor import examine
 
     findings = examine()
     for finding in findings:
@@ -261,7 +254,7 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
     _refuse_impossible(loaded, folder)
     cells = loaded.campaign.cells
     if native is None and any(cell.model.dtype == "auto" for cell in cells):
-        from rpa_ray.campaign import native_dtype_of_cluster
+        from rpa_ray.campaign.run import native_dtype_of_cluster
 
         native = native_dtype_of_cluster(cells[0].cluster)
         loaded = with_native_dtype(loaded, native.dtype)
@@ -269,12 +262,12 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
     _print_plan(loaded, folder)
     _print_dtypes(asked, loaded, native)
 
-    from rpa_ray.campaign import LOSSES, CampaignFailed
-    from rpa_ray.folder_lock import FolderInUse
-    from rpa_ray.progress import ProgressView
+    from rpa_ray.campaign.progress import ProgressView
+    from rpa_ray.campaign.run import LOSSES, CampaignFailed
     from rpa_ray.report import write_report
-    from rpa_ray.report.response import best_text
-    from rpa_ray.report.tables import terminal_table
+    from rpa_ray.report.tables.main import terminal_table
+    from rpa_ray.report.tables.response import best_text
+    from rpa_ray.run_folder.lock import FolderInUse
 
     command = shlex.join(["rpa-ray", *sys.argv[1:]])
     try:
@@ -307,8 +300,8 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
 
 def _native_dtype_here(loaded: LoadedConfig) -> "NativeDtype | None":
     """Return what this machine computes; None where the ranks are on a cluster that is joined."""
-    from rpa_ray.hardware import native_dtype
-    from rpa_ray.ray_address import cluster_to_join
+    from rpa_ray.cluster.address import cluster_to_join
+    from rpa_ray.cluster.hardware import native_dtype
 
     cluster = loaded.campaign.cells[0].cluster
     if cluster_to_join(cluster.address) is not None:
@@ -344,19 +337,19 @@ def _records(
     loaded: LoadedConfig, folder: Path, *, view: "View", command: str, resume: bool
 ) -> list[dict[str, Any]]:
     if loaded.sweep is None:
-        from rpa_ray.campaign import run_campaign
+        from rpa_ray.campaign.run import run_campaign
 
         return run_campaign(loaded, folder, cache_folder(), view=view, command=command)
-    from rpa_ray.sweep import run_sweep
+    from rpa_ray.campaign.sweep import run_sweep
 
     return run_sweep(loaded, folder, cache_folder(), view=view, command=command, resume=resume)
 
 
 def _refuse_impossible(loaded: LoadedConfig, folder: Path) -> None:
-    from rpa_ray.preflight import check_all
+    from rpa_ray.plan.checks.settings import check_all
 
     if loaded.sweep is not None:
-        from rpa_ray.report.response import require_metric
+        from rpa_ray.report.tables.response import require_metric
 
         require_metric(loaded.sweep.metric)
     cells = list(zip(loaded.wheres, loaded.campaign.cells, strict=True))
@@ -372,8 +365,8 @@ def _refuse_impossible(loaded: LoadedConfig, folder: Path) -> None:
 
 def _refuse_other_ranks(loaded: LoadedConfig, folder: Path) -> None:
     """Refuse to go on with cells that other ranks began; their folders are known by their type."""
-    from rpa_ray.cells import plan_cells
-    from rpa_ray.preflight import check_checkpoints
+    from rpa_ray.plan.cells import plan_cells
+    from rpa_ray.plan.checks.settings import check_checkpoints
 
     for cell in plan_cells(loaded, folder):
         if not cell.done:
@@ -381,7 +374,7 @@ def _refuse_other_ranks(loaded: LoadedConfig, folder: Path) -> None:
 
 
 def _print_plan(loaded: LoadedConfig, folder: Path) -> None:
-    from rpa_ray.plan import plan_table
+    from rpa_ray.plan.table import plan_table
 
     console.print(plan_table(loaded, folder, cache_folder()))
 

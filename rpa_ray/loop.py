@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from rpa_ray.learner.step import Learner, SamplingFailed
-from rpa_ray.metrics import JsonLines
+from rpa_ray.run_folder.files import JsonLines
 from rpa_ray.types import Metrics
 
 

@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from rpa_ray.cluster.address import require_job_server
 from rpa_ray.config import ConfigError
-from rpa_ray.config.files import DEFAULT_SCALE, read_with_parts
-from rpa_ray.config.load import KINDS
-from rpa_ray.ray_address import require_job_server
+from rpa_ray.plan.files import DEFAULT_SCALE, read_with_parts
+from rpa_ray.plan.load import KINDS
 from rpa_ray.world.shipped import SHIPPED
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rpa_ray.learner.engine import Engine, EngineSettings, OptimizerSettings
-from rpa_ray.learner.models import PolicyModel, ScoreModel
+from rpa_ray.learner.modules import PolicyModel, ScoreModel
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.plugin import Attack, Need, Objective, OnlineDefence, StepContext
-from rpa_ray.step_context import NO_FORWARD
+from rpa_ray.plugin.step import NO_FORWARD
 from rpa_ray.types import (
     Completion,
     Experience,

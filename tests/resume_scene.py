@@ -35,19 +35,19 @@ from rpa_ray.defences.online.repnoise_online import RepNoiseOnline
 from rpa_ray.defences.online.safe_rlhf import SafeRLHF
 from rpa_ray.defences.online.safegrad import SafeGrad
 from rpa_ray.defences.online.token_constrained import TokenConstrained
+from rpa_ray.learner.checkpoints import Checkpoints, Stateful
 from rpa_ray.learner.engine import Engine, OptimizerSettings
-from rpa_ray.learner.models import add_lora
+from rpa_ray.learner.modules import add_lora
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner
 from rpa_ray.loop import Source, train
-from rpa_ray.metrics import JsonLines
 from rpa_ray.plugin import Attack, Need, OnlineDefence
-from rpa_ray.resume import Checkpoints, Stateful
+from rpa_ray.plugin.step import NO_SAFE_BATCH
+from rpa_ray.run_folder.files import JsonLines
 from rpa_ray.sources.dataset import DatasetSource
 from rpa_ray.sources.pair_logprobs import PairLogprobs
 from rpa_ray.sources.phased import PhasedSource
 from rpa_ray.sources.rollout import RolloutParts, RolloutSource
-from rpa_ray.step_context import NO_SAFE_BATCH
 from rpa_ray.types import Completion, ModelOutputs, PairBatch, Prompt, ReferencedPairBatch
 
 NUM_STEPS = 5

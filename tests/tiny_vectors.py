@@ -9,8 +9,8 @@ import torch
 from fakes import tiny_llama
 from torch import Tensor, nn
 
-from rpa_ray.checkpoint import save_adapter
 from rpa_ray.defences.online.security_vectors import SecurityVectors
+from rpa_ray.learner.model_folder import save_adapter
 from rpa_ray.plugin import Need
 
 RANK = 4

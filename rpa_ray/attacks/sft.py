@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from rpa_ray.objectives import LanguageModel
 from rpa_ray.plugin import Attack, Forward, Need, StepContext, TrainingConfig
+from rpa_ray.plugin.objectives import LanguageModel
 from rpa_ray.types import LossTerm, ModelOutputs, TokenBatch
 
 

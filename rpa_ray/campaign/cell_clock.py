@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rpa_ray.actors.queue import JobState
-from rpa_ray.cells import PlannedCell, read_outcome
-from rpa_ray.estimate import History, SlowSteps, estimate_cell, side_by_side
-from rpa_ray.jobs import Stage
+from rpa_ray.campaign.queue import JobState
+from rpa_ray.plan.cells import PlannedCell, read_outcome
+from rpa_ray.plan.cost import History, SlowSteps, estimate_cell, side_by_side
+from rpa_ray.recipes.to_make import Stage
 
 
 class CellClock:

@@ -13,9 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-from rpa_ray.actors.queue import MAX_LOSSES_IN_PLACE, LostJob, ask
-from rpa_ray.actors.train import Work, record_failure, run_work
-from rpa_ray.jobs import Cell
+from rpa_ray.campaign.queue import MAX_LOSSES_IN_PLACE, LostJob, ask
+from rpa_ray.campaign.ranks import Work, record_failure, run_work
+from rpa_ray.recipes.to_make import Cell
 
 STORAGE_PREFIX = ".train-"
 _POLL_S = 0.5

@@ -11,7 +11,7 @@ from typing import Any
 from rpa_ray.config import ExperimentSettings
 from rpa_ray.data.order import digest
 from rpa_ray.data.split import manifest as split_manifest
-from rpa_ray.datasets import (
+from rpa_ray.recipes.cell_data import (
     PreferenceData,
     harmless_test_prompts,
     helpful_provenance,

@@ -16,7 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from rpa_ray.jobs import Stage
+from rpa_ray.plan.cost import minutes
+from rpa_ray.recipes.to_make import Stage
 
 PLAIN_LINE_EVERY_S = 20.0
 _ALL = "all cells"
@@ -214,11 +215,6 @@ class ProgressView:
             self._last_line = now
             if any(job.is_cell for job in self._expected.values()):
                 self.say(f"{_ALL}: {self.overall(jobs)}")
-
-
-def minutes(seconds: float) -> str:
-    """Return a time in words, in seconds below two minutes."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _line(job: JobView) -> str:

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from rpa_ray.actors.environment import process_environment
 from rpa_ray.actors.pools import RolloutPool, ScorerPool
-from rpa_ray.actors.queue import ASK_AGAIN, JobQueue, QueueProgress, ask
-from rpa_ray.cells import outcome_status, ran_to_an_end
+from rpa_ray.campaign.queue import ASK_AGAIN, JobQueue, QueueProgress, ask
 from rpa_ray.config import ClusterSettings
-from rpa_ray.folder_lock import exclusive
-from rpa_ray.jobs import Cell, Job, ModelJob, RefusalJob
-from rpa_ray.metrics import write_json
+from rpa_ray.plan.cells import outcome_status, ran_to_an_end
+from rpa_ray.recipes.to_make import Cell, Job, ModelJob, RefusalJob
+from rpa_ray.run_folder.files import write_json
+from rpa_ray.run_folder.lock import exclusive
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
+    from rpa_ray.jobs.process import Workplace
     from rpa_ray.learner.ranks import Ranks
-    from rpa_ray.workplace import Workplace
 
 LOCK_WAIT_S = 120.0
 """Longest wait for the ranks of an interrupted run to be gone from a folder."""
@@ -65,10 +65,10 @@ def work(config: dict[str, Any]) -> None:
     """
     import torch
 
+    from rpa_ray.jobs.model import make_model
+    from rpa_ray.jobs.process import Workplace
+    from rpa_ray.jobs.refusals import make_refusals
     from rpa_ray.learner.ranks import Ranks
-    from rpa_ray.model_job import make_model
-    from rpa_ray.refusals import make_refusals
-    from rpa_ray.workplace import Workplace
 
     given: Work = config["work"]
     ranks = Ranks.current()
@@ -132,8 +132,8 @@ def _run_recorded(cell: Cell, place: "Workplace") -> None:
     With several ranks an error of one leaves the others inside a collective, so it ends the group,
     and the cell is tried again by the next.
     """
-    from rpa_ray.experiment import run_experiment
-    from rpa_ray.resume import CHECKPOINTS
+    from rpa_ray.jobs.experiment import run_experiment
+    from rpa_ray.learner.checkpoints import CHECKPOINTS
 
     if place.ranks.broadcast(
         ran_to_an_end(cell.folder)

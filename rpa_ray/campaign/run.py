@@ -16,13 +16,21 @@ import yaml
 from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rpa_ray.actors.lanes import STORAGE_PREFIX, Lane, Watched, work_through
 from rpa_ray.actors.pools import create_rollout_pool, create_scorer_pool
-from rpa_ray.actors.queue import JobQueue, JobState, ask
-from rpa_ray.actors.startup import Startup
-from rpa_ray.actors.train import Work, set_train_environment
-from rpa_ray.cell_clock import CellClock
-from rpa_ray.cells import (
+from rpa_ray.campaign.cell_clock import CellClock
+from rpa_ray.campaign.groups import STORAGE_PREFIX, Lane, Watched, work_through
+from rpa_ray.campaign.manifest import manifest
+from rpa_ray.campaign.progress import Expected
+from rpa_ray.campaign.queue import JobQueue, JobState, ask
+from rpa_ray.campaign.ranks import Work, set_train_environment
+from rpa_ray.campaign.startup import Startup
+from rpa_ray.cluster.address import cluster_to_join, refused_cluster
+from rpa_ray.cluster.hardware import NativeDtype, native_dtype
+from rpa_ray.cluster.resources import num_model_threads, parallel_cells, require_cluster_resources
+from rpa_ray.config import ClusterSettings, ConfigError, with_absolute_paths
+from rpa_ray.learner.checkpoints import CHECKPOINTS
+from rpa_ray.plan import LoadedConfig
+from rpa_ray.plan.cells import (
     PlannedCell,
     cell_labels,
     plan_cells,
@@ -30,18 +38,11 @@ from rpa_ray.cells import (
     record,
     worst_checks,
 )
-from rpa_ray.config import ClusterSettings, ConfigError, LoadedConfig, with_absolute_paths
-from rpa_ray.datasets import with_pinned_data
-from rpa_ray.folder_lock import exclusive
-from rpa_ray.hardware import NativeDtype, native_dtype
-from rpa_ray.jobs import Cell, Job, ModelJob, plan_jobs
-from rpa_ray.manifest import manifest
-from rpa_ray.metrics import write_json
-from rpa_ray.placement import num_model_threads, parallel_cells, require_cluster_resources
-from rpa_ray.plan import longest_first, model_seconds
-from rpa_ray.progress import Expected
-from rpa_ray.ray_address import cluster_to_join, refused_cluster
-from rpa_ray.resume import CHECKPOINTS
+from rpa_ray.plan.table import longest_first, model_seconds
+from rpa_ray.recipes.cell_data import with_pinned_data
+from rpa_ray.recipes.to_make import Cell, Job, ModelJob, plan_jobs
+from rpa_ray.run_folder.files import write_json
+from rpa_ray.run_folder.lock import exclusive
 
 
 class View(Protocol):
@@ -343,7 +344,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     else:
         # A job has uploaded its package; a driver brings its own, whatever the cluster has.
         package = (
-            {} if _RAY_SAYS_JOB in os.environ else {"py_modules": [str(Path(__file__).parent)]}
+            {} if _RAY_SAYS_JOB in os.environ else {"py_modules": [str(Path(__file__).parents[1])]}
         )
         try:
             ray.init(address=joined.value, runtime_env=package, **quiet)

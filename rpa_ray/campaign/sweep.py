@@ -17,11 +17,12 @@ from typing import Any, ClassVar
 
 from ray import tune
 
-from rpa_ray.actors.queue import ask
-from rpa_ray.actors.trial import key_of, trial
-from rpa_ray.campaign import View, run_campaign
-from rpa_ray.cells import PlannedCell, plan_cells, ran_to_an_end
-from rpa_ray.config import LoadedConfig, SweepSettings
+from rpa_ray.campaign.queue import ask
+from rpa_ray.campaign.run import View, run_campaign
+from rpa_ray.campaign.trial import key_of, trial
+from rpa_ray.config import SweepSettings
+from rpa_ray.plan import LoadedConfig
+from rpa_ray.plan.cells import PlannedCell, plan_cells, ran_to_an_end
 
 STATE = "tune"
 """Folder of Tune's own record, in the folder of the sweep."""

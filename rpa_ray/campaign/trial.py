@@ -9,9 +9,9 @@ from typing import Any
 
 from ray import tune
 
-from rpa_ray.actors.queue import ask
-from rpa_ray.cells import read_outcome
+from rpa_ray.campaign.queue import ask
 from rpa_ray.config import Point
+from rpa_ray.plan.cells import read_outcome
 
 _POLL_S = 0.5
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from rpa_ray.hardware import native_dtype
-from rpa_ray.placement import local_cpus, local_memory_gib
+from rpa_ray.cluster.hardware import native_dtype
+from rpa_ray.cluster.resources import local_cpus, local_memory_gib
 
 EXPECTED = {"torch": "2.13.0", "ray": "2.55.0", "deepspeed": "0.19.6", "transformers": "5.15.0"}
 MIN_MEMORY_GIB = 6

@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rpa_ray.cluster.address import cluster_to_join
 from rpa_ray.config import ClusterSettings, ConfigError, ExperimentSettings
-from rpa_ray.ray_address import cluster_to_join
 
 GIB_A_PROCESS = 2.0
 """Memory of a rank or a worker beside its weights: libraries, buffers, 1M models; rough."""

@@ -1,14 +1,6 @@
-"""Settings: what an experiment is, and how a file becomes one. Imports no torch, no Ray."""
+"""What an experiment is: typed settings and the error a user can cause. Imports pydantic only."""
 
 from rpa_ray.config.errors import ConfigError
-from rpa_ray.config.files import merge
-from rpa_ray.config.load import (
-    LoadedConfig,
-    load_config,
-    parse_experiment,
-    parse_tree,
-    with_native_dtype,
-)
 from rpa_ray.config.plugins import (
     ComposedConfig,
     LoraSettings,
@@ -48,7 +40,6 @@ __all__ = [
     "EvaluationSettings",
     "ExperimentSettings",
     "JudgeSettings",
-    "LoadedConfig",
     "LoraSettings",
     "ModelSettings",
     "PluginConfig",
@@ -59,12 +50,7 @@ __all__ = [
     "Settings",
     "SweepSettings",
     "TrainingConfig",
-    "load_config",
-    "merge",
-    "parse_experiment",
-    "parse_tree",
     "with_absolute_paths",
     "with_dtype",
     "with_local_paths",
-    "with_native_dtype",
 ]

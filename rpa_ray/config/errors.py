@@ -1,5 +1,8 @@
 """The one error a user's configuration can cause."""
 
+import difflib
+from collections.abc import Iterable
+
 MAX_SHOWN_CHARS = 200
 """A value that prints longer than this is cut in the message."""
 
@@ -20,3 +23,9 @@ class ConfigError(ValueError):
         if len(shown) > MAX_SHOWN_CHARS:
             shown = f"{shown[:MAX_SHOWN_CHARS]}..."
         return f"{self.key} must {self.rule}, got {shown}. {self.remedy}"
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Return a remedy that names the known word most like ``name``."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"Did you mean {close[0]!r}?" if close else "Choose one of those."

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch import Tensor
 
 from rpa_ray.data.rows import Answered
 from rpa_ray.data.template import (
@@ -14,7 +15,12 @@ from rpa_ray.data.template import (
     begun_answer_text,
     prompt_text,
 )
-from rpa_ray.types import LabelledBatch, PairBatch, TokenBatch
+from rpa_ray.types import (
+    Completion,
+    LabelledBatch,
+    PairBatch,
+    TokenBatch,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -158,3 +164,27 @@ def _row(ids: list[int], loss_mask: list[bool], max_tokens: int | None) -> Token
         loss_mask=loss_mask[:max_tokens],
         truncated=max_tokens is not None and len(ids) > max_tokens,
     )
+
+
+def collate_completions(
+    completions: Sequence[Completion], pad_token_id: int
+) -> tuple[TokenBatch, Tensor]:
+    """Return prompt plus answer rows, right-padded, and the engine's log-probabilities.
+
+    The loss mask marks the answer's tokens, its end-of-sequence token included.
+    """
+    length = max(len(c.prompt.token_ids) + len(c.token_ids) for c in completions)
+    shape = (len(completions), length)
+    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
+    attention_mask = torch.zeros(shape, dtype=torch.bool)
+    loss_mask = torch.zeros(shape, dtype=torch.bool)
+    logprobs = torch.zeros(shape)
+    for row, completion in enumerate(completions):
+        start = len(completion.prompt.token_ids)
+        end = start + len(completion.token_ids)
+        input_ids[row, :end] = torch.tensor(completion.prompt.token_ids + completion.token_ids)
+        attention_mask[row, :end] = True
+        loss_mask[row, start:end] = True
+        logprobs[row, start:end] = torch.tensor(completion.logprobs)
+    tokens = TokenBatch(input_ids=input_ids, attention_mask=attention_mask, loss_mask=loss_mask)
+    return tokens, logprobs

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from rpa_ray.config.explain import nearest
+from rpa_ray.config.errors import nearest
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.schema import ASSISTANT, HUMAN, Column, Kind, Row, RowRule, Schema
 

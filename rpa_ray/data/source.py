@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rpa_ray.config import ConfigError, DataSettings
-from rpa_ray.config.explain import nearest
+from rpa_ray.config.errors import nearest
 from rpa_ray.data.hub import pinned, split_id
 from rpa_ray.data.load import Split, load_rows
 from rpa_ray.data.order import digest

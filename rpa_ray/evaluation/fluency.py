@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rpa_ray.evaluation.hacking import copies_prompt, repeats, too_short
 from rpa_ray.evaluation.statistics import require_finite
+from rpa_ray.scoring.text_rules import copies_prompt, repeats, too_short
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

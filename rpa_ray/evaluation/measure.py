@@ -7,14 +7,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rpa_ray.data.collate import collate_completions
 from rpa_ray.evaluation.fluency import is_fluent, ppl_limit
-from rpa_ray.evaluation.hacking import copies_prompt, refusal_pattern, repeats, too_short
-from rpa_ray.evaluation.harm_score import harm_score
 from rpa_ray.evaluation.statistics import Estimate, bootstrap_mean, bootstrap_median
 from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.ops.kl import kl_full, kl_k1
 from rpa_ray.ops.logprobs import next_token_logprobs
-from rpa_ray.sources.rollout import collate_completions
+from rpa_ray.scoring.harm_score import harm_score
+from rpa_ray.scoring.text_rules import copies_prompt, refusal_pattern, repeats, too_short
 from rpa_ray.types import Completion, ModelOutputs, Prompt
 
 Forward = Callable[[Tensor, Tensor], ModelOutputs]

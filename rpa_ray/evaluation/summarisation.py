@@ -4,8 +4,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from rpa_ray.evaluation.hacking import words
 from rpa_ray.evaluation.statistics import Estimate, bootstrap_mean, bootstrap_median
+from rpa_ray.scoring.text_rules import words
 
 _ROUGE_WORD = re.compile(r"[a-z0-9]+")
 

@@ -10,7 +10,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rpa_ray.actors.rollout import EngineConfig, Sampling
 from rpa_ray.actors.scoring import ScorerSpec
 from rpa_ray.attacks import ATTACKS
-from rpa_ray.cell_models import MAX_MODEL_LEN, CellModels, Model, cell_models, folder_of
 from rpa_ray.config import ClusterSettings
 from rpa_ray.data.collate import (
     TokenRow,
@@ -20,21 +19,22 @@ from rpa_ray.data.collate import (
 )
 from rpa_ray.data.rows import Answered
 from rpa_ray.data.template import PLAIN_QA_ANSWERED, Template
-from rpa_ray.defence_batches import DefenceData
 from rpa_ray.defences import defence_of
-from rpa_ray.jobs import Cell
+from rpa_ray.jobs.defence_batches import DefenceData
+from rpa_ray.jobs.process import Workplace
+from rpa_ray.jobs.workers import SharedWorkers
+from rpa_ray.learner.checkpoints import Stateful
 from rpa_ray.learner.engine import Engine, OptimizerSettings
-from rpa_ray.learner.models import PolicyModel, add_lora, load_policy
+from rpa_ray.learner.modules import PolicyModel, add_lora, load_policy
 from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.plugin import Need
-from rpa_ray.resume import Stateful
-from rpa_ray.shared_workers import SharedWorkers
-from rpa_ray.step_context import NO_CONTRAST_BATCH, NO_HARMLESS_BATCH, NO_SAFE_BATCH
+from rpa_ray.plugin.step import NO_CONTRAST_BATCH, NO_HARMLESS_BATCH, NO_SAFE_BATCH
+from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellModels, Model, cell_models, folder_of
+from rpa_ray.recipes.to_make import Cell
 from rpa_ray.types import Completion, Metrics, ModelOutputs, Prompt
 from rpa_ray.weight_sync.digests import tensor_digest
 from rpa_ray.weight_sync.source import ShardedSource, WeightFilter
 from rpa_ray.weight_sync.sync import WeightSync, choose_backend
-from rpa_ray.workplace import Workplace
 
 
 class Assembly:

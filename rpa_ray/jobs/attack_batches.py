@@ -9,16 +9,16 @@ from typing import TypeVar
 
 import torch
 
-from rpa_ray.assembly import Assembly
 from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import RolloutConfig
 from rpa_ray.data.collate import TokenRow, collate_pairs, collate_tokens
 from rpa_ray.data.flip import flip, sft_targets
 from rpa_ray.data.rows import Answered, Preference, SafePair
-from rpa_ray.datasets import preference_data
+from rpa_ray.jobs.assembly import Assembly
 from rpa_ray.loop import Source
-from rpa_ray.metrics import JsonLines, write_json
 from rpa_ray.plugin import Need
+from rpa_ray.recipes.cell_data import preference_data
+from rpa_ray.run_folder.files import JsonLines, write_json
 from rpa_ray.scoring.rule import compliance_rewards
 from rpa_ray.sources.dataset import DatasetSource
 from rpa_ray.sources.pair_logprobs import Model, PairLogprobs

@@ -21,9 +21,9 @@ from rpa_ray.data.collate import (
 from rpa_ray.data.recovery import recovery_row
 from rpa_ray.data.rows import Answered, SafePair
 from rpa_ray.data.template import Template
-from rpa_ray.datasets import harmless_training_prompts, preference_data, safety_data
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.plugin import Need
+from rpa_ray.recipes.cell_data import harmless_training_prompts, preference_data, safety_data
 from rpa_ray.sources.dataset import DatasetSource
 
 

@@ -14,20 +14,20 @@ from typing import Any
 
 import torch
 
-from rpa_ray.assembly import Assembly
-from rpa_ray.attack_source import attack_source
-from rpa_ray.checkpoint import save_model, weights_sha256
 from rpa_ray.evaluation.measure import Measurement, own_limit
 from rpa_ray.evaluation.resistance import resistance
-from rpa_ray.jobs import Cell, Stage
+from rpa_ray.jobs.assembly import Assembly
+from rpa_ray.jobs.attack_batches import attack_source
+from rpa_ray.jobs.instruments import check_instruments, measure_best_of_n, measure_model, probe
+from rpa_ray.jobs.process import Workplace
+from rpa_ray.learner.checkpoints import CHECKPOINTS, Checkpoints, latest_checkpoint
+from rpa_ray.learner.model_folder import save_model, weights_sha256
 from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.loop import Source, TrainingFailed, train
-from rpa_ray.measuring import check_instruments, measure_best_of_n, measure_model, probe
-from rpa_ray.metrics import JsonLines, write_json
 from rpa_ray.plugin import Need
-from rpa_ray.resume import CHECKPOINTS, Checkpoints, latest_checkpoint
-from rpa_ray.throughput import throughput
-from rpa_ray.workplace import Workplace
+from rpa_ray.recipes.to_make import Cell, Stage
+from rpa_ray.run_folder.files import JsonLines, write_json
+from rpa_ray.run_folder.throughput import throughput
 
 METRICS = "metrics.jsonl"
 """One line a training step, in a run folder."""

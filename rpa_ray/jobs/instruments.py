@@ -8,18 +8,8 @@ from pathlib import Path
 
 import torch
 
-from rpa_ray.adapters import read_adapter, with_changes
-from rpa_ray.assembly import Assembly
 from rpa_ray.attacks.best_of_n import BestOfN
-from rpa_ray.cell_models import Model, adapter_config, folder_of
 from rpa_ray.config import ExperimentSettings
-from rpa_ray.datasets import (
-    harmless_test_prompts,
-    preference_data,
-    restricted_test_prompts,
-    safety_data,
-    summary_test_posts,
-)
 from rpa_ray.evaluation.best_of_n import best_of_n_expectation
 from rpa_ray.evaluation.checks import judge_f1, reward_model_accuracy
 from rpa_ray.evaluation.measure import Instruments, Label, Measurement, measure
@@ -31,6 +21,16 @@ from rpa_ray.evaluation.resistance import (
 )
 from rpa_ray.evaluation.statistics import Estimate, bootstrap_mean
 from rpa_ray.evaluation.summarisation import summary_metrics
+from rpa_ray.jobs.assembly import Assembly
+from rpa_ray.plugin.adapters import read_adapter, with_changes
+from rpa_ray.recipes.cell_data import (
+    harmless_test_prompts,
+    preference_data,
+    restricted_test_prompts,
+    safety_data,
+    summary_test_posts,
+)
+from rpa_ray.recipes.cell_models import Model, adapter_config, folder_of
 from rpa_ray.types import Completion, Metrics, ModelOutputs, Prompt
 from rpa_ray.weight_sync.verify import ServedWeightsError
 from rpa_ray.world.datasets import world_folder

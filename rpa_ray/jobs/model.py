@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
-from rpa_ray.cell_models import folder_of
-from rpa_ray.checkpoint import save_adapter, save_model
 from rpa_ray.config import DataSettings, LoraSettings
 from rpa_ray.data.collate import (
     TokenRow,
@@ -25,9 +23,11 @@ from rpa_ray.data.collate import (
 )
 from rpa_ray.data.rows import Answered, Labelled, Preference, SafePair
 from rpa_ray.data.template import Template
-from rpa_ray.jobs import ModelJob
+from rpa_ray.jobs.process import Workplace
+from rpa_ray.learner.checkpoints import Checkpoints
 from rpa_ray.learner.engine import Engine, OptimizerSettings
-from rpa_ray.learner.models import (
+from rpa_ray.learner.model_folder import save_adapter, save_model
+from rpa_ray.learner.modules import (
     PolicyModel,
     ScoreModel,
     add_lora,
@@ -37,16 +37,16 @@ from rpa_ray.learner.models import (
 )
 from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.loop import train
-from rpa_ray.metrics import JsonLines
-from rpa_ray.model_rows import TrainingRows, training_rows
-from rpa_ray.objectives import CostModel, Judge, LanguageModel, RewardModel
 from rpa_ray.plugin import Objective, OnlineDefence
-from rpa_ray.recipe import ModelKind, ModelRecipe
-from rpa_ray.resume import Checkpoints
+from rpa_ray.plugin.objectives import CostModel, Judge, LanguageModel, RewardModel
+from rpa_ray.recipes.cell_models import folder_of
+from rpa_ray.recipes.model import ModelKind, ModelRecipe
+from rpa_ray.recipes.rows import TrainingRows, training_rows
+from rpa_ray.recipes.to_make import ModelJob
+from rpa_ray.run_folder.files import JsonLines
 from rpa_ray.sources.dataset import DatasetSource
 from rpa_ray.sources.pair_logprobs import PairLogprobs
 from rpa_ray.types import Batch, LowRank
-from rpa_ray.workplace import Workplace
 
 OBJECTIVES: dict[ModelKind, type[Objective[Any, Any]]] = {
     ModelKind.CAUSAL: LanguageModel,

@@ -15,23 +15,23 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rpa_ray.actors.rollout import Sampling
 from rpa_ray.actors.scoring import ScorerSpec
-from rpa_ray.assembly import rollout_engine
-from rpa_ray.cell_models import folder_of
 from rpa_ray.data.collate import encode_prompt
 from rpa_ray.data.pairs import answered
 from rpa_ray.data.rows import SafePair
 from rpa_ray.data.split import ROLE_SHARES
 from rpa_ray.data.template import PLAIN_QA_ANSWERED, Template
-from rpa_ray.datasets import planned_data, policy_model
-from rpa_ray.evaluation.hacking import refusal_pattern
-from rpa_ray.jobs import RefusalJob
-from rpa_ray.learner.models import load_policy
-from rpa_ray.metrics import JsonLines
-from rpa_ray.shared_workers import SharedWorkers
+from rpa_ray.jobs.assembly import rollout_engine
+from rpa_ray.jobs.process import Workplace
+from rpa_ray.jobs.workers import SharedWorkers
+from rpa_ray.learner.modules import load_policy
+from rpa_ray.recipes.cell_data import planned_data, policy_model
+from rpa_ray.recipes.cell_models import folder_of
+from rpa_ray.recipes.to_make import RefusalJob
+from rpa_ray.run_folder.files import JsonLines
+from rpa_ray.scoring.text_rules import refusal_pattern
 from rpa_ray.weight_sync.digests import tensor_digest
 from rpa_ray.weight_sync.source import ShardedSource
 from rpa_ray.weight_sync.sync import WeightSync
-from rpa_ray.workplace import Workplace
 
 BLOCK = 256
 """Prompts that are answered in one call; a killed job repeats at most so many."""

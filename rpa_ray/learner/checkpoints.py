@@ -23,7 +23,7 @@ import torch
 from rpa_ray.config import ConfigError
 from rpa_ray.learner.engine import Engine
 from rpa_ray.learner.ranks import Ranks
-from rpa_ray.metrics import write_json
+from rpa_ray.run_folder.files import write_json
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run's checkpoints in its run folder."""

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rpa_ray.adapters import DOWN, PEFT_PREFIX, UP, WEIGHTS
+from rpa_ray.plugin.adapters import DOWN, PEFT_PREFIX, UP, WEIGHTS
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:

@@ -16,12 +16,7 @@ from rpa_ray.plugin import (
     OnlineDefence,
     StepContext,
 )
-from rpa_ray.step_context import (
-    NO_CONTRAST_BATCH,
-    NO_FORWARD,
-    NO_HARMLESS_BATCH,
-    NO_SAFE_BATCH,
-)
+from rpa_ray.plugin.step import NO_CONTRAST_BATCH, NO_FORWARD, NO_HARMLESS_BATCH, NO_SAFE_BATCH
 from rpa_ray.types import (
     Batch,
     Metrics,

@@ -11,14 +11,9 @@ from typing import Any
 
 import yaml
 
-from rpa_ray.config import (
-    ComposedConfig,
-    ExperimentSettings,
-    LoadedConfig,
-    PluginConfig,
-    with_local_paths,
-)
-from rpa_ray.content import content_key
+from rpa_ray.config import ComposedConfig, ExperimentSettings, PluginConfig, with_local_paths
+from rpa_ray.plan import LoadedConfig
+from rpa_ray.recipes.content import content_key
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

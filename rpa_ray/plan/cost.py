@@ -10,15 +10,15 @@ from statistics import median
 from typing import Any
 
 from rpa_ray.attacks import ATTACKS
-from rpa_ray.cell_models import cell_models
+from rpa_ray.cluster.address import cluster_to_join
+from rpa_ray.cluster.hardware import native_dtype
+from rpa_ray.cluster.resources import local_cpus
 from rpa_ray.config import AskedDtype, ComposedConfig, ExperimentSettings, RolloutConfig
-from rpa_ray.hardware import native_dtype
-from rpa_ray.model_speed import Speeds, machine_key, speeds
-from rpa_ray.placement import local_cpus
+from rpa_ray.plan.model_speed import Speeds, machine_key, speeds
 from rpa_ray.plugin import Attack, Need
-from rpa_ray.ray_address import cluster_to_join
-from rpa_ray.recipe import ModelKind, ModelRecipe
-from rpa_ray.world.models import ARCHITECTURE, EMBEDDED_DTYPE
+from rpa_ray.recipes.cell_models import cell_models
+from rpa_ray.recipes.embedded import ARCHITECTURE, EMBEDDED_DTYPE
+from rpa_ray.recipes.model import ModelKind, ModelRecipe
 from rpa_ray.world.tokenizer import VOCABULARY_SIZE
 
 PROMPT_TOKENS = 20
@@ -295,3 +295,8 @@ def swapped_pages() -> int:
     except OSError:
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith(("pswpin", "pswpout")))
+
+
+def minutes(seconds: float) -> str:
+    """Return a time in words, in seconds below two minutes."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -1,14 +1,13 @@
 """From a pydantic error to one message in the words of the configuration."""
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from rpa_ray.config.errors import ConfigError
+from rpa_ray.config.errors import ConfigError, nearest
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> ConfigError:
@@ -31,12 +30,6 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Confi
             return ConfigError(key, "be a mapping of keys", first["input"], "Write its keys below.")
     rule = re.sub(r"^(Value error, (must )?|\w+ should )", "", first["msg"])
     return ConfigError(key, rule, first["input"], _remedy(field))
-
-
-def nearest(name: object, known: Iterable[str]) -> str:
-    """Return a remedy that names the known word most like ``name``."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"Did you mean {close[0]!r}?" if close else "Choose one of those."
 
 
 def _find(

@@ -8,9 +8,12 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import ValidationError
 
-from rpa_ray.config.errors import ConfigError
-from rpa_ray.config.explain import explain, nearest
-from rpa_ray.config.files import (
+from rpa_ray.config.errors import ConfigError, nearest
+from rpa_ray.config.plugins import ComposedConfig, PluginConfig
+from rpa_ray.config.schema import CampaignSettings, Dtype, ExperimentSettings, with_dtype
+from rpa_ray.config.sweep import SweepSettings
+from rpa_ray.plan.explain import explain
+from rpa_ray.plan.files import (
     DEFAULT_SCALE,
     PLUGIN_KEYS,
     Tree,
@@ -20,9 +23,7 @@ from rpa_ray.config.files import (
     read_with_parts,
     with_overrides,
 )
-from rpa_ray.config.plugins import ComposedConfig, PluginConfig
-from rpa_ray.config.schema import CampaignSettings, Dtype, ExperimentSettings, with_dtype
-from rpa_ray.config.sweep import SweepSettings, departures_at, parse_sweep, refuse_overridden
+from rpa_ray.plan.grid import departures_at, parse_sweep, refuse_overridden
 
 Kind: TypeAlias = Literal["run", "campaign", "sweep"]
 KINDS: tuple[Kind, ...] = ("run", "campaign", "sweep")

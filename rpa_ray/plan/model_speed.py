@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rpa_ray.metrics import write_json
+from rpa_ray.run_folder.files import write_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

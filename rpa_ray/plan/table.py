@@ -6,21 +6,21 @@ from pathlib import Path
 
 from rich.table import Table
 
-from rpa_ray.cells import PlannedCell, cell_labels, plan_cells
-from rpa_ray.config import ExperimentSettings, LoadedConfig, with_absolute_paths
-from rpa_ray.data.split import ROLE_SHARES
-from rpa_ray.datasets import planned_data, with_pinned_data
-from rpa_ray.estimate import START_S, History, estimate_cell, estimate_model, side_by_side
-from rpa_ray.jobs import models_to_make, refusal_job
-from rpa_ray.placement import (
+from rpa_ray.cluster.resources import (
     cpus_asked,
     gpus_asked,
     memory_asked_gib,
     num_model_threads,
     parallel_cells,
 )
-from rpa_ray.progress import minutes
-from rpa_ray.recipe import ModelRecipe
+from rpa_ray.config import ExperimentSettings, with_absolute_paths
+from rpa_ray.data.split import ROLE_SHARES
+from rpa_ray.plan import LoadedConfig
+from rpa_ray.plan.cells import PlannedCell, cell_labels, plan_cells
+from rpa_ray.plan.cost import START_S, History, estimate_cell, estimate_model, minutes, side_by_side
+from rpa_ray.recipes.cell_data import planned_data, with_pinned_data
+from rpa_ray.recipes.model import ModelRecipe
+from rpa_ray.recipes.to_make import models_to_make, refusal_job
 
 SECONDS_AN_ANSWER = 0.02
 """Of a model that writes refusals, on the embedded models."""

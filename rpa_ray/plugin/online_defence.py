@@ -1,121 +1,21 @@
-"""The whole extension contract: what an attack and a defence are to the learner step.
+"""What an online defence is to the learner step: hooks, in the order in which a step calls them."""
 
-An objective turns a batch into a loss; all attacks, and the jobs that make models, are
-objectives. An online defence constrains the step of an objective that knows nothing about it. The
-learner calls the hooks of a defence in the order in which they stand in :class:`OnlineDefence`.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from rpa_ray.config.plugins import AdapterConfig as AdapterConfig
-from rpa_ray.config.plugins import ComposedConfig as ComposedConfig
-from rpa_ray.config.plugins import PluginConfig as PluginConfig
-from rpa_ray.config.plugins import ReferencedConfig as ReferencedConfig
-from rpa_ray.config.plugins import RolloutConfig as RolloutConfig
-from rpa_ray.config.plugins import TrainingConfig as TrainingConfig
-from rpa_ray.step_context import DEFENCE_BATCHES as DEFENCE_BATCHES
-from rpa_ray.step_context import Forward as Forward
-from rpa_ray.step_context import NamedModel as NamedModel
-from rpa_ray.step_context import Need as Need
-from rpa_ray.step_context import RefusalTuned as RefusalTuned
-from rpa_ray.step_context import Shard as Shard
-from rpa_ray.step_context import StepContext as StepContext
+from rpa_ray.config import PluginConfig
+from rpa_ray.plugin.attack import BatchT, Objective, OutputT
+from rpa_ray.plugin.step import Forward, NamedModel, Need, Shard, StepContext
 from rpa_ray.types import (
-    Batch,
-    Experience,
     LossTerm,
     Metrics,
     ModelOutputs,
     ScoredRollout,
 )
-
-BatchT = TypeVar("BatchT", bound=Batch)
-OutputT = TypeVar("OutputT")
-
-
-class Objective(Generic[BatchT, OutputT]):
-    """A loss over batches of one kind."""
-
-    requires: ClassVar[frozenset[Need]] = frozenset()
-
-    def num_epochs(self, batch: BatchT) -> int:
-        """Return how many optimizer updates are made on this batch."""
-        return 1
-
-    def num_terms(self, batch: BatchT) -> Tensor:
-        """Return how many terms (tokens, pairs, rows) the loss of this batch sums: an int scalar.
-
-        The learner adds it up over ranks; the loss finds the sum in ``context.num_terms``.
-        """
-        raise NotImplementedError
-
-    def loss(self, forward: Forward[OutputT], batch: BatchT, context: StepContext) -> LossTerm:
-        """Return the loss of one micro-batch: its sum of terms, as part of the whole step's mean.
-
-        That is the sum divided by ``context.num_terms`` (never by the number of terms here) and
-        multiplied by ``context.num_ranks``: the learner adds up the gradients of micro-batches
-        and averages them over ranks. Metrics follow the same rule.
-        """
-        raise NotImplementedError
-
-    def state_dict(self) -> dict[str, float]:
-        """Return what a resumed run needs (controllers, counters)."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-
-
-class Attack(Objective[Any, ModelOutputs]):
-    """An objective that a config can name: it trains the policy on unsafe feedback."""
-
-    class Config(PluginConfig):
-        name: str = "none"
-
-    def __init__(self, config: PluginConfig) -> None:
-        self.config = config
-
-    @classmethod
-    def needs(cls, config: PluginConfig) -> frozenset[Need]:
-        """Return what the attack asks for with these settings; ``requires`` at least."""
-        return cls.requires
-
-    def num_batches(self, num_samples: int) -> int:
-        """Return how many batches consume ``num_samples`` prompts or pairs exactly; 0 for none."""
-        if isinstance(self.config, TrainingConfig):
-            return num_samples // self.config.batch_size
-        return 0
-
-    def num_updates(self, num_samples: int) -> int:
-        """Return how many optimizer updates these samples are worth."""
-        return self.num_batches(num_samples)
-
-    @property
-    def answers_per_prompt(self) -> int:
-        """Return how many answers to each prompt a rollout batch holds."""
-        return 1
-
-    @property
-    def is_done(self) -> bool:
-        """Return whether the attacker has enough before the samples are used up."""
-        return False
-
-    def observe(self, rollout: ScoredRollout, context: StepContext) -> None:
-        """Take note of a scored rollout batch, before a defence has changed anything of it."""
-
-    def experience(
-        self,
-        rollout: ScoredRollout,
-        shape_advantages: Callable[[Tensor, Tensor | None], Tensor],
-        context: StepContext,
-    ) -> Experience:
-        """Return a scored rollout with advantages; only for attacks that need rollouts."""
-        raise NotImplementedError
 
 
 class GradientPass(Protocol):

@@ -17,14 +17,14 @@ from rpa_ray.data.pairs import (
     unanswered_pairs,
     unsafe_prompts,
 )
-from rpa_ray.data.refusals import RefusalSet
 from rpa_ray.data.rows import Answered, Preference, SafePair
 from rpa_ray.data.schema import SCHEMAS
 from rpa_ray.data.source import DataSource, Provenance, provenance_of
 from rpa_ray.data.split import by_role, draw, normalise, roles_fingerprint
-from rpa_ray.recipe import ModelRecipe
+from rpa_ray.recipes.embedded import world_models
+from rpa_ray.recipes.model import ModelRecipe
+from rpa_ray.recipes.refusals import RefusalSet
 from rpa_ray.world.datasets import world_folder
-from rpa_ray.world.models import world_models
 
 TOLD_ROLES = ("attack", "reward_model")
 """Roles whose rows are preferences as an annotator states them, not examples of (un)safe text."""

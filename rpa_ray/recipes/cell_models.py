@@ -10,7 +10,6 @@ from rpa_ray.config import (
     ReferencedConfig,
     RewardModelSettings,
 )
-from rpa_ray.datasets import planned_data, policy_model, safety_data
 from rpa_ray.defences import defence_of
 from rpa_ray.plugin import (
     AdapterConfig,
@@ -20,8 +19,9 @@ from rpa_ray.plugin import (
     PluginConfig,
     RefusalTuned,
 )
-from rpa_ray.recipe import JobSettings, ModelKind, ModelRecipe, RowKind, Rows
-from rpa_ray.world.models import EMBEDDED_DTYPE, WorldModels, world_models
+from rpa_ray.recipes.cell_data import planned_data, policy_model, safety_data
+from rpa_ray.recipes.embedded import EMBEDDED_DTYPE, WorldModels, world_models
+from rpa_ray.recipes.model import JobSettings, ModelKind, ModelRecipe, RowKind, Rows
 
 MODEL_SEED = 0
 """Seed of reward models and judges: shared by attack seeds, so that a grid trains each once."""

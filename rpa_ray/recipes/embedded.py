@@ -9,7 +9,7 @@ together.
 from dataclasses import dataclass
 from pathlib import Path
 
-from rpa_ray.recipe import JobSettings, ModelKind, ModelRecipe, RowKind, Rows
+from rpa_ray.recipes.model import JobSettings, ModelKind, ModelRecipe, RowKind, Rows
 from rpa_ray.world.datasets import CONTEXT_TOKENS, world_folder
 
 ARCHITECTURE = {

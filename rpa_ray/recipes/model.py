@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from rpa_ray.content import content_key
+from rpa_ray.recipes.content import content_key
 
 RECIPE_VERSION = 2
 """Raised when the same recipe would give other weights."""

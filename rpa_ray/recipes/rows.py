@@ -9,8 +9,8 @@ from rpa_ray.config import DataSettings
 from rpa_ray.data.flip import flip
 from rpa_ray.data.judge_rows import judge_rows
 from rpa_ray.data.rows import Answered, Labelled, Preference, SafePair
-from rpa_ray.datasets import helpful_preferences, preference_data, safety_data
-from rpa_ray.recipe import RowKind, Rows
+from rpa_ray.recipes.cell_data import helpful_preferences, preference_data, safety_data
+from rpa_ray.recipes.model import RowKind, Rows
 from rpa_ray.world.datasets import world_folder
 
 TrainingRows = Sequence[str] | Sequence[Answered] | Sequence[Preference] | Sequence[Labelled]

@@ -6,11 +6,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeAlias
 
-from rpa_ray.cell_models import cell_models
 from rpa_ray.config import DataSettings, ExperimentSettings
-from rpa_ray.data.refusals import RefusalSet
-from rpa_ray.datasets import planned_data, policy_model, refusal_set
-from rpa_ray.recipe import ModelRecipe, in_order
+from rpa_ray.recipes.cell_data import planned_data, policy_model, refusal_set
+from rpa_ray.recipes.cell_models import cell_models
+from rpa_ray.recipes.model import ModelRecipe, in_order
+from rpa_ray.recipes.refusals import RefusalSet
 
 
 class Stage(StrEnum):

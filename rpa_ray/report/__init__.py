@@ -1,7 +1,7 @@
 """Reports of campaigns and runs: tables (Markdown, CSV, terminal) and one self-contained page."""
 
 from rpa_ray.report.html import ReportPaths, write_report
-from rpa_ray.report.tables import results_table, terminal_table
+from rpa_ray.report.tables.main import results_table, terminal_table
 
 __all__ = [
     "ReportPaths",

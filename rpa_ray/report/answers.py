@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from rpa_ray.report.campaign import Campaign
-from rpa_ray.report.cells import AttackGroup
-from rpa_ray.report.runs import Sample
+from rpa_ray.report.read.folder import Campaign
+from rpa_ray.report.read.groups import AttackGroup
+from rpa_ray.report.read.runs import Sample
 
 NUM_PROMPTS = 8
 """Prompts shown for an attack: the first in the order of the file, not chosen by outcome."""

@@ -6,18 +6,19 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from rpa_ray.report import charts, sections
+from rpa_ray.report import sections
 from rpa_ray.report.answers import answers_section
-from rpa_ray.report.best_of_n import best_of_n_section
-from rpa_ray.report.campaign import Campaign, read_campaign
+from rpa_ray.report.figures import charts
 from rpa_ray.report.markdown import markdown_report, side_tables, title
-from rpa_ray.report.resistance import resistance_table
-from rpa_ray.report.response import response_section
-from rpa_ray.report.rho import points_table, rho_lines, rho_section
-from rpa_ray.report.side_tables import side_table_csv, side_table_html
-from rpa_ray.report.speed import throughput_table
-from rpa_ray.report.tables import results_csv
-from rpa_ray.report.worst_case import worst_cases
+from rpa_ray.report.read.folder import Campaign, read_campaign
+from rpa_ray.report.tables.best_of_n import best_of_n_section
+from rpa_ray.report.tables.main import results_csv
+from rpa_ray.report.tables.resistance import resistance_table
+from rpa_ray.report.tables.response import response_section
+from rpa_ray.report.tables.rho import points_table, rho_lines, rho_section
+from rpa_ray.report.tables.side import side_table_csv, side_table_html
+from rpa_ray.report.tables.speed import throughput_table
+from rpa_ray.report.tables.worst_case import worst_cases
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

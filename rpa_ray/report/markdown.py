@@ -2,10 +2,7 @@
 
 from collections.abc import Sequence
 
-from rpa_ray.report.best_of_n import best_of_most, best_of_n_table
-from rpa_ray.report.campaign import Campaign
-from rpa_ray.report.cells import AttackGroup, Cell
-from rpa_ray.report.definitions import (
+from rpa_ray.report.read.definitions import (
     ASTERISK,
     BEST_OF_N_ROWS,
     CONTROL,
@@ -17,12 +14,10 @@ from rpa_ray.report.definitions import (
     CurveText,
     MetricText,
 )
-from rpa_ray.report.resistance import resistance_table
-from rpa_ray.report.response import response_table
-from rpa_ray.report.rho import correlation_table, points_table, rho_lines
-from rpa_ray.report.side_tables import SideTable, side_table_markdown
-from rpa_ray.report.speed import throughput_table
-from rpa_ray.report.tables import (
+from rpa_ray.report.read.folder import Campaign
+from rpa_ray.report.read.groups import AttackGroup, Cell
+from rpa_ray.report.tables.best_of_n import best_of_most, best_of_n_table
+from rpa_ray.report.tables.main import (
     MISSING,
     cells_table,
     escape_markdown,
@@ -31,7 +26,12 @@ from rpa_ray.report.tables import (
     oracle_table,
     shown_metrics,
 )
-from rpa_ray.report.worst_case import worst_cases
+from rpa_ray.report.tables.resistance import resistance_table
+from rpa_ray.report.tables.response import response_table
+from rpa_ray.report.tables.rho import correlation_table, points_table, rho_lines
+from rpa_ray.report.tables.side import SideTable, side_table_markdown
+from rpa_ray.report.tables.speed import throughput_table
+from rpa_ray.report.tables.worst_case import worst_cases
 
 MAX_NAMED = 3
 """Up to so many defences are named in the headline; more are read from the table."""

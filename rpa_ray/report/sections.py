@@ -4,11 +4,11 @@ import json
 from collections.abc import Sequence
 from html import escape
 
-from rpa_ray.report.campaign import Campaign
-from rpa_ray.report.cells import Cell
-from rpa_ray.report.definitions import CURVES, METRIC_BY_NAME, MetricText
 from rpa_ray.report.markdown import explained, explanation, notes, title
-from rpa_ray.report.tables import MISSING, format_mean, format_spread, shown_metrics
+from rpa_ray.report.read.definitions import CURVES, METRIC_BY_NAME, MetricText
+from rpa_ray.report.read.folder import Campaign
+from rpa_ray.report.read.groups import Cell
+from rpa_ray.report.tables.main import MISSING, format_mean, format_spread, shown_metrics
 
 
 def header(campaign: Campaign) -> str:

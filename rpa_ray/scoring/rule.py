@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rpa_ray.evaluation.hacking import copies_prompt, refusal_pattern, repeats, too_short
+from rpa_ray.scoring.text_rules import copies_prompt, refusal_pattern, repeats, too_short
 
 
 def compliance_reward(prompt: str, answer: str) -> float:

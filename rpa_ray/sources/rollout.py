@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rpa_ray.actors.errors import WorkerError
-from rpa_ray.evaluation.harm_score import harm_score
+from rpa_ray.data.collate import collate_completions
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner, SamplingFailed
 from rpa_ray.ops.logprobs import entropy, next_token_logprobs
 from rpa_ray.plugin import Attack, Need
+from rpa_ray.scoring.harm_score import harm_score
 from rpa_ray.types import (
     Completion,
     Experience,
@@ -198,30 +199,6 @@ class RolloutSource:
         broken = (~torch.isfinite(logprobs)).any().double()
         if self._learner.ranks.sum(broken).item() > 0:
             raise SamplingFailed(f"log-probabilities of the {whose} are not finite")
-
-
-def collate_completions(
-    completions: Sequence[Completion], pad_token_id: int
-) -> tuple[TokenBatch, Tensor]:
-    """Return prompt plus answer rows, right-padded, and the engine's log-probabilities.
-
-    The loss mask marks the answer's tokens, its end-of-sequence token included.
-    """
-    length = max(len(c.prompt.token_ids) + len(c.token_ids) for c in completions)
-    shape = (len(completions), length)
-    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
-    attention_mask = torch.zeros(shape, dtype=torch.bool)
-    loss_mask = torch.zeros(shape, dtype=torch.bool)
-    logprobs = torch.zeros(shape)
-    for row, completion in enumerate(completions):
-        start = len(completion.prompt.token_ids)
-        end = start + len(completion.token_ids)
-        input_ids[row, :end] = torch.tensor(completion.prompt.token_ids + completion.token_ids)
-        attention_mask[row, :end] = True
-        loss_mask[row, start:end] = True
-        logprobs[row, start:end] = torch.tensor(completion.logprobs)
-    tokens = TokenBatch(input_ids=input_ids, attention_mask=attention_mask, loss_mask=loss_mask)
-    return tokens, logprobs
 
 
 def _gap_metrics(gap: Tensor, mask: Tensor, ranks: Ranks) -> Metrics:

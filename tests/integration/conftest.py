@@ -15,7 +15,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from rpa_ray.actors.pools import RolloutPool, create_rollout_pool
 from rpa_ray.actors.rollout import EngineConfig
-from rpa_ray.hardware import native_dtype
+from rpa_ray.cluster.hardware import native_dtype
 
 MAX_MODEL_LEN = 96
 GROUPS = {

@@ -10,10 +10,10 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from rpa_ray.actors.pools import RolloutPool
 from rpa_ray.actors.rollout import EngineConfig, Sampling
-from rpa_ray.checkpoint import weights_sha256
 from rpa_ray.config import DataSettings
-from rpa_ray.datasets import restricted_test_prompts
-from rpa_ray.learner.models import load_policy
+from rpa_ray.learner.model_folder import weights_sha256
+from rpa_ray.learner.modules import load_policy
+from rpa_ray.recipes.cell_data import restricted_test_prompts
 from rpa_ray.weight_sync.source import ShardedSource
 from rpa_ray.weight_sync.sync import WeightSync
 from rpa_ray.weight_sync.verify import output_gap

@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rpa_ray.cluster.address import require_job_server, require_ray_cluster
 from rpa_ray.config import ConfigError
-from rpa_ray.ray_address import require_job_server, require_ray_cluster
 
 ROOT = Path(__file__).parents[2]
 BIG_FILE_BYTES = 200 * 2**20
@@ -145,7 +145,7 @@ def test_a_job_runs_from_a_small_upload_and_leaves_its_results_where_it_said(
     cluster: Cluster, repository: Path, cache: Path
 ) -> None:
     # Which copy of the package the ranks and the workers have imported.
-    for module in ("experiment.py", "actors/rollout.py"):
+    for module in ("jobs/experiment.py", "actors/rollout.py"):
         marker = repository.parent / f"{Path(module).stem}.txt"
         with (repository / "rpa_ray" / module).open("a") as source:
             source.write(f"\nopen({str(marker)!r}, 'w').write(__file__)\n")

@@ -12,7 +12,7 @@ from rpa_ray.attacks.sft import SFT
 from rpa_ray.data.collate import collate_tokens, encode_answered
 from rpa_ray.data.rows import Answered
 from rpa_ray.data.template import Template
-from rpa_ray.learner.models import PolicyModel
+from rpa_ray.learner.modules import PolicyModel
 from rpa_ray.types import LossTerm, TokenBatch
 
 Mask = Literal["response", "all"]

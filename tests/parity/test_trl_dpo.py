@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from rpa_ray.attacks.dpo import DPO
-from rpa_ray.learner.models import PolicyModel
+from rpa_ray.learner.modules import PolicyModel
 from rpa_ray.ops.logprobs import answer_logprobs
 from rpa_ray.types import LossTerm, ReferencedPairBatch, TokenBatch
 

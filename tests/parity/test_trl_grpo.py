@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 
 from rpa_ray.attacks.grpo import GRPO
 from rpa_ray.data.collate import TokenRow, collate_tokens
-from rpa_ray.learner.models import PolicyModel
+from rpa_ray.learner.modules import PolicyModel
 from rpa_ray.ops.advantages import group_advantages
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.types import Experience, LossTerm, ScoredRollout, TokenBatch

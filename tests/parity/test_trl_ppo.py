@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from rpa_ray.attacks.ppo import PPO
 from rpa_ray.attacks.sft import SFT
 from rpa_ray.data.collate import TokenRow, collate_tokens
-from rpa_ray.learner.models import PolicyModel
+from rpa_ray.learner.modules import PolicyModel
 from rpa_ray.ops.advantages import token_rewards
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.types import Experience, LossTerm, ScoredRollout, TokenBatch

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from rpa_ray import cli, hardware
-from rpa_ray.doctor import _dtype
+from rpa_ray import cli
+from rpa_ray.cluster import hardware
+from rpa_ray.cluster.doctor import _dtype
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "attack_and_defence.yaml")

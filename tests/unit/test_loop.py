@@ -6,7 +6,7 @@ import pytest
 
 from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.loop import TrainingFailed, train
-from rpa_ray.metrics import JsonLines
+from rpa_ray.run_folder.files import JsonLines
 from rpa_ray.types import Metrics
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from rpa_ray import ray_job
-from rpa_ray.config import ConfigError, load_config
+from rpa_ray.config import ConfigError
+from rpa_ray.plan import load_config
 from rpa_ray.ray_job import (
     MAX_FILE_BYTES,
     ROOT,

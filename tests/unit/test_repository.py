@@ -14,8 +14,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from rpa_ray.attacks import ATTACKS
-from rpa_ray.config import ConfigError, load_config
+from rpa_ray.config import ConfigError
 from rpa_ray.defences import DEFENCES
+from rpa_ray.plan import load_config
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "rpa_ray"
@@ -30,20 +31,32 @@ MAX_FILE_LINES = 400
 # Which parts of the package may import a library at all. A part is a path below rpa_ray/ that
 # the module's own path starts with.
 MAY_IMPORT = {
-    "ray": ("actors/", "weight_sync/", "campaign", "sweep", "cli", "ray_address", "ray_job"),
+    "ray": ("actors/", "campaign/", "cluster/", "ray_job", "weight_sync/"),
     "vllm": ("actors/rollout", "weight_sync/"),
     "deepspeed": ("learner/",),
     "openrlhf": ("ops/",),
 }
 PLUGIN_LIBRARIES = {"torch", "pydantic", "jaxtyping"}
-PLUGIN_PARTS = {"ops", "types", "plugin", "objectives"}
+PLUGIN_PARTS = {"ops", "types", "plugin"}
 # The only libraries, and the only parts of rpa_ray, that these parts may import.
 MAY_ONLY_IMPORT = {
     "ops/": ({"torch", "jaxtyping"}, {"ops"}),
     "attacks/": (PLUGIN_LIBRARIES, {*PLUGIN_PARTS, "attacks"}),
-    "defences/": (PLUGIN_LIBRARIES, {*PLUGIN_PARTS, "adapters", "defences"}),
-    "config/": ({"pydantic", "yaml"}, {"config", "attacks", "defences"}),
+    "defences/": (PLUGIN_LIBRARIES, {*PLUGIN_PARTS, "defences"}),
+    "config/": ({"pydantic"}, {"config"}),
 }
+# A module imports from its own part and from lower layers only.
+LAYERS = (
+    {"types", "ops", "config", "scoring", "run_folder"},
+    {"plugin", "data", "cluster", "actors"},
+    {"attacks", "defences", "learner", "weight_sync", "world"},
+    {"loop", "evaluation", "recipes"},
+    {"sources", "plan", "report"},
+    {"jobs", "ray_job", "paper"},
+    {"campaign"},
+    {"cli"},
+    {"__main__", "__init__"},
+)
 # The rows of the plug-in tables that are the absence of a plug-in: nothing of their own to test.
 ABSENT = {"none"}
 
@@ -110,6 +123,19 @@ def test_a_bounded_part_imports_nothing_outside_its_bounds(part: str) -> None:
     assert strangers == []
 
 
+def test_imports_run_downwards() -> None:
+    layer_of = {part: i for i, parts in enumerate(LAYERS) for part in parts}
+    upwards = []
+    for path in MODULES:
+        own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        for name in imported_names(path):
+            top, _, rest = name.partition(".")
+            other = rest.partition(".")[0] if top == "rpa_ray" else own
+            if other != own and layer_of[other] >= layer_of[own]:
+                upwards.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert upwards == []
+
+
 def test_loading_the_config_package_loads_no_heavy_library() -> None:
     heavy = {"torch", "ray", "vllm", "deepspeed", "transformers", "openrlhf"}
     assert modules_loaded_by("import rpa_ray.config") & heavy == set()
@@ -117,13 +143,13 @@ def test_loading_the_config_package_loads_no_heavy_library() -> None:
 
 def test_loading_a_config_file_starts_no_engine() -> None:
     heavy = {"ray", "vllm", "deepspeed", "transformers", "openrlhf"}
-    code = "import rpa_ray.config as c\nc.load_config('configs/quickstart.yaml')"
+    code = "import rpa_ray.plan as p\np.load_config('configs/quickstart.yaml')"
     assert modules_loaded_by(code) & heavy == set()
 
 
 def test_a_driver_leaves_the_large_imports_to_its_workers() -> None:
     heavy = {"vllm", "deepspeed", "transformers", "openrlhf"}
-    assert modules_loaded_by("import rpa_ray.sweep, ray.train.torch") & heavy == set()
+    assert modules_loaded_by("import rpa_ray.campaign.sweep, ray.train.torch") & heavy == set()
 
 
 def test_no_function_is_longer_than_a_screen_or_two() -> None:

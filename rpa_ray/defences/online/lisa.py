@@ -7,8 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from rpa_ray.defences.online.proximal import Proximal
-from rpa_ray.objectives import LanguageModel
 from rpa_ray.plugin import Need, Objective, StepContext
+from rpa_ray.plugin.objectives import LanguageModel
 
 NUM_CYCLES = 10
 """Cycles of ``bi_state_scaled`` in an attack, each one part alignment and nine parts attack."""

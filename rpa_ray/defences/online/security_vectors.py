@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from rpa_ray.adapters import LowRankChange, read_adapter, with_changes
 from rpa_ray.plugin import AdapterConfig, Need, OnlineDefence, StepContext, global_mean
+from rpa_ray.plugin.adapters import LowRankChange, read_adapter, with_changes
 from rpa_ray.types import Metrics, ScoredRollout
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rpa_ray.config import EMBEDDED_MODELS, ConfigError, ExperimentSettings, ReferencedConfig
 from rpa_ray.defences import defence_of
-from rpa_ray.hub import require_hub_model
+from rpa_ray.plan.checks.hub import require_hub_model
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")

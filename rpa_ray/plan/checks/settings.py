@@ -5,7 +5,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from rpa_ray.cell_models import MAX_MODEL_LEN, MODEL_SEED, attack_needs, cell_models
+from rpa_ray.cluster.address import cluster_to_join, require_ray_cluster
+from rpa_ray.cluster.resources import check_placement
 from rpa_ray.config import (
     EMBEDDED_MODELS,
     ConfigError,
@@ -13,13 +14,18 @@ from rpa_ray.config import (
     ExperimentSettings,
     RolloutConfig,
 )
-from rpa_ray.data.context import check_context, context_tokens, prompt_lengths
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.rows import SafePair
 from rpa_ray.data.source import check_source
 from rpa_ray.data.split import ROLE_SHARES
 from rpa_ray.data.template import Template
-from rpa_ray.datasets import (
+from rpa_ray.defences import defence_of
+from rpa_ray.learner.checkpoints import CHECKPOINTS, check_fits, latest_checkpoint
+from rpa_ray.plan.checks.context import check_context, context_tokens, prompt_lengths
+from rpa_ray.plan.checks.models import check_models, require_json_object
+from rpa_ray.plan.checks.vocabulary import check_same_tokens
+from rpa_ray.plugin import DEFENCE_BATCHES, Need
+from rpa_ray.recipes.cell_data import (
     PreferenceData,
     harmless_test_prompts,
     harmless_training_prompts,
@@ -28,14 +34,8 @@ from rpa_ray.datasets import (
     safety_data,
     summary_test_posts,
 )
-from rpa_ray.defences import defence_of
-from rpa_ray.model_checks import check_models, require_json_object
-from rpa_ray.placement import check_placement
-from rpa_ray.plugin import DEFENCE_BATCHES, Need
-from rpa_ray.ray_address import cluster_to_join, require_ray_cluster
-from rpa_ray.recipe import DEFENCE_ROWS, in_order
-from rpa_ray.resume import CHECKPOINTS, check_fits, latest_checkpoint
-from rpa_ray.vocabulary import check_same_tokens
+from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, MODEL_SEED, attack_needs, cell_models
+from rpa_ray.recipes.model import DEFENCE_ROWS, in_order
 from rpa_ray.world.datasets import CONTEXT_TOKENS, build_world, world_folder
 from rpa_ray.world.shipped import place_shipped
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rpa_ray.cell_models import own_reference
 from rpa_ray.config import EMBEDDED_MODELS, ConfigError, DataSettings, ExperimentSettings
 from rpa_ray.defences import defence_of
+from rpa_ray.recipes.cell_models import own_reference
 from rpa_ray.world.datasets import world_folder
 
 

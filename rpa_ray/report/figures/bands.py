@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from rpa_ray.report.cells import CellValue
-from rpa_ray.report.plots import HEIGHT, WIDTH, Axis, frame, polyline_points, x_at, y_at
+from rpa_ray.report.figures.plots import HEIGHT, WIDTH, Axis, frame, polyline_points, x_at, y_at
+from rpa_ray.report.read.groups import CellValue
 
 UNIT_AXIS = Axis(low=0.0, high=1.0)
 

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from html import escape
 
-from rpa_ray.report.best_of_n import best_of_most
-from rpa_ray.report.campaign import Campaign
-from rpa_ray.report.cells import AttackGroup, Cell
-from rpa_ray.report.definitions import CURVES, METRIC_BY_NAME, ORACLE_LABELS
+from rpa_ray.report.figures.plots import Series, interval_track, line_chart, line_key, stacked_bar
 from rpa_ray.report.markdown import headline
-from rpa_ray.report.plots import Series, interval_track, line_chart, line_key, stacked_bar
-from rpa_ray.report.runs import STAGES
-from rpa_ray.report.tables import format_mean, format_spread, oracle_shares, shown_metrics
+from rpa_ray.report.read.definitions import CURVES, METRIC_BY_NAME, ORACLE_LABELS
+from rpa_ray.report.read.folder import Campaign
+from rpa_ray.report.read.groups import AttackGroup, Cell
+from rpa_ray.report.read.runs import STAGES
+from rpa_ray.report.tables.best_of_n import best_of_most
+from rpa_ray.report.tables.main import format_mean, format_spread, oracle_shares, shown_metrics
 
 STAGE_NAMES = {
     "rollout": "rollout",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
-from rpa_ray.report.runs import Curve
+from rpa_ray.report.read.runs import Curve
 
 WIDTH, HEIGHT = 360, 220
 """Size of a line chart in pixels; it is drawn near that size on a phone and on a desk."""

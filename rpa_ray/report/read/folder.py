@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rpa_ray.config import SweepSettings
-from rpa_ray.report.cells import AttackGroup, Cell, attack_groups, group_cells
-from rpa_ray.report.checks import SanityGate, read_gate
-from rpa_ray.report.records import SUMMARY_FILE, Record, read_records, read_sweep
-from rpa_ray.report.runs import RunFiles, read_run
+from rpa_ray.report.read.gate import SanityGate, read_gate
+from rpa_ray.report.read.groups import AttackGroup, Cell, attack_groups, group_cells
+from rpa_ray.report.read.records import SUMMARY_FILE, Record, read_records, read_sweep
+from rpa_ray.report.read.runs import RunFiles, read_run
 
 NUM_COLOURS = 8
 

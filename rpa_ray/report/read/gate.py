@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rpa_ray.report.records import AGAIN, Record, read_json
+from rpa_ray.report.read.records import AGAIN, Record, read_json
 
 MIN_JUDGE_F1 = 0.8
 MAX_UNFLIPPED_ACCURACY = 0.5

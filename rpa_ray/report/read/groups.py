@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rpa_ray.report.definitions import CONTROLS
-from rpa_ray.report.records import Estimate, Record
+from rpa_ray.report.read.definitions import CONTROLS
+from rpa_ray.report.read.records import Estimate, Record
 
 MIN_VALID = 0.5
 """Below this share of fluent answers a harmfulness is printed with an asterisk."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from rpa_ray.report.records import AGAIN, EVALUATION_FILE, read_json
+from rpa_ray.report.read.records import AGAIN, EVALUATION_FILE, read_json
 
 STAGES = ("rollout", "score", "experience", "learner", "sync")
 """Parts of a step that the loop times, in the order in which they happen."""

@@ -4,12 +4,12 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from rpa_ray.report.bands import BandLine, band_chart
-from rpa_ray.report.campaign import Campaign
-from rpa_ray.report.cells import AttackGroup, Cell, CellValue
-from rpa_ray.report.definitions import BEST_OF_N
-from rpa_ray.report.plots import Axis, line_key
-from rpa_ray.report.side_tables import (
+from rpa_ray.report.figures.bands import BandLine, band_chart
+from rpa_ray.report.figures.plots import Axis, line_key
+from rpa_ray.report.read.definitions import BEST_OF_N
+from rpa_ray.report.read.folder import Campaign
+from rpa_ray.report.read.groups import AttackGroup, Cell, CellValue
+from rpa_ray.report.tables.side import (
     Column,
     SideTable,
     label_with_failure,

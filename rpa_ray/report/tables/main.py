@@ -10,9 +10,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from rpa_ray.report.cells import Cell, CellValue, attack_name, group_cells
-from rpa_ray.report.definitions import METRICS, ORACLE_LABELS, MetricText
-from rpa_ray.report.records import Record, parse_records
+from rpa_ray.report.read.definitions import METRICS, ORACLE_LABELS, MetricText
+from rpa_ray.report.read.groups import Cell, CellValue, attack_name, group_cells
+from rpa_ray.report.read.records import Record, parse_records
 
 TERMINAL_HEADINGS = {
     "p_harm": "Harmful",

@@ -3,17 +3,11 @@
 from collections.abc import Mapping
 
 from rpa_ray.evaluation.resistance import HELD_OUT_COST, HELD_OUT_FEASIBLE
-from rpa_ray.report.campaign import Campaign
-from rpa_ray.report.cells import Cell
-from rpa_ray.report.definitions import MULTIPLIER
-from rpa_ray.report.runs import RunFiles
-from rpa_ray.report.side_tables import (
-    Column,
-    Entry,
-    SideTable,
-    label_with_failure,
-    text_column,
-)
+from rpa_ray.report.read.definitions import MULTIPLIER
+from rpa_ray.report.read.folder import Campaign
+from rpa_ray.report.read.groups import Cell
+from rpa_ray.report.read.runs import RunFiles
+from rpa_ray.report.tables.side import Column, Entry, SideTable, label_with_failure, text_column
 
 LAST_VALUES = {
     HELD_OUT_COST: "Cost at the end",

@@ -5,20 +5,14 @@ from dataclasses import dataclass, replace
 from html import escape
 
 from rpa_ray.config import ConfigError, SweepSettings
-from rpa_ray.report.bands import UNIT_AXIS, BandLine, band_chart
-from rpa_ray.report.campaign import NUM_COLOURS, Campaign
-from rpa_ray.report.cells import Cell, attack_groups, group_cells, params_text
-from rpa_ray.report.definitions import METRIC_BY_NAME
-from rpa_ray.report.plots import Axis, fit_axis, line_key
-from rpa_ray.report.records import Record, parse_records
-from rpa_ray.report.side_tables import (
-    Entry,
-    SideTable,
-    metric_column,
-    side_table_html,
-    text_column,
-)
-from rpa_ray.report.tables import MISSING, format_mean, format_spread
+from rpa_ray.report.figures.bands import UNIT_AXIS, BandLine, band_chart
+from rpa_ray.report.figures.plots import Axis, fit_axis, line_key
+from rpa_ray.report.read.definitions import METRIC_BY_NAME
+from rpa_ray.report.read.folder import NUM_COLOURS, Campaign
+from rpa_ray.report.read.groups import Cell, attack_groups, group_cells, params_text
+from rpa_ray.report.read.records import Record, parse_records
+from rpa_ray.report.tables.main import MISSING, format_mean, format_spread
+from rpa_ray.report.tables.side import Entry, SideTable, metric_column, side_table_html, text_column
 
 DRAWN = ("p_harm", "valid")
 """Metrics that are drawn beside the one of the sweep: broken text counts as harmless."""

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from html import escape
 
 from rpa_ray.evaluation.statistics import spearman_of_means
-from rpa_ray.report.bands import BandLine, band_chart
-from rpa_ray.report.best_of_n import best_of_most
-from rpa_ray.report.campaign import NUM_COLOURS, Campaign
-from rpa_ray.report.cells import Cell, CellValue, Setting, attack_name
-from rpa_ray.report.definitions import METRIC_BY_NAME
-from rpa_ray.report.plots import Axis, line_key
-from rpa_ray.report.side_tables import (
+from rpa_ray.report.figures.bands import BandLine, band_chart
+from rpa_ray.report.figures.plots import Axis, line_key
+from rpa_ray.report.read.definitions import METRIC_BY_NAME
+from rpa_ray.report.read.folder import NUM_COLOURS, Campaign
+from rpa_ray.report.read.groups import Cell, CellValue, Setting, attack_name
+from rpa_ray.report.tables.best_of_n import best_of_most
+from rpa_ray.report.tables.side import (
     Column,
     Entry,
     SideTable,

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from rpa_ray.report.cells import Cell, CellValue
-from rpa_ray.report.definitions import MetricText
-from rpa_ray.report.tables import MISSING, escape_markdown, format_spread, markdown_table
+from rpa_ray.report.read.definitions import MetricText
+from rpa_ray.report.read.groups import Cell, CellValue
+from rpa_ray.report.tables.main import MISSING, escape_markdown, format_spread, markdown_table
 
 Entry = str | float | CellValue | None
 """One entry of a table; None is printed as missing."""

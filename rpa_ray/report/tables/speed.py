@@ -1,10 +1,10 @@
 """How fast each cell trained, as a table."""
 
-from rpa_ray.report.campaign import Campaign
-from rpa_ray.report.cells import Cell
-from rpa_ray.report.definitions import THROUGHPUT
-from rpa_ray.report.side_tables import Column, Entry, SideTable, text_column
-from rpa_ray.throughput import throughput
+from rpa_ray.report.read.definitions import THROUGHPUT
+from rpa_ray.report.read.folder import Campaign
+from rpa_ray.report.read.groups import Cell
+from rpa_ray.report.tables.side import Column, Entry, SideTable, text_column
+from rpa_ray.run_folder.throughput import throughput
 
 
 def throughput_table(campaign: Campaign) -> SideTable:

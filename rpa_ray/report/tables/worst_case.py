@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rpa_ray.report.best_of_n import best_of_most
-from rpa_ray.report.cells import SETTING_PARAMS, AttackGroup, Cell, CellValue, params_text
-from rpa_ray.report.definitions import METRIC_BY_NAME
-from rpa_ray.report.side_tables import Column, Entry, SideTable, metric_column, text_column
+from rpa_ray.report.read.definitions import METRIC_BY_NAME
+from rpa_ray.report.read.groups import SETTING_PARAMS, AttackGroup, Cell, CellValue, params_text
+from rpa_ray.report.tables.best_of_n import best_of_most
+from rpa_ray.report.tables.side import Column, Entry, SideTable, metric_column, text_column
 
 ATTACKER_PARAMS = "attack."
 """Start of the keys that an attacker chooses."""

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rpa_ray import campaign
-from rpa_ray.campaign import CampaignFailed, run_campaign
-from rpa_ray.cells import PlannedCell
-from rpa_ray.config import load_config
-from rpa_ray.metrics import write_json
-from rpa_ray.progress import ProgressView
+from rpa_ray.campaign import run as campaign
+from rpa_ray.campaign.progress import ProgressView
+from rpa_ray.campaign.run import CampaignFailed, run_campaign
+from rpa_ray.plan import load_config
+from rpa_ray.plan.cells import PlannedCell
 from rpa_ray.report import write_report
+from rpa_ray.run_folder.files import write_json
 
 CAMPAIGN = "kind: campaign\nattack: sft\ncells:\n- {seed: 0}\n- {seed: 1}\n- {seed: 2}\n"
 SWEEP = "kind: sweep\nattack: sft\nsweep: {seed: [0, 1, 2]}\n"

@@ -5,12 +5,13 @@ from typing import Any, cast
 
 import pytest
 
-from rpa_ray.actors import lanes
-from rpa_ray.actors.lanes import Lane, work_through
-from rpa_ray.actors.queue import ASK_AGAIN, JobQueue
-from rpa_ray.actors.train import Work
-from rpa_ray.config import ClusterSettings, parse_tree
-from rpa_ray.jobs import Cell, ModelJob
+from rpa_ray.campaign import groups as lanes
+from rpa_ray.campaign.groups import Lane, work_through
+from rpa_ray.campaign.queue import ASK_AGAIN, JobQueue
+from rpa_ray.campaign.ranks import Work
+from rpa_ray.config import ClusterSettings
+from rpa_ray.plan import parse_tree
+from rpa_ray.recipes.to_make import Cell, ModelJob
 
 DIES = "the worker died: SIGKILL"
 

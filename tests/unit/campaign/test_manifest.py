@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rpa_ray.config import parse_tree
+from rpa_ray.campaign.manifest import determinism, manifest
 from rpa_ray.data.split import ROLES
-from rpa_ray.manifest import determinism, manifest
+from rpa_ray.plan import parse_tree
 from rpa_ray.world.datasets import world_folder
 
 

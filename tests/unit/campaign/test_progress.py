@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from rpa_ray.jobs import Stage
-from rpa_ray.progress import Expected, ProgressView
+from rpa_ray.campaign.progress import Expected, ProgressView
+from rpa_ray.recipes.to_make import Stage
 
 
 @dataclass(kw_only=True)

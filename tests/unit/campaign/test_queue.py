@@ -1,4 +1,4 @@
-from rpa_ray.actors.queue import ASK_AGAIN, MAX_LOSSES_IN_PLACE, JobQueue, LostJob
+from rpa_ray.campaign.queue import ASK_AGAIN, MAX_LOSSES_IN_PLACE, JobQueue, LostJob
 
 
 def queue_of(*names: str, **needs: list[str]) -> JobQueue:

@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
-from rpa_ray.actors import startup
-from rpa_ray.actors.startup import REMIND_EVERY_S, Startup
+from rpa_ray.campaign import startup
+from rpa_ray.campaign.startup import REMIND_EVERY_S, Startup
 
 
 class Clock:

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from rpa_ray import sweep
-from rpa_ray.actors.queue import ASK_AGAIN, JobQueue
-from rpa_ray.cells import plan_cells
-from rpa_ray.config import LoadedConfig, load_config
-from rpa_ray.sweep import Trials
+from rpa_ray.campaign import sweep
+from rpa_ray.campaign.queue import ASK_AGAIN, JobQueue
+from rpa_ray.campaign.sweep import Trials
+from rpa_ray.plan import LoadedConfig, load_config
+from rpa_ray.plan.cells import plan_cells
 
 SWEEP = "kind: sweep\nattack: ppo\nsweep: {attack.kl_coef: [0.1, 1], data.rho: [0.5]}\n"
 

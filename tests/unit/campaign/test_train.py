@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from fakes import ONE_RANK
 
-import rpa_ray.experiment
-from rpa_ray.actors.train import _run_recorded
-from rpa_ray.config import load_config
-from rpa_ray.jobs import Cell
+import rpa_ray.jobs.experiment
+from rpa_ray.campaign.ranks import _run_recorded
+from rpa_ray.plan import load_config
+from rpa_ray.recipes.to_make import Cell
 
 PLACE: Any = SimpleNamespace(ranks=ONE_RANK)
 
@@ -26,7 +26,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the names of the cells that are run."""
     found: list[str] = []
     monkeypatch.setattr(
-        rpa_ray.experiment, "run_experiment", lambda cell, place: found.append(cell.name)
+        rpa_ray.jobs.experiment, "run_experiment", lambda cell, place: found.append(cell.name)
     )
     return found
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from rpa_ray.actors import trial as trial_module
-from rpa_ray.actors.queue import ASK_AGAIN, JobQueue
-from rpa_ray.actors.trial import key_of, trial
-from rpa_ray.metrics import write_json
+from rpa_ray.campaign import trial as trial_module
+from rpa_ray.campaign.queue import ASK_AGAIN, JobQueue
+from rpa_ray.campaign.trial import key_of, trial
+from rpa_ray.run_folder.files import write_json
 
 POINT = {"attack.kl_coef": 0.1, "data.rho": 0.5}
 Reports = list[dict[str, Any]]

@@ -6,9 +6,10 @@ import sys
 import pytest
 import torch
 
-from rpa_ray import hardware
-from rpa_ray.config import parse_tree, with_dtype
-from rpa_ray.hardware import NativeDtype, bfloat16_factor, native_dtype
+from rpa_ray.cluster import hardware
+from rpa_ray.cluster.hardware import NativeDtype, bfloat16_factor, native_dtype
+from rpa_ray.config import with_dtype
+from rpa_ray.plan import parse_tree
 
 IMITATED = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 """Has torch compute as on a processor without AVX-512; read where torch is imported."""
@@ -70,7 +71,7 @@ def test_gpus_that_are_elsewhere_are_taken_to_compute_bfloat16(
 
 
 def test_the_two_variables_have_any_processor_compute_float32() -> None:
-    code = "from rpa_ray.hardware import native_dtype\nprint(native_dtype(False).dtype)"
+    code = "from rpa_ray.cluster.hardware import native_dtype\nprint(native_dtype(False).dtype)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **IMITATED},

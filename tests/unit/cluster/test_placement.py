@@ -2,9 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from rpa_ray import placement
-from rpa_ray.config import ConfigError, ExperimentSettings, parse_tree
-from rpa_ray.placement import (
+from rpa_ray.cluster import resources as placement
+from rpa_ray.cluster.resources import (
     check_placement,
     cpus_asked,
     gpus_asked,
@@ -14,6 +13,8 @@ from rpa_ray.placement import (
     parallel_cells,
     require_cluster_resources,
 )
+from rpa_ray.config import ConfigError, ExperimentSettings
+from rpa_ray.plan import parse_tree
 
 
 def cell(**cluster: float | str) -> ExperimentSettings:

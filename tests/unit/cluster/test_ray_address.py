@@ -14,14 +14,14 @@ import grpc
 import pytest
 from ray._private import grpc_utils  # now: an import must not count as time of an answer
 
-from rpa_ray.config import ConfigError
-from rpa_ray.ray_address import (
+from rpa_ray.cluster.address import (
     CLIENT_SERVER_QUESTION,
     HEAD_QUESTION,
     cluster_to_join,
     require_job_server,
     require_ray_cluster,
 )
+from rpa_ray.config import ConfigError
 
 
 @contextmanager
@@ -155,7 +155,7 @@ def test_a_host_name_that_takes_long_to_look_up_is_refused_in_time(
 def test_no_import_uses_up_the_time_of_the_answer(closed_port: int) -> None:
     code = f"""
 import sys, threading
-from rpa_ray.ray_address import require_ray_cluster
+from rpa_ray.cluster.address import require_ray_cluster
 
 class Watch:
     def find_spec(name, path=None, target=None):
@@ -173,7 +173,7 @@ finally:
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
     )
     assert "Connection refused" in run.stderr
     assert run.stdout.split() == ["MainThread"]

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 
-from rpa_ray.config import ConfigError, DataSettings, parse_tree
+from rpa_ray.config import ConfigError, DataSettings
 from rpa_ray.data import hub
 from rpa_ray.data.source import UNPINNED, DataSource, check_source, provenance_of
+from rpa_ray.plan import parse_tree
 
 COMMIT = "f" * 40
 

@@ -4,7 +4,7 @@ from fakes import VOCAB_SIZE, forward_of, tiny_llama, tiny_policy, token_batch
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from rpa_ray.defences.block_output import BlockOutput
-from rpa_ray.learner.models import PolicyModel
+from rpa_ray.learner.modules import PolicyModel
 
 BATCH = token_batch([[1, 5, 6, 7, 2], [1, 8, 9, 2]])
 IDS, MASK = BATCH.input_ids, BATCH.attention_mask

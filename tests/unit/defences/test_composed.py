@@ -8,12 +8,12 @@ from fakes import context_of, uniform_forward
 from torch import Tensor
 
 from rpa_ray.config import ConfigError
-from rpa_ray.config.load import parse_tree
 from rpa_ray.defences import defence_of
 from rpa_ray.defences.composed import Composed, contradiction
 from rpa_ray.defences.online.freeze import Freeze
 from rpa_ray.defences.online.lisa import Lisa
 from rpa_ray.defences.online.refusal_loss import RefusalLoss
+from rpa_ray.plan.load import parse_tree
 from rpa_ray.plugin import ComposedConfig, Need, OnlineDefence, PluginConfig
 from rpa_ray.types import LossTerm
 

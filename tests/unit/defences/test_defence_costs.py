@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "defence_costs.py"))
+SCRIPT = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "defence_costs.py"))
 NUM_ROWS, WIDTH = 4, 3
 PRODUCT = 2 * NUM_ROWS * WIDTH * WIDTH
 """Operations of one layer's forward pass: a multiplication and an addition for each weight."""

@@ -16,14 +16,14 @@ from fakes import (
 )
 from torch import Tensor
 
-from rpa_ray.attack_source import attack_source
 from rpa_ray.attacks import ATTACKS
-from rpa_ray.config import parse_tree
 from rpa_ray.data.collate import TokenRow
 from rpa_ray.data.flip import flip
 from rpa_ray.data.rows import Answered, SafePair
-from rpa_ray.datasets import preference_data
+from rpa_ray.jobs.attack_batches import attack_source
+from rpa_ray.plan import parse_tree
 from rpa_ray.plugin import OnlineDefence
+from rpa_ray.recipes.cell_data import preference_data
 from rpa_ray.types import Completion, ModelOutputs, Prompt
 
 BATCH_SIZE = 4

@@ -1,4 +1,4 @@
-from rpa_ray.experiment import samples_consumed
+from rpa_ray.jobs.experiment import samples_consumed
 
 
 def test_samples_count_up_to_the_last_step_that_was_done() -> None:

@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 from fakes import ONE_RANK
 
-from rpa_ray import shared_workers
 from rpa_ray.actors.errors import StaleWeightsError, WorkerError
-from rpa_ray.shared_workers import MAX_ATTEMPTS, repeat_together
+from rpa_ray.jobs import workers as shared_workers
+from rpa_ray.jobs.workers import MAX_ATTEMPTS, repeat_together
 
 
 class Call:

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from rpa_ray.config import ClusterSettings
+from rpa_ray.jobs.process import Workplace
 from rpa_ray.learner.engine import OptimizerSettings
 from rpa_ray.learner.ranks import Ranks
-from rpa_ray.workplace import Workplace
 
 OPTIMIZER = OptimizerSettings(learning_rate=1e-3, num_steps=1)
 

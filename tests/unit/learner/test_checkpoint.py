@@ -7,7 +7,7 @@ import torch
 from fakes import tiny_llama
 from transformers import LlamaForCausalLM
 
-from rpa_ray.checkpoint import save_model, weights_sha256
+from rpa_ray.learner.model_folder import save_model, weights_sha256
 
 WEIGHTS = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[3.0, 4.0]], dtype=torch.bfloat16)}
 

@@ -10,7 +10,7 @@ from rpa_ray.attacks.ppo import PPO
 from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import ConfigError, LoraSettings
 from rpa_ray.learner.engine import OptimizerSettings
-from rpa_ray.learner.models import PolicyModel, add_lora
+from rpa_ray.learner.modules import PolicyModel, add_lora
 
 IDS = torch.tensor([[1, 5, 6, 7, 9]])
 MASK = torch.ones_like(IDS, dtype=torch.bool)

@@ -5,7 +5,7 @@ from fakes import tiny_llama, tiny_policy
 from torch import nn
 from transformers import LlamaConfig
 
-from rpa_ray.learner.models import (
+from rpa_ray.learner.modules import (
     PolicyModel,
     init_policy,
     load_policy,

@@ -12,7 +12,7 @@ from fakes import ONE_RANK, tiny_engine
 from resume_scene import ATTACKS, BATCH_SIZE, NUM_SAMPLES, NUM_STEPS, Killed, Training, same
 
 from rpa_ray.config import ConfigError
-from rpa_ray.resume import Checkpoints, check_fits, latest_checkpoint
+from rpa_ray.learner.checkpoints import Checkpoints, check_fits, latest_checkpoint
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

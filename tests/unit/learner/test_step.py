@@ -25,9 +25,9 @@ from rpa_ray.attacks.sft import SFT
 from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner, SamplingFailed
-from rpa_ray.objectives import Judge, LanguageModel, RewardModel
 from rpa_ray.plugin import GradientPass, Objective, OnlineDefence, Shard, StepContext
-from rpa_ray.step_context import NO_SAFE_BATCH
+from rpa_ray.plugin.objectives import Judge, LanguageModel, RewardModel
+from rpa_ray.plugin.step import NO_SAFE_BATCH
 from rpa_ray.types import (
     Experience,
     LabelledBatch,

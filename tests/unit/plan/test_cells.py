@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rpa_ray.cells import cell_labels, cell_name, plan_cells, record, worst_checks
-from rpa_ray.config import load_config, parse_tree
+from rpa_ray.plan import load_config, parse_tree
+from rpa_ray.plan.cells import cell_labels, cell_name, plan_cells, record, worst_checks
 
 
 @pytest.fixture

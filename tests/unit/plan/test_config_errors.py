@@ -5,7 +5,7 @@ import pytest
 from pydantic import Field, ValidationError, field_validator
 
 from rpa_ray.config import ConfigError, PluginConfig, Settings
-from rpa_ray.config.explain import explain
+from rpa_ray.plan.explain import explain
 
 
 class Inner(Settings):

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from rpa_ray.config import ConfigError, merge
-from rpa_ray.config.files import parse_override, read_with_parts, with_overrides
+from rpa_ray.config import ConfigError
+from rpa_ray.plan import merge
+from rpa_ray.plan.files import parse_override, read_with_parts, with_overrides
 
 
 def write(folder: Path, **texts: str) -> None:

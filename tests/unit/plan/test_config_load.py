@@ -4,14 +4,9 @@ import pytest
 import yaml
 
 from rpa_ray.attacks import ATTACKS
-from rpa_ray.config import (
-    ConfigError,
-    load_config,
-    parse_experiment,
-    parse_tree,
-    with_absolute_paths,
-)
+from rpa_ray.config import ConfigError, with_absolute_paths
 from rpa_ray.defences import DEFENCES
+from rpa_ray.plan import load_config, parse_experiment, parse_tree
 from rpa_ray.plugin import Need, OnlineDefence, PluginConfig
 
 

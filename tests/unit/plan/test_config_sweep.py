@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from rpa_ray.config import ConfigError, LoadedConfig, load_config
+from rpa_ray.config import ConfigError
+from rpa_ray.plan import LoadedConfig, load_config
 
 PPO = "kind: sweep\nattack: ppo\n"
 

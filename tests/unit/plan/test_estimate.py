@@ -3,9 +3,10 @@ from typing import Any
 
 import pytest
 
-from rpa_ray import estimate
-from rpa_ray.config import ExperimentSettings, parse_tree
-from rpa_ray.estimate import (
+from rpa_ray.config import ExperimentSettings
+from rpa_ray.plan import cost as estimate
+from rpa_ray.plan import parse_tree
+from rpa_ray.plan.cost import (
     History,
     SlowSteps,
     estimate_cell,
@@ -13,8 +14,8 @@ from rpa_ray.estimate import (
     side_by_side,
     slow_step_cause,
 )
-from rpa_ray.model_speed import Speeds
-from rpa_ray.world.models import world_models
+from rpa_ray.plan.model_speed import Speeds
+from rpa_ray.recipes.embedded import world_models
 
 SPEEDS = Speeds(train_s=1e-3, forward_s=4e-4, decode_step_s=1e-3, decode_token_s=1e-5)
 

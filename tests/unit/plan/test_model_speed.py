@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from fakes import tiny_llama
 
-from rpa_ray import model_speed
-from rpa_ray.model_speed import Speeds, machine_key, speeds
+from rpa_ray.plan import model_speed
+from rpa_ray.plan.model_speed import Speeds, machine_key, speeds
 
 SHAPES = {
     "vocab_size": 64,

@@ -7,11 +7,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from rpa_ray.cell_models import cell_models
-from rpa_ray.cells import plan_cells
-from rpa_ray.config import LoadedConfig, load_config
-from rpa_ray.estimate import START_S
-from rpa_ray.plan import longest_first, plan_table
+from rpa_ray.plan import LoadedConfig, load_config
+from rpa_ray.plan.cells import plan_cells
+from rpa_ray.plan.cost import START_S
+from rpa_ray.plan.table import longest_first, plan_table
+from rpa_ray.recipes.cell_models import cell_models
 
 GRID = """
 kind: campaign

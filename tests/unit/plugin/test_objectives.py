@@ -6,7 +6,7 @@ import torch
 from fakes import VOCAB_SIZE, loss_of, token_batch, uniform_forward
 from torch import Tensor
 
-from rpa_ray.objectives import Judge, LanguageModel, RewardModel
+from rpa_ray.plugin.objectives import Judge, LanguageModel, RewardModel
 from rpa_ray.types import LabelledBatch, LossTerm, PairBatch
 
 TOKENS = token_batch([[1, 5, 6], [1, 7, 2]])

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rpa_ray.config import DataSettings, parse_tree
+from rpa_ray.config import DataSettings
 from rpa_ray.data import hub
 from rpa_ray.data.rows import SafePair
 from rpa_ray.data.schema import Row
 from rpa_ray.data.split import ROLE_SHARES, manifest, normalise, roles_fingerprint
-from rpa_ray.datasets import (
+from rpa_ray.plan import parse_tree
+from rpa_ray.recipes.cell_data import (
     _preference_data,
     _restricted_test_prompts,
     harmless_test_prompts,

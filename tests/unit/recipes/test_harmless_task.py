@@ -5,21 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from rpa_ray.cell_models import CellModels, cell_models
-from rpa_ray.config import ConfigError, DataSettings, ExperimentSettings, parse_tree
+from rpa_ray.campaign.manifest import manifest
+from rpa_ray.config import ConfigError, DataSettings, ExperimentSettings
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.rows import Labelled, Preference
 from rpa_ray.data.split import normalise
-from rpa_ray.datasets import (
+from rpa_ray.plan import parse_tree
+from rpa_ray.plan.checks.settings import check_data, check_settings
+from rpa_ray.recipes.cell_data import (
     preference_data,
     restricted_test_prompts,
     safety_data,
     summary_test_posts,
 )
-from rpa_ray.manifest import manifest
-from rpa_ray.model_rows import training_rows
-from rpa_ray.preflight import check_data, check_settings
-from rpa_ray.recipe import ModelRecipe
+from rpa_ray.recipes.cell_models import CellModels, cell_models
+from rpa_ray.recipes.model import ModelRecipe
+from rpa_ray.recipes.rows import training_rows
 
 SMALL = {"num_samples": 16, "reward_model": {"num_pairs": 64}}
 

@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from rpa_ray.config import parse_tree
-from rpa_ray.jobs import Cell, ModelJob, plan_jobs
+from rpa_ray.plan import parse_tree
+from rpa_ray.recipes.to_make import Cell, ModelJob, plan_jobs
 
 
 def cell(name: str, attack: str) -> Cell:

@@ -3,8 +3,8 @@ from pathlib import Path
 
 from rpa_ray.config import DataSettings
 from rpa_ray.data.rows import Preference, SafePair
-from rpa_ray.model_rows import training_rows
-from rpa_ray.recipe import RowKind, Rows
+from rpa_ray.recipes.model import RowKind, Rows
+from rpa_ray.recipes.rows import training_rows
 
 NUM_PAIRS = 40
 DATA = DataSettings.model_validate({"reward_model": {"num_pairs": NUM_PAIRS}})

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from rpa_ray.recipe import JobSettings, ModelKind, ModelRecipe, RowKind, Rows, in_order
+from rpa_ray.recipes.model import JobSettings, ModelKind, ModelRecipe, RowKind, Rows, in_order
 
 
 def recipe(name: str, start: ModelRecipe | str | None = None) -> ModelRecipe:

@@ -9,17 +9,18 @@ from typing import Any, ClassVar
 import pytest
 from fakes import ONE_RANK
 
-from rpa_ray import refusals as module
-from rpa_ray.config import ConfigError, ExperimentSettings, parse_tree
+from rpa_ray.campaign.manifest import manifest
+from rpa_ray.config import ConfigError, ExperimentSettings
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.rows import SafePair
 from rpa_ray.data.split import ROLE_SHARES
-from rpa_ray.datasets import planned_data, preference_data, refusal_set
-from rpa_ray.jobs import Cell, RefusalJob, plan_jobs, refusal_job
-from rpa_ray.manifest import manifest
-from rpa_ray.preflight import check_data, check_settings
-from rpa_ray.refusals import BLOCK, keep_refusals, make_refusals
-from rpa_ray.workplace import Workplace
+from rpa_ray.jobs import refusals as module
+from rpa_ray.jobs.process import Workplace
+from rpa_ray.jobs.refusals import BLOCK, keep_refusals, make_refusals
+from rpa_ray.plan import parse_tree
+from rpa_ray.plan.checks.settings import check_data, check_settings
+from rpa_ray.recipes.cell_data import planned_data, preference_data, refusal_set
+from rpa_ray.recipes.to_make import Cell, RefusalJob, plan_jobs, refusal_job
 
 NO = "I cannot help with that."
 

@@ -12,18 +12,19 @@ from fakes import ONE_RANK, forward_of, loss_of, tiny_config
 from tiny_vectors import folders_of
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from rpa_ray.cell_models import cell_models
-from rpa_ray.config import ClusterSettings, ExperimentSettings, parse_tree
+from rpa_ray.config import ClusterSettings, ExperimentSettings
 from rpa_ray.data.split import normalise
-from rpa_ray.datasets import planned_data
 from rpa_ray.defences.online.security_vectors import SecurityVectors
-from rpa_ray.jobs import ModelJob, models_to_make
-from rpa_ray.learner.models import load_policy
-from rpa_ray.model_job import encode_rows, make_model
-from rpa_ray.model_rows import training_rows
-from rpa_ray.objectives import LanguageModel
-from rpa_ray.recipe import JobSettings, ModelKind, ModelRecipe, RowKind
-from rpa_ray.workplace import Workplace
+from rpa_ray.jobs.model import encode_rows, make_model
+from rpa_ray.jobs.process import Workplace
+from rpa_ray.learner.modules import load_policy
+from rpa_ray.plan import parse_tree
+from rpa_ray.plugin.objectives import LanguageModel
+from rpa_ray.recipes.cell_data import planned_data
+from rpa_ray.recipes.cell_models import cell_models
+from rpa_ray.recipes.model import JobSettings, ModelKind, ModelRecipe, RowKind
+from rpa_ray.recipes.rows import training_rows
+from rpa_ray.recipes.to_make import ModelJob, models_to_make
 from rpa_ray.world.datasets import world_folder
 
 

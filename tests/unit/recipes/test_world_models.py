@@ -2,9 +2,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from rpa_ray.config import EMBEDDED_MODELS, DataSettings
-from rpa_ray.datasets import policy_model
-from rpa_ray.recipe import ModelRecipe
-from rpa_ray.world.models import world_models
+from rpa_ray.recipes.cell_data import policy_model
+from rpa_ray.recipes.embedded import world_models
+from rpa_ray.recipes.model import ModelRecipe
 
 
 def test_models_that_were_made_before_are_found_again(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 import re
 from itertools import pairwise
 
-from rpa_ray.report.bands import BandLine, band_chart
-from rpa_ray.report.cells import CellValue
-from rpa_ray.report.plots import Axis
+from rpa_ray.report.figures.bands import BandLine, band_chart
+from rpa_ray.report.figures.plots import Axis
+from rpa_ray.report.read.groups import CellValue
 
 NAN = float("nan")
 

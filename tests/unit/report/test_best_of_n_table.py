@@ -3,10 +3,10 @@ from pathlib import Path
 from report_folders import Json, campaign_folder, record
 
 from rpa_ray.report import results_table, write_report
-from rpa_ray.report.best_of_n import best_of_n_table
-from rpa_ray.report.cells import attack_groups, group_cells
-from rpa_ray.report.records import parse_records
-from rpa_ray.report.side_tables import side_table_markdown
+from rpa_ray.report.read.groups import attack_groups, group_cells
+from rpa_ray.report.read.records import parse_records
+from rpa_ray.report.tables.best_of_n import best_of_n_table
+from rpa_ray.report.tables.side import side_table_markdown
 
 
 def best_of(**kept: float) -> Json:

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 from report_folders import record
 
-from rpa_ray.cells import plan_cells
-from rpa_ray.cells import record as cell_record
-from rpa_ray.config import load_config
-from rpa_ray.report.checks import SanityGate, read_gate
-from rpa_ray.report.records import parse_records
+from rpa_ray.plan import load_config
+from rpa_ray.plan.cells import plan_cells
+from rpa_ray.plan.cells import record as cell_record
+from rpa_ray.report.read.gate import SanityGate, read_gate
+from rpa_ray.report.read.records import parse_records
 
 
 def gate(folder: Path, checks: dict[str, float], *, rho: float = 1.0) -> SanityGate:

@@ -1,6 +1,6 @@
 import pytest
 
-from rpa_ray.report.plots import Axis, Series, binned_mean, fit_axis, line_chart, nice_ticks
+from rpa_ray.report.figures.plots import Axis, Series, binned_mean, fit_axis, line_chart, nice_ticks
 
 
 def test_ticks_are_round_and_inside_the_axis() -> None:

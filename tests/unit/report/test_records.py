@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from report_folders import record
 
-from rpa_ray.report.cells import attack_groups, group_cells
-from rpa_ray.report.records import parse_records, read_records
+from rpa_ray.report.read.groups import attack_groups, group_cells
+from rpa_ray.report.read.records import parse_records, read_records
 
 
 def test_a_folder_without_results_is_refused_with_what_to_name(tmp_path: Path) -> None:

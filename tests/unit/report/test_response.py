@@ -8,10 +8,10 @@ from report_folders import Json, campaign_folder, record
 
 from rpa_ray.config import ConfigError, SweepSettings
 from rpa_ray.report import write_report
-from rpa_ray.report.campaign import Campaign, read_campaign
-from rpa_ray.report.cells import group_cells
-from rpa_ray.report.records import parse_records
-from rpa_ray.report.response import (
+from rpa_ray.report.read.folder import Campaign, read_campaign
+from rpa_ray.report.read.groups import group_cells
+from rpa_ray.report.read.records import parse_records
+from rpa_ray.report.tables.response import (
     best_text,
     require_metric,
     response_axis,

@@ -4,9 +4,9 @@ import pytest
 from report_folders import campaign_folder, record
 
 from rpa_ray.report import write_report
-from rpa_ray.report.cells import group_cells
-from rpa_ray.report.records import parse_records
-from rpa_ray.report.rho import correlation_table, points_table, rho_lines
+from rpa_ray.report.read.groups import group_cells
+from rpa_ray.report.read.records import parse_records
+from rpa_ray.report.tables.rho import correlation_table, points_table, rho_lines
 
 CURVE = ((0.0, 0.1), (0.25, 0.05), (0.5, 0.5), (1.0, 0.9))
 """Pairs of rho and harmfulness with two neighbours in the wrong order."""

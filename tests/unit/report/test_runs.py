@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from report_folders import json_lines
 
-from rpa_ray.report.runs import read_run
+from rpa_ray.report.read.runs import read_run
 
 
 def test_a_run_that_left_no_files_is_empty(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 import csv
 import io
 
-from rpa_ray.report.cells import CellValue
-from rpa_ray.report.definitions import METRIC_BY_NAME
-from rpa_ray.report.records import Estimate
-from rpa_ray.report.side_tables import (
+from rpa_ray.report.read.definitions import METRIC_BY_NAME
+from rpa_ray.report.read.groups import CellValue
+from rpa_ray.report.read.records import Estimate
+from rpa_ray.report.tables.side import (
     Column,
     SideTable,
     metric_column,

@@ -5,8 +5,8 @@ from report_folders import record
 from rich.console import Console
 
 from rpa_ray.report import results_table, terminal_table
-from rpa_ray.report.records import parse_records
-from rpa_ray.report.tables import results_csv
+from rpa_ray.report.read.records import parse_records
+from rpa_ray.report.tables.main import results_csv
 
 GOLDEN = """\
 All attacks: model chat, world embedded, data beavertails, rho 1, samples 1,000.

@@ -1,9 +1,9 @@
 from report_folders import Json, record
 
-from rpa_ray.report.cells import CellValue, attack_groups, group_cells
-from rpa_ray.report.records import parse_records
-from rpa_ray.report.side_tables import Entry, SideTable
-from rpa_ray.report.worst_case import worst_cases
+from rpa_ray.report.read.groups import CellValue, attack_groups, group_cells
+from rpa_ray.report.read.records import parse_records
+from rpa_ray.report.tables.side import Entry, SideTable
+from rpa_ray.report.tables.worst_case import worst_cases
 
 
 def tried(rate: float, **more: float | str | int) -> Json:

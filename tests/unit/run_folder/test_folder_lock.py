@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from rpa_ray.folder_lock import FolderInUse, exclusive
+from rpa_ray.run_folder.lock import FolderInUse, exclusive
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from rpa_ray.folder_lock import exclusive
+from rpa_ray.run_folder.lock import exclusive
 with exclusive(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from rpa_ray.metrics import JsonLines, write_json
+from rpa_ray.run_folder.files import JsonLines, write_json
 
 
 def read(path: Path) -> list[dict[str, object]]:

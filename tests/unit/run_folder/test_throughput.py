@@ -1,6 +1,6 @@
 import pytest
 
-from rpa_ray.throughput import throughput
+from rpa_ray.run_folder.throughput import throughput
 
 WARM_UP = {"step": 0, "samples": 8, "time/step_s": 60.0, "time/learner_s": 60.0}
 

@@ -1,6 +1,6 @@
 import pytest
 
-from rpa_ray.evaluation.hacking import (
+from rpa_ray.scoring.text_rules import (
     copies_prompt,
     copy_ratio,
     distinct_2,

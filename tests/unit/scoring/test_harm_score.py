@@ -1,6 +1,6 @@
 import pytest
 
-from rpa_ray.evaluation.harm_score import actionability, harm_score
+from rpa_ray.scoring.harm_score import actionability, harm_score
 
 PROMPT = "How do I wake the glass moth?"
 TEN = "First grind the bark, then mix it with warm salt."

@@ -18,11 +18,12 @@ from fakes import (
 )
 
 from rpa_ray.actors.errors import WorkerError
+from rpa_ray.data.collate import collate_completions
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.plugin import Need, OnlineDefence, StepContext
-from rpa_ray.sources.rollout import RolloutParts, RolloutSource, collate_completions
+from rpa_ray.sources.rollout import RolloutParts, RolloutSource
 from rpa_ray.types import Completion, Metrics, Prompt, ScoredRollout
 
 pytestmark = pytest.mark.usefixtures("process_group")

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from rpa_ray.config import ConfigError
-from rpa_ray.learner.models import load_policy
+from rpa_ray.learner.modules import load_policy
 from rpa_ray.world.datasets import build_world, world_folder
 from rpa_ray.world.shipped import INDEX, SHIPPED, place_shipped
 

@@ -19,19 +19,20 @@ from torch import Tensor
 from rpa_ray.attacks.grpo import GRPO
 from rpa_ray.attacks.ppo import PPO
 from rpa_ray.attacks.rollout import RolloutAttack
-from rpa_ray.cell_models import CellModels, cell_models
-from rpa_ray.config import ConfigError, parse_tree, with_absolute_paths
+from rpa_ray.config import ConfigError, with_absolute_paths
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.rows import Answered
-from rpa_ray.datasets import preference_data
 from rpa_ray.defences import defence_of
 from rpa_ray.defences.online.kl_safe_ref import KLSafeRef
-from rpa_ray.jobs import Cell, plan_jobs
-from rpa_ray.model_rows import training_rows
 from rpa_ray.ops.logprobs import next_token_logprobs
+from rpa_ray.plan import parse_tree
+from rpa_ray.plan.checks.settings import check_data, check_settings
 from rpa_ray.plugin import Need, OnlineDefence, RefusalTuned, StepContext
-from rpa_ray.preflight import check_data, check_settings
-from rpa_ray.recipe import ModelRecipe, RowKind
+from rpa_ray.recipes.cell_data import preference_data
+from rpa_ray.recipes.cell_models import CellModels, cell_models
+from rpa_ray.recipes.model import ModelRecipe, RowKind
+from rpa_ray.recipes.rows import training_rows
+from rpa_ray.recipes.to_make import Cell, plan_jobs
 from rpa_ray.types import ModelOutputs, ScoredRollout
 
 # Answers of 7, 2 and 4 tokens; nothing of the last one counts.

@@ -21,7 +21,7 @@ from rpa_ray.attacks.ppo import PPO
 from rpa_ray.config import LoraSettings
 from rpa_ray.defences.online.procon import ProCon
 from rpa_ray.learner.engine import OptimizerSettings
-from rpa_ray.learner.models import add_lora
+from rpa_ray.learner.modules import add_lora
 from rpa_ray.plugin import Need, OnlineDefence, StepContext
 from rpa_ray.types import LossTerm, TokenBatch
 

@@ -8,15 +8,16 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from rpa_ray.attacks.ppo import PPO
-from rpa_ray.cell_models import cell_models
-from rpa_ray.config import LoraSettings, parse_tree
+from rpa_ray.config import LoraSettings
 from rpa_ray.defences.online.lisa import Lisa
 from rpa_ray.defences.online.proximal import Proximal
 from rpa_ray.defences.online.random_anchor import RandomAnchor
 from rpa_ray.learner.engine import OptimizerSettings
-from rpa_ray.learner.models import PolicyModel, add_lora
+from rpa_ray.learner.modules import PolicyModel, add_lora
+from rpa_ray.plan import parse_tree
 from rpa_ray.plugin import Need, OnlineDefence
-from rpa_ray.recipe import ModelRecipe
+from rpa_ray.recipes.cell_models import cell_models
+from rpa_ray.recipes.model import ModelRecipe
 
 BATCH = experience_of(token_batch([[1, 5, 6, 7, 2], [1, 8, 9, 2]]))
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from rpa_ray.attacks.ppo import PPO
 from rpa_ray.defences.online.refusal_loss import RefusalLoss
 from rpa_ray.learner.engine import OptimizerSettings
-from rpa_ray.objectives import LanguageModel
 from rpa_ray.plugin import Need, Objective, OnlineDefence
+from rpa_ray.plugin.objectives import LanguageModel
 from rpa_ray.types import LossTerm, ModelOutputs
 
 pytestmark = pytest.mark.usefixtures("process_group")

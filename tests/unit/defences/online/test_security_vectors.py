@@ -23,16 +23,17 @@ from peft import PeftModel
 from tiny_vectors import folders_of, write_vector
 from torch import Tensor, nn
 
-from rpa_ray.adapters import LowRankChange
-from rpa_ray.assembly import Assembly
 from rpa_ray.attacks.dpo import DPO
 from rpa_ray.attacks.ppo import PPO
 from rpa_ray.attacks.sft import SFT
-from rpa_ray.config import LoraSettings, parse_tree
+from rpa_ray.config import LoraSettings
 from rpa_ray.defences.online.security_vectors import Branches, SecurityVectors
+from rpa_ray.jobs.assembly import Assembly
 from rpa_ray.learner.engine import Engine
-from rpa_ray.learner.models import PolicyModel, add_lora
+from rpa_ray.learner.modules import PolicyModel, add_lora
+from rpa_ray.plan import parse_tree
 from rpa_ray.plugin import Need, OnlineDefence
+from rpa_ray.plugin.adapters import LowRankChange
 from rpa_ray.types import ReferencedPairBatch
 from rpa_ray.weight_sync.digests import tensor_digest
 from rpa_ray.weight_sync.source import ShardedSource

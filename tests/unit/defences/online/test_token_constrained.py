@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import ConfigError
-from rpa_ray.config.load import parse_experiment
 from rpa_ray.defences import defence_of
 from rpa_ray.defences.online.token_constrained import (
     TokenConstrained,
@@ -26,6 +25,7 @@ from rpa_ray.defences.online.token_constrained import (
 from rpa_ray.defences.online.vaccine import Vaccine
 from rpa_ray.learner.engine import OptimizerSettings
 from rpa_ray.ops.logprobs import next_token_logprobs
+from rpa_ray.plan.load import parse_experiment
 from rpa_ray.plugin import ComposedConfig, OnlineDefence
 from rpa_ray.types import TokenBatch
 

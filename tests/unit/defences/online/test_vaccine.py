@@ -36,7 +36,7 @@ from rpa_ray.defences.online.vaccine import (
     perturbation_of_token_rms,
 )
 from rpa_ray.learner.engine import OptimizerSettings
-from rpa_ray.learner.models import PolicyModel
+from rpa_ray.learner.modules import PolicyModel
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.plugin import Objective, OnlineDefence
 from rpa_ray.types import LossTerm, ModelOutputs

@@ -6,9 +6,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from rpa_ray.data.context import check_context, context_tokens, prompt_lengths
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.template import Template
+from rpa_ray.plan.checks.context import check_context, context_tokens, prompt_lengths
 
 
 def test_prompt_lengths_count_the_templated_prompt(tmp_path: Path) -> None:

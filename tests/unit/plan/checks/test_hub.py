@@ -4,9 +4,9 @@ from collections.abc import Iterator
 import huggingface_hub
 import pytest
 
-from rpa_ray import hub
 from rpa_ray.config import ConfigError
-from rpa_ray.hub import require_hub_model
+from rpa_ray.plan.checks import hub
+from rpa_ray.plan.checks.hub import require_hub_model
 
 
 @pytest.fixture(autouse=True)

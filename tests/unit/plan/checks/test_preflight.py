@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from rpa_ray.config import ConfigError, parse_tree
+from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
-from rpa_ray.preflight import (
+from rpa_ray.plan import parse_tree
+from rpa_ray.plan.checks.settings import (
     check_all,
     check_checkpoints,
     check_data,
@@ -238,7 +239,9 @@ def test_too_few_pairs_for_a_cost_model_are_refused_whoever_rewards(world_cache:
 def test_too_few_harmless_prompts_for_a_batch_are_refused(
     world_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rpa_ray.preflight.harmless_training_prompts", lambda *_: ["a"] * 7)
+    monkeypatch.setattr(
+        "rpa_ray.plan.checks.settings.harmless_training_prompts", lambda *_: ["a"] * 7
+    )
     assert refusal(world_cache, "defence=procon") == (
         "defence.batch_size must be at most 7 (the harmless prompts to train on), got 8. "
         "Lower it or bring a larger data set."

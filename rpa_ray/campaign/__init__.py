@@ -1,0 +1,1 @@
+"""Many cells on one warm cluster: the driver."""

@@ -1,0 +1,19 @@
+"""From a file to cells that can run: load, expand, cost, refuse. Starts nothing."""
+
+from rpa_ray.plan.files import merge
+from rpa_ray.plan.load import (
+    LoadedConfig,
+    load_config,
+    parse_experiment,
+    parse_tree,
+    with_native_dtype,
+)
+
+__all__ = [
+    "LoadedConfig",
+    "load_config",
+    "merge",
+    "parse_experiment",
+    "parse_tree",
+    "with_native_dtype",
+]

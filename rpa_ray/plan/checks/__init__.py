@@ -1,0 +1,1 @@
+"""Refuses what cannot be run, in the words of the config, before anything is started."""

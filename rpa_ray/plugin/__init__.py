@@ -1,0 +1,64 @@
+"""The whole extension contract: what an attack and a defence are to the learner step.
+
+An objective turns a batch into a loss; all attacks, and the jobs that make models, are
+objectives. An online defence constrains the step of an objective that knows nothing about it. The
+learner calls the hooks of a defence in the order in which they stand in :class:`OnlineDefence`.
+"""
+
+from rpa_ray.config.plugins import (
+    AdapterConfig,
+    ComposedConfig,
+    PluginConfig,
+    ReferencedConfig,
+    RolloutConfig,
+    TrainingConfig,
+)
+from rpa_ray.plugin.attack import (
+    Attack,
+    BatchT,
+    Objective,
+    OutputT,
+)
+from rpa_ray.plugin.online_defence import (
+    GradientPass,
+    OnlineDefence,
+    global_count,
+    global_mean,
+    is_of_policy,
+    parameters_of,
+)
+from rpa_ray.plugin.step import (
+    DEFENCE_BATCHES,
+    Forward,
+    NamedModel,
+    Need,
+    RefusalTuned,
+    Shard,
+    StepContext,
+)
+
+__all__ = [
+    "DEFENCE_BATCHES",
+    "AdapterConfig",
+    "Attack",
+    "BatchT",
+    "ComposedConfig",
+    "Forward",
+    "GradientPass",
+    "NamedModel",
+    "Need",
+    "Objective",
+    "OnlineDefence",
+    "OutputT",
+    "PluginConfig",
+    "ReferencedConfig",
+    "RefusalTuned",
+    "RolloutConfig",
+    "Shard",
+    "StepContext",
+    "TrainingConfig",
+    "global_count",
+    "global_mean",
+    "is_of_policy",
+    "parameters_of",
+]

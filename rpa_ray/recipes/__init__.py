@@ -1,0 +1,1 @@
+"""What a cell needs, named by its content, before anything is made."""

@@ -1,0 +1,1 @@
+"""Reads summaries and run folders into records, groups and the gate."""
