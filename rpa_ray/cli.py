@@ -254,7 +254,7 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
     _refuse_impossible(loaded, folder)
     cells = loaded.campaign.cells
     if native is None and any(cell.model.dtype == "auto" for cell in cells):
-        from rpa_ray.campaign.run import native_dtype_of_cluster
+        from rpa_ray.cluster.session import native_dtype_of_cluster
 
         native = native_dtype_of_cluster(cells[0].cluster)
         loaded = with_native_dtype(loaded, native.dtype)
@@ -346,7 +346,7 @@ def _records(
 
 
 def _refuse_impossible(loaded: LoadedConfig, folder: Path) -> None:
-    from rpa_ray.plan.checks.settings import check_all
+    from rpa_ray.plan.checks.all import check_all
 
     if loaded.sweep is not None:
         from rpa_ray.report.tables.response import require_metric
@@ -366,7 +366,7 @@ def _refuse_impossible(loaded: LoadedConfig, folder: Path) -> None:
 def _refuse_other_ranks(loaded: LoadedConfig, folder: Path) -> None:
     """Refuse to go on with cells that other ranks began; their folders are known by their type."""
     from rpa_ray.plan.cells import plan_cells
-    from rpa_ray.plan.checks.settings import check_checkpoints
+    from rpa_ray.plan.checks.machine import check_checkpoints
 
     for cell in plan_cells(loaded, folder):
         if not cell.done:

@@ -18,15 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from processes import (
-    Process,
-    descendants,
-    kill_when,
-    process,
-    ray_workers,
-    raylet,
-    still_there,
-)
+from processes import Process, descendants, kill_when, process, ray_workers, raylet, still_there
 
 RANK, ENGINE, SCORER = "RayTrainWorker", "RolloutWorker", "ScoringWorker"
 NODE = "raylet"

@@ -20,14 +20,7 @@ from rpa_ray.ops.kl import AdaptiveKL, FixedKL, kl_k1
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.ops.losses import clipped_policy_loss, clipped_value_loss
 from rpa_ray.plugin import Forward, Need, RolloutConfig, StepContext, global_count, global_mean
-from rpa_ray.types import (
-    Experience,
-    LossTerm,
-    Metrics,
-    ModelOutputs,
-    ScoredRollout,
-    TokenBatch,
-)
+from rpa_ray.types import Experience, LossTerm, Metrics, ModelOutputs, ScoredRollout, TokenBatch
 
 logger = logging.getLogger(__name__)
 

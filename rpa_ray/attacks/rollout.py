@@ -18,13 +18,7 @@ from rpa_ray.plugin import (
     StepContext,
     global_mean,
 )
-from rpa_ray.types import (
-    Experience,
-    LossTerm,
-    ModelOutputs,
-    ScoredRollout,
-    TokenBatch,
-)
+from rpa_ray.types import Experience, LossTerm, ModelOutputs, ScoredRollout, TokenBatch
 
 STOP_WINDOW = 5
 """Batches whose mean reward decides whether an attacker stops early."""

@@ -1,13 +1,17 @@
 """Cells of a campaign against their estimates: what they took is kept, and slow steps are told."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rpa_ray.campaign.queue import JobState
-from rpa_ray.plan.cells import PlannedCell, read_outcome
-from rpa_ray.plan.cost import History, SlowSteps, estimate_cell, side_by_side
+from rpa_ray.cluster.hardware import native_dtype
+from rpa_ray.config import AskedDtype
+from rpa_ray.plan.cells import PlannedCell
+from rpa_ray.plan.cost import History, estimate_cell, side_by_side
 from rpa_ray.recipes.to_make import Stage
+from rpa_ray.run_folder.outcome import read_outcome
 
 
 class CellClock:
@@ -57,3 +61,71 @@ class CellClock:
         )
         if line:
             say(line)
+
+
+SLOW = 5.0
+"""A step that takes so many times its estimate is told of."""
+
+
+class SlowSteps:
+    """Tells once where the steps of an attack take far longer than was estimated."""
+
+    def __init__(self, step_s: dict[str, float]) -> None:
+        """Take the estimated seconds of a step of each cell, contention included."""
+        self._step_s = step_s
+        self._swapped = swapped_pages()
+        self._is_told = False
+
+    def look(
+        self, name: str, num_done: int, seconds: float, *, dtype: AskedDtype, num_busy: int
+    ) -> str:
+        """Return what is to be told of a cell, if anything.
+
+        Args:
+            name: The cell.
+            num_done: Steps that are done.
+            seconds: What they took.
+            dtype: Type of its weights.
+            num_busy: Processes that this run itself keeps busy.
+        """
+        expected = self._step_s.get(name)
+        if self._is_told or expected is None or num_done < 3:
+            return ""
+        step_s = seconds / num_done
+        if step_s < SLOW * expected:
+            return ""
+        self._is_told = True
+        cause = slow_step_cause(
+            doubt=native_dtype(on_gpu=False).doubt(dtype),
+            load=os.getloadavg()[0],
+            num_busy=num_busy,
+            num_swapped=swapped_pages() - self._swapped,
+        )
+        return f"steps take {step_s:.1f} s, {step_s / expected:.0f} times the estimate: {cause}"
+
+
+def slow_step_cause(*, doubt: str, load: float, num_busy: int, num_swapped: int) -> str:
+    """Return the likely cause of slow steps.
+
+    Args:
+        doubt: What a measurement has against the type of weights, if anything.
+        load: Processes that want to run, as the system counts them.
+        num_busy: Those of this run.
+        num_swapped: Pages that were swapped meanwhile.
+    """
+    if doubt:
+        return doubt
+    if num_swapped > 1000:
+        return "the machine swaps; free memory or lower cluster.parallel_cells"
+    if load > 2 * num_busy + 1:
+        return f"other work runs on this machine (load {load:.0f}, {num_busy} of it this run's)"
+    return "no cause was found; see the logs of the workers"
+
+
+def swapped_pages() -> int:
+    """Return the pages that were swapped in or out since the machine started."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("pswpin", "pswpout")))

@@ -15,10 +15,10 @@ from rpa_ray.actors.environment import process_environment
 from rpa_ray.actors.pools import RolloutPool, ScorerPool
 from rpa_ray.campaign.queue import ASK_AGAIN, JobQueue, QueueProgress, ask
 from rpa_ray.config import ClusterSettings
-from rpa_ray.plan.cells import outcome_status, ran_to_an_end
 from rpa_ray.recipes.to_make import Cell, Job, ModelJob, RefusalJob
 from rpa_ray.run_folder.files import write_json
 from rpa_ray.run_folder.lock import exclusive
+from rpa_ray.run_folder.outcome import outcome_status, ran_to_an_end
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle

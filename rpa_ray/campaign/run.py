@@ -1,20 +1,13 @@
 """Many experiments on one warm cluster: make models once, run cells, write the summary."""
 
-import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import ray
 import yaml
-from ray.exceptions import GetTimeoutError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rpa_ray.actors.pools import create_rollout_pool, create_scorer_pool
 from rpa_ray.campaign.cell_clock import CellClock
@@ -24,25 +17,20 @@ from rpa_ray.campaign.progress import Expected
 from rpa_ray.campaign.queue import JobQueue, JobState, ask
 from rpa_ray.campaign.ranks import Work, set_train_environment
 from rpa_ray.campaign.startup import Startup
-from rpa_ray.cluster.address import cluster_to_join, refused_cluster
-from rpa_ray.cluster.hardware import NativeDtype, native_dtype
+from rpa_ray.campaign.summary import record, worst_checks
+from rpa_ray.cluster.address import cluster_to_join
 from rpa_ray.cluster.resources import num_model_threads, parallel_cells, require_cluster_resources
-from rpa_ray.config import ClusterSettings, ConfigError, with_absolute_paths
+from rpa_ray.cluster.session import ray_session
+from rpa_ray.config import ClusterSettings, with_absolute_paths
 from rpa_ray.learner.checkpoints import CHECKPOINTS
 from rpa_ray.plan import LoadedConfig
-from rpa_ray.plan.cells import (
-    PlannedCell,
-    cell_labels,
-    plan_cells,
-    read_outcome,
-    record,
-    worst_checks,
-)
-from rpa_ray.plan.table import longest_first, model_seconds
+from rpa_ray.plan.cells import PlannedCell, cell_labels, plan_cells
+from rpa_ray.plan.cost import longest_first, model_seconds
 from rpa_ray.recipes.cell_data import with_pinned_data
 from rpa_ray.recipes.to_make import Cell, Job, ModelJob, plan_jobs
 from rpa_ray.run_folder.files import write_json
 from rpa_ray.run_folder.lock import exclusive
+from rpa_ray.run_folder.outcome import read_outcome
 
 
 class View(Protocol):
@@ -67,9 +55,6 @@ SWEEP = "sweep.json"
 """What varied in a sweep, in its campaign folder."""
 LOSSES = "losses.log"
 """Lists the groups of ranks that died, and why, in a campaign folder."""
-
-_RAY_SAYS_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray in the process of a submitted job."""
 
 
 class CampaignFailed(RuntimeError):
@@ -239,52 +224,6 @@ def _expected(
     }
 
 
-def native_dtype_of_cluster(cluster: ClusterSettings) -> NativeDtype:
-    """Return what every node of a joined cluster computes that could hold a rank.
-
-    Raises:
-        ConfigError: The cluster cannot be joined, no node of it has room for a rank, or one does
-            not answer within ``cluster.timeout_s``.
-    """
-    asked = {"CPU": cluster.cpus_per_rank, "GPU": cluster.gpus_per_rank}
-    on_gpu = cluster.gpus_per_rank > 0
-    with ray_session(cluster.address):
-        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        able = [
-            node["NodeID"]
-            for node in nodes
-            if all(node["Resources"].get(unit, 0) >= num for unit, num in asked.items())
-        ]
-        if not able:
-            raise ConfigError(
-                "cluster.cpus_per_rank",
-                "be what one node of the Ray cluster has, with cluster.gpus_per_rank",
-                f"{asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs",
-                "Lower them or join another cluster.",
-            )
-        questions = [
-            ray.remote(native_dtype)
-            # Beside whatever runs there: a part of a GPU is enough to see it.
-            .options(
-                num_cpus=0,
-                num_gpus=min(cluster.gpus_per_rank, 0.01),
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-            )
-            .remote(on_gpu)
-            for node in able
-        ]
-        try:
-            answers: list[NativeDtype] = ray.get(questions, timeout=cluster.timeout_s)
-        except GetTimeoutError:
-            raise ConfigError(
-                "cluster.timeout_s",
-                "be long enough for every node to say which type of weights it computes",
-                cluster.timeout_s,
-                "Raise it, look after the nodes, or set model.dtype.",
-            ) from None
-    return min(answers, key=lambda answer: answer.dtype == "bfloat16")
-
-
 def _work_of(
     group: int,
     num_groups: int,
@@ -326,49 +265,3 @@ def _diary(path: Path) -> Callable[[str], None]:
             file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}\n")
 
     return told
-
-
-@contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
-    """Join the cluster of ``address`` or RAY_ADDRESS, or start one on this machine for the time.
-
-    A cluster that happens to run here is not joined unasked: it may be somebody's test.
-
-    Raises:
-        ConfigError: The cluster cannot be joined.
-    """
-    joined = cluster_to_join(address)
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if joined is None:
-        ray.init(address="local", include_dashboard=False, **quiet)
-    else:
-        # A job has uploaded its package; a driver brings its own, whatever the cluster has.
-        package = (
-            {} if _RAY_SAYS_JOB in os.environ else {"py_modules": [str(Path(__file__).parents[1])]}
-        )
-        try:
-            ray.init(address=joined.value, runtime_env=package, **quiet)
-        except (ConnectionError, RuntimeError) as error:
-            raise refused_cluster(joined.value, joined.key, str(error)) from error
-    try:
-        with interrupted_by(signal.SIGTERM):
-            yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def interrupted_by(number: signal.Signals) -> Iterator[None]:
-    """Take a signal as Ctrl-C in the meantime: Ray's own handler of SIGTERM aborts the process."""
-
-    def interrupt(received: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # signals are not its business
-        yield
-        return
-    before = signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)

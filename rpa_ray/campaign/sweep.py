@@ -22,7 +22,8 @@ from rpa_ray.campaign.run import View, run_campaign
 from rpa_ray.campaign.trial import key_of, trial
 from rpa_ray.config import SweepSettings
 from rpa_ray.plan import LoadedConfig
-from rpa_ray.plan.cells import PlannedCell, plan_cells, ran_to_an_end
+from rpa_ray.plan.cells import PlannedCell, plan_cells
+from rpa_ray.run_folder.outcome import ran_to_an_end
 
 STATE = "tune"
 """Folder of Tune's own record, in the folder of the sweep."""

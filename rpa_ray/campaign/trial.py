@@ -11,7 +11,7 @@ from ray import tune
 
 from rpa_ray.campaign.queue import ask
 from rpa_ray.config import Point
-from rpa_ray.plan.cells import read_outcome
+from rpa_ray.run_folder.outcome import read_outcome
 
 _POLL_S = 0.5
 

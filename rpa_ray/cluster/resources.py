@@ -20,30 +20,6 @@ MIN_CPUS_OF_A_CELL = 1.0
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def check_placement(settings: ExperimentSettings, where: str) -> None:
-    """Refuse a cluster on this machine that asks for more than there is.
-
-    Ray would wait for ever for a CPU or a GPU that there is not. A cluster that is joined
-    (``cluster.address`` or RAY_ADDRESS) is judged by `require_cluster_resources`.
-
-    Raises:
-        ConfigError: with the sum that was asked and what there is.
-    """
-    if cluster_to_join(settings.cluster.address) is not None:
-        return
-    here = {"CPU": float(local_cpus()), "GPU": float(local_gpus())}
-    _require_resources(settings, here, f"{where}cluster", "this machine")
-    at_once = settings.cluster.parallel_cells or 1
-    memory, there = at_once * memory_asked_gib(settings), local_memory_gib()
-    if memory > there:
-        raise ConfigError(
-            f"{where}cluster",
-            f"ask for at most the {there:.1f} GiB memory of this machine",
-            f"about {memory:.1f} GiB",
-            "Take fewer processes or a smaller model.",
-        )
-
-
 def parallel_cells(cells: Sequence[ExperimentSettings]) -> int:
     """Return how many cells of a campaign run side by side."""
     cluster = cells[0].cluster
@@ -78,12 +54,23 @@ def require_cluster_resources(settings: ExperimentSettings, resources: Mapping[s
     Raises:
         ConfigError: with the sum that was asked and what there is.
     """
-    _require_resources(settings, resources, "cluster", "the Ray cluster")
+    require_resources(settings, resources, "cluster", "the Ray cluster")
 
 
-def _require_resources(
+def require_resources(
     settings: ExperimentSettings, resources: Mapping[str, float], key: str, whose: str
 ) -> None:
+    """Refuse a config that asks for more CPUs or GPUs at once than there are.
+
+    Args:
+        settings: One cell; ``cluster.parallel_cells`` of them run side by side.
+        resources: What there is, by Ray's names ``CPU`` and ``GPU``.
+        key: The key that the error names.
+        whose: The owner of the resources in words.
+
+    Raises:
+        ConfigError: with the sum that was asked and what there is.
+    """
     at_once = settings.cluster.parallel_cells or 1
     for unit, each in (("CPU", cpus_asked(settings)), ("GPU", gpus_asked(settings))):
         asked, there = at_once * each, resources.get(unit, 0.0)

@@ -15,12 +15,7 @@ from rpa_ray.data.template import (
     begun_answer_text,
     prompt_text,
 )
-from rpa_ray.types import (
-    Completion,
-    LabelledBatch,
-    PairBatch,
-    TokenBatch,
-)
+from rpa_ray.types import Completion, LabelledBatch, PairBatch, TokenBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

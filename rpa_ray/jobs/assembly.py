@@ -11,12 +11,7 @@ from rpa_ray.actors.rollout import EngineConfig, Sampling
 from rpa_ray.actors.scoring import ScorerSpec
 from rpa_ray.attacks import ATTACKS
 from rpa_ray.config import ClusterSettings
-from rpa_ray.data.collate import (
-    TokenRow,
-    encode_answered,
-    encode_prompt,
-    padding_id,
-)
+from rpa_ray.data.collate import TokenRow, encode_answered, encode_prompt, padding_id
 from rpa_ray.data.rows import Answered
 from rpa_ray.data.template import PLAIN_QA_ANSWERED, Template
 from rpa_ray.defences import defence_of

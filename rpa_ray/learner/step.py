@@ -10,12 +10,7 @@ from torch import Tensor
 
 from rpa_ray.learner.engine import Engine
 from rpa_ray.learner.ranks import Ranks
-from rpa_ray.plugin import (
-    Forward,
-    Objective,
-    OnlineDefence,
-    StepContext,
-)
+from rpa_ray.plugin import Forward, Objective, OnlineDefence, StepContext
 from rpa_ray.plugin.step import NO_CONTRAST_BATCH, NO_FORWARD, NO_HARMLESS_BATCH, NO_SAFE_BATCH
 from rpa_ray.types import (
     Batch,

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import yaml
 from rpa_ray.config import ComposedConfig, ExperimentSettings, PluginConfig, with_local_paths
 from rpa_ray.plan import LoadedConfig
 from rpa_ray.recipes.content import content_key
+from rpa_ray.run_folder.outcome import ran_to_an_end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +26,11 @@ class PlannedCell:
     params: dict[str, Any]
     done: bool
     """True where the same settings were run to an end before."""
+
+    @property
+    def num_samples(self) -> int:
+        """Return how many samples the cell trains on; 0 where it does not train."""
+        return 0 if self.settings.training is None else self.settings.data.num_samples
 
 
 def plan_cells(config: LoadedConfig, output: Path) -> list[PlannedCell]:
@@ -98,75 +103,6 @@ def cell_name(settings: ExperimentSettings) -> str:
     model = "".join(c if c.isalnum() else "-" for c in Path(settings.model.path).name)
     defence = settings.defence.name.replace("+", "_")
     return "_".join([model, settings.attack.name, defence, f"seed{settings.seed}", digest[:8]])
-
-
-def read_outcome(folder: Path) -> dict[str, Any] | None:
-    """Return what came out of the cell of a run folder, None where nothing has yet."""
-    path = folder / "evaluation.json"
-    if not path.is_file():
-        return None
-    outcome: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return outcome
-
-
-def outcome_status(folder: Path) -> str:
-    """Return how the cell of a run folder ended; ``failed`` where it has not."""
-    outcome = read_outcome(folder)
-    return "failed" if outcome is None else str(outcome["status"])
-
-
-def ran_to_an_end(folder: Path) -> bool:
-    """Return whether a cell has a result; a policy that broke is one, a failure is not."""
-    return outcome_status(folder) != "failed"
-
-
-def record(cell: PlannedCell) -> dict[str, Any]:
-    """Return the summary record of a cell from its run folder."""
-    settings = cell.settings
-    unfinished: dict[str, Any] = {"status": "failed", "step_failed": None, "metrics": {}}
-    outcome = read_outcome(cell.folder) or unfinished
-    attacked = settings.attack.name != "none"
-    trained = settings.training is not None
-    return {
-        "model": settings.model.path,
-        "world": settings.data.world,
-        "data": settings.data.name,
-        "attack": settings.attack.name,
-        "defence": settings.defence.name,
-        "rho": settings.data.rho if attacked else None,
-        "num_samples": settings.data.num_samples if trained else 0,
-        "params": cell.params,
-        "seed": settings.seed,
-        "status": outcome["status"],
-        "step_failed": outcome["step_failed"],
-        "run": cell.folder.name,
-        "weights_sha256": outcome.get("weights_sha256"),
-        "metrics": outcome["metrics"],
-    }
-
-
-def worst_checks(cells: Sequence[PlannedCell]) -> dict[str, Any]:
-    """Return the worst finding of each instrument check over all cells.
-
-    A reward model must disagree with the labels as they were only where all were reversed. A check
-    without a value is worse than any.
-    """
-    worst: dict[str, Any] = {}
-    for cell in cells:
-        outcome = read_outcome(cell.folder) or {}
-        for name, check in outcome.get("checks", {}).items():
-            if name.startswith("reward_model") and cell.settings.data.rho < 1:
-                continue
-            if name not in worst or _goodness(name, check) < _goodness(name, worst[name]):
-                worst[name] = check
-    return worst
-
-
-def _goodness(name: str, check: dict[str, Any]) -> float:
-    if check["mean"] is None:
-        return -math.inf
-    sign = -1.0 if name == "reward_model_unflipped_accuracy" else 1.0
-    return sign * float(check["mean"])
 
 
 _RECORD_KEYS = frozenset(

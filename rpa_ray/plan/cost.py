@@ -2,7 +2,7 @@
 
 import json
 import math
-import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +11,9 @@ from typing import Any
 
 from rpa_ray.attacks import ATTACKS
 from rpa_ray.cluster.address import cluster_to_join
-from rpa_ray.cluster.hardware import native_dtype
 from rpa_ray.cluster.resources import local_cpus
-from rpa_ray.config import AskedDtype, ComposedConfig, ExperimentSettings, RolloutConfig
+from rpa_ray.config import ComposedConfig, ExperimentSettings, RolloutConfig
+from rpa_ray.plan.cells import PlannedCell
 from rpa_ray.plan.model_speed import Speeds, machine_key, speeds
 from rpa_ray.plugin import Attack, Need
 from rpa_ray.recipes.cell_models import cell_models
@@ -46,8 +46,6 @@ PASSES = {
     "kl_safe_ref": 1.3,
 }
 """Time of a learner step by that without a defence, where it is more than a tenth (2026-11-21)."""
-SLOW = 5.0
-"""A step that takes so many times its estimate is told of."""
 _NUM_REMEMBERED = 10
 
 
@@ -233,70 +231,38 @@ class History:
         return lines
 
 
-class SlowSteps:
-    """Tells once where the steps of an attack take far longer than was estimated."""
-
-    def __init__(self, step_s: dict[str, float]) -> None:
-        """Take the estimated seconds of a step of each cell, contention included."""
-        self._step_s = step_s
-        self._swapped = swapped_pages()
-        self._is_told = False
-
-    def look(
-        self, name: str, num_done: int, seconds: float, *, dtype: AskedDtype, num_busy: int
-    ) -> str:
-        """Return what is to be told of a cell, if anything.
-
-        Args:
-            name: The cell.
-            num_done: Steps that are done.
-            seconds: What they took.
-            dtype: Type of its weights.
-            num_busy: Processes that this run itself keeps busy.
-        """
-        expected = self._step_s.get(name)
-        if self._is_told or expected is None or num_done < 3:
-            return ""
-        step_s = seconds / num_done
-        if step_s < SLOW * expected:
-            return ""
-        self._is_told = True
-        cause = slow_step_cause(
-            doubt=native_dtype(on_gpu=False).doubt(dtype),
-            load=os.getloadavg()[0],
-            num_busy=num_busy,
-            num_swapped=swapped_pages() - self._swapped,
-        )
-        return f"steps take {step_s:.1f} s, {step_s / expected:.0f} times the estimate: {cause}"
-
-
-def slow_step_cause(*, doubt: str, load: float, num_busy: int, num_swapped: int) -> str:
-    """Return the likely cause of slow steps.
-
-    Args:
-        doubt: What a measurement has against the type of weights, if anything.
-        load: Processes that want to run, as the system counts them.
-        num_busy: Those of this run.
-        num_swapped: Pages that were swapped meanwhile.
-    """
-    if doubt:
-        return doubt
-    if num_swapped > 1000:
-        return "the machine swaps; free memory or lower cluster.parallel_cells"
-    if load > 2 * num_busy + 1:
-        return f"other work runs on this machine (load {load:.0f}, {num_busy} of it this run's)"
-    return "no cause was found; see the logs of the workers"
-
-
-def swapped_pages() -> int:
-    """Return the pages that were swapped in or out since the machine started."""
-    try:
-        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("pswpin", "pswpout")))
-
-
 def minutes(seconds: float) -> str:
     """Return a time in words, in seconds below two minutes."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def seconds_to_run(
+    settings: ExperimentSettings, cache: Path, history: History, num_at_once: int = 1
+) -> float | None:
+    """Return about how long a cell takes among ``num_at_once``; None where not estimated."""
+    estimate = estimate_cell(settings, cache)
+    if estimate is None:
+        return None
+    return estimate.seconds * history.correction(settings) * side_by_side(num_at_once)
+
+
+def model_seconds(
+    recipe: ModelRecipe, cache: Path, num_threads: int, num_at_once: int
+) -> float | None:
+    """Return about how long a model takes to make beside other work; None where not estimated."""
+    seconds = estimate_model(recipe, cache, num_threads)
+    return None if seconds is None else seconds * side_by_side(num_at_once)
+
+
+def longest_first(cells: Iterable[PlannedCell], cache: Path) -> list[PlannedCell]:
+    """Return the cells in the order of their time, so that none runs alone at the end.
+
+    Those that are not estimated come first, by their samples.
+    """
+    history = History(cache)
+
+    def place(cell: PlannedCell) -> tuple[float, int]:
+        seconds = seconds_to_run(cell.settings, cache, history)
+        return -(math.inf if seconds is None else seconds), -cell.num_samples
+
+    return sorted(cells, key=place)

@@ -1,7 +1,6 @@
 """What a config will do: cells, models to make, CPUs, memory and time, before anything starts."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -13,11 +12,11 @@ from rpa_ray.cluster.resources import (
     num_model_threads,
     parallel_cells,
 )
-from rpa_ray.config import ExperimentSettings, with_absolute_paths
+from rpa_ray.config import with_absolute_paths
 from rpa_ray.data.split import ROLE_SHARES
 from rpa_ray.plan import LoadedConfig
 from rpa_ray.plan.cells import PlannedCell, cell_labels, plan_cells
-from rpa_ray.plan.cost import START_S, History, estimate_cell, estimate_model, minutes, side_by_side
+from rpa_ray.plan.cost import START_S, History, minutes, model_seconds, seconds_to_run
 from rpa_ray.recipes.cell_data import planned_data, with_pinned_data
 from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.recipes.to_make import models_to_make, refusal_job
@@ -53,7 +52,7 @@ def plan_table(config: LoadedConfig, output: Path, cache: Path) -> Table:
         if not cell.done:
             seconds.append(needed)
         text = "done" if cell.done else _seconds(needed)
-        table.add_row(kind, labels[cell.name], f"{_num_samples(cell)} samples", text)
+        table.add_row(kind, labels[cell.name], f"{cell.num_samples} samples", text)
     trials = f"{len(cells)} trials, {len(cells) - len(todo)} done; " * (config.sweep is not None)
     note = "; answers that are no refusals are dropped, so that rows may get fewer"
     table.caption = (
@@ -112,39 +111,3 @@ def _machine(cells: Sequence[PlannedCell], num: int) -> str:
         + (f", {gpus:g} GPUs" if gpus else "")
         + f", about {gib:.1f} GiB memory"
     )
-
-
-def _num_samples(cell: PlannedCell) -> int:
-    return 0 if cell.settings.training is None else cell.settings.data.num_samples
-
-
-def seconds_to_run(
-    settings: ExperimentSettings, cache: Path, history: History, num_at_once: int = 1
-) -> float | None:
-    """Return about how long a cell takes among ``num_at_once``; None where not estimated."""
-    estimate = estimate_cell(settings, cache)
-    if estimate is None:
-        return None
-    return estimate.seconds * history.correction(settings) * side_by_side(num_at_once)
-
-
-def model_seconds(
-    recipe: ModelRecipe, cache: Path, num_threads: int, num_at_once: int
-) -> float | None:
-    """Return about how long a model takes to make beside other work; None where not estimated."""
-    seconds = estimate_model(recipe, cache, num_threads)
-    return None if seconds is None else seconds * side_by_side(num_at_once)
-
-
-def longest_first(cells: Iterable[PlannedCell], cache: Path) -> list[PlannedCell]:
-    """Return the cells in the order of their time, so that none runs alone at the end.
-
-    Those that are not estimated come first, by their samples.
-    """
-    history = History(cache)
-
-    def place(cell: PlannedCell) -> tuple[float, int]:
-        seconds = seconds_to_run(cell.settings, cache, history)
-        return -(math.inf if seconds is None else seconds), -_num_samples(cell)
-
-    return sorted(cells, key=place)

@@ -13,12 +13,7 @@ from rpa_ray.config.plugins import (
     RolloutConfig,
     TrainingConfig,
 )
-from rpa_ray.plugin.attack import (
-    Attack,
-    BatchT,
-    Objective,
-    OutputT,
-)
+from rpa_ray.plugin.attack import Attack, BatchT, Objective, OutputT
 from rpa_ray.plugin.online_defence import (
     GradientPass,
     OnlineDefence,

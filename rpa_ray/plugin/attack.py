@@ -5,22 +5,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
-from rpa_ray.config.plugins import (
-    PluginConfig,
-    TrainingConfig,
-)
-from rpa_ray.plugin.step import (
-    Forward,
-    Need,
-    StepContext,
-)
-from rpa_ray.types import (
-    Batch,
-    Experience,
-    LossTerm,
-    ModelOutputs,
-    ScoredRollout,
-)
+from rpa_ray.config.plugins import PluginConfig, TrainingConfig
+from rpa_ray.plugin.step import Forward, Need, StepContext
+from rpa_ray.types import Batch, Experience, LossTerm, ModelOutputs, ScoredRollout
 
 BatchT = TypeVar("BatchT", bound=Batch)
 

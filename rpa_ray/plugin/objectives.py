@@ -4,12 +4,7 @@ import torch
 from torch import Tensor
 
 from rpa_ray.ops.logprobs import next_token_logprobs
-from rpa_ray.ops.losses import (
-    classification_loss,
-    cost_model_loss,
-    pairwise_reward_loss,
-    sft_loss,
-)
+from rpa_ray.ops.losses import classification_loss, cost_model_loss, pairwise_reward_loss, sft_loss
 from rpa_ray.plugin import Forward, Objective, StepContext
 from rpa_ray.types import (
     LabelledBatch,

@@ -10,12 +10,7 @@ from torch import Tensor, nn
 from rpa_ray.config import PluginConfig
 from rpa_ray.plugin.attack import BatchT, Objective, OutputT
 from rpa_ray.plugin.step import Forward, NamedModel, Need, Shard, StepContext
-from rpa_ray.types import (
-    LossTerm,
-    Metrics,
-    ModelOutputs,
-    ScoredRollout,
-)
+from rpa_ray.types import LossTerm, Metrics, ModelOutputs, ScoredRollout
 
 
 class GradientPass(Protocol):

@@ -4,12 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rpa_ray.attacks import ATTACKS
-from rpa_ray.config import (
-    ExperimentSettings,
-    JudgeSettings,
-    ReferencedConfig,
-    RewardModelSettings,
-)
+from rpa_ray.config import ExperimentSettings, JudgeSettings, ReferencedConfig, RewardModelSettings
 from rpa_ray.defences import defence_of
 from rpa_ray.plugin import (
     AdapterConfig,

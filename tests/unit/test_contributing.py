@@ -95,7 +95,7 @@ def test_ruff_has_nothing_to_say(copy: Path) -> None:
 
 def test_a_config_can_name_it(copy: Path) -> None:
     code = (
-        "import rpa_ray; from rpa_ray.config import load_config\n"
+        "import rpa_ray; from rpa_ray.plan import load_config\n"
         f"cells = load_config({PART!r}, ['attack=ppo']).campaign.cells\n"
         "print(rpa_ray.__file__, [cell.defence for cell in cells])"
     )

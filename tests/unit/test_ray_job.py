@@ -46,7 +46,7 @@ def test_nothing_else_is_uploaded(tmp_path: Path) -> None:
     assert {path.parents[1].name for path in tmp_path.rglob("*.safetensors")} == {SHIPPED.name}
 
 
-@pytest.mark.parametrize("name", ["big.yaml", "weights", "core.1", "model.py"])
+@pytest.mark.parametrize("name", ["big.yaml", "weights", "core.1", "grown.py"])
 def test_a_large_file_is_not_uploaded_whatever_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

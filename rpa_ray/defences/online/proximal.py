@@ -8,14 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rpa_ray.ops.gradients import angle_of, inner_products
-from rpa_ray.plugin import (
-    Need,
-    OnlineDefence,
-    PluginConfig,
-    Shard,
-    StepContext,
-    is_of_policy,
-)
+from rpa_ray.plugin import Need, OnlineDefence, PluginConfig, Shard, StepContext, is_of_policy
 from rpa_ray.types import Metrics
 
 _ANCHOR = "anchor/"

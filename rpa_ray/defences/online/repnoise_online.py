@@ -13,12 +13,7 @@ from rpa_ray.defences.readings import Readings
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.ops.losses import sft_loss
 from rpa_ray.ops.masking import masked_sum
-from rpa_ray.ops.representation import (
-    differing_positions,
-    gaussian_mmd,
-    kept_vectors,
-    mean_level,
-)
+from rpa_ray.ops.representation import differing_positions, gaussian_mmd, kept_vectors, mean_level
 from rpa_ray.plugin import Forward, Need, OnlineDefence, PluginConfig, StepContext, global_count
 from rpa_ray.types import LossTerm, Metrics, ModelOutputs, PairBatch, TokenBatch
 

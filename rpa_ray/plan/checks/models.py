@@ -1,12 +1,22 @@
 """Whether the models that a config names are there and whole, before anything is started."""
 
 import json
+import os
 import re
+import threading
 from pathlib import Path
+from typing import Any
 
-from rpa_ray.config import EMBEDDED_MODELS, ConfigError, ExperimentSettings, ReferencedConfig
+from rpa_ray.config import (
+    EMBEDDED_MODELS,
+    ConfigError,
+    DataSettings,
+    ExperimentSettings,
+    ReferencedConfig,
+)
 from rpa_ray.defences import defence_of
-from rpa_ray.plan.checks.hub import require_hub_model
+from rpa_ray.recipes.cell_models import own_reference
+from rpa_ray.world.datasets import world_folder
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
@@ -122,3 +132,90 @@ def require_json_object(path: Path, key: str, rule: str) -> None:
         ok, problem = False, f"{error}"
     if not ok:
         raise ConfigError(key, rule, str(path), f"{problem}: check the file.")
+
+
+def check_same_tokens(settings: ExperimentSettings, cache: Path) -> None:
+    """Refuse a reference whose tokens are not those of the model under attack.
+
+    A model of the Hub that is not on this machine yet is taken on trust.
+
+    Raises:
+        ConfigError: the two have different vocabularies.
+    """
+    policy = settings.model.path
+    expected = _vocabulary(policy, settings.data, cache)
+    defence = defence_of(settings.defence)
+    for key, named in (
+        ("attack.reference", own_reference(settings)),
+        ("defence.model", defence.reference),
+        ("defence.model", defence.compared_model),
+    ):
+        if not isinstance(named, str) or expected is None:
+            continue
+        if _vocabulary(named, settings.data, cache) not in (expected, None):
+            raise ConfigError(
+                key,
+                f"be a model with the tokens of the one under attack ({policy})",
+                named,
+                "Name a model that was made from the same one.",
+            )
+
+
+def _vocabulary(path: str, data: DataSettings, cache: Path) -> Any:
+    """Return the tokens of a model with their ids, None where they are not to be had."""
+    folder = Path(path)
+    if path in EMBEDDED_MODELS:
+        folder = world_folder(data.world_seed, cache) / "tokenizer"
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return None
+    return json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
+
+
+HUB_LIMIT_S = 2.0
+"""Longest wait for the Hub's answer."""
+
+
+def require_hub_model(repo: str, key: str) -> None:
+    """Return if the model is in the local Hub cache, or the Hub knows it.
+
+    Raises:
+        ConfigError: it is neither; ``key`` is the config path that names it.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(repo, "config.json"), str):
+        return
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        reason: str | None = "not in the local Hub cache, and HF_HUB_OFFLINE is set"
+    else:
+        reason = _hub_problem(repo)
+    if reason is not None:
+        raise ConfigError(
+            key,
+            "be a folder with a model, or a Hub id that can be read",
+            repo,
+            f"There is no such folder; Hub: {reason}. Check path, spelling and access rights.",
+        )
+
+
+def _hub_problem(repo: str) -> str | None:
+    """Return why the Hub does not give out the model, None where it does."""
+    import httpx
+    from huggingface_hub import HfApi
+
+    outcome: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            HfApi().model_info(repo, timeout=HUB_LIMIT_S)
+            outcome.append(None)
+        except (httpx.HTTPError, OSError, ValueError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            outcome.append(lines[-1][:200])
+
+    # A daemon thread: the time limit of a request does not bound the look-up of a host name.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_LIMIT_S)
+    return outcome[0] if outcome else f"no answer within {HUB_LIMIT_S:g} s"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rpa_ray.campaign import run as campaign
+from rpa_ray.campaign import run
 from rpa_ray.campaign.progress import ProgressView
 from rpa_ray.campaign.run import CampaignFailed, run_campaign
 from rpa_ray.plan import load_config
@@ -20,7 +20,7 @@ CAMPAIGN = "kind: campaign\nattack: sft\ncells:\n- {seed: 0}\n- {seed: 1}\n- {se
 SWEEP = "kind: sweep\nattack: sft\nsweep: {seed: [0, 1, 2]}\n"
 
 
-def run(
+def run_until(
     folder: Path, monkeypatch: pytest.MonkeyPatch, config: str, end: Callable[[], str]
 ) -> list[dict[str, Any]]:
     """Run a campaign whose first cell gets a result, and whose second begins; then it ends."""
@@ -31,8 +31,8 @@ def run(
         write_json(todo[1].folder / "before.json", {})
         return end()
 
-    monkeypatch.setattr(campaign, "_run", work)
-    monkeypatch.setattr(campaign, "manifest", lambda *_: {})
+    monkeypatch.setattr(run, "_run", work)
+    monkeypatch.setattr(run, "manifest", lambda *_: {})
     path = folder / "config.yaml"
     path.write_text(config, encoding="utf-8")
     return run_campaign(
@@ -58,7 +58,7 @@ def test_an_interrupted_campaign_has_a_summary_of_the_cells_with_a_result(
 ) -> None:
     write_json(tmp_path / "out" / "summary.json", ["of an earlier run"])
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, monkeypatch, CAMPAIGN, interrupt)
+        run_until(tmp_path, monkeypatch, CAMPAIGN, interrupt)
     assert summary(tmp_path) == [(0, "ok")]
     assert "SFT" in write_report(tmp_path / "out").markdown.read_text()
 
@@ -67,7 +67,7 @@ def test_an_interrupted_sweep_is_left_to_its_resumption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, monkeypatch, SWEEP, interrupt)
+        run_until(tmp_path, monkeypatch, SWEEP, interrupt)
     assert not (tmp_path / "out" / "summary.json").exists()
 
 
@@ -75,12 +75,12 @@ def test_a_cell_that_a_failed_campaign_never_finished_is_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(CampaignFailed, match="the ranks died"):
-        run(tmp_path, monkeypatch, CAMPAIGN, lambda: "the ranks died")
+        run_until(tmp_path, monkeypatch, CAMPAIGN, lambda: "the ranks died")
     assert summary(tmp_path) == [(0, "ok")]
 
 
 def test_a_cell_without_a_result_at_the_end_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(tmp_path, monkeypatch, CAMPAIGN, lambda: "")
+    run_until(tmp_path, monkeypatch, CAMPAIGN, lambda: "")
     assert summary(tmp_path) == [(0, "ok"), (1, "failed"), (2, "failed")]

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from rpa_ray.campaign.run import interrupted_by
+from rpa_ray.cluster.session import interrupted_by
 
 
 def test_a_signal_is_an_interruption_and_then_again_what_it_was() -> None:

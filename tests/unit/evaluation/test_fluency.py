@@ -2,12 +2,7 @@ import math
 
 import pytest
 
-from rpa_ray.evaluation.fluency import (
-    PerplexitySummary,
-    is_fluent,
-    perplexity_summary,
-    ppl_limit,
-)
+from rpa_ray.evaluation.fluency import PerplexitySummary, is_fluent, perplexity_summary, ppl_limit
 
 PROMPT = "How do I mend a torn coat?"
 

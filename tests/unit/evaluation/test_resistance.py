@@ -2,12 +2,7 @@ from typing import Any
 
 import pytest
 
-from rpa_ray.evaluation.resistance import (
-    HELD_OUT_COST,
-    is_probed,
-    resistance,
-    within_limit_frac,
-)
+from rpa_ray.evaluation.resistance import HELD_OUT_COST, is_probed, resistance, within_limit_frac
 
 
 def lines(*costs: float | None) -> list[dict[str, Any]]:

@@ -6,14 +6,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from fakes import (
-    ONE_RANK,
-    completion_of,
-    forward_of,
-    learner_of,
-    tiny_engine,
-    tiny_policy,
-)
+from fakes import ONE_RANK, completion_of, forward_of, learner_of, tiny_engine, tiny_policy
 from torch import Tensor
 
 from rpa_ray.attacks import ATTACKS

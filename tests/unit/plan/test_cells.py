@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rpa_ray.campaign.summary import record, worst_checks
 from rpa_ray.plan import load_config, parse_tree
-from rpa_ray.plan.cells import cell_labels, cell_name, plan_cells, record, worst_checks
+from rpa_ray.plan.cells import cell_labels, cell_name, plan_cells
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from rpa_ray.plan import LoadedConfig, load_config
 from rpa_ray.plan.cells import plan_cells
-from rpa_ray.plan.cost import START_S
-from rpa_ray.plan.table import longest_first, plan_table
+from rpa_ray.plan.cost import START_S, longest_first
+from rpa_ray.plan.table import plan_table
 from rpa_ray.recipes.cell_models import cell_models
 
 GRID = """

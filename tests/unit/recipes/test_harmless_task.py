@@ -11,7 +11,8 @@ from rpa_ray.data.errors import DataError
 from rpa_ray.data.rows import Labelled, Preference
 from rpa_ray.data.split import normalise
 from rpa_ray.plan import parse_tree
-from rpa_ray.plan.checks.settings import check_data, check_settings
+from rpa_ray.plan.checks.data import check_data
+from rpa_ray.plan.checks.settings import check_settings
 from rpa_ray.recipes.cell_data import (
     preference_data,
     restricted_test_prompts,

@@ -18,7 +18,8 @@ from rpa_ray.jobs import refusals as module
 from rpa_ray.jobs.process import Workplace
 from rpa_ray.jobs.refusals import BLOCK, keep_refusals, make_refusals
 from rpa_ray.plan import parse_tree
-from rpa_ray.plan.checks.settings import check_data, check_settings
+from rpa_ray.plan.checks.data import check_data
+from rpa_ray.plan.checks.settings import check_settings
 from rpa_ray.recipes.cell_data import planned_data, preference_data, refusal_set
 from rpa_ray.recipes.to_make import Cell, RefusalJob, plan_jobs, refusal_job
 

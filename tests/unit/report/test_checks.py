@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from report_folders import record
 
+from rpa_ray.campaign.summary import record as cell_record
 from rpa_ray.plan import load_config
 from rpa_ray.plan.cells import plan_cells
-from rpa_ray.plan.cells import record as cell_record
 from rpa_ray.report.read.gate import SanityGate, read_gate
 from rpa_ray.report.read.records import parse_records
 

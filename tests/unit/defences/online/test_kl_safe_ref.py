@@ -26,7 +26,8 @@ from rpa_ray.defences import defence_of
 from rpa_ray.defences.online.kl_safe_ref import KLSafeRef
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.plan import parse_tree
-from rpa_ray.plan.checks.settings import check_data, check_settings
+from rpa_ray.plan.checks.data import check_data
+from rpa_ray.plan.checks.settings import check_settings
 from rpa_ray.plugin import Need, OnlineDefence, RefusalTuned, StepContext
 from rpa_ray.recipes.cell_data import preference_data
 from rpa_ray.recipes.cell_models import CellModels, cell_models

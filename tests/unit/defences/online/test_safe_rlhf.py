@@ -4,14 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import (
-    context_of,
-    learner_of,
-    rollout_of,
-    tiny_engine,
-    tiny_policy,
-    token_batch,
-)
+from fakes import context_of, learner_of, rollout_of, tiny_engine, tiny_policy, token_batch
 from torch import Tensor
 
 from rpa_ray.attacks.grpo import GRPO

@@ -30,11 +30,7 @@ from rpa_ray.attacks.ppo import PPO
 from rpa_ray.attacks.sft import SFT
 from rpa_ray.defences.blocks import ATTENTION_NAMES, modules_of_blocks
 from rpa_ray.defences.online.refusal_loss import RefusalLoss
-from rpa_ray.defences.online.vaccine import (
-    Vaccine,
-    perturbation_of_norm,
-    perturbation_of_token_rms,
-)
+from rpa_ray.defences.online.vaccine import Vaccine, perturbation_of_norm, perturbation_of_token_rms
 from rpa_ray.learner.engine import OptimizerSettings
 from rpa_ray.learner.modules import PolicyModel
 from rpa_ray.ops.logprobs import next_token_logprobs

@@ -5,8 +5,8 @@ import huggingface_hub
 import pytest
 
 from rpa_ray.config import ConfigError
-from rpa_ray.plan.checks import hub
-from rpa_ray.plan.checks.hub import require_hub_model
+from rpa_ray.plan.checks import models
+from rpa_ray.plan.checks.models import require_hub_model
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def answer_with(
             raise error
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
-    monkeypatch.setattr(hub, "HUB_LIMIT_S", limit_s)
+    monkeypatch.setattr(models, "HUB_LIMIT_S", limit_s)
 
 
 def test_a_model_that_the_hub_knows_passes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,10 @@ import pytest
 from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
 from rpa_ray.plan import parse_tree
-from rpa_ray.plan.checks.settings import (
-    check_all,
-    check_checkpoints,
-    check_data,
-    check_output,
-    check_settings,
-)
+from rpa_ray.plan.checks.all import check_all
+from rpa_ray.plan.checks.data import check_data
+from rpa_ray.plan.checks.machine import check_checkpoints, check_output
+from rpa_ray.plan.checks.settings import check_settings
 
 PPO = {"attack": {"name": "ppo", "batch_size": 8}, "data": {"num_samples": 16}}
 
@@ -239,9 +236,7 @@ def test_too_few_pairs_for_a_cost_model_are_refused_whoever_rewards(world_cache:
 def test_too_few_harmless_prompts_for_a_batch_are_refused(
     world_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "rpa_ray.plan.checks.settings.harmless_training_prompts", lambda *_: ["a"] * 7
-    )
+    monkeypatch.setattr("rpa_ray.plan.checks.data.harmless_training_prompts", lambda *_: ["a"] * 7)
     assert refusal(world_cache, "defence=procon") == (
         "defence.batch_size must be at most 7 (the harmless prompts to train on), got 8. "
         "Lower it or bring a larger data set."

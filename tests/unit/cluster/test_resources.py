@@ -2,9 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from rpa_ray.cluster import resources as placement
+from rpa_ray.cluster import resources
 from rpa_ray.cluster.resources import (
-    check_placement,
     cpus_asked,
     gpus_asked,
     local_cpus,
@@ -15,6 +14,8 @@ from rpa_ray.cluster.resources import (
 )
 from rpa_ray.config import ConfigError, ExperimentSettings
 from rpa_ray.plan import parse_tree
+from rpa_ray.plan.checks import machine
+from rpa_ray.plan.checks.machine import check_placement
 
 
 def cell(**cluster: float | str) -> ExperimentSettings:
@@ -59,7 +60,7 @@ def test_more_memory_than_there_is_is_refused(
 ) -> None:
     (tmp_path / "memory.max").write_text(f"{2 * 2**30}\n")
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    monkeypatch.setattr(placement, "CGROUP", tmp_path)
+    monkeypatch.setattr(resources, "CGROUP", tmp_path)
     with pytest.raises(ConfigError, match=r"^cluster must ask for at most the 2.0 GiB memory of"):
         check_placement(cell(cpus_per_rank=0.1), "")
 
@@ -71,10 +72,11 @@ def test_cells_side_by_side_count_each() -> None:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def small_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend 2 CPUs and 16 GiB, without a cluster to join."""
-    monkeypatch.setattr(placement, "local_cpus", lambda: 2)
-    monkeypatch.setattr(placement, "local_memory_gib", lambda: 16.0)
+    for module in (resources, machine):
+        monkeypatch.setattr(module, "local_cpus", lambda: 2)
+    monkeypatch.setattr(machine, "local_memory_gib", lambda: 16.0)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
@@ -92,7 +94,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_as_many_cells_run_side_by_side_as_the_machine_has_room_for(
-    cluster: dict[str, float | str], num_cells: int, num: int, machine: None
+    cluster: dict[str, float | str], num_cells: int, num: int, small_machine: None
 ) -> None:
     assert parallel_cells([cell(**cluster)] * num_cells) == num
 
@@ -134,7 +136,7 @@ def test_a_cluster_that_is_joined_is_not_judged_by_this_machine(
 
 
 def test_a_containers_limits_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "CGROUP", tmp_path)
+    monkeypatch.setattr(resources, "CGROUP", tmp_path)
     whole = local_cpus(), local_memory_gib()
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     (tmp_path / "memory.max").write_text(f"{2**28}\n")

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from rpa_ray.campaign import groups as lanes
+from rpa_ray.campaign import groups
 from rpa_ray.campaign.groups import Lane, work_through
 from rpa_ray.campaign.queue import ASK_AGAIN, JobQueue
 from rpa_ray.campaign.ranks import Work
@@ -30,10 +30,10 @@ class Scene:
         self.told: list[str] = []
         self.storages: list[Path] = []
         self.tmp_path = tmp_path
-        monkeypatch.setattr(lanes, "run_work", self.run_work)
-        monkeypatch.setattr(lanes, "_POLL_S", 0.01)
+        monkeypatch.setattr(groups, "run_work", self.run_work)
+        monkeypatch.setattr(groups, "_POLL_S", 0.01)
         monkeypatch.setattr(
-            lanes, "ask", lambda queue, method, *args: getattr(queue, method)(*args)
+            groups, "ask", lambda queue, method, *args: getattr(queue, method)(*args)
         )
         jobs: dict[str, Any] = {
             name: Cell(name=name, settings=parse_tree({}), folder=tmp_path / name)
@@ -139,7 +139,7 @@ def test_ranks_that_never_start_end_the_campaign(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = Scene(tmp_path, monkeypatch, cells=["a"])
-    monkeypatch.setattr(lanes, "run_work", lambda work, storage: DIES)
+    monkeypatch.setattr(groups, "run_work", lambda work, storage: DIES)
     assert scene.run() == DIES
     assert len(scene.told) == 3
 
@@ -165,7 +165,7 @@ def test_a_lane_that_was_stopped_starts_no_other_group(
         assert cluster_is_gone.wait(30)
         return DIES
 
-    monkeypatch.setattr(lanes, "run_work", work_until_the_cluster_is_gone)
+    monkeypatch.setattr(groups, "run_work", work_until_the_cluster_is_gone)
     lane = Lane(scene.work, tmp_path, scene.told.append)
     assert begun.wait(30)
     lane.stop()

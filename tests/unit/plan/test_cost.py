@@ -3,17 +3,10 @@ from typing import Any
 
 import pytest
 
+from rpa_ray.campaign.cell_clock import SlowSteps, slow_step_cause
 from rpa_ray.config import ExperimentSettings
-from rpa_ray.plan import cost as estimate
-from rpa_ray.plan import parse_tree
-from rpa_ray.plan.cost import (
-    History,
-    SlowSteps,
-    estimate_cell,
-    estimate_model,
-    side_by_side,
-    slow_step_cause,
-)
+from rpa_ray.plan import cost, parse_tree
+from rpa_ray.plan.cost import History, estimate_cell, estimate_model, side_by_side
 from rpa_ray.plan.model_speed import Speeds
 from rpa_ray.recipes.embedded import world_models
 
@@ -22,7 +15,7 @@ SPEEDS = Speeds(train_s=1e-3, forward_s=4e-4, decode_step_s=1e-3, decode_token_s
 
 @pytest.fixture(autouse=True)
 def timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "speeds", lambda *_, **__: SPEEDS)
+    monkeypatch.setattr(cost, "speeds", lambda *_, **__: SPEEDS)
 
 
 def cell(attack: str, *overrides: str) -> ExperimentSettings:
@@ -40,7 +33,7 @@ def test_a_step_of_sft_is_one_pass_over_its_rows_and_one_update(world_cache: Pat
     found = estimate_cell(cell("sft"), world_cache)
     assert found is not None
     # 8 rows of 20 + 28 tokens, 1 ms a token
-    assert found.step_s == pytest.approx(8 * 48 * 1e-3 + estimate.UPDATE_S)
+    assert found.step_s == pytest.approx(8 * 48 * 1e-3 + cost.UPDATE_S)
     assert found.num_steps == 125
     assert found.seconds == pytest.approx(
         2 * found.evaluation_s + 125 * found.step_s + found.rest_s
@@ -50,16 +43,16 @@ def test_a_step_of_sft_is_one_pass_over_its_rows_and_one_update(world_cache: Pat
 def test_a_pair_is_two_rows(world_cache: Path) -> None:
     found = estimate_cell(cell("dpo"), world_cache)
     assert found is not None
-    assert found.step_s == pytest.approx(16 * 48 * 1e-3 + estimate.UPDATE_S)
+    assert found.step_s == pytest.approx(16 * 48 * 1e-3 + cost.UPDATE_S)
 
 
 def test_ppo_samples_scores_and_makes_its_updates(world_cache: Path) -> None:
     found = estimate_cell(cell("ppo"), world_cache)
     assert found is not None
-    rollouts = estimate.CALL_S + estimate.ENGINE * (56 * 1e-3 + 8 * 48 * 1e-5)
+    rollouts = cost.CALL_S + cost.ENGINE * (56 * 1e-3 + 8 * 48 * 1e-5)
     scores = 2 * 8 * 48 * (4e-4 + 4e-4)
-    updates = 4 * (8 * 48 * 1e-3 + estimate.UPDATE_S)
-    calls = estimate.PUSH_S + 2 * estimate.CALL_S
+    updates = 4 * (8 * 48 * 1e-3 + cost.UPDATE_S)
+    calls = cost.PUSH_S + 2 * cost.CALL_S
     assert found.step_s == pytest.approx(rollouts + scores + updates + calls)
 
 
@@ -78,7 +71,7 @@ def test_defences_that_pass_twice_take_twice_and_compose(world_cache: Path) -> N
     assert plain and doubled and both
     pass_s = 8 * 48 * 1e-3
     assert doubled.step_s - plain.step_s == pytest.approx(pass_s)
-    assert both.step_s - estimate.UPDATE_S == pytest.approx(2.0 * 1.7 * pass_s)
+    assert both.step_s - cost.UPDATE_S == pytest.approx(2.0 * 1.7 * pass_s)
 
 
 def test_more_samples_prompts_and_answers_take_longer(world_cache: Path) -> None:
@@ -98,14 +91,14 @@ def test_what_is_computed_elsewhere_is_not_estimated(override: str, world_cache:
 def test_a_model_that_is_not_timed_is_not_estimated(
     monkeypatch: pytest.MonkeyPatch, world_cache: Path
 ) -> None:
-    monkeypatch.setattr(estimate, "speeds", lambda *_, **__: None)
+    monkeypatch.setattr(cost, "speeds", lambda *_, **__: None)
     assert estimate_cell(cell("sft"), world_cache) is None
     assert estimate_model(world_models(0, world_cache).base, world_cache, 1) is None
 
 
 def test_making_the_base_model_is_its_steps(world_cache: Path) -> None:
     made = estimate_model(world_models(0, world_cache).base, world_cache, 1)
-    assert made == pytest.approx(estimate.SET_UP_S + 500 * (48 * 48 * 1e-3 + estimate.UPDATE_S))
+    assert made == pytest.approx(cost.SET_UP_S + 500 * (48 * 48 * 1e-3 + cost.UPDATE_S))
 
 
 def test_estimates_are_corrected_by_the_median_of_like_cells(tmp_path: Path) -> None:
@@ -143,7 +136,7 @@ def test_only_the_last_cells_count_and_a_torn_line_does_not(tmp_path: Path) -> N
 def test_a_cell_for_each_core_takes_half_as_long_again_however_many_cores(
     num_cores: int, num_at_once: int, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate, "local_cpus", lambda: num_cores)
+    monkeypatch.setattr(cost, "local_cpus", lambda: num_cores)
     assert side_by_side(num_at_once) == pytest.approx(factor)
 
 

@@ -1,0 +1,65 @@
+"""Every check of every cell, in the order in which one builds on another."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rpa_ray.cluster.address import cluster_to_join, require_ray_cluster
+from rpa_ray.config import ConfigError, ExperimentSettings
+from rpa_ray.data.errors import DataError
+from rpa_ray.plan.checks.data import check_data
+from rpa_ray.plan.checks.machine import check_output, check_placement
+from rpa_ray.plan.checks.settings import check_settings
+from rpa_ray.recipes.cell_models import cell_models
+from rpa_ray.world.datasets import build_world, world_folder
+from rpa_ray.world.shipped import place_shipped
+
+
+def check_all(
+    cells: Sequence[tuple[str, ExperimentSettings]], folders: dict[str, Path]
+) -> list[str]:
+    """Refuse what cannot run; return the models that were placed, which come with the package.
+
+    Builds the embedded worlds (seconds) and places those models where they are not there yet.
+
+    Args:
+        cells: Every cell with the prefix of its keys in errors.
+        folders: What will be written to, by the option that names it: ``--output`` and
+            ``RPA_RAY_CACHE``.
+
+    Raises:
+        ConfigError: sizes, models, folders or the machine do not fit the settings, or the cluster
+            to join does not answer.
+        DataError: data cannot be read, are too few, or do not fit the context of the model.
+    """
+    for where, settings in cells:
+        check_settings(settings, where)
+        check_placement(settings, where)
+    for option, folder in folders.items():
+        check_output(folder, option)
+    for cluster in {cluster_to_join(settings.cluster.address) for _, settings in cells}:
+        if cluster is not None:
+            require_ray_cluster(cluster.value, cluster.key)
+    cache, placed = folders["RPA_RAY_CACHE"], list[str]()
+    for where, settings in cells:
+        try:
+            placed += _prepare_world(settings, cache)
+            check_data(settings, cache)
+        except DataError as error:
+            raise DataError(f"{where}{error}") from error
+        except ConfigError as error:
+            raise ConfigError(
+                f"{where}{error.key}", error.rule, error.value, error.remedy
+            ) from error
+    return placed
+
+
+def _prepare_world(settings: ExperimentSettings, cache: Path) -> list[str]:
+    """Build the world of a cell's data or of its models; place and return the models shipped."""
+    seed = settings.data.world_seed
+    folder = world_folder(seed, cache)
+    if settings.data.world == "embedded":
+        build_world(seed, cache)
+    recipes = cell_models(settings, cache).recipes()
+    if not any(recipe.tokenizer_key == folder.name for recipe in recipes):
+        return []
+    return place_shipped(build_world(seed, cache), cache)

@@ -1,0 +1,151 @@
+"""Whether the data are enough and their texts fit."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rpa_ray.config import (
+    EMBEDDED_MODELS,
+    ConfigError,
+    DataSettings,
+    ExperimentSettings,
+    RolloutConfig,
+)
+from rpa_ray.data.errors import DataError
+from rpa_ray.data.rows import SafePair
+from rpa_ray.data.split import ROLE_SHARES
+from rpa_ray.data.template import Template
+from rpa_ray.defences import defence_of
+from rpa_ray.plan.checks.context import check_context, context_tokens, prompt_lengths
+from rpa_ray.plan.checks.models import check_same_tokens
+from rpa_ray.plugin import DEFENCE_BATCHES, Need
+from rpa_ray.recipes.cell_data import (
+    PreferenceData,
+    harmless_test_prompts,
+    harmless_training_prompts,
+    planned_data,
+    restricted_test_prompts,
+    safety_data,
+    summary_test_posts,
+)
+from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, MODEL_SEED, attack_needs, cell_models
+from rpa_ray.recipes.model import DEFENCE_ROWS, in_order
+from rpa_ray.world.datasets import CONTEXT_TOKENS, world_folder
+
+
+def check_data(settings: ExperimentSettings, cache: Path) -> None:
+    """Refuse too few rows, and prompts too long for the model; keys have no cell prefix.
+
+    Raises:
+        ConfigError: a batch of a model that has to be made cannot be cut over the ranks.
+        DataError: the data cannot be read, are too few or too long.
+    """
+    _check_rows(settings, cache)
+    _check_context(settings, cache)
+    check_same_tokens(settings, cache)
+    num_ranks = settings.cluster.num_ranks
+    for recipe in in_order(cell_models(settings, cache).recipes(), cache):
+        if recipe.job.batch_size % num_ranks:
+            raise ConfigError(
+                "cluster.num_ranks",
+                f"divide {recipe.job.batch_size}, the batch of the model {recipe.id!r} to be made",
+                num_ranks,
+                "Choose another number of ranks.",
+            )
+
+
+def _check_rows(settings: ExperimentSettings, cache: Path) -> None:
+    data = planned_data(settings.data, cache)
+    judge, reward_model = settings.evaluation.judge, settings.data.reward_model
+    if settings.training is not None:
+        _attack_pairs(settings, data)
+    defence = defence_of(settings.defence)
+    needs = attack_needs(settings) | defence.needs
+    if needs & {Need.REWARDS, Need.COST_MODEL} or settings.data.name == "tldr":
+        key = "data.reward_model.num_pairs"
+        data.draw("reward_model", reward_model.num_pairs, seed=MODEL_SEED, key=key)
+    safety = planned_data(safety_data(settings.data), cache)
+    if not judge.trained:
+        num_answers = 2 * len(safety.roles["classifier"])
+        rows = "the rows of role 'classifier'"
+        _require_rows("evaluation.judge.num_rows", judge.num_rows, num_answers, rows)
+    recipes = cell_models(settings, cache).recipes()
+    sizes = [r.job.batch_size for r in recipes if r.rows.kind in DEFENCE_ROWS]
+    if needs & DEFENCE_BATCHES:
+        sizes.append(defence.safe_batch_size)
+    for size in sizes:
+        num_rows = len(safety.roles["defence"])
+        _require_rows("defence.batch_size", size, num_rows, "the rows of role 'defence'")
+    if Need.HARMLESS_BATCH in needs:
+        num_rows = len(harmless_training_prompts(settings.data, cache))
+        what = "the harmless prompts to train on"
+        _require_rows("defence.batch_size", defence.safe_batch_size, num_rows, what)
+
+
+def _attack_pairs(settings: ExperimentSettings, data: PreferenceData) -> list[SafePair]:
+    """Return the distinct pairs that the attack draws from."""
+    num_samples, num_prompts = settings.data.num_samples, settings.data.num_prompts
+    key = "data.num_samples" if num_prompts is None else "data.num_prompts"
+    num = min(num_samples, num_prompts or num_samples)
+    return data.draw("attack", num, seed=settings.seed, key=key)
+
+
+def _require_rows(key: str, num: int, num_rows: int, what: str) -> None:
+    if num > num_rows:
+        raise DataError.broken_rule(
+            key,
+            f"be at most {num_rows} ({what})",
+            num,
+            "Lower it or bring a larger data set.",
+        )
+
+
+def _check_context(settings: ExperimentSettings, cache: Path) -> None:
+    num = settings.evaluation.num_prompts
+    prompts = restricted_test_prompts(settings.data, cache, num)
+    prompts += harmless_test_prompts(settings.data, cache, num)
+    model = settings.model.path
+    if settings.data.name == "tldr":
+        posts = [post.prompt for post in summary_test_posts(settings.data, cache, num)]
+        _check_summary_model(settings, _lengths(model, posts, settings.data, cache))
+        prompts += posts
+
+    def fits(path: str, texts: Sequence[str], max_new_tokens: int, key: str) -> None:
+        lengths = _lengths(path, texts, settings.data, cache)
+        if lengths:
+            context = CONTEXT_TOKENS if path in EMBEDDED_MODELS else context_tokens(Path(path))
+            check_context(lengths, max_new_tokens, min(context, MAX_MODEL_LEN), key)
+
+    fits(model, prompts, settings.evaluation.max_new_tokens, "evaluation.max_new_tokens")
+    attack, data = settings.attack, planned_data(settings.data, cache)
+    if isinstance(attack, RolloutConfig):
+        asked = [pair.prompt for pair in _attack_pairs(settings, data)]
+        fits(model, asked, attack.max_new_tokens, "attack.max_new_tokens")
+    if not data.is_complete:
+        refusals = settings.data.refusals
+        asked = [pair.prompt for role in ROLE_SHARES for pair in data.roles[role]]
+        fits(refusals.model, asked, refusals.max_new_tokens, "data.refusals.max_new_tokens")
+
+
+def _lengths(path: str, texts: Sequence[str], data: DataSettings, cache: Path) -> list[int]:
+    """Return the tokens of each prompt; nothing for a Hub model, which is not there yet."""
+    tokenizer = Path(path)
+    if path in EMBEDDED_MODELS:
+        tokenizer = world_folder(data.world_seed, cache) / "tokenizer"
+    if not (tokenizer / "tokenizer.json").is_file():
+        return []
+    return prompt_lengths(tokenizer, Template(data.template), texts)
+
+
+def _check_summary_model(settings: ExperimentSettings, lengths: Sequence[int]) -> None:
+    """Refuse a reward model that would not read the summary at the end of a long post."""
+    if not lengths:
+        return
+    num_tokens = max(lengths) + settings.evaluation.max_new_tokens
+    max_tokens = settings.data.reward_model.max_tokens
+    if max_tokens < num_tokens:
+        raise DataError.broken_rule(
+            "data.reward_model.max_tokens",
+            f"be at least {num_tokens} (the longest post, {max(lengths)} tokens, and a summary)",
+            max_tokens,
+            "Raise it, with data.reward_model.path a model of as long a context.",
+        )

@@ -1,0 +1,86 @@
+"""Whether there is room: folders to write, CPUs, GPUs and memory, and the ranks that began."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from rpa_ray.cluster.address import cluster_to_join
+from rpa_ray.cluster.resources import (
+    local_cpus,
+    local_gpus,
+    local_memory_gib,
+    memory_asked_gib,
+    require_resources,
+)
+from rpa_ray.config import ConfigError, ExperimentSettings
+from rpa_ray.learner.checkpoints import CHECKPOINTS, check_fits, latest_checkpoint
+
+MIN_FREE_BYTES = 500 * 2**20
+
+
+def check_output(folder: Path, option: str = "--output") -> None:
+    """Refuse a folder that cannot be written or has no room; makes no folder itself.
+
+    Raises:
+        ConfigError: it or the folder it would be made in cannot be written or is nearly full.
+    """
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    try:
+        with tempfile.NamedTemporaryFile(dir=there) as probe:
+            probe.write(b"\0" * 4096)
+            probe.flush()
+    except OSError as error:
+        raise ConfigError(
+            option,
+            "be a folder that can be written",
+            str(folder),
+            f"{there}: {error.strerror}. Name another folder.",
+        ) from None
+    free = shutil.disk_usage(there).free
+    if free < MIN_FREE_BYTES:
+        raise ConfigError(
+            option,
+            f"lie on a disk with {MIN_FREE_BYTES >> 20} MiB free",
+            f"{free >> 20} MiB at {there}",
+            "Free space or name another folder.",
+        )
+
+
+def check_checkpoints(run_folder: Path, settings: ExperimentSettings) -> None:
+    """Refuse to go on with an interrupted run on other ranks than those that began it.
+
+    Raises:
+        ConfigError: Number of ranks or ZeRO stage differ from those of the run's checkpoint.
+    """
+    checkpoint = latest_checkpoint(run_folder / CHECKPOINTS)
+    if checkpoint is not None:
+        cluster = settings.cluster
+        # The user's own DeepSpeed file may name another stage: the ranks compare it then.
+        stage = cluster.zero_stage if cluster.deepspeed is None else None
+        check_fits(checkpoint, num_ranks=cluster.num_ranks, zero_stage=stage)
+
+
+def check_placement(settings: ExperimentSettings, where: str) -> None:
+    """Refuse a cluster on this machine that asks for more than there is.
+
+    Ray would wait for ever for a CPU or a GPU that there is not. A cluster that is joined
+    (``cluster.address`` or RAY_ADDRESS) is judged by `require_cluster_resources`.
+
+    Raises:
+        ConfigError: with the sum that was asked and what there is.
+    """
+    if cluster_to_join(settings.cluster.address) is not None:
+        return
+    here = {"CPU": float(local_cpus()), "GPU": float(local_gpus())}
+    require_resources(settings, here, f"{where}cluster", "this machine")
+    at_once = settings.cluster.parallel_cells or 1
+    memory, there = at_once * memory_asked_gib(settings), local_memory_gib()
+    if memory > there:
+        raise ConfigError(
+            f"{where}cluster",
+            f"ask for at most the {there:.1f} GiB memory of this machine",
+            f"about {memory:.1f} GiB",
+            "Take fewer processes or a smaller model.",
+        )

@@ -1,0 +1,25 @@
+"""What came out of a cell, as its run folder tells."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_outcome(folder: Path) -> dict[str, Any] | None:
+    """Return what came out of the cell of a run folder, None where nothing has yet."""
+    path = folder / "evaluation.json"
+    if not path.is_file():
+        return None
+    outcome: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return outcome
+
+
+def outcome_status(folder: Path) -> str:
+    """Return how the cell of a run folder ended; ``failed`` where it has not."""
+    outcome = read_outcome(folder)
+    return "failed" if outcome is None else str(outcome["status"])
+
+
+def ran_to_an_end(folder: Path) -> bool:
+    """Return whether a cell has a result; a policy that broke is one, a failure is not."""
+    return outcome_status(folder) != "failed"
