@@ -1,4 +1,4 @@
-"""benchmarks/against_paper.py, on the records that its note was written from."""
+"""Ours beside the paper's, on the records that its note was written from."""
 
 import json
 import os
@@ -17,7 +17,7 @@ SecondSeed = Callable[[Change], Path]
 
 
 def run(*folders: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, BENCHMARKS / "against_paper.py", *folders]
+    command = [sys.executable, "-m", "rpa_ray.paper.compare", *folders]
     environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 

@@ -1,9 +1,9 @@
 """Set campaigns of configs/paper/table3.yaml beside tables 1 and 3 of arXiv:2409.12914.
 
-python benchmarks/against_paper.py runs/table3
-python benchmarks/against_paper.py runs/table3 runs/table3_seed1  # a folder a seed
+python -m rpa_ray.paper.compare runs/table3
+python -m rpa_ray.paper.compare runs/table3 runs/table3_seed1  # a folder a seed
 
-The paper's numbers are those of Llama-2-7b-chat (benchmarks/paper_table3.json); what can agree with
+The paper's numbers are those of Llama-2-7b-chat (rpa_ray/paper/table3.json); what can agree with
 those of another model is the order of the defences. Spearman's correlation is over the defences of
 one attack on one data set, the undefended attack among them, and over all rows at once; it ranks
 means to two decimals, as both tables print them. A run that failed has no harmfulness in either and
@@ -19,8 +19,8 @@ from statistics import fmean
 from typing import Any
 
 from rpa_ray.evaluation.statistics import spearman_of_means
+from rpa_ray.paper.numbers import numbers
 
-PAPER = Path(__file__).with_name("paper_table3.json")
 COLUMNS = (
     ("p_harm", "Harmful", 2),
     ("p_harm_sampled", "Sampled", 2),
@@ -36,10 +36,11 @@ Key = tuple[str, str, str]
 
 
 def main() -> int:
+    """Print both tables side by side, then how far their orders agree."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+", help="of the campaigns, one a seed")
     cells = cells_of(parser.parse_args().folders)
-    paper = {key_of(row): row for row in json.loads(PAPER.read_text())}
+    paper = {key_of(row): row for row in numbers("table3")}
     print_rows(cells, paper)
     print()
     print_correlations(cells, paper)
@@ -67,6 +68,7 @@ def key_of(row: Row) -> Key:
 
 
 def print_rows(cells: list[list[Row]], paper: dict[Key, Row]) -> None:
+    """Print one line a cell, the paper's harmfulness before ours."""
     several = max(len(cell) for cell in cells) > 1
     headings = ["Data", "Attack", "Defence", "Paper", *(["Runs"] if several else [])]
     headings += [heading for _, heading, _ in COLUMNS]
@@ -86,6 +88,7 @@ def print_rows(cells: list[list[Row]], paper: dict[Key, Row]) -> None:
 
 
 def told_by(paper: Row | None) -> str:
+    """Return the harmfulness that the paper has for a cell."""
     if paper is None:
         return "-"
     return "failed" if paper["harmfulness"] is None else f"{paper['harmfulness']:.2f}"
@@ -97,6 +100,7 @@ def metrics_of(cell: list[Row]) -> list[Row]:
 
 
 def text_of(estimates: list[Row], digits: int, several: bool, is_correlated: bool) -> str:
+    """Return the mean of a metric over runs, with an interval where there is one."""
     if not estimates:
         return "-"
     means = [estimate["mean"] for estimate in estimates]
@@ -110,6 +114,7 @@ def text_of(estimates: list[Row], digits: int, several: bool, is_correlated: boo
 
 
 def print_correlations(cells: list[list[Row]], paper: dict[Key, Row]) -> None:
+    """Print Spearman's correlation of ours with the paper's, attack by attack and over all."""
     pairs: dict[tuple[str, str], list[tuple[float, list[Row]]]] = {}
     for cell in cells:
         data, attack, _ = key = key_of(cell[0])
