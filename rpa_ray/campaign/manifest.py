@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rpa_ray.cluster.hardware import processor
 from rpa_ray.config import ExperimentSettings
 from rpa_ray.data.order import digest
 from rpa_ray.data.split import manifest as split_manifest
@@ -101,6 +102,7 @@ def determinism(settings: ExperimentSettings) -> dict[str, Any]:
     """Return whether the same config and seed give the same bits, and what else they rest on.
 
     On CPUs they do as long as everything under ``same_bits_need`` is the same: each of these
+    (the processor too: kernels are chosen by its maker, within one instruction set)
     changes the order in which floating-point numbers are added, and with it the last bits, the
     sampled tokens, and all that follows. ``broken_by`` names what makes two equal runs differ.
     """
@@ -118,6 +120,7 @@ def determinism(settings: ExperimentSettings) -> dict[str, Any]:
         "broken_by": broken_by if gpu else [],
         "same_bits_need": {
             "weights_dtype": settings.model.dtype,
+            "processor": processor(),
             "instruction_set": torch.backends.cpu.get_cpu_capability(),
             "num_ranks": cluster.num_ranks,
             "zero_stage": cluster.zero_stage,

@@ -1,9 +1,10 @@
-"""Which type of weights a processor computes: asked of torch, checked by a measurement."""
+"""The processor, and the type of weights it computes: asked of torch, checked by measuring."""
 
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpa_ray.config import AskedDtype, Dtype
@@ -121,3 +122,14 @@ def _best_s(step: Callable[[], object]) -> float:
         step()
         times.append(time.perf_counter() - started)
     return min(times)
+
+
+def processor() -> str:
+    """Return the processor's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    known = ("model name", "model\t", "cpu family", "stepping")
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith(known)]
+    return " ".join(dict.fromkeys(named)) or platform.machine()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rpa_ray.cluster.hardware import processor
 from rpa_ray.run_folder.files import write_json
 
 if TYPE_CHECKING:
@@ -71,24 +71,13 @@ def machine_key(*what: object) -> str:
     import torch
 
     parts = [
-        _processor(),
+        processor(),
         torch.backends.cpu.get_cpu_capability(),
         str(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
         *(version(name) for name in ("torch", "transformers")),
         *(json.dumps(one, sort_keys=True) for one in what),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _processor() -> str:
-    """Return the processor's name, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    known = ("model name", "model\t", "cpu family", "stepping")
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith(known)]
-    return " ".join(dict.fromkeys(named)) or platform.machine()
 
 
 def _read(path: Path) -> dict[str, Any] | None:
