@@ -47,6 +47,20 @@ class AdapterConfig(PluginConfig):
     """Multiplies the adapter once it is made; 0 is no defence."""
 
 
+class OfflineConfig(PluginConfig):
+    """Settings of every defence that trains the model before it is attacked.
+
+    Each has its own defaults; rate, steps and batch are those of that training.
+    """
+
+    learning_rate: float = Field(gt=0)
+    num_steps: int = Field(ge=1)
+    batch_size: int = Field(8, ge=1)
+    """Rows of one update, over all ranks."""
+    max_tokens: int = Field(128, ge=8)
+    """Longer rows of prompt and answer lose their end."""
+
+
 class LoraSettings(_Frozen):
     """Low-rank adapters in place of full fine-tuning (Hu et al. 2021, arXiv:2106.09685)."""
 

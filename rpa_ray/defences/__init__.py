@@ -1,6 +1,10 @@
-"""Defences by registry id. One row a method."""
+"""Defences by registry id. One row a method: those at work during the attack, those before it."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from rpa_ray.defences.composed import Composed
+from rpa_ray.defences.offline.vaccine_offline import VaccineOffline
 from rpa_ray.defences.online.dpo_beta import DPOBeta
 from rpa_ray.defences.online.freeze import Freeze
 from rpa_ray.defences.online.kl_coefficient import KLCoefficient
@@ -17,7 +21,7 @@ from rpa_ray.defences.online.safegrad import SafeGrad
 from rpa_ray.defences.online.security_vectors import SecurityVectors
 from rpa_ray.defences.online.token_constrained import TokenConstrained
 from rpa_ray.defences.online.vaccine import Vaccine
-from rpa_ray.plugin import ComposedConfig, OnlineDefence, PluginConfig
+from rpa_ray.plugin import ComposedConfig, OfflineDefence, OnlineDefence, PluginConfig
 
 DEFENCES: dict[str, type[OnlineDefence]] = {
     "none": OnlineDefence,
@@ -40,11 +44,47 @@ DEFENCES: dict[str, type[OnlineDefence]] = {
 }
 
 
+OFFLINE_DEFENCES: dict[str, type[OfflineDefence]] = {
+    "vaccine_offline": VaccineOffline,
+}
+
+
 def defence_of(config: PluginConfig) -> OnlineDefence:
-    """Return the defence of a config, composed ones with their parts."""
-    if isinstance(config, ComposedConfig):
-        return Composed(config, [defence_of(part) for part in config.parts])
-    return DEFENCES[config.name](config)
+    """Return what a config has at work during the attack, several defences as one."""
+    parts = online_defences(config)
+    if len(parts) > 1:
+        assert isinstance(config, ComposedConfig)
+        return Composed(config, parts)
+    return parts[0] if parts else OnlineDefence(OnlineDefence.Config())
 
 
-__all__ = ["DEFENCES", "defence_of"]
+def online_defences(config: PluginConfig) -> list[OnlineDefence]:
+    """Return the defences at work during the attack, in the order of the config."""
+    return [DEFENCES[part.name](part) for part in _parts(config) if part.name in DEFENCES]
+
+
+def offline_defences(config: PluginConfig) -> list[OfflineDefence]:
+    """Return the defences that harden the model before the attack, in the order of the config."""
+    parts = [part for part in _parts(config) if part.name in OFFLINE_DEFENCES]
+    return [OFFLINE_DEFENCES[part.name](part) for part in parts]  # type: ignore[arg-type]
+
+
+def offline_defence(settings: Mapping[str, Any]) -> OfflineDefence:
+    """Return an offline defence from its settings as a recipe holds them."""
+    kind = OFFLINE_DEFENCES[settings["name"]]
+    # A list may stand for a tuple there.
+    return kind(kind.Config.model_validate(settings, strict=False))
+
+
+def _parts(config: PluginConfig) -> tuple[PluginConfig, ...]:
+    return config.parts if isinstance(config, ComposedConfig) else (config,)
+
+
+__all__ = [
+    "DEFENCES",
+    "OFFLINE_DEFENCES",
+    "defence_of",
+    "offline_defence",
+    "offline_defences",
+    "online_defences",
+]

@@ -199,9 +199,13 @@ class Composed(OnlineDefence):
             )
 
 
-def contradiction(parts: Sequence[OnlineDefence]) -> str | None:
-    """Return why these defences cannot run together, None where they can."""
-    names = [part.config.name for part in parts]
+def contradiction(names: Sequence[str], parts: Sequence[OnlineDefence]) -> str | None:
+    """Return why these defences cannot run together, None where they can.
+
+    Args:
+        names: All that a config lists.
+        parts: Those of them that are at work during the attack.
+    """
     if len(names) < 2:
         return None
     if "none" in names:

@@ -1,6 +1,6 @@
 """The parts of one cell on a learner rank, put together from its settings."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,13 +17,12 @@ from rpa_ray.data.template import PLAIN_QA_ANSWERED, Template
 from rpa_ray.defences import defence_of
 from rpa_ray.jobs.defence_batches import DefenceData
 from rpa_ray.jobs.process import Workplace
+from rpa_ray.jobs.training import Training, set_up
 from rpa_ray.jobs.workers import SharedWorkers
-from rpa_ray.learner.checkpoints import Stateful
 from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.modules import PolicyModel, add_lora, load_policy
 from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.plugin import Need
-from rpa_ray.plugin.step import NO_CONTRAST_BATCH, NO_HARMLESS_BATCH, NO_SAFE_BATCH
 from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellModels, Model, cell_models, folder_of
 from rpa_ray.recipes.to_make import Cell
 from rpa_ray.types import Completion, Metrics, ModelOutputs, Prompt
@@ -48,41 +47,37 @@ class Assembly:
         self.attack = ATTACKS[attack.name](self.defence.attack_config(attack))
         needs = self.attack.needs(self.attack.config) | self.defence.needs
         self.pad_token_id = padding_id(self.tokenizer)
-        self.training = self.settings.training
-        self.batch_size = self.training.batch_size if self.training else place.ranks.size
+        trained = self.settings.training
+        self.batch_size = trained.batch_size if trained else place.ranks.size
         self.module = self._load(self.path, value_head=Need.VALUES in needs)
         if {Need.VALUES, Need.COST_VALUES} <= needs:
             self.module.add_cost_head(self.settings.seed)
-        if self.training is not None and self.training.lora is not None:
-            add_lora(self.module, self.training.lora, seed=self.settings.seed)
+        if trained is not None and trained.lora is not None:
+            add_lora(self.module, trained.lora, seed=self.settings.seed)
         self.defence.attach(self.module, self._folders_of_needs())
         self._original = self._load_frozen(self.path)
         self._reference = self._frozen_of(self.models.reference, Need.REFERENCE in needs)
         self.defence.attach_reference(self._reference)
         self.num_steps = self.attack.num_batches(self.settings.data.num_samples)
-        self.engine = self._engine()
-        batches = self._defence_data().batches(needs)
-        self.learner = Learner(
-            engine=self.engine,
-            objective=self.attack,
-            defence=self.defence,
-            ranks=place.ranks,
-            next_safe_batch=batches.get(Need.SAFE_BATCH, NO_SAFE_BATCH),
-            next_contrast_batch=batches.get(Need.CONTRAST_BATCH, NO_CONTRAST_BATCH),
-            next_harmless_batch=batches.get(Need.HARMLESS_BATCH, NO_HARMLESS_BATCH),
-            frozen=self._compared_outputs,
-        )
+        self.training = self._training(needs)
+        self._weight_filter: WeightFilter | None = None
         self.workers = SharedWorkers(
             ranks=place.ranks,
             rollouts=place.rollouts,
             scorers=place.scorers,
             sync=self._weight_sync(),
         )
-        self._weight_filter: WeightFilter | None = None
         self._load_scorers()
-        self.state: dict[str, Stateful] = {"learner": self.learner}
-        """The parts of a training whose state a checkpoint keeps, by name."""
-        self.state |= {f"{need}es": source for need, source in batches.items()}
+
+    @property
+    def engine(self) -> Engine:
+        """Return the engine that trains the policy."""
+        return self.training.engine
+
+    @property
+    def learner(self) -> Learner:
+        """Return the step that trains the policy."""
+        return self.training.learner
 
     def original_outputs(self, input_ids: torch.Tensor, mask: torch.Tensor) -> ModelOutputs:
         """Run the model as it was before the attack."""
@@ -211,23 +206,28 @@ class Assembly:
             value_head_seed=self.settings.seed if value_head else None,
         )
 
-    def _engine(self) -> Engine:
-        training = self.training
-        learning_rate = training.learning_rate if training is not None else 0.0
-        optimizer = OptimizerSettings(
+    def _training(self, needs: Set[Need]) -> Training:
+        return set_up(
+            self.module,
+            self.place,
+            objective=self.attack,
+            defence=self.defence,
+            optimizer=self._optimizer(),
+            rows_per_step=self.batch_size * self.attack.answers_per_prompt,
+            dtype=self.settings.model.dtype,
+            batches=self._defence_data().batches(needs),
+            frozen=self._compared_outputs,
+        )
+
+    def _optimizer(self) -> OptimizerSettings:
+        trained = self.settings.training
+        learning_rate = trained.learning_rate if trained is not None else 0.0
+        return OptimizerSettings(
             learning_rate=self.defence.learning_rate(learning_rate),
             num_steps=self.attack.num_updates(self.settings.data.num_samples),
-            schedule=training.schedule if training is not None else "constant",
-            warmup_frac=training.warmup_frac if training is not None else 0.0,
-            max_grad_norm=training.max_grad_norm if training is not None else 0.0,
-        )
-        return Engine(
-            self.module,
-            self.place.engine_settings(
-                optimizer,
-                batch_size=self.batch_size * self.attack.answers_per_prompt,
-                dtype=self.settings.model.dtype,
-            ),
+            schedule=trained.schedule if trained is not None else "constant",
+            warmup_frac=trained.warmup_frac if trained is not None else 0.0,
+            max_grad_norm=trained.max_grad_norm if trained is not None else 0.0,
         )
 
     def _defence_data(self) -> DefenceData:

@@ -125,7 +125,7 @@ def _pair_source(
     """Return preferences, a share rho of them reversed, with the reference's log-probabilities."""
     encoded = _encoded(assembly, pairs)
     reference = _pair_logprobs(assembly, encoded.safe, encoded.unsafe, assembly.reference_outputs)
-    assembly.state["reference_logprobs"] = reference
+    assembly.training.state["reference_logprobs"] = reference
 
     def collate(part: Sequence[int]) -> ReferencedPairBatch:
         sides = []

@@ -23,7 +23,7 @@ from rpa_ray.jobs.process import Workplace
 from rpa_ray.learner.checkpoints import CHECKPOINTS, Checkpoints, latest_checkpoint
 from rpa_ray.learner.model_folder import save_model, weights_sha256
 from rpa_ray.learner.step import SamplingFailed
-from rpa_ray.loop import Source, TrainingFailed, train
+from rpa_ray.loop import Source, TrainingFailed
 from rpa_ray.plugin import Need
 from rpa_ray.recipes.to_make import Cell, Stage
 from rpa_ray.run_folder.files import JsonLines, write_json
@@ -62,12 +62,8 @@ def run_experiment(cell: Cell, place: Workplace) -> None:
     place.progress.start(cell.name, assembly.num_steps)
     samples = JsonLines(cell.folder / "samples.jsonl", enabled=place.ranks.is_main)
     source = attack_source(assembly, samples) if assembly.num_steps else None
-    checkpoints = Checkpoints(
-        cell.folder / CHECKPOINTS,
-        ranks=place.ranks,
-        engine=assembly.engine,
-        parts=assembly.state | {"samples": samples, "clock": clock},
-        interval_s=place.cluster.checkpoint_interval_s,
+    checkpoints = assembly.training.checkpoints(
+        cell.folder / CHECKPOINTS, samples=samples, clock=clock
     )
     ready = time.time()
     before = _measure_before(assembly, samples, clock)
@@ -167,21 +163,17 @@ def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> int
     """Train until the samples are used up or the attacker has enough; return the steps done."""
     place, attack = assembly.place, assembly.attack
     place.progress.enter(assembly.cell.name, Stage.ATTACK)
-    log = JsonLines(assembly.cell.folder / METRICS, enabled=place.ranks.is_main)
-    num_steps = train(
+    num_steps = assembly.training.run(
         source,
-        assembly.learner,
+        checkpoints,
+        assembly.cell.folder / METRICS,
+        job=assembly.cell.name,
         num_steps=assembly.num_steps,
         samples_per_step=assembly.batch_size,
-        log=log,
-        checkpoints=checkpoints,
+        note=_note,
         is_done=lambda: attack.is_done,
         probe=probe(assembly),
-        progress=lambda step, metrics: place.progress.advance(
-            assembly.cell.name, step, _note(metrics)
-        ),
     )
-    log.close()
     if num_steps < assembly.num_steps:
         place.progress.advance(
             assembly.cell.name, assembly.num_steps - 1, f"stopped after {num_steps} batches"

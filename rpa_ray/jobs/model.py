@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,8 +23,10 @@ from rpa_ray.data.collate import (
 )
 from rpa_ray.data.rows import Answered, Labelled, Preference, SafePair
 from rpa_ray.data.template import Template
+from rpa_ray.defences import offline_defence
+from rpa_ray.jobs.defence_batches import DefenceData
 from rpa_ray.jobs.process import Workplace
-from rpa_ray.learner.checkpoints import Checkpoints
+from rpa_ray.jobs.training import Training, set_up
 from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.model_folder import save_adapter, save_model
 from rpa_ray.learner.modules import (
@@ -35,18 +37,16 @@ from rpa_ray.learner.modules import (
     load_policy,
     load_score_model,
 )
-from rpa_ray.learner.step import Learner, as_outputs
-from rpa_ray.loop import train
-from rpa_ray.plugin import Objective, OnlineDefence
+from rpa_ray.learner.step import as_outputs
+from rpa_ray.plugin import Need, Objective, OnlineDefence
 from rpa_ray.plugin.objectives import CostModel, Judge, LanguageModel, RewardModel
 from rpa_ray.recipes.cell_models import folder_of
 from rpa_ray.recipes.model import ModelKind, ModelRecipe
 from rpa_ray.recipes.rows import TrainingRows, training_rows
 from rpa_ray.recipes.to_make import ModelJob
-from rpa_ray.run_folder.files import JsonLines
 from rpa_ray.sources.dataset import DatasetSource
 from rpa_ray.sources.pair_logprobs import PairLogprobs
-from rpa_ray.types import Batch, LowRank
+from rpa_ray.types import Batch, LowRank, ModelOutputs
 
 OBJECTIVES: dict[ModelKind, type[Objective[Any, Any]]] = {
     ModelKind.CAUSAL: LanguageModel,
@@ -57,63 +57,103 @@ OBJECTIVES: dict[ModelKind, type[Objective[Any, Any]]] = {
 }
 
 
+NO_HOOKS = OnlineDefence(OnlineDefence.Config())
+
+
 def make_model(job: ModelJob, place: Workplace) -> Path:
     """Train the model of a recipe and return its folder; every rank calls it."""
     recipe, settings = job.recipe, job.recipe.job
     folder = recipe.folder(place.cache)
     place.progress.start(job.name, settings.num_steps)
     tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer)
-    module = _initial_module(recipe, tokenizer, place.cache)
-    optimizer = OptimizerSettings(
-        learning_rate=settings.learning_rate,
+    training = _training(job, tokenizer, place)
+    source = _source(job, tokenizer, place)
+    checkpoints = training.checkpoints(place.cache / "checkpoints" / folder.name)
+    training.run(
+        source,
+        checkpoints,
+        _log_of(recipe, place.cache),
+        job=job.name,
         num_steps=settings.num_steps,
-        schedule=settings.schedule,
-        warmup_frac=settings.warmup_frac,
-        max_grad_norm=settings.max_grad_norm,
+        samples_per_step=settings.batch_size,
     )
-    engine = Engine(
-        module,
-        place.engine_settings(optimizer, batch_size=settings.batch_size, dtype=settings.dtype),
-    )
-    learner = Learner(
-        engine=engine,
-        objective=OBJECTIVES[recipe.kind](),
-        defence=OnlineDefence(OnlineDefence.Config()),
+    _save(recipe, training.engine, tokenizer, place, num_rows=source.num_rows)
+    checkpoints.delete()
+    training.engine.destroy()
+    return folder
+
+
+def _training(job: ModelJob, tokenizer: PreTrainedTokenizerBase, place: Workplace) -> Training:
+    """Return the training of a recipe: its objective, with the hooks of an offline defence."""
+    recipe, settings = job.recipe, job.recipe.job
+    module = _initial_module(recipe, tokenizer, place.cache)
+    objective, hooks, needs = OBJECTIVES[recipe.kind](), NO_HOOKS, frozenset[Need]()
+    if recipe.defence is not None:
+        offline = offline_defence(recipe.defence)
+        objective, hooks, needs = offline.objective(), offline.hooks(), offline.requires
+    hooks.attach(module, {})
+    batches = DefenceData(
+        tokenizer=tokenizer,
+        data=job.data,
+        cache=place.cache,
+        max_tokens=settings.max_tokens,
+        batch_size=settings.batch_size,
+        seed=recipe.seed,
         ranks=place.ranks,
+    ).batches(needs)
+    return set_up(
+        module,
+        place,
+        objective=objective,
+        defence=hooks,
+        optimizer=OptimizerSettings(
+            learning_rate=settings.learning_rate,
+            num_steps=settings.num_steps,
+            schedule=settings.schedule,
+            warmup_frac=settings.warmup_frac,
+            max_grad_norm=settings.max_grad_norm,
+        ),
+        rows_per_step=settings.batch_size,
+        dtype=settings.dtype,
+        batches=batches,
+        frozen=_Start(recipe, place),
     )
+
+
+def _source(
+    job: ModelJob, tokenizer: PreTrainedTokenizerBase, place: Workplace
+) -> DatasetSource[Any, Any]:
+    recipe, settings = job.recipe, job.recipe.job
     data_rows = training_rows(
         recipe.rows, job.data, place.cache, margins=partial(_margins, recipe, job.data, place)
     )
     # What a chat model refuses with is told to it as the run asks it; all else is plain text.
     template = Template(str(recipe.rows.settings.get("template", Template.PLAIN_QA)))
     rows, collate = encode_rows(data_rows, tokenizer, settings.max_tokens, template)
-    source: DatasetSource[Any, Any] = DatasetSource(
+    return DatasetSource(
         rows, collate, batch_size=settings.batch_size, seed=recipe.seed, ranks=place.ranks
     )
-    log = JsonLines(_log_of(recipe, place.cache), enabled=place.ranks.is_main)
-    checkpoints = Checkpoints(
-        place.cache / "checkpoints" / folder.name,
-        ranks=place.ranks,
-        engine=engine,
-        parts={"learner": learner},
-        interval_s=place.cluster.checkpoint_interval_s,
-    )
-    train(
-        source,
-        learner,
-        num_steps=settings.num_steps,
-        samples_per_step=settings.batch_size,
-        log=log,
-        checkpoints=checkpoints,
-        progress=lambda step, metrics: place.progress.advance(
-            job.name, step, f"loss {metrics['train/loss']:.3f}"
-        ),
-    )
-    log.close()
-    _save(recipe, engine, tokenizer, place, num_rows=len(rows))
-    checkpoints.delete()
-    engine.destroy()
-    return folder
+
+
+class _Start:
+    """The model that a training began with, frozen; loaded by the first call."""
+
+    def __init__(self, recipe: ModelRecipe, place: Workplace) -> None:
+        self._recipe, self._place = recipe, place
+
+    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> ModelOutputs:
+        device = self._place.ranks.device
+        with torch.no_grad():
+            outputs = self._model(input_ids.to(device), attention_mask.to(device))
+        return ModelOutputs.of(outputs)
+
+    @cached_property
+    def _model(self) -> PolicyModel:
+        assert self._recipe.start is not None
+        folder = folder_of(self._recipe.start, self._place.cache)
+        dtype = getattr(torch, self._recipe.job.dtype)
+        model = load_policy(folder, dtype=dtype).to(self._place.ranks.device)
+        return model.eval().requires_grad_(False)
 
 
 def encode_rows(

@@ -76,7 +76,7 @@ def cell_labels(cells: Sequence[PlannedCell]) -> dict[str, str]:
         settings = cell.settings
         parts = [str(own[key]) for key in ("model", "data") if key in varied]
         parts.append(settings.attack.name)
-        if settings.attack.name != "none":
+        if (settings.attack.name, settings.defence.name) != ("none", "none"):
             parts.append(settings.defence.name)
         shared = [key for key in ("rho", "samples", "seed") if key in varied]
         named: dict[str, Any] = {key: own[key] for key in shared}

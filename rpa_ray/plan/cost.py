@@ -12,7 +12,8 @@ from typing import Any
 from rpa_ray.attacks import ATTACKS
 from rpa_ray.cluster.address import cluster_to_join
 from rpa_ray.cluster.resources import local_cpus
-from rpa_ray.config import ComposedConfig, ExperimentSettings, RolloutConfig
+from rpa_ray.config import ExperimentSettings, RolloutConfig
+from rpa_ray.defences import online_defences
 from rpa_ray.plan.cells import PlannedCell
 from rpa_ray.plan.model_speed import Speeds, machine_key, speeds
 from rpa_ray.plugin import Attack, Need
@@ -39,6 +40,7 @@ itself (2026-11-21)."""
 PASSES = {
     "refusal_loss": 2.0,
     "vaccine": 1.7,
+    "vaccine_offline": 1.7,
     "safegrad": 2.6,
     "token_constrained": 1.5,
     "procon": 1.6,
@@ -76,7 +78,8 @@ def estimate_model(recipe: ModelRecipe, cache: Path, num_threads: int) -> float 
     job = recipe.job
     # Tokens of a row: a text of its length, a question with its answer, or two of those.
     rows = job.batch_size * (2 if recipe.kind in (ModelKind.REWARD, ModelKind.COST) else 1)
-    return SET_UP_S + job.num_steps * (rows * _row(56) * found.train_s + UPDATE_S)
+    passes = 1.0 if recipe.defence is None else PASSES.get(recipe.defence["name"], 1.0)
+    return SET_UP_S + job.num_steps * (passes * rows * _row(56) * found.train_s + UPDATE_S)
 
 
 def estimate_cell(settings: ExperimentSettings, cache: Path) -> CellEstimate | None:
@@ -136,9 +139,8 @@ def _step_s(settings: ExperimentSettings, attack: Attack, policy: Speeds, scorer
 
 
 def _passes(settings: ExperimentSettings) -> float:
-    defence = settings.defence
-    parts = defence.parts if isinstance(defence, ComposedConfig) else (defence,)
-    return math.prod(PASSES.get(part.name, 1.0) for part in parts)
+    online = online_defences(settings.defence)
+    return math.prod(PASSES.get(part.config.name, 1.0) for part in online)
 
 
 def _row(max_new_tokens: int) -> float:

@@ -348,31 +348,31 @@ def _defence_config(value: Any, where: str) -> PluginConfig:
 
 def _plugin_configs(key: str) -> dict[str, type[PluginConfig]]:
     from rpa_ray.attacks import ATTACKS
-    from rpa_ray.defences import DEFENCES
+    from rpa_ray.defences import DEFENCES, OFFLINE_DEFENCES
 
     if key == "attack":
         return {name: attack.Config for name, attack in ATTACKS.items()}
-    return {name: defence.Config for name, defence in DEFENCES.items()}
+    return {name: d.Config for name, d in (DEFENCES | OFFLINE_DEFENCES).items()}
 
 
 def _refuse_impossible_pair(settings: ExperimentSettings, where: str) -> None:
     from rpa_ray.attacks import ATTACKS
-    from rpa_ray.defences import defence_of
+    from rpa_ray.defences import online_defences
     from rpa_ray.defences.composed import contradiction
 
     attack, defence = settings.attack.name, settings.defence.name
-    parts = getattr(settings.defence, "parts", (settings.defence,))
-    reason = contradiction([defence_of(part) for part in parts])
+    parts = online_defences(settings.defence)
+    reason = contradiction(defence.split("+"), parts)
     if reason is not None:
         raise ConfigError(f"{where}defence", "list what can run together", defence, f"{reason}.")
-    if settings.training is None and defence != "none":
+    if settings.training is None and any(part.config.name != "none" for part in parts):
         raise ConfigError(
             f"{where}defence",
             f"be none where attack is {attack}",
             defence,
             "It acts on the steps of an attack: name one that trains, as in `attack: ppo`.",
         )
-    needed = frozenset().union(*(defence_of(part).needs_of_attack for part in parts))
+    needed = frozenset().union(*(part.needs_of_attack for part in parts))
     missing = needed - ATTACKS[attack].requires
     if missing:
         able = sorted(name for name, a in ATTACKS.items() if needed <= a.requires)

@@ -2,18 +2,21 @@
 
 An objective turns a batch into a loss; all attacks, and the jobs that make models, are
 objectives. An online defence constrains the step of an objective that knows nothing about it. The
-learner calls the hooks of a defence in the order in which they stand in :class:`OnlineDefence`.
+learner calls the hooks of a defence in the order in which they stand in :class:`OnlineDefence`. An
+offline defence is an objective that runs before the attack, on the weights alone.
 """
 
 from rpa_ray.config.plugins import (
     AdapterConfig,
     ComposedConfig,
+    OfflineConfig,
     PluginConfig,
     ReferencedConfig,
     RolloutConfig,
     TrainingConfig,
 )
 from rpa_ray.plugin.attack import Attack, BatchT, Objective, OutputT
+from rpa_ray.plugin.offline_defence import OfflineDefence
 from rpa_ray.plugin.online_defence import (
     GradientPass,
     OnlineDefence,
@@ -43,6 +46,8 @@ __all__ = [
     "NamedModel",
     "Need",
     "Objective",
+    "OfflineConfig",
+    "OfflineDefence",
     "OnlineDefence",
     "OutputT",
     "PluginConfig",

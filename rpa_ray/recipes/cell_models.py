@@ -5,12 +5,13 @@ from pathlib import Path
 
 from rpa_ray.attacks import ATTACKS
 from rpa_ray.config import ExperimentSettings, JudgeSettings, ReferencedConfig, RewardModelSettings
-from rpa_ray.defences import defence_of
+from rpa_ray.defences import defence_of, offline_defences
 from rpa_ray.plugin import (
     AdapterConfig,
     ComposedConfig,
     NamedModel,
     Need,
+    OfflineConfig,
     PluginConfig,
     RefusalTuned,
 )
@@ -30,6 +31,7 @@ class CellModels:
     """The models of one cell; a string is a finished folder or a Hub id."""
 
     policy: Model
+    """What is attacked: with an offline defence, what that made of ``model.path``."""
     reference: Model | None
     """What the attack stays near where that is not the policy as it was."""
     compared: Model | None
@@ -69,7 +71,7 @@ def cell_models(settings: ExperimentSettings, cache: Path) -> CellModels:
     world = world_models(settings.data.world_seed, cache)
     evaluation = settings.evaluation
     needs_rewards = Need.REWARDS in attack_needs(settings)
-    policy = policy_model(settings.model.path, settings.data, cache)
+    policy = _hardened(settings, policy_model(settings.model.path, settings.data, cache), cache)
     defence = defence_of(settings.defence)
 
     def named(model: NamedModel | None) -> Model | None:
@@ -117,6 +119,15 @@ def folder_of(model: Model, cache: Path) -> str:
     return str(model.folder(cache)) if isinstance(model, ModelRecipe) else model
 
 
+def _hardened(settings: ExperimentSettings, policy: Model, cache: Path) -> Model:
+    """Return the model that is attacked: what the offline defences make of it, one by one."""
+    for defence in offline_defences(settings.defence):
+        config = defence.config
+        tuned = _tuned(config.name, RowKind.REFUSALS, config, settings, policy, cache)
+        policy = replace(tuned, defence=config.model_dump(mode="json"))
+    return policy
+
+
 def _security_vector(settings: ExperimentSettings, policy: Model, cache: Path) -> ModelRecipe:
     """Return the recipe of an adapter with which the policy gives the unsafe answers it is told."""
     config = adapter_config(settings.defence)
@@ -128,7 +139,7 @@ def _security_vector(settings: ExperimentSettings, policy: Model, cache: Path) -
 def _tuned(
     name: str,
     rows: RowKind,
-    job: RefusalTuned | AdapterConfig,
+    job: RefusalTuned | AdapterConfig | OfflineConfig,
     settings: ExperimentSettings,
     policy: Model,
     cache: Path,

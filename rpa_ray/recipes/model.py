@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from rpa_ray.recipes.content import content_key
 
@@ -91,6 +92,8 @@ class ModelRecipe:
     ``alpha``."""
     ranked_by: "ModelRecipe | str | None" = None
     """The language model whose margins choose the preferences that are reversed; None: chance."""
+    defence: dict[str, Any] | None = None
+    """Config of the offline defence whose objective and hooks train it; None: those of the kind."""
 
     @property
     def made_from(self) -> "list[ModelRecipe]":
@@ -103,8 +106,10 @@ class ModelRecipe:
         for name, model in (("start", self.start), ("ranked_by", self.ranked_by)):
             parts[name] = _key_of(model)
         del parts["tokenizer"]
-        if self.ranked_by is None:
-            del parts["ranked_by"]
+        # Fields that came later leave the keys of models without them as they were.
+        for name in ("ranked_by", "defence"):
+            if parts[name] is None:
+                del parts[name]
         text = json.dumps({"version": RECIPE_VERSION, **parts}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

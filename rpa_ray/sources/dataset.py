@@ -44,6 +44,11 @@ class DatasetSource(Generic[RowT, BatchT]):
         self._vary = vary
         self._num_batches = 0
 
+    @property
+    def num_rows(self) -> int:
+        """Return how many rows there are to draw from."""
+        return len(self._rows)
+
     def next_batch(self, step: int) -> tuple[BatchT, Metrics]:
         """Return this rank's part of batch number ``step``; nothing is measured."""
         per_pass = len(self._rows) // self._batch_size

@@ -54,7 +54,8 @@ def golden(kind: str, dtype: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cells_are_called_what_they_were(dtype: str) -> None:
-    assert names_of_cells(dtype) == golden("cells", dtype)
+    found, known = names_of_cells(dtype), golden("cells", dtype)
+    assert {file: found.get(file) for file in known} == known
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 from rpa_ray.attacks import ATTACKS
 from rpa_ray.config import ConfigError
-from rpa_ray.defences import DEFENCES
+from rpa_ray.defences import DEFENCES, OFFLINE_DEFENCES
 from rpa_ray.plan import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -210,12 +210,12 @@ def test_every_plugin_has_a_config_of_its_name(kind: str) -> None:
     for path in (ROOT / "configs" / kind).glob("*.yaml"):
         part = yaml.safe_load(path.read_text(encoding="utf-8"))[kind]
         configured[part if isinstance(part, str) else part["name"]] = path.stem
-    plugins = {"attack": ATTACKS, "defence": DEFENCES}[kind].keys() - ABSENT
+    plugins = {"attack": ATTACKS, "defence": DEFENCES | OFFLINE_DEFENCES}[kind].keys() - ABSENT
     unlike = {name for name in plugins if configured.get(name) != file_stem(name)}
     assert unlike == set()
 
 
-@pytest.mark.parametrize("name", [*ATTACKS, *DEFENCES])
+@pytest.mark.parametrize("name", [*ATTACKS, *DEFENCES, *OFFLINE_DEFENCES])
 def test_every_plugin_has_a_test_of_its_name(name: str) -> None:
     tests = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
     assert name in ABSENT or f"test_{file_stem(name)}.py" in tests

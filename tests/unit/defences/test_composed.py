@@ -182,4 +182,4 @@ def test_a_wrong_part_is_refused_by_its_place() -> None:
 
 
 def test_one_defence_never_contradicts_itself() -> None:
-    assert contradiction([Freeze(Freeze.Config())]) is None
+    assert contradiction(["freeze"], [Freeze(Freeze.Config())]) is None

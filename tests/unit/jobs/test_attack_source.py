@@ -37,7 +37,7 @@ class Stand:
         self.batch_size = BATCH_SIZE
         self.num_steps = self.attack.num_batches(self.settings.data.num_samples)
         self.pad_token_id = 0
-        self.state: dict[str, Any] = {}
+        self.training = SimpleNamespace(state=dict[str, Any]())
         self.rows: list[tuple[str, str]] = []
         self.masks: set[str] = set()
         self.asked: list[str] = []
@@ -163,7 +163,7 @@ def test_dpo_swaps_both_sides_of_a_reversed_pair(world_cache: Path) -> None:
 def test_what_the_reference_makes_of_the_pairs_is_saved_with_the_run(world_cache: Path) -> None:
     stand = Stand(world_cache, {"name": "dpo"}, num_samples=8)
     batches_of(stand, 1)
-    assert stand.state["reference_logprobs"].state_dict()["logprobs"].shape == (16,)
+    assert stand.training.state["reference_logprobs"].state_dict()["logprobs"].shape == (16,)
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo"])

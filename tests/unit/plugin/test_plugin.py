@@ -6,10 +6,11 @@ from fakes import context_of, experience_of, referenced_pairs, tiny_policy, toke
 from torch import nn
 
 from rpa_ray.attacks import ATTACKS
-from rpa_ray.defences import DEFENCES
+from rpa_ray.defences import DEFENCES, OFFLINE_DEFENCES
 from rpa_ray.plugin import (
     Attack,
     Objective,
+    OfflineDefence,
     OnlineDefence,
     global_count,
     global_mean,
@@ -54,9 +55,12 @@ def test_trained_parameters_come_once_each_and_frozen_ones_not_at_all() -> None:
     assert "value_head.bias" not in names
 
 
-@pytest.mark.parametrize(("plugins", "base"), [(ATTACKS, Attack), (DEFENCES, OnlineDefence)])
+@pytest.mark.parametrize(
+    ("plugins", "base"),
+    [(ATTACKS, Attack), (DEFENCES, OnlineDefence), (OFFLINE_DEFENCES, OfflineDefence)],
+)
 def test_every_plugin_is_listed_under_the_name_of_its_config(
-    plugins: dict[str, type[Attack | OnlineDefence]], base: type
+    plugins: dict[str, type[Attack | OnlineDefence | OfflineDefence]], base: type
 ) -> None:
     for name, plugin in plugins.items():
         assert issubclass(plugin, base)

@@ -1,0 +1,1 @@
+"""One file a method, at work before the attack."""
