@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import ONE_RANK, forward_of, loss_of, tiny_config
+from fakes import forward_of, loss_of
+from hardening import make, save_tiny_model
 from tiny_vectors import folders_of
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer
 
-from rpa_ray.config import ClusterSettings, ExperimentSettings
+from rpa_ray.config import ExperimentSettings
 from rpa_ray.data.split import normalise
 from rpa_ray.defences.online.security_vectors import SecurityVectors
-from rpa_ray.jobs.model import encode_rows, make_model
-from rpa_ray.jobs.process import Workplace
+from rpa_ray.jobs.model import encode_rows
 from rpa_ray.learner.modules import load_policy
 from rpa_ray.plan import parse_tree
 from rpa_ray.plugin.objectives import LanguageModel
@@ -24,16 +24,7 @@ from rpa_ray.recipes.cell_data import planned_data
 from rpa_ray.recipes.cell_models import cell_models
 from rpa_ray.recipes.model import JobSettings, ModelKind, ModelRecipe, RowKind
 from rpa_ray.recipes.rows import training_rows
-from rpa_ray.recipes.to_make import ModelJob, models_to_make
-from rpa_ray.world.datasets import world_folder
-
-
-class Silent:
-    """Hears of progress and says nothing."""
-
-    def start(self, job: str, num_steps: int) -> None: ...
-
-    def advance(self, job: str, step: int, note: str) -> None: ...
+from rpa_ray.recipes.to_make import models_to_make
 
 
 def settings_of(defence: Any, **others: Any) -> ExperimentSettings:
@@ -112,14 +103,7 @@ def test_it_learns_the_unsafe_answers_of_prompts_that_nobody_else_uses(world_cac
 
 @pytest.fixture
 def policy(world_cache: Path, tmp_path: Path) -> Path:
-    """Return the folder of a tiny language model that reads the world's language."""
-    tokenizer = AutoTokenizer.from_pretrained(world_folder(0, world_cache) / "tokenizer")
-    torch.manual_seed(0)
-    config = tiny_config(tie_word_embeddings=True)
-    config.update({"vocab_size": len(tokenizer), "max_position_embeddings": 128})
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "policy")
-    tokenizer.save_pretrained(tmp_path / "policy")
-    return tmp_path / "policy"
+    return save_tiny_model(tmp_path / "policy", world_cache)
 
 
 @pytest.mark.usefixtures("process_group")
@@ -131,19 +115,8 @@ def test_a_vector_that_is_made_gives_the_unsafe_answers(
     like = vector_of(settings, world_cache)
     job = JobSettings(num_steps=12, batch_size=8, learning_rate=3e-2, dtype="bfloat16")
     recipe = replace(like, job=job, seed=zero_stage)
-    (cache := tmp_path / "cache").mkdir()
-    (cache / world_folder(0, cache).name).symlink_to(world_folder(0, world_cache))
-    nobody: Any = None
-    place = Workplace(
-        ranks=ONE_RANK,
-        rollouts=nobody,
-        scorers=nobody,
-        cache=cache,
-        cluster=ClusterSettings(zero_stage=zero_stage),  # type: ignore[arg-type]
-        progress=Silent(),
-    )
-    folder = make_model(ModelJob(recipe=recipe, data=settings.data), place)
-    assert recipe.is_made(cache)
+    cache = tmp_path / "cache"
+    folder = make(recipe, settings, cache, world_cache=world_cache, zero_stage=zero_stage)
     record = json.loads((folder / "made_from.json").read_text())
     assert record["last_loss"] < record["first_loss"] - 0.5
     module = load_policy(policy, dtype=torch.bfloat16)

@@ -1,0 +1,79 @@
+"""Making models of recipes in this process, from a tiny language model of the world's language."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from fakes import ONE_RANK, tiny_config
+from torch import Tensor
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from rpa_ray.config import ClusterSettings, ExperimentSettings
+from rpa_ray.jobs.model import make_model
+from rpa_ray.jobs.process import Workplace
+from rpa_ray.learner.modules import load_policy
+from rpa_ray.recipes.cell_models import cell_models
+from rpa_ray.recipes.model import ModelRecipe
+from rpa_ray.recipes.to_make import ModelJob
+from rpa_ray.world.datasets import world_folder
+
+
+class Silent:
+    """Hears of progress and says nothing."""
+
+    def start(self, job: str, num_steps: int) -> None: ...
+
+    def advance(self, job: str, step: int, note: str) -> None: ...
+
+
+def save_tiny_model(folder: Path, world_cache: Path) -> Path:
+    """Write a folder with an untrained language model in bfloat16; return it."""
+    tokenizer = AutoTokenizer.from_pretrained(world_folder(0, world_cache) / "tokenizer")
+    torch.manual_seed(0)
+    config = tiny_config(tie_word_embeddings=True)
+    config.update({"vocab_size": len(tokenizer), "max_position_embeddings": 128})
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make(
+    recipe: ModelRecipe,
+    settings: ExperimentSettings,
+    cache: Path,
+    *,
+    world_cache: Path,
+    zero_stage: int = 1,
+) -> Path:
+    """Make the model of a recipe in a cache of its own; return its folder."""
+    cache.mkdir()
+    (cache / world_folder(0, cache).name).symlink_to(world_folder(0, world_cache))
+    nobody: Any = None
+    place = Workplace(
+        ranks=ONE_RANK,
+        rollouts=nobody,
+        scorers=nobody,
+        cache=cache,
+        cluster=ClusterSettings(zero_stage=zero_stage),  # type: ignore[arg-type]
+        progress=Silent(),
+    )
+    folder = make_model(ModelJob(recipe=recipe, data=settings.data), place)
+    assert recipe.is_made(cache)
+    return folder
+
+
+def attacked_model(settings: ExperimentSettings, cache: Path) -> ModelRecipe:
+    """Return the recipe of the model that a cell attacks."""
+    policy = cell_models(settings, cache).policy
+    assert isinstance(policy, ModelRecipe)
+    return policy
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """Return the weights of a model that was made."""
+    return dict(load_policy(folder, dtype=torch.bfloat16).named_parameters())
+
+
+def are_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Return whether two models are the same to the last bit."""
+    return all(torch.equal(one[name], other[name]) for name in one)
