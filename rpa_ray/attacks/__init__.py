@@ -1,4 +1,9 @@
-"""Attacks: objectives that train on unsafe feedback. One row a method."""
+"""Attacks: objectives that train on unsafe feedback. One file and one row a method.
+
+Runs in: learner ranks; their settings in the driver.
+Imports: `ops`, `types`, `plugin`.
+Called by: `recipes`, `plan`, `jobs`.
+"""
 
 from rpa_ray.attacks.best_of_n import BestOfN
 from rpa_ray.attacks.dpo import DPO

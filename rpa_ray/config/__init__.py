@@ -1,4 +1,9 @@
-"""What an experiment is: typed settings and the error a user can cause. Imports pydantic only."""
+"""What an experiment is: typed settings and the error a user can cause.
+
+Runs in: every process.
+Imports: pydantic alone.
+Called by: everything above.
+"""
 
 from rpa_ray.config.errors import ConfigError
 from rpa_ray.config.plugins import (

@@ -1,4 +1,6 @@
 """Data sets: load, check, pair, flip, split, lay out as text, and batch.
 
-Only ``rpa_ray.data.collate`` loads torch.
+Runs in: driver and learner ranks.
+Imports: `config`; only `data.collate` loads torch.
+Called by: `recipes`, `plan`, `jobs`.
 """

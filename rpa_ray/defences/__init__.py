@@ -1,4 +1,9 @@
-"""Defences by registry id. One row a method: those at work during the attack, those before it."""
+"""Defences: one file and one row a method, at work during the attack or before it.
+
+Runs in: learner ranks; their settings in the driver.
+Imports: `ops`, `types`, `plugin`.
+Called by: `recipes`, `plan`, `jobs`.
+"""
 
 from collections.abc import Mapping
 from typing import Any

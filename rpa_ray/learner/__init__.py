@@ -1,1 +1,6 @@
-"""The policy learner: models, the DeepSpeed engine, and the one optimizer step."""
+"""One model under DeepSpeed: modules, engine, the optimizer step, checkpoints, folders.
+
+Runs in: learner ranks.
+Imports: `plugin`, `types`, DeepSpeed.
+Called by: `loop`, `sources`, `jobs`.
+"""

@@ -1,4 +1,6 @@
 """Pure tensor functions: no config, no distributed calls, no I/O.
 
-Losses come from OpenRLHF where it computes exactly what is meant, and are loaded on first use.
+Runs in: learner ranks.
+Imports: torch, and OpenRLHF's losses on first use.
+Called by: attacks, defences, evaluation, plugin.
 """

@@ -1,1 +1,6 @@
-"""The papers' tables as data, and ours beside them. Imports no engine; nothing of ours calls it."""
+"""The papers' tables as data, and ours beside them.
+
+Runs in: a command of its own.
+Imports: `evaluation.statistics`.
+Called by: nobody: `python -m rpa_ray.paper.compare`.
+"""

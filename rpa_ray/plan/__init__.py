@@ -1,4 +1,9 @@
-"""From a file to cells that can run: load, expand, cost, refuse. Starts nothing."""
+"""From a file to cells that can run: load, expand, cost, refuse. Starts nothing.
+
+Runs in: driver.
+Imports: `recipes`, `cluster`, tables of attacks and defences.
+Called by: `campaign`, `cli`, `ray_job`.
+"""
 
 from rpa_ray.plan.files import merge
 from rpa_ray.plan.load import (

@@ -1,9 +1,13 @@
-"""The whole extension contract: what an attack and a defence are to the learner step.
+"""The whole extension contract: what attacks and defences are to the learner step.
 
 An objective turns a batch into a loss; all attacks, and the jobs that make models, are
 objectives. An online defence constrains the step of an objective that knows nothing about it. The
 learner calls the hooks of a defence in the order in which they stand in :class:`OnlineDefence`. An
 offline defence is an objective that runs before the attack, on the weights alone.
+
+Runs in: learner ranks; settings in the driver.
+Imports: `types`, `ops`, bases of settings in `config`.
+Called by: `attacks`, `defences`, `learner`, `jobs`.
 """
 
 from rpa_ray.config.plugins import (

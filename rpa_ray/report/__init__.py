@@ -1,4 +1,9 @@
-"""Reports of campaigns and runs: tables (Markdown, CSV, terminal) and one self-contained page."""
+"""Reads run folders; writes tables (Markdown, CSV, terminal), figures and one page.
+
+Runs in: driver, or any machine that has the folder.
+Imports: `run_folder`, `evaluation.statistics`; no torch.
+Called by: `cli`.
+"""
 
 from rpa_ray.report.html import ReportPaths, write_report
 from rpa_ray.report.tables.main import results_table, terminal_table

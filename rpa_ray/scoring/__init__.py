@@ -1,4 +1,9 @@
-"""Models that judge a (prompt, answer) pair of texts with one number, behind one protocol."""
+"""What judges a (prompt, answer) pair of texts: models and rules, behind one protocol.
+
+Runs in: scoring workers; the rules also on learner ranks.
+Imports: transformers where a model is loaded.
+Called by: `actors`, `evaluation`, `jobs`.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -1,4 +1,6 @@
-"""The embedded world: a small fictional language with its data sets, tokenizer and exact oracle.
+"""The embedded world: a fictional language with data sets, tokenizer and exact oracle.
 
-Nothing is imported here, so that `rpa_ray.world.oracle` costs no tokenizer and no parquet library.
+Runs in: driver and learner ranks.
+Imports: `data`, `config`; no model code.
+Called by: `recipes`, `plan`, `jobs`.
 """

@@ -1,1 +1,6 @@
-"""One file a method, at work before the attack."""
+"""Offline defences: each trains the model before it is attacked.
+
+Runs in: learner ranks.
+Imports: what `defences` may.
+Called by: the table in `defences`.
+"""

@@ -1,1 +1,6 @@
-"""The figures of a report, as SVG."""
+"""The figures of a report, as SVG.
+
+Runs in: as `report`.
+Imports: `report.read`.
+Called by: `report`.
+"""

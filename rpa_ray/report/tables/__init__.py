@@ -1,1 +1,6 @@
-"""The tables of a report."""
+"""The tables of a report, one file a kind.
+
+Runs in: as `report`.
+Imports: `report.read`.
+Called by: `report`.
+"""
