@@ -55,7 +55,8 @@ class RolloutPool(WorkerPool):
         """Return one answer to each prompt (token ids), in their order.
 
         The answers do not depend on the number of workers, nor, with ``first_index`` as the place
-        of the first prompt in the whole batch, on how many callers share the batch.
+        of the first prompt in the whole batch, on how many callers share the batch; but in bfloat16
+        on processors with AMX, whose kernels round by the number of rows.
 
         Raises:
             StaleWeightsError: If an engine does not serve ``version``.

@@ -121,7 +121,8 @@ class Assembly:
         """Return one completion of each prompt by the served weights; a collective.
 
         ``first_index`` is the place of the first prompt in the batch of all ranks: samples do not
-        depend on how the batch is split.
+        depend on how the batch is split (save in bfloat16 on processors with AMX, whose kernels
+        round by the number of rows).
         """
         generated = self.workers.generate(
             [prompt.token_ids for prompt in prompts],

@@ -54,7 +54,6 @@ def test_the_engine_answers_as_transformers_does_from_the_chat_model(
         logits_of=lambda ids: exact(ids).logits,
         prompts=prompts,
         generated=generated,
-        greedy_margin=0.1,
     )
     assert gap.num_decided > 1000
     assert gap.num_greedy_differences == 0
