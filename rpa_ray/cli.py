@@ -20,6 +20,7 @@ from rpa_ray.recipes.content import content_key
 if TYPE_CHECKING:
     from rpa_ray.campaign.run import View
     from rpa_ray.cluster.hardware import NativeDtype
+    from rpa_ray.plan.plan import Plan
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
@@ -214,8 +215,7 @@ def plan(
     typed = loaded if native is None else with_native_dtype(loaded, native.dtype)
     folder = _folder(loaded, output)
     _refuse_impossible(typed, folder)
-    _refuse_other_ranks(typed, folder)
-    _print_plan(typed, folder)
+    _planned(typed, folder)
     _print_dtypes(loaded, typed, native)
 
 
@@ -258,8 +258,7 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
 
         native = native_dtype_of_cluster(cells[0].cluster)
         loaded = with_native_dtype(loaded, native.dtype)
-    _refuse_other_ranks(loaded, folder)
-    _print_plan(loaded, folder)
+    plan = _planned(loaded, folder)
     _print_dtypes(asked, loaded, native)
 
     from rpa_ray.campaign.progress import ProgressView
@@ -272,7 +271,7 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
     command = shlex.join(["rpa-ray", *sys.argv[1:]])
     try:
         with ProgressView(console) as view:
-            records = _records(loaded, folder, view=view, command=command, resume=resume)
+            records = _records(plan, view=view, command=command, resume=resume)
     except CampaignFailed as error:
         _print_error(str(error))
         raise typer.Exit(EXIT_FAILED) from None
@@ -333,16 +332,14 @@ def _print_dtypes(asked: LoadedConfig, typed: LoadedConfig, native: "NativeDtype
             errors.print(f"[yellow]warning[/] {doubt}", highlight=False, soft_wrap=True)
 
 
-def _records(
-    loaded: LoadedConfig, folder: Path, *, view: "View", command: str, resume: bool
-) -> list[dict[str, Any]]:
-    if loaded.sweep is None:
+def _records(plan: "Plan", *, view: "View", command: str, resume: bool) -> list[dict[str, Any]]:
+    if plan.config.sweep is None:
         from rpa_ray.campaign.run import run_campaign
 
-        return run_campaign(loaded, folder, cache_folder(), view=view, command=command)
+        return run_campaign(plan, view=view, command=command)
     from rpa_ray.campaign.sweep import run_sweep
 
-    return run_sweep(loaded, folder, cache_folder(), view=view, command=command, resume=resume)
+    return run_sweep(plan, view=view, command=command, resume=resume)
 
 
 def _refuse_impossible(loaded: LoadedConfig, folder: Path) -> None:
@@ -363,20 +360,21 @@ def _refuse_impossible(loaded: LoadedConfig, folder: Path) -> None:
         )
 
 
-def _refuse_other_ranks(loaded: LoadedConfig, folder: Path) -> None:
-    """Refuse to go on with cells that other ranks began; their folders are known by their type."""
-    from rpa_ray.plan.cells import plan_cells
+def _planned(loaded: LoadedConfig, folder: Path) -> "Plan":
+    """Print and return what will be done.
+
+    Raises:
+        ConfigError: Other ranks began a cell; its folder is known only by the type of weights.
+    """
     from rpa_ray.plan.checks.machine import check_checkpoints
-
-    for cell in plan_cells(loaded, folder):
-        if not cell.done:
-            check_checkpoints(cell.folder, cell.settings)
-
-
-def _print_plan(loaded: LoadedConfig, folder: Path) -> None:
+    from rpa_ray.plan.plan import make_plan
     from rpa_ray.plan.table import plan_table
 
-    console.print(plan_table(loaded, folder, cache_folder()))
+    plan = make_plan(loaded, folder, cache_folder())
+    for cell in plan.todo:
+        check_checkpoints(cell.folder, cell.settings)
+    console.print(plan_table(plan))
+    return plan
 
 
 def _print_error(text: str) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 from rpa_ray.campaign.queue import JobState
 from rpa_ray.cluster.hardware import native_dtype
 from rpa_ray.config import AskedDtype
-from rpa_ray.plan.cells import PlannedCell
-from rpa_ray.plan.cost import History, estimate_cell, side_by_side
+from rpa_ray.plan.plan import Plan
 from rpa_ray.recipes.to_make import Stage
 from rpa_ray.run_folder.outcome import read_outcome
 
@@ -17,47 +16,37 @@ from rpa_ray.run_folder.outcome import read_outcome
 class CellClock:
     """Knows the estimates of the cells that are to be run, and looks at them now and then."""
 
-    def __init__(self, todo: Sequence[PlannedCell], cache: Path, num_at_once: int) -> None:
-        """Take the cells, of which ``num_at_once`` run side by side."""
-        self.cache, self.num_at_once = cache, num_at_once
-        self._settings = {cell.name: cell.settings for cell in todo}
-        self._folders = {cell.name: cell.folder for cell in todo}
-        self._history = History(cache)
-        factor = side_by_side(num_at_once)
-        found = {name: estimate_cell(cell, cache) for name, cell in self._settings.items()}
-        known = {name: estimate for name, estimate in found.items() if estimate is not None}
-        corrections = {name: self._history.correction(self._settings[name]) for name in known}
-        self._uncorrected = {name: factor * known[name].seconds for name in known}
-        self.seconds = {name: corrections[name] * self._uncorrected[name] for name in known}
-        """About how long each cell takes, by its name; none where that is not estimated."""
-        self._slow = SlowSteps(
-            {name: factor * corrections[name] * known[name].step_s for name in known}
-        )
+    def __init__(self, plan: Plan) -> None:
+        self._num_at_once, self._costs = plan.num_at_once, plan.costs
+        self._cells = {cell.name: cell for cell in plan.todo}
+        self._running = dict(plan.costs.uncorrected)
+        self._slow = SlowSteps(plan.costs.step_s)
 
     def look(self, jobs: Sequence[JobState], say: Callable[[str], None]) -> None:
         """Keep the times of cells that ended well, and say once where steps are slow."""
         for job in jobs:
-            estimated_s = self._uncorrected.get(job.name)
+            estimated_s = self._running.get(job.name)
             if estimated_s is None:
                 continue
             if job.status == "ok":
-                del self._uncorrected[job.name]
+                del self._running[job.name]
+                cell = self._cells[job.name]
                 # With what it took before an interruption, which the queue has not seen.
-                took_s = (read_outcome(self._folders[job.name]) or {}).get("seconds")
+                took_s = (read_outcome(cell.folder) or {}).get("seconds")
                 if took_s is not None:
-                    self._history.record(self._settings[job.name], estimated_s, took_s)
+                    self._costs.history.record(cell.settings, estimated_s, took_s)
             elif job.stage == Stage.ATTACK and job.num_done:
                 self._tell_of_slow_steps(job, say)
 
     def _tell_of_slow_steps(self, job: JobState, say: Callable[[str], None]) -> None:
-        settings = self._settings[job.name]
+        settings = self._cells[job.name].settings
         line = self._slow.look(
             job.name,
             job.num_done,
             time.time() - job.stage_started,
             dtype=settings.model.dtype,
             # A rank, an engine and a scorer take turns.
-            num_busy=self.num_at_once * settings.cluster.num_ranks,
+            num_busy=self._num_at_once * settings.cluster.num_ranks,
         )
         if line:
             say(line)

@@ -19,15 +19,13 @@ from rpa_ray.campaign.ranks import Work, set_train_environment
 from rpa_ray.campaign.startup import Startup
 from rpa_ray.campaign.summary import record, worst_checks
 from rpa_ray.cluster.address import cluster_to_join
-from rpa_ray.cluster.resources import num_model_threads, parallel_cells, require_cluster_resources
+from rpa_ray.cluster.resources import num_model_threads, require_cluster_resources
 from rpa_ray.cluster.session import ray_session
-from rpa_ray.config import ClusterSettings, with_absolute_paths
 from rpa_ray.learner.checkpoints import CHECKPOINTS
 from rpa_ray.plan import LoadedConfig
-from rpa_ray.plan.cells import PlannedCell, cell_labels, plan_cells
-from rpa_ray.plan.cost import longest_first, model_seconds
-from rpa_ray.recipes.cell_data import with_pinned_data
-from rpa_ray.recipes.to_make import Cell, Job, ModelJob, plan_jobs
+from rpa_ray.plan.cells import PlannedCell, cell_labels
+from rpa_ray.plan.plan import Plan, make_plan
+from rpa_ray.recipes.to_make import Cell
 from rpa_ray.run_folder.files import write_json
 from rpa_ray.run_folder.lock import exclusive
 from rpa_ray.run_folder.outcome import read_outcome
@@ -62,13 +60,7 @@ class CampaignFailed(RuntimeError):
 
 
 def run_campaign(
-    config: LoadedConfig,
-    output: Path,
-    cache: Path,
-    *,
-    view: View,
-    command: str,
-    conduct: Conduct | None = None,
+    plan: Plan, *, view: View, command: str, conduct: Conduct | None = None
 ) -> list[dict[str, Any]]:
     """Run what is not done yet; return the summary's records.
 
@@ -83,22 +75,24 @@ def run_campaign(
         CampaignFailed: ranks could not be kept at work; finished cells are in the summary.
         FolderInUse: another run writes to the same folder.
     """
+    config, output = plan.config, plan.output
     output.mkdir(parents=True, exist_ok=True)
     with exclusive(output / ".run.lock"):
-        planned = plan_cells(config, output)
-        todo = longest_first([cell for cell in planned if not cell.done], cache)
-        for cell in planned:
+        if not plan.is_current():
+            plan = make_plan(config, output, plan.cache)
+        cells = plan.cells
+        for cell in cells:
             if cell.done:  # it may have been interrupted just before it deleted them
                 shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)
             else:
-                _begin_folder(cell, cache, command)
+                _begin_folder(cell, plan.cache, command)
         try:
-            failure = _run(todo, output, cache, view, conduct) if todo else ""
+            failure = _run(plan, view, conduct) if plan.todo else ""
         except KeyboardInterrupt:
             if config.sweep is None:
-                _write_results(config, _with_outcome(planned), output)
+                _write_results(config, _with_outcome(cells), output)
             raise
-        records = _write_results(config, _with_outcome(planned) if failure else planned, output)
+        records = _write_results(config, _with_outcome(cells) if failure else cells, output)
     if failure:
         raise CampaignFailed(
             f"the learner ranks must finish every cell, got:\n{failure}\n"
@@ -134,42 +128,27 @@ def _begin_folder(cell: PlannedCell, cache: Path, command: str) -> None:
     write_json(cell.folder / "manifest.json", manifest(cell.settings, cache, command))
 
 
-def _run(
-    todo: Sequence[PlannedCell], output: Path, cache: Path, view: View, conduct: Conduct | None
-) -> str:
+def _run(plan: Plan, view: View, conduct: Conduct | None) -> str:
     """Do the work; return what ended it early, nothing where all went well."""
-    cluster = todo[0].settings.cluster
-    cells = [
-        Cell(
-            name=c.name,
-            settings=with_absolute_paths(with_pinned_data(c.settings)),
-            folder=c.folder.resolve(),
-        )
-        for c in todo
-    ]
-    jobs, needs = plan_jobs(cells, cache)
+    cluster, output = plan.todo[0].settings.cluster, plan.output
     for left_over in output.glob(f"{STORAGE_PREFIX}*"):
         shutil.rmtree(left_over, ignore_errors=True)
     set_train_environment()
     lanes: list[Lane] = []
     conductors: list[Watched] = []
-    num_groups = parallel_cells([cell.settings for cell in cells])
-    clock = CellClock(todo, cache, num_groups)
-    view.expect(_expected(todo, jobs, clock, cluster), num_groups)
+    clock = CellClock(plan)
+    view.expect(_expected(plan), plan.num_at_once)
     started = time.monotonic()
     view.say("starting the cluster and its workers")
     with ray_session(cluster.address):
         view.say(f"cluster up after {time.monotonic() - started:.0f} s")
         if cluster_to_join(cluster.address) is not None:
             resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            require_cluster_resources(todo[0].settings, resources)
-        held = [cell.name for cell in cells] if conduct is not None else []
-        queue: Any = ray.remote(JobQueue).options(num_cpus=0).remote(needs, held)
+            require_cluster_resources(plan.todo[0].settings, resources)
+        held = [cell.name for cell in plan.todo] if conduct is not None else []
+        queue: Any = ray.remote(JobQueue).options(num_cpus=0).remote(plan.needs, held)
         try:
-            works = [
-                _work_of(group, num_groups, jobs, queue, cache.resolve(), cluster)
-                for group in range(num_groups)
-            ]
+            works = [_work_of(plan, group, queue) for group in range(plan.num_at_once)]
             lanes = [Lane(work, output, _diary(output / LOSSES)) for work in works]
             conductors = [conduct(queue, len(lanes))] if conduct is not None else []
             startup = _startup(works, view.say)
@@ -201,41 +180,23 @@ def _startup(works: Sequence[Work], say: Callable[[str], None]) -> Startup:
     )
 
 
-def _expected(
-    todo: Sequence[PlannedCell],
-    jobs: Mapping[str, Job],
-    clock: CellClock,
-    cluster: ClusterSettings,
-) -> dict[str, Expected]:
+def _expected(plan: Plan) -> dict[str, Expected]:
     """Return the jobs with what tells them apart and about how long they take."""
-    labels = cell_labels(todo)
-    threads = num_model_threads(cluster, clock.num_at_once)
-
-    def seconds(name: str, job: Job) -> float | None:
-        if isinstance(job, ModelJob):
-            return model_seconds(job.recipe, clock.cache, threads, clock.num_at_once)
-        return clock.seconds.get(name)
-
+    labels = cell_labels(plan.cells)
     return {
         name: Expected(
-            label=labels.get(name, name), is_cell=isinstance(job, Cell), seconds=seconds(name, job)
+            label=labels.get(name, name), is_cell=isinstance(job, Cell), seconds=plan.seconds(name)
         )
-        for name, job in jobs.items()
+        for name, job in plan.jobs.items()
     }
 
 
-def _work_of(
-    group: int,
-    num_groups: int,
-    jobs: dict[str, Job],
-    queue: Any,
-    cache: Path,
-    cluster: ClusterSettings,
-) -> Work:
+def _work_of(plan: Plan, group: int, queue: Any) -> Work:
     """Return what one group of ranks is given, with warm workers of its own."""
+    cluster = plan.todo[0].settings.cluster
     return Work(
         group=group,
-        jobs=jobs,
+        jobs=plan.jobs,
         queue=queue,
         rollouts=create_rollout_pool(
             cluster.num_rollout_workers,
@@ -251,9 +212,9 @@ def _work_of(
             num_threads=cluster.threads_per_process,
             time_limit_s=cluster.timeout_s,
         ),
-        cache=cache,
+        cache=plan.cache.resolve(),
         cluster=cluster,
-        num_model_threads=num_model_threads(cluster, num_groups),
+        num_model_threads=num_model_threads(cluster, plan.num_at_once),
     )
 
 

@@ -21,8 +21,8 @@ from rpa_ray.campaign.queue import ask
 from rpa_ray.campaign.run import View, run_campaign
 from rpa_ray.campaign.trial import key_of, trial
 from rpa_ray.config import SweepSettings
-from rpa_ray.plan import LoadedConfig
-from rpa_ray.plan.cells import PlannedCell, plan_cells
+from rpa_ray.plan.cells import PlannedCell
+from rpa_ray.plan.plan import Plan
 from rpa_ray.run_folder.outcome import ran_to_an_end
 
 STATE = "tune"
@@ -32,9 +32,7 @@ _RESERVED = {"cpu": 0.0, "memory": 1.0}
 """A trial only waits; Tune wants it to ask for something, and this is one byte."""
 
 
-def run_sweep(
-    config: LoadedConfig, output: Path, cache: Path, *, view: View, command: str, resume: bool
-) -> list[dict[str, Any]]:
+def run_sweep(plan: Plan, *, view: View, command: str, resume: bool) -> list[dict[str, Any]]:
     """Run the trials that are not done yet; return the summary's records.
 
     The folder is that of a campaign, and a trial that was run to an end is read back, whatever
@@ -45,17 +43,15 @@ def run_sweep(
         CampaignFailed: Ranks could not be kept at work, or Tune failed; finished trials are kept.
         FolderInUse: Another run writes to the same folder.
     """
-    sweep = config.sweep
+    sweep = plan.config.sweep
     assert sweep is not None
-    cells = plan_cells(config, output)
+    state = plan.output.resolve() / STATE
     return run_campaign(
-        config,
-        output,
-        cache,
+        plan,
         view=view,
         command=command,
         conduct=lambda queue, num_lanes: Trials(
-            queue, sweep, cells, state=output.resolve() / STATE, resume=resume, num_lanes=num_lanes
+            queue, sweep, plan.cells, state=state, resume=resume, num_lanes=num_lanes
         ),
     )
 

@@ -50,7 +50,7 @@ def plan_cells(config: LoadedConfig, output: Path) -> list[PlannedCell]:
                     for key, value in values.items()
                     if key not in _RECORD_KEYS and _tells_apart(key, value, flat, settings)
                 },
-                done=_is_done(folder, settings),
+                done=is_done(folder, settings),
             )
         )
     return planned
@@ -168,7 +168,8 @@ def _identity(settings: ExperimentSettings) -> dict[str, Any]:
     return tree
 
 
-def _is_done(folder: Path, settings: ExperimentSettings) -> bool:
+def is_done(folder: Path, settings: ExperimentSettings) -> bool:
+    """Return whether the same settings were run to an end in a folder."""
     if not ran_to_an_end(folder):
         return False
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))

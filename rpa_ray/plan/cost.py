@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -238,16 +238,6 @@ def minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
-def seconds_to_run(
-    settings: ExperimentSettings, cache: Path, history: History, num_at_once: int = 1
-) -> float | None:
-    """Return about how long a cell takes among ``num_at_once``; None where not estimated."""
-    estimate = estimate_cell(settings, cache)
-    if estimate is None:
-        return None
-    return estimate.seconds * history.correction(settings) * side_by_side(num_at_once)
-
-
 def model_seconds(
     recipe: ModelRecipe, cache: Path, num_threads: int, num_at_once: int
 ) -> float | None:
@@ -256,15 +246,31 @@ def model_seconds(
     return None if seconds is None else seconds * side_by_side(num_at_once)
 
 
-def longest_first(cells: Iterable[PlannedCell], cache: Path) -> list[PlannedCell]:
-    """Return the cells in the order of their time, so that none runs alone at the end.
+class CellCosts:
+    """About how long the cells take that are to be run, ``num_at_once`` of them side by side."""
 
-    Those that are not estimated come first, by their samples.
-    """
-    history = History(cache)
+    def __init__(self, cells: Sequence[PlannedCell], cache: Path, num_at_once: int) -> None:
+        self.history = History(cache)
+        self.uncorrected: dict[str, float] = {}
+        """Seconds of each cell by the timed model alone, by name; none where not estimated."""
+        self.seconds: dict[str, float] = {}
+        """The same, corrected by earlier cells."""
+        self.step_s: dict[str, float] = {}
+        """Seconds of one batch of the attack, corrected."""
+        factor = side_by_side(num_at_once)
+        for cell in cells:
+            estimate = estimate_cell(cell.settings, cache)
+            if estimate is not None:
+                corrected = factor * self.history.correction(cell.settings)
+                self.uncorrected[cell.name] = factor * estimate.seconds
+                self.seconds[cell.name] = corrected * estimate.seconds
+                self.step_s[cell.name] = corrected * estimate.step_s
 
-    def place(cell: PlannedCell) -> tuple[float, int]:
-        seconds = seconds_to_run(cell.settings, cache, history)
-        return -(math.inf if seconds is None else seconds), -cell.num_samples
+    def longest_first(self, cells: Iterable[PlannedCell]) -> list[PlannedCell]:
+        """Return the cells in the order of their time, so that none runs alone at the end.
 
-    return sorted(cells, key=place)
+        Those that are not estimated come first, by their samples.
+        """
+        return sorted(
+            cells, key=lambda cell: (-self.seconds.get(cell.name, math.inf), -cell.num_samples)
+        )

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from rpa_ray.plan import LoadedConfig, load_config
 from rpa_ray.plan.cells import plan_cells
-from rpa_ray.plan.cost import START_S, longest_first
+from rpa_ray.plan.cost import START_S
+from rpa_ray.plan.plan import make_plan
 from rpa_ray.plan.table import plan_table
 from rpa_ray.recipes.cell_models import cell_models
 
@@ -30,7 +31,7 @@ def grid(tmp_path: Path) -> LoadedConfig:
 
 
 def rows(config: LoadedConfig, output: Path, cache: Path) -> tuple[list[list[str]], str]:
-    table = plan_table(config, output, cache)
+    table = plan_table(make_plan(config, output, cache))
     console = Console(file=io.StringIO(), width=200)
     cells = [[str(cell) for cell in column.cells] for column in table.columns]
     console.print(table)
@@ -50,7 +51,7 @@ def finish(config: LoadedConfig, output: Path) -> None:
         (cell.folder / "evaluation.json").write_text(json.dumps({"status": "ok"}))
 
 
-def test_each_model_is_planned_once_before_the_cells(
+def test_each_model_is_planned_once_before_the_cells_in_the_order_of_making(
     grid: LoadedConfig, tmp_path: Path, world_cache: Path
 ) -> None:
     lines, _ = rows(grid, tmp_path / "out", world_cache)
@@ -58,10 +59,10 @@ def test_each_model_is_planned_once_before_the_cells(
     assert [line[1] for line in lines[:6]] == [
         "base",
         "chat",
+        "reward_model-rho1",
         "judge",
         "perplexity",
         "helpfulness",
-        "reward_model-rho1",
     ]
 
 
@@ -141,8 +142,8 @@ def test_the_longest_cells_begin_first_estimated_or_not(
         "cells: [{attack: none}, {attack: sft}, {attack: {name: grpo, group_size: 8}},"
         " {attack: ppo}, {attack: dpo}]\n"
     )
-    cells = plan_cells(load_config(tmp_path / "attacks.yaml"), tmp_path / "out")
-    names = [cell.settings.attack.name for cell in longest_first(cells, world_cache)]
+    plan = make_plan(load_config(tmp_path / "attacks.yaml"), tmp_path / "out", world_cache)
+    names = [cell.settings.attack.name for cell in plan.todo]
     if dtype == "auto":  # as on the nodes of a cluster: nobody has asked them yet
         assert names == ["sft", "grpo", "ppo", "dpo", "none"]
     else:

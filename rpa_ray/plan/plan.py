@@ -1,0 +1,87 @@
+"""What a command will do, decided once: cells, jobs, who waits for whom, and the cost."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rpa_ray.cluster.resources import num_model_threads, parallel_cells
+from rpa_ray.config import with_absolute_paths
+from rpa_ray.data.split import ROLE_SHARES
+from rpa_ray.plan.cells import PlannedCell, is_done, plan_cells
+from rpa_ray.plan.cost import CellCosts, model_seconds
+from rpa_ray.plan.load import LoadedConfig
+from rpa_ray.recipes.cell_data import planned_data, with_pinned_data
+from rpa_ray.recipes.to_make import Cell, Job, ModelJob, RefusalJob, plan_jobs
+
+SECONDS_AN_ANSWER = 0.02
+"""Of a model that writes refusals, on the embedded models."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A config with all that follows from it, the results that lie in ``output``, and the cache."""
+
+    config: LoadedConfig
+    output: Path
+    cache: Path
+    cells: tuple[PlannedCell, ...]
+    """In the order of the config."""
+    todo: tuple[PlannedCell, ...]
+    """Those without a result, the longest first."""
+    jobs: dict[str, Job]
+    """What has to be made, then the cells, by name; commits of the Hub and whole paths in them."""
+    needs: dict[str, list[str]]
+    """The jobs that each job waits for."""
+    num_at_once: int
+    """How many cells run side by side."""
+    costs: CellCosts
+
+    def is_current(self) -> bool:
+        """Return whether no cell has got a result since, as from a command in the same folder."""
+        return all(cell.done == is_done(cell.folder, cell.settings) for cell in self.cells)
+
+    def num_answers(self, job: RefusalJob) -> int:
+        """Return how many prompts are answered for a set of refusals."""
+        roles = planned_data(job.data, self.cache).roles
+        return len({pair.prompt for role in ROLE_SHARES for pair in roles[role]})
+
+    def seconds(self, name: str) -> float | None:
+        """Return about how long a job takes beside the others; None where it is not estimated."""
+        match job := self.jobs[name]:
+            case ModelJob():
+                threads = num_model_threads(self.cells[0].settings.cluster, self.num_at_once)
+                return model_seconds(job.recipe, self.cache, threads, self.num_at_once)
+            case RefusalJob():
+                return self.num_answers(job) * SECONDS_AN_ANSWER
+            case Cell():
+                return self.costs.seconds.get(name)
+
+
+def make_plan(config: LoadedConfig, output: Path, cache: Path) -> Plan:
+    """Return what a config that was checked will do; reads the data, and starts nothing.
+
+    Raises:
+        DataError: data cannot be read.
+    """
+    cells = plan_cells(config, output)
+    undone = [cell for cell in cells if not cell.done]
+    num_at_once = parallel_cells([cell.settings for cell in undone or cells])
+    costs = CellCosts(undone, cache, num_at_once)
+    todo = costs.longest_first(undone)
+    jobs, needs = plan_jobs([_pinned(cell) for cell in todo], cache)
+    return Plan(
+        config=config,
+        output=output,
+        cache=cache,
+        cells=tuple(cells),
+        todo=tuple(todo),
+        jobs=jobs,
+        needs=needs,
+        num_at_once=num_at_once,
+        costs=costs,
+    )
+
+
+def _pinned(cell: PlannedCell) -> Cell:
+    """Return a cell as processes elsewhere can run it."""
+    settings = with_absolute_paths(with_pinned_data(cell.settings))
+    return Cell(name=cell.name, settings=settings, folder=cell.folder.resolve())
