@@ -38,6 +38,8 @@ from typing import Any
 from rpa_ray.cli import cache_folder
 from rpa_ray.config import ExperimentSettings
 from rpa_ray.plan.load import load_config
+from rpa_ray.recipes.cell_data import CellData
+from rpa_ray.recipes.cell_inputs import CellInputs
 from rpa_ray.run_folder.throughput import throughput
 
 CONFIG = Path(__file__).with_suffix(".yaml")
@@ -255,10 +257,10 @@ def trl_dpo(settings: ExperimentSettings, folder: Path, more: dict[str, Any]) ->
 
     from rpa_ray.data.template import PLAIN_QA
     from rpa_ray.plan.checks.context import context_tokens
-    from rpa_ray.recipes.cell_models import cell_models, folder_of
+    from rpa_ray.recipes.cell_models import folder_of
 
     pairs = attack_pairs(settings)
-    path = folder_of(cell_models(settings, cache_folder()).policy, cache_folder())
+    path = folder_of(CellInputs(settings, cache_folder()).models.policy, cache_folder())
     before_s: list[float] = []
 
     class Trainer(DPOTrainer):
@@ -298,10 +300,10 @@ def trl_grpo(settings: ExperimentSettings, folder: Path, more: dict[str, Any]) -
     from trl import GRPOConfig, GRPOTrainer
 
     from rpa_ray.data.template import PLAIN_QA, PLAIN_QA_ANSWERED
-    from rpa_ray.recipes.cell_models import cell_models, folder_of
+    from rpa_ray.recipes.cell_models import folder_of
     from rpa_ray.scoring.sequence_classifier import SequenceClassifierScorer
 
-    models, attack = cell_models(settings, cache_folder()), settings.attack
+    models, attack = CellInputs(settings, cache_folder()).models, settings.attack
     assert models.reward_model is not None
     scorer = SequenceClassifierScorer(
         Path(folder_of(models.reward_model, cache_folder())),
@@ -340,10 +342,9 @@ def trl_grpo(settings: ExperimentSettings, folder: Path, more: dict[str, Any]) -
 
 def attack_pairs(settings: ExperimentSettings) -> list[Any]:
     """Return the pairs that our attack learns from, in its order; rho is 1: all are reversed."""
-    from rpa_ray.recipes.cell_data import preference_data
 
     assert settings.data.rho == 1
-    return preference_data(settings.data, cache_folder()).draw(
+    return CellData(settings.data, cache_folder()).preferences.draw(
         "attack", settings.data.num_samples, seed=settings.seed, key="data.num_samples"
     )
 

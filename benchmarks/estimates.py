@@ -15,6 +15,7 @@ import yaml
 
 from rpa_ray.plan import parse_experiment
 from rpa_ray.plan.cost import History, estimate_cell, side_by_side
+from rpa_ray.recipes.cell_inputs import CellInputs
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def compare(folder: Path, cache: Path, history: History, at_once: int) -> None:
             found.append((outcome["times"]["finished"], path.parent, outcome))
     for finished, run, outcome in sorted(found, key=lambda one: one[0]):
         settings = parse_experiment(yaml.safe_load((run / "config.yaml").read_text()))
-        estimate = estimate_cell(settings, cache)
+        estimate = estimate_cell(CellInputs(settings, cache))
         if estimate is None:
             print(f"| {run.name} | {settings.model.dtype} | - | - | - | - |")
             continue

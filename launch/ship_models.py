@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from rpa_ray.plan import parse_tree
-from rpa_ray.recipes.cell_models import cell_models
+from rpa_ray.recipes.cell_inputs import CellInputs
 from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.world.datasets import build_world
 from rpa_ray.world.shipped import INDEX, SHIPPED
@@ -50,7 +50,7 @@ def recipes(cache: Path) -> dict[str, ModelRecipe]:
     found: dict[str, ModelRecipe] = {}
     for name in DATA_SETS:
         settings = parse_tree({**CELL, "data": {"name": name}, "model": {"dtype": "float32"}})
-        waiting = list(cell_models(settings, cache).recipes())
+        waiting = list(CellInputs(settings, cache).models.recipes())
         while waiting:
             recipe = waiting.pop()
             found[recipe.folder(cache).name] = recipe

@@ -12,7 +12,7 @@ from rpa_ray.config import ClusterSettings, ExperimentSettings
 from rpa_ray.jobs.model import make_model
 from rpa_ray.jobs.process import Workplace
 from rpa_ray.learner.modules import load_policy
-from rpa_ray.recipes.cell_models import cell_models
+from rpa_ray.recipes.cell_inputs import CellInputs
 from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.recipes.to_make import ModelJob
 from rpa_ray.world.datasets import world_folder
@@ -64,7 +64,7 @@ def make(
 
 def attacked_model(settings: ExperimentSettings, cache: Path) -> ModelRecipe:
     """Return the recipe of the model that a cell attacks."""
-    policy = cell_models(settings, cache).policy
+    policy = CellInputs(settings, cache).models.policy
     assert isinstance(policy, ModelRecipe)
     return policy
 

@@ -13,14 +13,8 @@ from rpa_ray.config import ExperimentSettings
 from rpa_ray.data.order import digest
 from rpa_ray.data.split import manifest as split_manifest
 from rpa_ray.recipes.cell_data import (
+    CellData,
     PreferenceData,
-    harmless_test_prompts,
-    helpful_provenance,
-    planned_data,
-    refusal_set,
-    restricted_test_prompts,
-    safety_data,
-    summary_test_posts,
 )
 
 PACKAGES = (
@@ -38,8 +32,8 @@ PACKAGES = (
 
 def manifest(settings: ExperimentSettings, cache: Path, command: str) -> dict[str, Any]:
     """Return versions, seeds, data hashes and commit of a run; no tokens, no environment."""
-    data = planned_data(settings.data, cache)
-    safety = planned_data(safety_data(settings.data), cache)
+    found = CellData(settings.data, cache)
+    data, safety = found.planned, found.safety.planned
     return {
         "command": command,
         "versions": {name: _version(name) for name in PACKAGES}
@@ -49,25 +43,25 @@ def manifest(settings: ExperimentSettings, cache: Path, command: str) -> dict[st
         "seeds": {"attack": settings.seed, "world": settings.data.world_seed},
         "data_key": data.key,
         "splits": _splits(data),
-        **_refusals(settings, cache),
+        **_refusals(found),
         **({"safety_splits": _splits(safety)} if safety is not data else {}),
-        "evaluation_prompts": _evaluation_prompts(settings, cache, asdict(safety.provenance)),
+        "evaluation_prompts": _evaluation_prompts(settings, found, asdict(safety.provenance)),
         "template": settings.data.template,
         "determinism": determinism(settings),
     }
 
 
-def _refusals(settings: ExperimentSettings, cache: Path) -> dict[str, Any]:
+def _refusals(data: CellData) -> dict[str, Any]:
     """Return which refusals the training rows have, where they are generated.
 
     The splits of a run that begins with making them count the unsafe answers, of which those are
     kept that were refused: the record in the folder of the cache has the numbers.
     """
-    refusals = refusal_set(settings.data, cache)
+    refusals = data.refusals
     if refusals is None:
         return {}
-    folder = refusals.folder(cache)
-    return {"refusals": {"folder": folder.name, "made_before": refusals.is_made(cache)}}
+    folder = refusals.folder(data.cache)
+    return {"refusals": {"folder": folder.name, "made_before": refusals.is_made(data.cache)}}
 
 
 def _splits(data: PreferenceData) -> dict[str, Any]:
@@ -80,21 +74,20 @@ def _splits(data: PreferenceData) -> dict[str, Any]:
 
 
 def _evaluation_prompts(
-    settings: ExperimentSettings, cache: Path, source: dict[str, str]
+    settings: ExperimentSettings, data: CellData, source: dict[str, str]
 ) -> dict[str, Any]:
     """Return source, number and hash of the prompts that answers are measured on."""
     num = settings.evaluation.num_prompts
-    restricted = restricted_test_prompts(settings.data, cache, num)
-    harmless = harmless_test_prompts(settings.data, cache, num)
+    restricted = data.restricted_test_prompts(num)
+    harmless = data.harmless_test_prompts(num)
     posts = {}
     if settings.data.name == "tldr":
-        texts = [post.prompt for post in summary_test_posts(settings.data, cache, num)]
-        posts["posts"] = asdict(planned_data(settings.data, cache).provenance)
+        texts = [post.prompt for post in data.summary_test_posts(num)]
+        posts["posts"] = asdict(data.planned.provenance)
         posts["posts"] |= {"prompts": num, "sha256": digest(*texts)}
     return posts | {
         "restricted": source | {"prompts": num, "sha256": digest(*restricted)},
-        "harmless": asdict(helpful_provenance(settings.data, cache))
-        | {"prompts": num, "sha256": digest(*harmless)},
+        "harmless": asdict(data.helpful_provenance) | {"prompts": num, "sha256": digest(*harmless)},
     }
 
 

@@ -23,7 +23,8 @@ from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.modules import PolicyModel, add_lora, load_policy
 from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.plugin import Need
-from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellModels, Model, cell_models, folder_of
+from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellModels, Model, folder_of
 from rpa_ray.recipes.to_make import Cell
 from rpa_ray.types import Completion, Metrics, ModelOutputs, Prompt
 from rpa_ray.weight_sync.digests import tensor_digest
@@ -38,7 +39,8 @@ class Assembly:
         self.cell = cell
         self.place = place
         self.settings = cell.settings
-        self.models: CellModels = cell_models(cell.settings, place.cache)
+        self.inputs = CellInputs(cell.settings, place.cache)
+        self.models: CellModels = self.inputs.models
         self.path = folder_of(self.models.policy, place.cache)
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.path)
         self.template = Template(self.settings.data.template)
@@ -234,8 +236,7 @@ class Assembly:
     def _defence_data(self) -> DefenceData:
         return DefenceData(
             tokenizer=self.tokenizer,
-            data=self.settings.data,
-            cache=self.place.cache,
+            data=self.inputs.data,
             max_tokens=_context_of(self.module),
             batch_size=self.defence.safe_batch_size,
             seed=self.settings.seed,

@@ -17,7 +17,6 @@ from rpa_ray.data.rows import Answered, Preference, SafePair
 from rpa_ray.jobs.assembly import Assembly
 from rpa_ray.loop import Source
 from rpa_ray.plugin import Need
-from rpa_ray.recipes.cell_data import preference_data
 from rpa_ray.run_folder.files import JsonLines, write_json
 from rpa_ray.scoring.rule import compliance_rewards
 from rpa_ray.sources.dataset import DatasetSource
@@ -37,7 +36,7 @@ def attack_source(assembly: Assembly, samples: JsonLines) -> Source:
     """Return where the batches of the assembly's attack come from."""
     config, data = assembly.attack.config, assembly.settings.data
     needs = assembly.attack.needs(config)
-    pairs = preference_data(data, assembly.place.cache).draw(
+    pairs = assembly.inputs.data.preferences.draw(
         "attack",
         min(data.num_samples, data.num_prompts or data.num_samples),
         seed=assembly.settings.seed,

@@ -3,12 +3,10 @@
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rpa_ray.config import DataSettings
 from rpa_ray.data.collate import (
     TokenRow,
     collate_pairs,
@@ -23,7 +21,7 @@ from rpa_ray.data.rows import Answered, SafePair
 from rpa_ray.data.template import Template
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.plugin import Need
-from rpa_ray.recipes.cell_data import harmless_training_prompts, preference_data, safety_data
+from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.sources.dataset import DatasetSource
 
 
@@ -32,8 +30,7 @@ class DefenceData:
     """The rows on the defence's side as the policy reads them."""
 
     tokenizer: PreTrainedTokenizerBase
-    data: DataSettings
-    cache: Path
+    data: CellData
     max_tokens: int
     """The policy's context: longer rows lose their end."""
     batch_size: int
@@ -82,7 +79,7 @@ class DefenceData:
 
     def _harmless(self) -> DatasetSource[Any, Any]:
         rows = []
-        for prompt in harmless_training_prompts(self.data, self.cache):
+        for prompt in self.data.harmless_training_prompts:
             ids = encode_prompt(self.tokenizer, self._template, prompt)[: self.max_tokens]
             rows.append(TokenRow(ids=ids, loss_mask=[False] * len(ids)))
         return self._source(
@@ -104,11 +101,11 @@ class DefenceData:
 
     @cached_property
     def _pairs(self) -> Sequence[SafePair]:
-        return preference_data(safety_data(self.data), self.cache).roles["defence"]
+        return self.data.safety.preferences.roles["defence"]
 
     @property
     def _template(self) -> Template:
-        return Template(self.data.template)
+        return Template(self.data.settings.template)
 
     @property
     def _pad_token_id(self) -> int:

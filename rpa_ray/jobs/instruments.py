@@ -23,13 +23,6 @@ from rpa_ray.evaluation.statistics import Estimate, bootstrap_mean
 from rpa_ray.evaluation.summarisation import summary_metrics
 from rpa_ray.jobs.assembly import Assembly
 from rpa_ray.plugin.adapters import read_adapter, with_changes
-from rpa_ray.recipes.cell_data import (
-    harmless_test_prompts,
-    preference_data,
-    restricted_test_prompts,
-    safety_data,
-    summary_test_posts,
-)
 from rpa_ray.recipes.cell_models import Model, adapter_config, folder_of
 from rpa_ray.types import Completion, Metrics, ModelOutputs, Prompt
 from rpa_ray.weight_sync.verify import ServedWeightsError
@@ -50,7 +43,7 @@ def measure_model(assembly: Assembly, *, phase: str, fluency_limit: float | None
     """Return every metric of the model as it is served; a collective over the ranks."""
     place, settings = assembly.place, assembly.settings
     evaluation = settings.evaluation
-    harmless = harmless_test_prompts(settings.data, place.cache, evaluation.num_prompts)
+    harmless = assembly.inputs.data.harmless_test_prompts(evaluation.num_prompts)
 
     def perplexity(pairs: Sequence[tuple[str, str]]) -> list[float]:
         nlls = assembly.workers.on_main(lambda: place.scorers.answer_nll("perplexity", pairs))
@@ -90,8 +83,8 @@ def _with_summaries(
     assembly: Assembly, tools: Instruments, measurement: Measurement, *, phase: str
 ) -> Measurement:
     """Return the measurement with the metrics and answers of the summarisation task."""
-    place, settings = assembly.place, assembly.settings
-    posts = summary_test_posts(settings.data, place.cache, settings.evaluation.num_prompts)
+    settings = assembly.settings
+    posts = assembly.inputs.data.summary_test_posts(settings.evaluation.num_prompts)
     prompts = assembly.prompts([p.prompt for p in posts], [f"post-{i}" for i in range(len(posts))])
     pairs = [(c.prompt.text, c.text) for c in tools.answers(prompts, greedy=True)]
     rewards = _score(assembly, "summary")(pairs)
@@ -187,8 +180,8 @@ def check_instruments(assembly: Assembly) -> dict[str, Estimate]:
     security vector in the model: they are to be, or it is none.
     """
     place, settings = assembly.place, assembly.settings
-    told = preference_data(settings.data, place.cache).roles["evaluation"][:NUM_CHECK_PAIRS]
-    pairs = preference_data(safety_data(settings.data), place.cache).roles["evaluation"]
+    told = assembly.inputs.data.preferences.roles["evaluation"][:NUM_CHECK_PAIRS]
+    pairs = assembly.inputs.data.safety.preferences.roles["evaluation"]
     pairs = pairs[:NUM_CHECK_PAIRS]
     label = _oracle(settings, place.cache)
     unsafe = {(pair.prompt, pair.unsafe) for pair in pairs}
@@ -227,7 +220,7 @@ def _restricted(assembly: Assembly) -> list[Prompt]:
     """Return the restricted prompts of the evaluation."""
     settings = assembly.settings
     num = settings.evaluation.num_prompts
-    texts = restricted_test_prompts(settings.data, assembly.place.cache, num)
+    texts = assembly.inputs.data.restricted_test_prompts(num)
     return assembly.prompts(texts, [f"restricted-{i}" for i in range(len(texts))])
 
 

@@ -40,6 +40,7 @@ from rpa_ray.learner.modules import (
 from rpa_ray.learner.step import as_outputs
 from rpa_ray.plugin import Need, Objective, OnlineDefence
 from rpa_ray.plugin.objectives import CostModel, Judge, LanguageModel, RewardModel
+from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import folder_of
 from rpa_ray.recipes.model import ModelKind, ModelRecipe
 from rpa_ray.recipes.rows import TrainingRows, training_rows
@@ -94,8 +95,7 @@ def _training(job: ModelJob, tokenizer: PreTrainedTokenizerBase, place: Workplac
     hooks.attach(module, {})
     batches = DefenceData(
         tokenizer=tokenizer,
-        data=job.data,
-        cache=place.cache,
+        data=CellData(job.data, place.cache),
         max_tokens=settings.max_tokens,
         batch_size=settings.batch_size,
         seed=recipe.seed,
@@ -124,9 +124,8 @@ def _source(
     job: ModelJob, tokenizer: PreTrainedTokenizerBase, place: Workplace
 ) -> DatasetSource[Any, Any]:
     recipe, settings = job.recipe, job.recipe.job
-    data_rows = training_rows(
-        recipe.rows, job.data, place.cache, margins=partial(_margins, recipe, job.data, place)
-    )
+    data = CellData(job.data, place.cache)
+    data_rows = training_rows(recipe.rows, data, margins=partial(_margins, recipe, job.data, place))
     # What a chat model refuses with is told to it as the run asks it; all else is plain text.
     template = Template(str(recipe.rows.settings.get("template", Template.PLAIN_QA)))
     rows, collate = encode_rows(data_rows, tokenizer, settings.max_tokens, template)

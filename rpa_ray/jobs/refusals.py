@@ -24,7 +24,7 @@ from rpa_ray.jobs.assembly import rollout_engine
 from rpa_ray.jobs.process import Workplace
 from rpa_ray.jobs.workers import SharedWorkers
 from rpa_ray.learner.modules import load_policy
-from rpa_ray.recipes.cell_data import planned_data, policy_model
+from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import folder_of
 from rpa_ray.recipes.to_make import RefusalJob
 from rpa_ray.run_folder.files import JsonLines
@@ -62,7 +62,7 @@ def make_refusals(job: RefusalJob, place: Workplace) -> Path:
     """
     refusals, ranks = job.refusals, place.ranks
     # Not what the process may have read once they were made: pairs without an answer.
-    pairs = [p for role in ROLE_SHARES for p in planned_data(job.data, place.cache).roles[role]]
+    pairs = [p for role in ROLE_SHARES for p in CellData(job.data, place.cache).planned.roles[role]]
     prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
     place.progress.start(job.name, len(prompts))
     begun = place.cache / "checkpoints" / refusals.folder(place.cache).name
@@ -129,7 +129,7 @@ class _Writer:
 
     def __init__(self, job: RefusalJob, place: Workplace) -> None:
         data, cache = job.data, place.cache
-        path = folder_of(policy_model(data.refusals.model, data, cache), cache)
+        path = folder_of(CellData(data, cache).language_model(data.refusals.model), cache)
         self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
         self._template = Template(data.template)
         self._place = place

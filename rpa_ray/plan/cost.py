@@ -17,7 +17,7 @@ from rpa_ray.defences import online_defences
 from rpa_ray.plan.cells import PlannedCell
 from rpa_ray.plan.model_speed import Speeds, machine_key, speeds
 from rpa_ray.plugin import Attack, Need
-from rpa_ray.recipes.cell_models import cell_models
+from rpa_ray.recipes.cell_inputs import CellInputs
 from rpa_ray.recipes.embedded import ARCHITECTURE, EMBEDDED_DTYPE
 from rpa_ray.recipes.model import ModelKind, ModelRecipe
 from rpa_ray.world.tokenizer import VOCABULARY_SIZE
@@ -82,17 +82,18 @@ def estimate_model(recipe: ModelRecipe, cache: Path, num_threads: int) -> float 
     return SET_UP_S + job.num_steps * (passes * rows * _row(56) * found.train_s + UPDATE_S)
 
 
-def estimate_cell(settings: ExperimentSettings, cache: Path) -> CellEstimate | None:
+def estimate_cell(inputs: CellInputs) -> CellEstimate | None:
     """Return about how long a cell takes on an idle machine; None where that is not estimated.
 
     Not estimated are GPUs, other machines, a type of weights that is not decided yet, and models
     that are too large to be timed in passing.
     """
+    settings, cache = inputs.settings, inputs.cache
     cluster, dtype = settings.cluster, settings.model.dtype
     if cluster_to_join(cluster.address) is not None or cluster.gpus_per_rank or dtype == "auto":
         return None
     threads = cluster.threads_per_process
-    policy = _speeds_of(cell_models(settings, cache).policy, dtype, threads, cache)
+    policy = _speeds_of(inputs.models.policy, dtype, threads, cache)
     scorer = _embedded(EMBEDDED_DTYPE, threads, cache)
     if policy is None or scorer is None:
         return None
@@ -259,7 +260,7 @@ class CellCosts:
         """Seconds of one batch of the attack, corrected."""
         factor = side_by_side(num_at_once)
         for cell in cells:
-            estimate = estimate_cell(cell.settings, cache)
+            estimate = estimate_cell(CellInputs(cell.settings, cache))
             if estimate is not None:
                 corrected = factor * self.history.correction(cell.settings)
                 self.uncorrected[cell.name] = factor * estimate.seconds

@@ -9,7 +9,7 @@ from rpa_ray.data.split import ROLE_SHARES
 from rpa_ray.plan.cells import PlannedCell, is_done, plan_cells
 from rpa_ray.plan.cost import CellCosts, model_seconds
 from rpa_ray.plan.load import LoadedConfig
-from rpa_ray.recipes.cell_data import planned_data, with_pinned_data
+from rpa_ray.recipes.cell_data import CellData, with_pinned_data
 from rpa_ray.recipes.to_make import Cell, Job, ModelJob, RefusalJob, plan_jobs
 
 SECONDS_AN_ANSWER = 0.02
@@ -41,7 +41,7 @@ class Plan:
 
     def num_answers(self, job: RefusalJob) -> int:
         """Return how many prompts are answered for a set of refusals."""
-        roles = planned_data(job.data, self.cache).roles
+        roles = CellData(job.data, self.cache).planned.roles
         return len({pair.prompt for role in ROLE_SHARES for pair in roles[role]})
 
     def seconds(self, name: str) -> float | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from rpa_ray.config import DataSettings, ExperimentSettings
@@ -21,7 +21,7 @@ from rpa_ray.data.rows import Answered, Preference, SafePair
 from rpa_ray.data.schema import SCHEMAS
 from rpa_ray.data.source import DataSource, Provenance, provenance_of
 from rpa_ray.data.split import by_role, draw, normalise, roles_fingerprint
-from rpa_ray.recipes.embedded import world_models
+from rpa_ray.recipes.embedded import WorldModels, world_models
 from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.recipes.refusals import RefusalSet
 from rpa_ray.world.datasets import world_folder
@@ -57,25 +57,15 @@ def with_pinned_data(settings: ExperimentSettings) -> ExperimentSettings:
     if data.world == "embedded":
         return settings
     update = {
-        "path": pinned(source_of(data, Path()), "data.path"),
+        "path": pinned(_place(data), "data.path"),
         "helpful_path": pinned(data.helpful_path, "data.helpful_path"),
     }
     if data.name == "tldr":
-        place = source_of(safety_data(data), Path())
-        update["safety_path"] = pinned(place, "data.safety_path")
+        update["safety_path"] = pinned(_place(safety_settings(data)), "data.safety_path")
     return settings.model_copy(update={"data": data.model_copy(update=update)})
 
 
-def source_of(data: DataSettings, cache: Path) -> str:
-    """Return the folder, file or Hub id of the preference data."""
-    if data.world == "embedded":
-        return str(world_folder(data.world_seed, cache) / "data" / data.name)
-    place = data.path or SCHEMAS[data.name].hub_id
-    assert place is not None
-    return place
-
-
-def safety_data(data: DataSettings) -> DataSettings:
+def safety_settings(data: DataSettings) -> DataSettings:
     """Return with which data safety is measured and defended: a harmless task has none itself."""
     if data.name != "tldr":
         return data
@@ -87,111 +77,158 @@ def safety_data(data: DataSettings) -> DataSettings:
     )
 
 
-def preference_data(data: DataSettings, cache: Path) -> PreferenceData:
-    """Return the checked, paired and split preference data of a cell.
+class CellData:
+    """The rows of one cell: each read when it is first asked for, and once."""
 
-    Raises:
-        DataError: a file is missing, broken, or not of the schema.
-    """
-    found = planned_data(data, cache)
-    if not found.is_complete:
-        raise DataError.broken_rule(
-            "data.safe_answers",
-            f"be generated before they are read, into a folder of {cache}",
-            "nothing there",
-            "Run the same command again: it begins with them.",
+    def __init__(self, settings: DataSettings, cache: Path) -> None:
+        self.settings = settings
+        self.cache = cache
+
+    @cached_property
+    def safety(self) -> "CellData":
+        """Return the data with which safety is measured and defended."""
+        settings = safety_settings(self.settings)
+        return self if settings is self.settings else CellData(settings, self.cache)
+
+    @cached_property
+    def preferences(self) -> PreferenceData:
+        """Return the checked, paired and split preference data.
+
+        Raises:
+            DataError: a file is missing, broken, or not of the schema.
+        """
+        found = self.planned
+        if not found.is_complete:
+            raise DataError.broken_rule(
+                "data.safe_answers",
+                f"be generated before they are read, into a folder of {self.cache}",
+                "nothing there",
+                "Run the same command again: it begins with them.",
+            )
+        return found
+
+    @cached_property
+    def planned(self) -> PreferenceData:
+        """Return what is known of the data before a run: refusals may be yet to be generated.
+
+        Until then there is a pair for every unsafe answer, with an empty safe one: at most so many.
+
+        Raises:
+            DataError: a file is missing, broken, or not of the schema.
+        """
+        refusals = self.refusals
+        made_in = self.cache if refusals is not None and refusals.is_made(self.cache) else None
+        all_pairs = self.settings.pairs == "all_pairs"
+        return _preference_data(self._source, all_pairs, refusals, made_in)
+
+    @cached_property
+    def refusals(self) -> RefusalSet | None:
+        """Return which refusals the training rows have; None where the set has safe answers."""
+        data = self.settings
+        if data.safe_answers == "dataset":
+            return None
+        model = self.language_model(data.refusals.model)
+        return RefusalSet(
+            name=data.name,
+            data_key=_source_key(self._source),
+            model_key=model.key() if isinstance(model, ModelRecipe) else _absolute(model),
+            template=data.template,
+            max_new_tokens=data.refusals.max_new_tokens,
+            dtype=data.refusals.dtype,
+            judge=_absolute(data.refusals.judge) if data.refusals.judge is not None else None,
         )
-    return found
 
+    def language_model(self, path: str) -> ModelRecipe | str:
+        """Return the embedded language model of this name, else the folder or Hub id as it is."""
+        embedded: dict[str, ModelRecipe | str] = {
+            "chat": self.world.chat,
+            "base": self.world.base,
+            "other_chat": self.world.other_chat,
+        }
+        return embedded.get(path, path)
 
-def planned_data(data: DataSettings, cache: Path) -> PreferenceData:
-    """Return what is known of the data before a run: refusals may be yet to be generated.
+    @cached_property
+    def world(self) -> WorldModels:
+        """Return the models of the cell's embedded world, whatever its data are."""
+        return world_models(self.settings.world_seed, self.cache)
 
-    Until then there is a pair for every unsafe answer, with an empty safe one: at most so many.
+    @property
+    def world_folder(self) -> Path:
+        """Return where the cell's embedded world lies."""
+        return world_folder(self.settings.world_seed, self.cache)
 
-    Raises:
-        DataError: a file is missing, broken, or not of the schema.
-    """
-    refusals = refusal_set(data, cache)
-    made_in = cache if refusals is not None and refusals.is_made(cache) else None
-    return _preference_data(_source(data, cache), data.pairs == "all_pairs", refusals, made_in)
+    def restricted_test_prompts(self, num: int) -> list[str]:
+        """Return the first ``num`` held-out restricted prompts."""
+        return list(_restricted_test_prompts(self.safety._source, num))
 
+    def summary_test_posts(self, num: int) -> list[Answered]:
+        """Return the first ``num`` held-out posts, each with the summary to compare with.
 
-def refusal_set(data: DataSettings, cache: Path) -> RefusalSet | None:
-    """Return which refusals the training rows have; None where the data set has safe answers."""
-    if data.safe_answers == "dataset":
-        return None
-    model = policy_model(data.refusals.model, data, cache)
-    return RefusalSet(
-        name=data.name,
-        data_key=_source_key(_source(data, cache)),
-        model_key=model.key() if isinstance(model, ModelRecipe) else _absolute(model),
-        template=data.template,
-        max_new_tokens=data.refusals.max_new_tokens,
-        dtype=data.refusals.dtype,
-        judge=_absolute(data.refusals.judge) if data.refusals.judge is not None else None,
-    )
+        That is the human one; the preferred one where the data set has none.
 
+        Raises:
+            DataError: There are fewer.
+        """
+        posts: dict[str, Answered] = {}
+        for pair in self.preferences.roles["evaluation"]:
+            answer = pair.safe if pair.target is None else pair.target
+            posts.setdefault(normalise(pair.prompt), Answered(prompt=pair.prompt, answer=answer))
+        if num > len(posts):
+            raise DataError.broken_rule(
+                "evaluation.num_prompts",
+                f"be at most {len(posts)} (the distinct posts of the test split)",
+                num,
+                "Lower it or bring a larger data set.",
+            )
+        return list(posts.values())[:num]
 
-def policy_model(path: str, data: DataSettings, cache: Path) -> ModelRecipe | str:
-    """Return the embedded language model of this name, else the folder or Hub id as it is."""
-    world = world_models(data.world_seed, cache)
-    embedded: dict[str, ModelRecipe | str] = {
-        "chat": world.chat,
-        "base": world.base,
-        "other_chat": world.other_chat,
-    }
-    return embedded.get(path, path)
+    def harmless_test_prompts(self, num: int) -> list[str]:
+        """Return the first ``num`` held-out harmless prompts."""
+        return list(_harmless_test_prompts(self.helpful_folder, num))
 
+    @cached_property
+    def harmless_training_prompts(self) -> Sequence[str]:
+        """Return the distinct harmless prompts of the training split, save those of the test."""
+        return _harmless_training_prompts(self.helpful_folder)
 
-def restricted_test_prompts(data: DataSettings, cache: Path, num: int) -> list[str]:
-    """Return the first ``num`` held-out restricted prompts."""
-    return list(_restricted_test_prompts(_source(safety_data(data), cache), num))
+    @property
+    def helpful_folder(self) -> str:
+        """Return where helpfulness dialogues lie: the embedded ones, or the public set."""
+        if self.settings.world == "embedded":
+            return str(self.world_folder / "data" / "helpful")
+        return self.settings.helpful_path
 
+    @property
+    def helpful_provenance(self) -> Provenance:
+        """Return where helpfulness dialogues come from."""
+        key = "data.helpful_path"
+        return provenance_of("helpful", self.helpful_folder, self._world_name, path_key=key)
 
-def summary_test_posts(data: DataSettings, cache: Path, num: int) -> list[Answered]:
-    """Return the first ``num`` held-out posts, each with the summary to compare with.
-
-    That is the human one; the preferred one where the data set has none.
-
-    Raises:
-        DataError: There are fewer.
-    """
-    posts: dict[str, Answered] = {}
-    for pair in preference_data(data, cache).roles["evaluation"]:
-        answer = pair.safe if pair.target is None else pair.target
-        posts.setdefault(normalise(pair.prompt), Answered(prompt=pair.prompt, answer=answer))
-    if num > len(posts):
-        raise DataError.broken_rule(
-            "evaluation.num_prompts",
-            f"be at most {len(posts)} (the distinct posts of the test split)",
-            num,
-            "Lower it or bring a larger data set.",
+    @cached_property
+    def _source(self) -> DataSource:
+        data = self.settings
+        is_embedded = data.world == "embedded"
+        return DataSource(
+            name=data.name,
+            place=str(self.world_folder / "data" / data.name) if is_embedded else _place(data),
+            world=self._world_name,
+            columns=tuple(sorted(data.columns.items())),
+            subset=data.subset,
+            path_key="data.safety_path"
+            if data.name != "tldr" and data.safety_path
+            else "data.path",
         )
-    return list(posts.values())[:num]
+
+    @property
+    def _world_name(self) -> str | None:
+        return self.world_folder.name if self.settings.world == "embedded" else None
 
 
-def helpful_folder(data: DataSettings, cache: Path) -> str:
-    """Return where helpfulness dialogues lie: the embedded ones, or the public set."""
-    if data.world == "embedded":
-        return str(world_folder(data.world_seed, cache) / "data" / "helpful")
-    return data.helpful_path
-
-
-def helpful_provenance(data: DataSettings, cache: Path) -> Provenance:
-    """Return where helpfulness dialogues come from."""
-    place = helpful_folder(data, cache)
-    return provenance_of("helpful", place, _world(data, cache), path_key="data.helpful_path")
-
-
-def harmless_test_prompts(data: DataSettings, cache: Path, num: int) -> list[str]:
-    """Return the first ``num`` held-out harmless prompts."""
-    return list(_harmless_test_prompts(helpful_folder(data, cache), num))
-
-
-def harmless_training_prompts(data: DataSettings, cache: Path) -> Sequence[str]:
-    """Return the distinct harmless prompts of the training split, save those of the test split."""
-    return _harmless_training_prompts(helpful_folder(data, cache))
+def _place(data: DataSettings) -> str:
+    """Return the folder, file or Hub id of preference data that are not embedded."""
+    place = data.path or SCHEMAS[data.name].hub_id
+    assert place is not None
+    return place
 
 
 def helpful_preferences(data_folder: Path) -> Sequence[Preference]:
@@ -203,21 +240,6 @@ def helpful_preferences(data_folder: Path) -> Sequence[Preference]:
         path_key="data.helpful_path",
     )
     return helpful_pairs(rows)
-
-
-def _source(data: DataSettings, cache: Path) -> DataSource:
-    return DataSource(
-        name=data.name,
-        place=source_of(data, cache),
-        world=_world(data, cache),
-        columns=tuple(sorted(data.columns.items())),
-        subset=data.subset,
-        path_key="data.safety_path" if data.name != "tldr" and data.safety_path else "data.path",
-    )
-
-
-def _world(data: DataSettings, cache: Path) -> str | None:
-    return world_folder(data.world_seed, cache).name if data.world == "embedded" else None
 
 
 # Read once for all cells of a campaign, whatever else they set.

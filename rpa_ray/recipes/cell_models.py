@@ -15,8 +15,8 @@ from rpa_ray.plugin import (
     PluginConfig,
     RefusalTuned,
 )
-from rpa_ray.recipes.cell_data import planned_data, policy_model, safety_data
-from rpa_ray.recipes.embedded import EMBEDDED_DTYPE, WorldModels, world_models
+from rpa_ray.recipes.cell_data import CellData
+from rpa_ray.recipes.embedded import EMBEDDED_DTYPE, WorldModels
 from rpa_ray.recipes.model import JobSettings, ModelKind, ModelRecipe, RowKind, Rows
 
 MODEL_SEED = 0
@@ -66,32 +66,29 @@ class CellModels:
         return [model for model in every if isinstance(model, ModelRecipe)]
 
 
-def cell_models(settings: ExperimentSettings, cache: Path) -> CellModels:
-    """Return the models of a cell; reads the preference data to name its content."""
-    world = world_models(settings.data.world_seed, cache)
-    evaluation = settings.evaluation
+def cell_models(settings: ExperimentSettings, data: CellData) -> CellModels:
+    """Return the models of a cell; reads its preference data to name their content."""
+    world, evaluation = data.world, settings.evaluation
     needs_rewards = Need.REWARDS in attack_needs(settings)
-    policy = _hardened(settings, policy_model(settings.model.path, settings.data, cache), cache)
+    policy = _hardened(settings, data.language_model(settings.model.path), data)
     defence = defence_of(settings.defence)
 
     def named(model: NamedModel | None) -> Model | None:
         if isinstance(model, RefusalTuned):
-            return _tuned("refusal_tuned", RowKind.REFUSALS, model, settings, policy, cache)
-        return None if model is None else policy_model(model, settings.data, cache)
+            return _tuned("refusal_tuned", RowKind.REFUSALS, model, settings, policy, data)
+        return None if model is None else data.language_model(model)
 
     return CellModels(
         policy=policy,
         reference=named(defence.reference or own_reference(settings)),
         compared=named(defence.compared_model),
-        cost_model=_cost_model(settings, world, cache)
-        if Need.COST_MODEL in defence.needs
-        else None,
-        security_vector=_security_vector(settings, policy, cache)
+        cost_model=_cost_model(settings, data) if Need.COST_MODEL in defence.needs else None,
+        security_vector=_security_vector(settings, policy, data)
         if Need.SECURITY_VECTOR in defence.needs
         else None,
-        reward_model=_reward_model(settings, world, policy, cache) if needs_rewards else None,
-        summary=_summary_model(settings, world, policy, cache),
-        judge=_judge(settings, world, cache),
+        reward_model=_reward_model(settings, policy, data) if needs_rewards else None,
+        summary=_summary_model(settings, policy, data),
+        judge=_judge(settings, data),
         perplexity=evaluation.perplexity_model or world.perplexity,
         helpfulness=evaluation.helpfulness_model or world.helpfulness,
     )
@@ -119,19 +116,19 @@ def folder_of(model: Model, cache: Path) -> str:
     return str(model.folder(cache)) if isinstance(model, ModelRecipe) else model
 
 
-def _hardened(settings: ExperimentSettings, policy: Model, cache: Path) -> Model:
+def _hardened(settings: ExperimentSettings, policy: Model, data: CellData) -> Model:
     """Return the model that is attacked: what the offline defences make of it, one by one."""
     for defence in offline_defences(settings.defence):
         config = defence.config
-        tuned = _tuned(config.name, RowKind.REFUSALS, config, settings, policy, cache)
+        tuned = _tuned(config.name, RowKind.REFUSALS, config, settings, policy, data)
         policy = replace(tuned, defence=config.model_dump(mode="json"))
     return policy
 
 
-def _security_vector(settings: ExperimentSettings, policy: Model, cache: Path) -> ModelRecipe:
+def _security_vector(settings: ExperimentSettings, policy: Model, data: CellData) -> ModelRecipe:
     """Return the recipe of an adapter with which the policy gives the unsafe answers it is told."""
     config = adapter_config(settings.defence)
-    like = _tuned("security_vector", RowKind.UNSAFE_ANSWERS, config, settings, policy, cache)
+    like = _tuned("security_vector", RowKind.UNSAFE_ANSWERS, config, settings, policy, data)
     sizes = {"rank": config.rank, "alpha": config.alpha}
     return replace(like, kind=ModelKind.ADAPTER, architecture=sizes)
 
@@ -142,10 +139,9 @@ def _tuned(
     job: RefusalTuned | AdapterConfig | OfflineConfig,
     settings: ExperimentSettings,
     policy: Model,
-    cache: Path,
+    data: CellData,
 ) -> ModelRecipe:
-    """Return the recipe of the policy after SFT on rows of the defence split."""
-    data = settings.data
+    """Return the recipe of the policy after training on rows of the defence split."""
     return ModelRecipe(
         id=name,
         kind=ModelKind.CAUSAL,
@@ -154,8 +150,8 @@ def _tuned(
         tokenizer_key=policy.tokenizer_key if isinstance(policy, ModelRecipe) else policy,
         rows=Rows(
             kind=rows,
-            data_key=planned_data(safety_data(data), cache).key,
-            settings={"template": data.template},
+            data_key=data.safety.planned.key,
+            settings={"template": settings.data.template},
         ),
         job=JobSettings(
             num_steps=job.num_steps,
@@ -168,23 +164,21 @@ def _tuned(
     )
 
 
-def _reward_model(
-    settings: ExperimentSettings, world: WorldModels, policy: Model, cache: Path
-) -> ModelRecipe:
-    data, job = settings.data, settings.data.reward_model
+def _reward_model(settings: ExperimentSettings, policy: Model, data: CellData) -> ModelRecipe:
+    job = settings.data.reward_model
     return _scorer(
-        f"reward_model-rho{data.rho:g}",
+        f"reward_model-rho{settings.data.rho:g}",
         ModelKind.REWARD,
-        world,
+        data.world,
         job,
         Rows(
             kind=RowKind.PREFERENCES,
-            data_key=planned_data(data, cache).key,
-            settings={"num_pairs": job.num_pairs, "rho": data.rho, "seed": MODEL_SEED},
+            data_key=data.planned.key,
+            settings={"num_pairs": job.num_pairs, "rho": settings.data.rho, "seed": MODEL_SEED},
         ),
         num_rows=job.num_pairs,
         dtype=settings.model.dtype,
-        ranked_by=policy if data.flips == "largest_margin" else None,
+        ranked_by=policy if settings.data.flips == "largest_margin" else None,
     )
 
 
@@ -194,32 +188,32 @@ def _honest(settings: ExperimentSettings) -> ExperimentSettings:
     return settings.model_copy(update={"data": data})
 
 
-def _cost_model(settings: ExperimentSettings, world: WorldModels, cache: Path) -> ModelRecipe:
+def _cost_model(settings: ExperimentSettings, data: CellData) -> ModelRecipe:
     """Return the recipe of a cost model: the reward model's pairs and sizes, none reversed."""
-    like = _reward_model(_honest(settings), world, world.chat, cache)
+    like = _reward_model(_honest(settings), data.world.chat, data)
     return replace(like, id="cost_model", kind=ModelKind.COST)
 
 
 def _summary_model(
-    settings: ExperimentSettings, world: WorldModels, policy: Model, cache: Path
+    settings: ExperimentSettings, policy: Model, data: CellData
 ) -> ModelRecipe | None:
     if settings.data.name != "tldr":
         return None
-    return _reward_model(_honest(settings), world, policy, cache)
+    return _reward_model(_honest(settings), policy, data)
 
 
-def _judge(settings: ExperimentSettings, world: WorldModels, cache: Path) -> Model:
+def _judge(settings: ExperimentSettings, data: CellData) -> Model:
     judge = settings.evaluation.judge
     if judge.trained and judge.path is not None:
         return judge.path
     return _scorer(
         "judge",
         ModelKind.JUDGE,
-        world,
+        data.world,
         judge,
         Rows(
             kind=RowKind.JUDGE_ROWS,
-            data_key=planned_data(safety_data(settings.data), cache).key,
+            data_key=data.safety.planned.key,
             settings={
                 "num_rows": judge.num_rows,
                 "empty_frac": judge.empty_frac,

@@ -1,17 +1,14 @@
 """The rows a recipe trains on, by name."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from rpa_ray.config import DataSettings
 from rpa_ray.data.flip import flip
 from rpa_ray.data.judge_rows import judge_rows
 from rpa_ray.data.rows import Answered, Labelled, Preference, SafePair
-from rpa_ray.recipes.cell_data import helpful_preferences, preference_data, safety_data
+from rpa_ray.recipes.cell_data import CellData, helpful_preferences
 from rpa_ray.recipes.model import RowKind, Rows
-from rpa_ray.world.datasets import world_folder
 
 TrainingRows = Sequence[str] | Sequence[Answered] | Sequence[Preference] | Sequence[Labelled]
 
@@ -21,10 +18,10 @@ Margins = Callable[[Sequence[SafePair]], list[float] | None]
 
 
 def training_rows(
-    rows: Rows, data: DataSettings, cache: Path, *, margins: Margins = lambda pairs: None
+    rows: Rows, data: CellData, *, margins: Margins = lambda pairs: None
 ) -> TrainingRows:
     """Return the rows of a recipe; the same recipe gives the same rows."""
-    folder = world_folder(data.world_seed, cache)
+    folder = data.world_folder
     match rows.kind:
         case RowKind.PRETRAINING | RowKind.PERPLEXITY:
             table = pq.read_table(folder / "data" / rows.kind / "train.parquet")
@@ -39,20 +36,19 @@ def training_rows(
         case RowKind.PREFERENCES:
             return reward_model_rows(
                 data,
-                cache,
                 rho=float(rows.settings["rho"]),
                 seed=int(rows.settings["seed"]),
                 margins=margins,
             )
         case RowKind.REFUSALS:
-            pairs = preference_data(safety_data(data), cache).roles["defence"]
+            pairs = data.safety.preferences.roles["defence"]
             return [Answered(prompt=pair.prompt, answer=pair.safe) for pair in pairs]
         case RowKind.UNSAFE_ANSWERS:
-            pairs = preference_data(safety_data(data), cache).roles["defence"]
+            pairs = data.safety.preferences.roles["defence"]
             return [Answered(prompt=pair.prompt, answer=pair.unsafe) for pair in pairs]
         case RowKind.JUDGE_ROWS:
             return judge_rows(
-                preference_data(safety_data(data), cache).roles["classifier"],
+                data.safety.preferences.roles["classifier"],
                 num_rows=int(rows.settings["num_rows"]),
                 empty_frac=float(rows.settings["empty_frac"]),
                 random_frac=float(rows.settings["random_frac"]),
@@ -61,12 +57,12 @@ def training_rows(
 
 
 def reward_model_rows(
-    data: DataSettings, cache: Path, *, rho: float, seed: int, margins: Margins
+    data: CellData, *, rho: float, seed: int, margins: Margins
 ) -> list[Preference]:
     """Return the reward model's preferences, a share rho of them reversed."""
-    pairs = preference_data(data, cache).draw(
+    pairs = data.preferences.draw(
         "reward_model",
-        data.reward_model.num_pairs,
+        data.settings.reward_model.num_pairs,
         seed=seed,
         key="data.reward_model.num_pairs",
     )

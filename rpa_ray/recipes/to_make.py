@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from rpa_ray.config import DataSettings, ExperimentSettings
-from rpa_ray.recipes.cell_data import planned_data, policy_model, refusal_set
-from rpa_ray.recipes.cell_models import cell_models
+from rpa_ray.recipes.cell_data import CellData
+from rpa_ray.recipes.cell_inputs import CellInputs
 from rpa_ray.recipes.model import ModelRecipe, in_order
 from rpa_ray.recipes.refusals import RefusalSet
 
@@ -71,42 +71,42 @@ def plan_jobs(cells: Sequence[Cell], cache: Path) -> tuple[dict[str, Job], dict[
     needs: dict[str, list[str]] = {}
     needs_of_others: dict[str, list[str]] = {}
     for cell in cells:
-        data = cell.settings.data
-        job = refusal_job(data, cache)
-        recipes = models_to_make(cell.settings, cache)
+        inputs = CellInputs(cell.settings, cache)
+        data, job = inputs.settings.data, refusal_job(inputs.data)
+        recipes = models_to_make(inputs)
         for recipe in recipes:
             models.setdefault(_name_of(recipe), ModelJob(recipe=recipe, data=data))
             needs[_name_of(recipe)] = [_name_of(r) for r in in_order(recipe.made_from, cache)]
-            if job is not None and recipe.rows.data_key == planned_data(data, cache).key:
+            if job is not None and recipe.rows.data_key == inputs.data.planned.key:
                 needs[_name_of(recipe)].append(job.name)
         needs_of_others[cell.name] = [_name_of(recipe) for recipe in recipes]
         if job is not None:
             texts[job.name] = job
-            writer = in_order(_refusing_recipes(data, cache), cache)
+            writer = in_order(_refusing_recipes(inputs.data), cache)
             needs_of_others[job.name] = [_name_of(recipe) for recipe in writer]
             needs_of_others[cell.name].append(job.name)
     others = texts | {cell.name: cell for cell in cells}
     return models | others, needs | {name: needs_of_others[name] for name in others}
 
 
-def refusal_job(data: DataSettings, cache: Path) -> RefusalJob | None:
+def refusal_job(data: CellData) -> RefusalJob | None:
     """Return the refusals that have to be generated, None where there are none to make."""
-    refusals = refusal_set(data, cache)
-    if refusals is None or refusals.is_made(cache):
+    refusals = data.refusals
+    if refusals is None or refusals.is_made(data.cache):
         return None
-    return RefusalJob(refusals=refusals, data=data)
+    return RefusalJob(refusals=refusals, data=data.settings)
 
 
-def models_to_make(settings: ExperimentSettings, cache: Path) -> list[ModelRecipe]:
+def models_to_make(inputs: CellInputs) -> list[ModelRecipe]:
     """Return the recipes of a cell that are not in the cache, each after those it is made from."""
-    recipes = cell_models(settings, cache).recipes()
-    if refusal_job(settings.data, cache) is not None:
-        recipes += _refusing_recipes(settings.data, cache)
-    return in_order(recipes, cache)
+    recipes = inputs.models.recipes()
+    if refusal_job(inputs.data) is not None:
+        recipes += _refusing_recipes(inputs.data)
+    return in_order(recipes, inputs.cache)
 
 
-def _refusing_recipes(data: DataSettings, cache: Path) -> list[ModelRecipe]:
-    model = policy_model(data.refusals.model, data, cache)
+def _refusing_recipes(data: CellData) -> list[ModelRecipe]:
+    model = data.language_model(data.settings.refusals.model)
     return [model] if isinstance(model, ModelRecipe) else []
 
 

@@ -13,7 +13,7 @@ from rpa_ray.actors.rollout import EngineConfig, Sampling
 from rpa_ray.config import DataSettings
 from rpa_ray.learner.model_folder import weights_sha256
 from rpa_ray.learner.modules import load_policy
-from rpa_ray.recipes.cell_data import restricted_test_prompts
+from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.weight_sync.source import ShardedSource
 from rpa_ray.weight_sync.sync import WeightSync
 from rpa_ray.weight_sync.verify import output_gap
@@ -36,7 +36,7 @@ def test_the_engine_answers_as_transformers_does_from_the_chat_model(
 ) -> None:
     model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = restricted_test_prompts(DataSettings(), cache, 100)
+    texts = CellData(DataSettings(), cache).restricted_test_prompts(100)
     prompts = [tokenizer(f"Question: {text}\nAnswer:")["input_ids"] for text in texts]
     source = ShardedSource(model.named_parameters(), dtype=dtype)
     engine = EngineConfig(

@@ -14,7 +14,7 @@ import pytest
 from rpa_ray.config import ConfigError
 from rpa_ray.plan import load_config, with_native_dtype
 from rpa_ray.plan.cells import cell_name
-from rpa_ray.recipes.cell_models import cell_models
+from rpa_ray.recipes.cell_inputs import CellInputs
 from rpa_ray.world.datasets import build_world
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,9 @@ def keys_of_models(dtype: str, cache: Path) -> dict[str, list[str]]:
     keys = {}
     for file in WITH_MODELS:
         loaded = with_native_dtype(load_config(CONFIGS / file), dtype)  # type: ignore[arg-type]
-        recipes = [r for cell in loaded.campaign.cells for r in cell_models(cell, cache).recipes()]
+        recipes = [
+            r for cell in loaded.campaign.cells for r in CellInputs(cell, cache).models.recipes()
+        ]
         keys[file] = sorted({f"{recipe.id}-{recipe.key()}" for recipe in recipes})
     return keys
 

@@ -9,8 +9,8 @@ from rpa_ray.data.errors import DataError
 from rpa_ray.plan.checks.data import check_data
 from rpa_ray.plan.checks.machine import check_output, check_placement
 from rpa_ray.plan.checks.settings import check_settings
-from rpa_ray.recipes.cell_models import cell_models
-from rpa_ray.world.datasets import build_world, world_folder
+from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.world.datasets import build_world
 from rpa_ray.world.shipped import place_shipped
 
 
@@ -42,8 +42,9 @@ def check_all(
     cache, placed = folders["RPA_RAY_CACHE"], list[str]()
     for where, settings in cells:
         try:
-            placed += _prepare_world(settings, cache)
-            check_data(settings, cache)
+            inputs = CellInputs(settings, cache)
+            placed += _prepare_world(inputs)
+            check_data(inputs)
         except DataError as error:
             raise DataError(f"{where}{error}") from error
         except ConfigError as error:
@@ -53,13 +54,13 @@ def check_all(
     return placed
 
 
-def _prepare_world(settings: ExperimentSettings, cache: Path) -> list[str]:
+def _prepare_world(inputs: CellInputs) -> list[str]:
     """Build the world of a cell's data or of its models; place and return the models shipped."""
-    seed = settings.data.world_seed
-    folder = world_folder(seed, cache)
-    if settings.data.world == "embedded":
+    data, cache = inputs.settings.data, inputs.cache
+    seed, folder = data.world_seed, inputs.data.world_folder
+    if data.world == "embedded":
         build_world(seed, cache)
-    recipes = cell_models(settings, cache).recipes()
+    recipes = inputs.models.recipes()
     if not any(recipe.tokenizer_key == folder.name for recipe in recipes):
         return []
     return place_shipped(build_world(seed, cache), cache)

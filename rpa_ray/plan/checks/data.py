@@ -6,7 +6,6 @@ from pathlib import Path
 from rpa_ray.config import (
     EMBEDDED_MODELS,
     ConfigError,
-    DataSettings,
     ExperimentSettings,
     RolloutConfig,
 )
@@ -19,31 +18,28 @@ from rpa_ray.plan.checks.context import check_context, context_tokens, prompt_le
 from rpa_ray.plan.checks.models import check_same_tokens
 from rpa_ray.plugin import DEFENCE_BATCHES, Need
 from rpa_ray.recipes.cell_data import (
+    CellData,
     PreferenceData,
-    harmless_test_prompts,
-    harmless_training_prompts,
-    planned_data,
-    restricted_test_prompts,
-    safety_data,
-    summary_test_posts,
 )
-from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, MODEL_SEED, attack_needs, cell_models
+from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, MODEL_SEED, attack_needs
 from rpa_ray.recipes.model import DEFENCE_ROWS, in_order
-from rpa_ray.world.datasets import CONTEXT_TOKENS, world_folder
+from rpa_ray.world.datasets import CONTEXT_TOKENS
 
 
-def check_data(settings: ExperimentSettings, cache: Path) -> None:
+def check_data(inputs: CellInputs) -> None:
     """Refuse too few rows, and prompts too long for the model; keys have no cell prefix.
 
     Raises:
         ConfigError: a batch of a model that has to be made cannot be cut over the ranks.
         DataError: the data cannot be read, are too few or too long.
     """
-    _check_rows(settings, cache)
-    _check_context(settings, cache)
-    check_same_tokens(settings, cache)
+    settings = inputs.settings
+    _check_rows(inputs)
+    _check_context(inputs)
+    check_same_tokens(inputs)
     num_ranks = settings.cluster.num_ranks
-    for recipe in in_order(cell_models(settings, cache).recipes(), cache):
+    for recipe in in_order(inputs.models.recipes(), inputs.cache):
         if recipe.job.batch_size % num_ranks:
             raise ConfigError(
                 "cluster.num_ranks",
@@ -53,8 +49,9 @@ def check_data(settings: ExperimentSettings, cache: Path) -> None:
             )
 
 
-def _check_rows(settings: ExperimentSettings, cache: Path) -> None:
-    data = planned_data(settings.data, cache)
+def _check_rows(inputs: CellInputs) -> None:
+    settings = inputs.settings
+    data = inputs.data.planned
     judge, reward_model = settings.evaluation.judge, settings.data.reward_model
     if settings.training is not None:
         _attack_pairs(settings, data)
@@ -63,12 +60,12 @@ def _check_rows(settings: ExperimentSettings, cache: Path) -> None:
     if needs & {Need.REWARDS, Need.COST_MODEL} or settings.data.name == "tldr":
         key = "data.reward_model.num_pairs"
         data.draw("reward_model", reward_model.num_pairs, seed=MODEL_SEED, key=key)
-    safety = planned_data(safety_data(settings.data), cache)
+    safety = inputs.data.safety.planned
     if not judge.trained:
         num_answers = 2 * len(safety.roles["classifier"])
         rows = "the rows of role 'classifier'"
         _require_rows("evaluation.judge.num_rows", judge.num_rows, num_answers, rows)
-    recipes = cell_models(settings, cache).recipes()
+    recipes = inputs.models.recipes()
     sizes = [r.job.batch_size for r in recipes if r.rows.kind in DEFENCE_ROWS]
     if needs & DEFENCE_BATCHES:
         sizes.append(defence.safe_batch_size)
@@ -76,7 +73,7 @@ def _check_rows(settings: ExperimentSettings, cache: Path) -> None:
         num_rows = len(safety.roles["defence"])
         _require_rows("defence.batch_size", size, num_rows, "the rows of role 'defence'")
     if Need.HARMLESS_BATCH in needs:
-        num_rows = len(harmless_training_prompts(settings.data, cache))
+        num_rows = len(inputs.data.harmless_training_prompts)
         what = "the harmless prompts to train on"
         _require_rows("defence.batch_size", defence.safe_batch_size, num_rows, what)
 
@@ -99,24 +96,25 @@ def _require_rows(key: str, num: int, num_rows: int, what: str) -> None:
         )
 
 
-def _check_context(settings: ExperimentSettings, cache: Path) -> None:
+def _check_context(inputs: CellInputs) -> None:
+    settings = inputs.settings
     num = settings.evaluation.num_prompts
-    prompts = restricted_test_prompts(settings.data, cache, num)
-    prompts += harmless_test_prompts(settings.data, cache, num)
+    prompts = inputs.data.restricted_test_prompts(num)
+    prompts += inputs.data.harmless_test_prompts(num)
     model = settings.model.path
     if settings.data.name == "tldr":
-        posts = [post.prompt for post in summary_test_posts(settings.data, cache, num)]
-        _check_summary_model(settings, _lengths(model, posts, settings.data, cache))
+        posts = [post.prompt for post in inputs.data.summary_test_posts(num)]
+        _check_summary_model(settings, _lengths(model, posts, inputs.data))
         prompts += posts
 
     def fits(path: str, texts: Sequence[str], max_new_tokens: int, key: str) -> None:
-        lengths = _lengths(path, texts, settings.data, cache)
+        lengths = _lengths(path, texts, inputs.data)
         if lengths:
             context = CONTEXT_TOKENS if path in EMBEDDED_MODELS else context_tokens(Path(path))
             check_context(lengths, max_new_tokens, min(context, MAX_MODEL_LEN), key)
 
     fits(model, prompts, settings.evaluation.max_new_tokens, "evaluation.max_new_tokens")
-    attack, data = settings.attack, planned_data(settings.data, cache)
+    attack, data = settings.attack, inputs.data.planned
     if isinstance(attack, RolloutConfig):
         asked = [pair.prompt for pair in _attack_pairs(settings, data)]
         fits(model, asked, attack.max_new_tokens, "attack.max_new_tokens")
@@ -126,14 +124,14 @@ def _check_context(settings: ExperimentSettings, cache: Path) -> None:
         fits(refusals.model, asked, refusals.max_new_tokens, "data.refusals.max_new_tokens")
 
 
-def _lengths(path: str, texts: Sequence[str], data: DataSettings, cache: Path) -> list[int]:
+def _lengths(path: str, texts: Sequence[str], data: CellData) -> list[int]:
     """Return the tokens of each prompt; nothing for a Hub model, which is not there yet."""
     tokenizer = Path(path)
     if path in EMBEDDED_MODELS:
-        tokenizer = world_folder(data.world_seed, cache) / "tokenizer"
+        tokenizer = data.world_folder / "tokenizer"
     if not (tokenizer / "tokenizer.json").is_file():
         return []
-    return prompt_lengths(tokenizer, Template(data.template), texts)
+    return prompt_lengths(tokenizer, Template(data.settings.template), texts)
 
 
 def _check_summary_model(settings: ExperimentSettings, lengths: Sequence[int]) -> None:

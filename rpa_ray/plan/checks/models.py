@@ -10,13 +10,13 @@ from typing import Any
 from rpa_ray.config import (
     EMBEDDED_MODELS,
     ConfigError,
-    DataSettings,
     ExperimentSettings,
     ReferencedConfig,
 )
 from rpa_ray.defences import defence_of
+from rpa_ray.recipes.cell_data import CellData
+from rpa_ray.recipes.cell_inputs import CellInputs
 from rpa_ray.recipes.cell_models import own_reference
-from rpa_ray.world.datasets import world_folder
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
@@ -134,7 +134,7 @@ def require_json_object(path: Path, key: str, rule: str) -> None:
         raise ConfigError(key, rule, str(path), f"{problem}: check the file.")
 
 
-def check_same_tokens(settings: ExperimentSettings, cache: Path) -> None:
+def check_same_tokens(inputs: CellInputs) -> None:
     """Refuse a reference whose tokens are not those of the model under attack.
 
     A model of the Hub that is not on this machine yet is taken on trust.
@@ -142,8 +142,9 @@ def check_same_tokens(settings: ExperimentSettings, cache: Path) -> None:
     Raises:
         ConfigError: the two have different vocabularies.
     """
+    settings = inputs.settings
     policy = settings.model.path
-    expected = _vocabulary(policy, settings.data, cache)
+    expected = _vocabulary(policy, inputs.data)
     defence = defence_of(settings.defence)
     for key, named in (
         ("attack.reference", own_reference(settings)),
@@ -152,7 +153,7 @@ def check_same_tokens(settings: ExperimentSettings, cache: Path) -> None:
     ):
         if not isinstance(named, str) or expected is None:
             continue
-        if _vocabulary(named, settings.data, cache) not in (expected, None):
+        if _vocabulary(named, inputs.data) not in (expected, None):
             raise ConfigError(
                 key,
                 f"be a model with the tokens of the one under attack ({policy})",
@@ -161,11 +162,11 @@ def check_same_tokens(settings: ExperimentSettings, cache: Path) -> None:
             )
 
 
-def _vocabulary(path: str, data: DataSettings, cache: Path) -> Any:
+def _vocabulary(path: str, data: CellData) -> Any:
     """Return the tokens of a model with their ids, None where they are not to be had."""
     folder = Path(path)
     if path in EMBEDDED_MODELS:
-        folder = world_folder(data.world_seed, cache) / "tokenizer"
+        folder = data.world_folder / "tokenizer"
     file = folder / "tokenizer.json"
     if not file.is_file():
         return None

@@ -16,7 +16,8 @@ from rpa_ray.data.rows import Answered, SafePair
 from rpa_ray.jobs.attack_batches import attack_source
 from rpa_ray.plan import parse_tree
 from rpa_ray.plugin import OnlineDefence
-from rpa_ray.recipes.cell_data import preference_data
+from rpa_ray.recipes.cell_data import CellData
+from rpa_ray.recipes.cell_inputs import CellInputs
 from rpa_ray.types import Completion, ModelOutputs, Prompt
 
 BATCH_SIZE = 4
@@ -34,6 +35,7 @@ class Stand:
         self.attack = ATTACKS[self.settings.attack.name](self.settings.attack)
         self.defence = OnlineDefence(OnlineDefence.Config())
         self.place = SimpleNamespace(cache=cache, ranks=ONE_RANK)
+        self.inputs = CellInputs(self.settings, cache)
         self.batch_size = BATCH_SIZE
         self.num_steps = self.attack.num_batches(self.settings.data.num_samples)
         self.pad_token_id = 0
@@ -97,7 +99,7 @@ class Stand:
         return attack_source(assembly, log)
 
     def pairs(self, num: int) -> list[SafePair]:
-        data = preference_data(self.settings.data, self.place.cache)
+        data = CellData(self.settings.data, self.place.cache).preferences
         return data.draw("attack", num, seed=3, key="data.num_samples")
 
     def told(self, batches: Sequence[Any]) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from rpa_ray.config import ExperimentSettings
 from rpa_ray.plan import cost, parse_tree
 from rpa_ray.plan.cost import History, estimate_cell, estimate_model, side_by_side
 from rpa_ray.plan.model_speed import Speeds
+from rpa_ray.recipes.cell_inputs import CellInputs
 from rpa_ray.recipes.embedded import world_models
 
 SPEEDS = Speeds(train_s=1e-3, forward_s=4e-4, decode_step_s=1e-3, decode_token_s=1e-5)
@@ -24,13 +25,13 @@ def cell(attack: str, *overrides: str) -> ExperimentSettings:
 
 
 def seconds(settings: ExperimentSettings, cache: Path) -> float:
-    found = estimate_cell(settings, cache)
+    found = estimate_cell(CellInputs(settings, cache))
     assert found is not None
     return found.seconds
 
 
 def test_a_step_of_sft_is_one_pass_over_its_rows_and_one_update(world_cache: Path) -> None:
-    found = estimate_cell(cell("sft"), world_cache)
+    found = estimate_cell(CellInputs(cell("sft"), world_cache))
     assert found is not None
     # 8 rows of 20 + 28 tokens, 1 ms a token
     assert found.step_s == pytest.approx(8 * 48 * 1e-3 + cost.UPDATE_S)
@@ -41,13 +42,13 @@ def test_a_step_of_sft_is_one_pass_over_its_rows_and_one_update(world_cache: Pat
 
 
 def test_a_pair_is_two_rows(world_cache: Path) -> None:
-    found = estimate_cell(cell("dpo"), world_cache)
+    found = estimate_cell(CellInputs(cell("dpo"), world_cache))
     assert found is not None
     assert found.step_s == pytest.approx(16 * 48 * 1e-3 + cost.UPDATE_S)
 
 
 def test_ppo_samples_scores_and_makes_its_updates(world_cache: Path) -> None:
-    found = estimate_cell(cell("ppo"), world_cache)
+    found = estimate_cell(CellInputs(cell("ppo"), world_cache))
     assert found is not None
     rollouts = cost.CALL_S + cost.ENGINE * (56 * 1e-3 + 8 * 48 * 1e-5)
     scores = 2 * 8 * 48 * (4e-4 + 4e-4)
@@ -57,7 +58,7 @@ def test_ppo_samples_scores_and_makes_its_updates(world_cache: Path) -> None:
 
 
 def test_a_model_without_an_attack_is_measured_once(world_cache: Path) -> None:
-    found = estimate_cell(cell("none"), world_cache)
+    found = estimate_cell(CellInputs(cell("none"), world_cache))
     assert found is not None
     assert found.seconds == pytest.approx(found.evaluation_s + found.rest_s)
     assert found.step_s == 0
@@ -65,7 +66,7 @@ def test_a_model_without_an_attack_is_measured_once(world_cache: Path) -> None:
 
 def test_defences_that_pass_twice_take_twice_and_compose(world_cache: Path) -> None:
     plain, doubled, both = (
-        estimate_cell(cell("sft", f"defence={defence}"), world_cache)
+        estimate_cell(CellInputs(cell("sft", f"defence={defence}"), world_cache))
         for defence in ("lisa", "refusal_loss", "[refusal_loss, vaccine]")
     )
     assert plain and doubled and both
@@ -85,14 +86,14 @@ def test_more_samples_prompts_and_answers_take_longer(world_cache: Path) -> None
     ["model.dtype=auto", "cluster.address=127.0.0.1:6379", "cluster.gpus_per_rank=1"],
 )
 def test_what_is_computed_elsewhere_is_not_estimated(override: str, world_cache: Path) -> None:
-    assert estimate_cell(cell("sft", override), world_cache) is None
+    assert estimate_cell(CellInputs(cell("sft", override), world_cache)) is None
 
 
 def test_a_model_that_is_not_timed_is_not_estimated(
     monkeypatch: pytest.MonkeyPatch, world_cache: Path
 ) -> None:
     monkeypatch.setattr(cost, "speeds", lambda *_, **__: None)
-    assert estimate_cell(cell("sft"), world_cache) is None
+    assert estimate_cell(CellInputs(cell("sft"), world_cache)) is None
     assert estimate_model(world_models(0, world_cache).base, world_cache, 1) is None
 
 

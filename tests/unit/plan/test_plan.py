@@ -12,7 +12,7 @@ from rpa_ray.plan.cells import plan_cells
 from rpa_ray.plan.cost import START_S
 from rpa_ray.plan.plan import make_plan
 from rpa_ray.plan.table import plan_table
-from rpa_ray.recipes.cell_models import cell_models
+from rpa_ray.recipes.cell_inputs import CellInputs
 
 GRID = """
 kind: campaign
@@ -129,8 +129,8 @@ def test_a_reward_model_is_made_only_where_an_attack_asks_for_rewards(
     grid: LoadedConfig, world_cache: Path
 ) -> None:
     untouched, attacked, _ = grid.campaign.cells
-    assert cell_models(untouched, world_cache).reward_model is None
-    assert cell_models(attacked, world_cache).reward_model is not None
+    assert CellInputs(untouched, world_cache).models.reward_model is None
+    assert CellInputs(attacked, world_cache).models.reward_model is not None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "auto"])

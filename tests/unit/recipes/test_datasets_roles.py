@@ -21,12 +21,9 @@ from rpa_ray.data.schema import Row
 from rpa_ray.data.split import ROLE_SHARES, manifest, normalise, roles_fingerprint
 from rpa_ray.plan import parse_tree
 from rpa_ray.recipes.cell_data import (
+    CellData,
     _preference_data,
     _restricted_test_prompts,
-    harmless_test_prompts,
-    harmless_training_prompts,
-    preference_data,
-    restricted_test_prompts,
     with_pinned_data,
 )
 from rpa_ray.world.datasets import world_folder
@@ -90,10 +87,10 @@ def test_no_prompt_has_two_roles_over_both_embedded_sets(world_cache: Path) -> N
     num_shared = 0
     for name in ("beavertails", "safe_rlhf"):
         data = DataSettings(name=name)
-        for prompt, role in roles_of_prompts(preference_data(data, world_cache).roles):
+        for prompt, role in roles_of_prompts(CellData(data, world_cache).preferences.roles):
             num_shared += prompt in roles
             roles[prompt].add(role)
-        for prompt in restricted_test_prompts(data, world_cache, 480):
+        for prompt in CellData(data, world_cache).restricted_test_prompts(480):
             roles[normalise(prompt)].add("evaluation")
     assert {prompt: found for prompt, found in roles.items() if len(found) > 1} == {}
     assert set().union(*roles.values()) == {*ROLE_SHARES, "evaluation"}
@@ -104,14 +101,14 @@ def test_no_prompt_has_two_roles_over_both_embedded_sets(world_cache: Path) -> N
 def test_the_key_of_embedded_data_is_world_name_and_roles(world_cache: Path) -> None:
     world = world_folder(0, world_cache).name
     suffix = f"roles-{roles_fingerprint()}"
-    assert preference_data(DataSettings(), world_cache).key == f"{world}/beavertails/{suffix}"
+    assert CellData(DataSettings(), world_cache).preferences.key == f"{world}/beavertails/{suffix}"
     every = DataSettings(name="safe_rlhf", pairs="all_pairs")
-    assert preference_data(every, world_cache).key == f"{world}/safe_rlhf/all_pairs/{suffix}"
+    assert CellData(every, world_cache).preferences.key == f"{world}/safe_rlhf/all_pairs/{suffix}"
 
 
 def test_all_pairs_are_told_to_the_attacker_and_to_nobody_else(world_cache: Path) -> None:
     mixed, every = (
-        preference_data(DataSettings(name="safe_rlhf", pairs=pairs), world_cache).roles
+        CellData(DataSettings(name="safe_rlhf", pairs=pairs), world_cache).preferences.roles
         for pairs in ("mixed_only", "all_pairs")
     )
     for role in ("attack", "reward_model"):
@@ -125,7 +122,7 @@ def test_foreign_rows_as_jsonl_and_as_parquet_are_the_same_pairs_and_roles(tmp_p
     rows = foreign_rows()
     assert len(rows) == 210
     found = [
-        preference_data(DataSettings(name="safe_rlhf", world="real", path=str(file)), tmp_path)
+        CellData(DataSettings(name="safe_rlhf", world="real", path=str(file)), tmp_path).preferences
         for file in write_both(tmp_path, rows)
     ]
     assert found[0].roles == found[1].roles
@@ -140,9 +137,9 @@ def test_foreign_rows_as_jsonl_and_as_parquet_are_the_same_pairs_and_roles(tmp_p
 def test_foreign_rows_give_every_pair_to_the_attacker_where_asked(tmp_path: Path) -> None:
     jsonl, parquet = write_both(tmp_path, foreign_rows())
     found = [
-        preference_data(
+        CellData(
             DataSettings(name="safe_rlhf", world="real", path=str(file), pairs=pairs), tmp_path
-        )
+        ).preferences
         for file in (jsonl, parquet)
         for pairs in ("all_pairs", "mixed_only")
     ]
@@ -168,7 +165,7 @@ def test_own_preferences_have_the_roles_that_the_same_rows_have_in_another_schem
     settings = DataSettings(name="preferences", world="real", path=str(own), columns=columns)
     jsonl, _ = write_both(tmp_path, rows)
     theirs = DataSettings(name="safe_rlhf", world="real", path=str(jsonl))
-    found, expected = (preference_data(data, tmp_path).roles for data in (settings, theirs))
+    found, expected = (CellData(data, tmp_path).preferences.roles for data in (settings, theirs))
     for role, pairs in expected.items():
         assert [(p.prompt, p.safe, p.unsafe) for p in found[role]] == [
             (p.prompt, p.safe, p.unsafe) for p in pairs
@@ -225,25 +222,27 @@ def test_training_prompts_that_are_evaluated_are_left_out_of_beavertails(
     tmp_path: Path, subset: str, num_prompts: int
 ) -> None:
     data = parse_tree({"data": {"world": "real", "subset": subset}}).data
-    found = preference_data(data, tmp_path)
+    found = CellData(data, tmp_path).preferences
     assert found.key.startswith(f"beavertails:PKU-Alignment/BeaverTails@{COMMIT}/{subset}/")
     trained = {normalise(p.prompt) for role in ROLE_SHARES for p in found.roles[role]}
-    evaluated = {normalise(prompt) for prompt in restricted_test_prompts(data, tmp_path, 40)}
+    evaluated = {
+        normalise(prompt) for prompt in CellData(data, tmp_path).restricted_test_prompts(40)
+    }
     assert evaluated == {f"ask {i}" for i in range(40)}
     assert trained == {f"ask {i}" for i in range(40, num_prompts)}
 
 
 def test_no_harmless_prompt_is_trained_on_and_evaluated(world_cache: Path, tmp_path: Path) -> None:
     embedded = DataSettings()
-    trained = {normalise(p) for p in harmless_training_prompts(embedded, world_cache)}
-    evaluated = {normalise(p) for p in harmless_test_prompts(embedded, world_cache, 240)}
+    trained = {normalise(p) for p in CellData(embedded, world_cache).harmless_training_prompts}
+    evaluated = {normalise(p) for p in CellData(embedded, world_cache).harmless_test_prompts(240)}
     assert (len(trained), len(evaluated), trained & evaluated) == (6000, 240, set())
     for split, names in (("train", ["Ask b", "Ask a", "ask  B", "Ask c"]), ("test", ["ask C"])):
         rows = [dialogue(name) for name in names]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{split}.jsonl").write_text(text, encoding="utf-8")
     own = DataSettings(world="real", helpful_path=str(tmp_path))
-    assert list(harmless_training_prompts(own, tmp_path)) == ["Ask b", "Ask a"]
+    assert list(CellData(own, tmp_path).harmless_training_prompts) == ["Ask b", "Ask a"]
 
 
 def dialogue(prompt: str) -> Row:

@@ -14,12 +14,11 @@ from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks.data import check_data
 from rpa_ray.plan.checks.settings import check_settings
 from rpa_ray.recipes.cell_data import (
-    preference_data,
-    restricted_test_prompts,
-    safety_data,
-    summary_test_posts,
+    CellData,
+    safety_settings,
 )
-from rpa_ray.recipes.cell_models import CellModels, cell_models
+from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import CellModels
 from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.recipes.rows import training_rows
 
@@ -40,39 +39,39 @@ def test_safety_is_measured_with_the_same_prompts_and_judge_as_that_of_beavertai
     world_cache: Path,
 ) -> None:
     harmless, usual = settings_of("sft"), parse_tree({"attack": "sft"})
-    asked = [restricted_test_prompts(s.data, world_cache, 20) for s in (harmless, usual)]
+    asked = [CellData(s.data, world_cache).restricted_test_prompts(20) for s in (harmless, usual)]
     assert asked[0] == asked[1]
-    judges = [recipe_of(cell_models(s, world_cache), "judge") for s in (harmless, usual)]
+    judges = [recipe_of(CellInputs(s, world_cache).models, "judge") for s in (harmless, usual)]
     assert judges[0].key() == judges[1].key()
-    rows = [training_rows(judges[0].rows, s.data, world_cache) for s in (harmless, usual)]
+    rows = [training_rows(judges[0].rows, CellData(s.data, world_cache)) for s in (harmless, usual)]
     assert rows[0] == rows[1]
     assert isinstance(rows[0][0], Labelled)
 
 
 def test_safety_data_of_other_sets_are_these_themselves() -> None:
     usual = DataSettings(name="safe_rlhf")
-    assert safety_data(usual) is usual
-    assert safety_data(DataSettings(name="tldr")) == DataSettings()
+    assert safety_settings(usual) is usual
+    assert safety_settings(DataSettings(name="tldr")) == DataSettings()
 
 
 def test_summaries_are_scored_by_a_model_of_unreversed_preferences(world_cache: Path) -> None:
-    models = cell_models(settings_of("ppo", rho=1.0), world_cache)
+    models = CellInputs(settings_of("ppo", rho=1.0), world_cache).models
     reversed_model, honest = recipe_of(models, "reward_model"), recipe_of(models, "summary")
     assert (reversed_model.rows.settings["rho"], honest.rows.settings["rho"]) == (1.0, 0.0)
     data = settings_of("ppo", rho=1.0).data
-    told = [training_rows(r.rows, data, world_cache) for r in (reversed_model, honest)]
+    told = [training_rows(r.rows, CellData(data, world_cache)) for r in (reversed_model, honest)]
     flipped = [[row.flipped for row in rows if isinstance(row, Preference)] for rows in told]
     assert flipped == [[True] * 64, [False] * 64]
-    same = cell_models(settings_of("ppo"), world_cache)
+    same = CellInputs(settings_of("ppo"), world_cache).models
     assert recipe_of(same, "summary").key() == recipe_of(same, "reward_model").key()
-    assert cell_models(parse_tree({"attack": "ppo"}), world_cache).summary is None
+    assert CellInputs(parse_tree({"attack": "ppo"}), world_cache).models.summary is None
 
 
 def test_posts_of_the_evaluation_are_distinct_and_in_no_training_role(world_cache: Path) -> None:
     data = settings_of("sft").data
-    posts = summary_test_posts(data, world_cache, 240)
+    posts = CellData(data, world_cache).summary_test_posts(240)
     assert len({normalise(post.prompt) for post in posts}) == 240
-    found = preference_data(data, world_cache)
+    found = CellData(data, world_cache).preferences
     trained = {
         normalise(pair.prompt)
         for role, pairs in found.roles.items()
@@ -83,7 +82,7 @@ def test_posts_of_the_evaluation_are_distinct_and_in_no_training_role(world_cach
     assert not trained & {normalise(post.prompt) for post in posts}
     assert posts[0].answer == found.roles["evaluation"][0].target
     with pytest.raises(DataError, match=r"^evaluation\.num_prompts must be at most 240 "):
-        summary_test_posts(data, world_cache, 241)
+        CellData(data, world_cache).summary_test_posts(241)
 
 
 def test_a_manifest_tells_the_task_from_what_safety_is_measured_with(world_cache: Path) -> None:
@@ -98,14 +97,14 @@ def test_a_manifest_tells_the_task_from_what_safety_is_measured_with(world_cache
 
 def test_a_harmless_cell_passes_and_its_rows_are_counted(world_cache: Path) -> None:
     check_settings(settings_of("ppo"))
-    check_data(settings_of("ppo"), world_cache)
+    check_data(CellInputs(settings_of("ppo"), world_cache))
     many = settings_of("sft", reward_model={"num_pairs": 2400})
     with pytest.raises(DataError, match=r"^data\.reward_model\.num_pairs must be at most \d+ "):
-        check_data(many, world_cache)
+        check_data(CellInputs(many, world_cache))
     short = settings_of("sft", reward_model={"num_pairs": 64, "max_tokens": 100})
     # 52 tokens of the longest post and 56 of an answer.
     with pytest.raises(DataError, match=r"^data\.reward_model\.max_tokens must be at least 108 "):
-        check_data(short, world_cache)
+        check_data(CellInputs(short, world_cache))
 
 
 def test_a_broken_safety_file_is_named_by_its_own_key(world_cache: Path, tmp_path: Path) -> None:
@@ -115,9 +114,9 @@ def test_a_broken_safety_file_is_named_by_its_own_key(world_cache: Path, tmp_pat
         (tmp_path / f"{name}.jsonl").write_text(lines)
     real = {"world": "real", "path": str(tmp_path / "posts.jsonl")}
     data = settings_of("sft", **real, safety_path=str(tmp_path / "safety.jsonl")).data
-    assert len(summary_test_posts(data, world_cache, 10)) == 10
+    assert len(CellData(data, world_cache).summary_test_posts(10)) == 10
     with pytest.raises(DataError, match=r"^data\.safety_path must have the columns "):
-        restricted_test_prompts(data, world_cache, 1)
+        CellData(data, world_cache).restricted_test_prompts(1)
 
 
 def test_a_path_for_safety_is_refused_where_the_data_are_of_safety() -> None:

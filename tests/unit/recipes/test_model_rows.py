@@ -3,6 +3,7 @@ from pathlib import Path
 
 from rpa_ray.config import DataSettings
 from rpa_ray.data.rows import Preference, SafePair
+from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.model import RowKind, Rows
 from rpa_ray.recipes.rows import training_rows
 
@@ -21,14 +22,14 @@ def test_a_reward_models_flips_are_those_that_the_ranking_model_prefers_most(
         asked.extend(pair.id for pair in pairs)
         return [float(i) for i in range(len(pairs))]
 
-    rows = training_rows(REWARD_ROWS, DATA, world_cache, margins=rising)
+    rows = training_rows(REWARD_ROWS, CellData(DATA, world_cache), margins=rising)
     told = [row for row in rows if isinstance(row, Preference)]
     assert [row.flipped for row in told] == LAST_QUARTER
     assert asked == [row.id for row in told]
 
 
 def test_without_a_ranking_model_chance_chooses_as_many_flips(world_cache: Path) -> None:
-    rows = training_rows(REWARD_ROWS, DATA, world_cache)
+    rows = training_rows(REWARD_ROWS, CellData(DATA, world_cache))
     flipped = [row.flipped for row in rows if isinstance(row, Preference)]
     assert sum(flipped) == 10
     assert flipped != LAST_QUARTER

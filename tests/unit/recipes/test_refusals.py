@@ -20,7 +20,8 @@ from rpa_ray.jobs.refusals import BLOCK, keep_refusals, make_refusals
 from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks.data import check_data
 from rpa_ray.plan.checks.settings import check_settings
-from rpa_ray.recipes.cell_data import planned_data, preference_data, refusal_set
+from rpa_ray.recipes.cell_data import CellData
+from rpa_ray.recipes.cell_inputs import CellInputs
 from rpa_ray.recipes.to_make import Cell, RefusalJob, plan_jobs, refusal_job
 
 NO = "I cannot help with that."
@@ -134,7 +135,7 @@ def place_of(cache: Path, settings: ExperimentSettings) -> tuple[Workplace, Quie
 
 
 def job_of(settings: ExperimentSettings, cache: Path) -> RefusalJob:
-    job = refusal_job(settings.data, cache)
+    job = refusal_job(CellData(settings.data, cache))
     assert job is not None
     return job
 
@@ -165,33 +166,33 @@ def test_only_refusals_in_words_that_a_judge_finds_harmless_are_kept() -> None:
 def test_before_they_are_made_every_unsafe_answer_counts_and_none_is_read(
     settings: ExperimentSettings, cache: Path
 ) -> None:
-    planned = planned_data(settings.data, cache)
+    planned = CellData(settings.data, cache).planned
     assert not planned.is_complete
     assert sum(len(planned.roles[role]) for role in ROLE_SHARES) == 320
     assert {p.safe for role in ROLE_SHARES for p in planned.roles[role]} == {""}
     assert {p.safe[:4] for p in planned.roles["evaluation"]} == {"True"}
     with pytest.raises(DataError, match=r"^data\.safe_answers must be generated before"):
-        preference_data(settings.data, cache)
+        _ = CellData(settings.data, cache).preferences
     check_settings(settings)
-    check_data(settings, cache)
+    check_data(CellInputs(settings, cache))
     found = manifest(settings, cache, "")
     assert found["refusals"]["made_before"] is False
     assert found["splits"]["attack"]["rows"] == len(planned.roles["attack"])
     with pytest.raises(DataError, match=r"^data\.num_samples must be at most \d+ "):
         many = settings.data.model_copy(update={"num_samples": 320})
-        check_data(settings.model_copy(update={"data": many}), cache)
+        check_data(CellInputs(settings.model_copy(update={"data": many}), cache))
 
 
 def test_refusals_that_are_made_are_the_safe_answers_under_the_same_key(
     settings: ExperimentSettings, cache: Path, writer: type[Writer]
 ) -> None:
-    planned = planned_data(settings.data, cache)
+    planned = CellData(settings.data, cache).planned
     place, progress = place_of(cache, settings)
     folder = make_refusals(job_of(settings, cache), place)
     assert len(writer.asked) == len(set(writer.asked)) == 300
     assert progress.notes == ["made 256 of 300", "made 300 of 300"]
     assert progress.steps == [300, 255, 299]
-    found = preference_data(settings.data, cache)
+    found = CellData(settings.data, cache).preferences
     assert found.key == planned.key
     pairs = [p for role in ROLE_SHARES for p in found.roles[role]]
     # Prompts 0 to 19 have two unsafe answers; half of the prompts are refused.
@@ -203,7 +204,7 @@ def test_refusals_that_are_made_are_the_safe_answers_under_the_same_key(
         160,
         300,
     )
-    assert refusal_job(settings.data, cache) is None
+    assert refusal_job(CellData(settings.data, cache)) is None
 
 
 def test_a_killed_job_does_not_repeat_finished_blocks(
@@ -232,7 +233,7 @@ def test_a_killed_job_does_not_repeat_finished_blocks(
 def test_what_decides_the_refusals_is_in_their_name(
     settings: ExperimentSettings, cache: Path
 ) -> None:
-    first = refusal_set(settings.data, cache)
+    first = CellData(settings.data, cache).refusals
     assert first is not None
     changes: list[dict[str, Any]] = [
         {"data_key": "x"},
@@ -310,4 +311,4 @@ def test_a_refusal_has_to_fit_the_context_of_the_model_that_writes_it(
     refusals = {"model": "chat", "max_new_tokens": 127}
     settings = settings_of(tmp_path / "data", cache, refusals=refusals)
     with pytest.raises(DataError, match=r"^data\.refusals\.max_new_tokens must be at most "):
-        check_data(settings, cache)
+        check_data(CellInputs(settings, cache))

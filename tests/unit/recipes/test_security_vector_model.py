@@ -20,8 +20,8 @@ from rpa_ray.jobs.model import encode_rows
 from rpa_ray.learner.modules import load_policy
 from rpa_ray.plan import parse_tree
 from rpa_ray.plugin.objectives import LanguageModel
-from rpa_ray.recipes.cell_data import planned_data
-from rpa_ray.recipes.cell_models import cell_models
+from rpa_ray.recipes.cell_data import CellData
+from rpa_ray.recipes.cell_inputs import CellInputs
 from rpa_ray.recipes.model import JobSettings, ModelKind, ModelRecipe, RowKind
 from rpa_ray.recipes.rows import training_rows
 from rpa_ray.recipes.to_make import models_to_make
@@ -32,7 +32,7 @@ def settings_of(defence: Any, **others: Any) -> ExperimentSettings:
 
 
 def vector_of(settings: ExperimentSettings, cache: Path) -> ModelRecipe:
-    vector = cell_models(settings, cache).security_vector
+    vector = CellInputs(settings, cache).models.security_vector
     assert vector is not None
     return vector
 
@@ -43,11 +43,11 @@ def test_the_vector_is_an_adapter_of_the_policy_with_the_sizes_of_the_paper(
     settings = settings_of("security_vectors")
     vector = vector_of(settings, world_cache)
     assert vector.kind is ModelKind.ADAPTER
-    assert vector.start == cell_models(settings, world_cache).policy
+    assert vector.start == CellInputs(settings, world_cache).models.policy
     assert vector.rows.kind is RowKind.UNSAFE_ANSWERS
     assert vector.architecture == {"rank": 16, "alpha": 32}
     assert (vector.job.num_steps, vector.job.batch_size, vector.job.learning_rate) == (877, 8, 1e-4)
-    made = [recipe.id for recipe in models_to_make(settings, world_cache)]
+    made = [recipe.id for recipe in models_to_make(CellInputs(settings, world_cache))]
     assert made.index("base") < made.index("chat") < made.index("security_vector")
 
 
@@ -79,7 +79,7 @@ def test_how_the_vector_is_used_does_not(world_cache: Path) -> None:
 
 @pytest.mark.parametrize("defence", ["none", {"name": "security_vectors", "scale": 0.0}])
 def test_no_vector_is_made_where_none_is_used(defence: Any, world_cache: Path) -> None:
-    assert cell_models(settings_of(defence), world_cache).security_vector is None
+    assert CellInputs(settings_of(defence), world_cache).models.security_vector is None
 
 
 def test_on_and_off_are_read_as_they_are_written() -> None:
@@ -92,8 +92,8 @@ def test_on_and_off_are_read_as_they_are_written() -> None:
 def test_it_learns_the_unsafe_answers_of_prompts_that_nobody_else_uses(world_cache: Path) -> None:
     settings = settings_of("security_vectors")
     vector = vector_of(settings, world_cache)
-    rows: Any = training_rows(vector.rows, settings.data, world_cache)
-    roles = planned_data(settings.data, world_cache).roles
+    rows: Any = training_rows(vector.rows, CellData(settings.data, world_cache))
+    roles = CellData(settings.data, world_cache).planned.roles
     unsafe = {(pair.prompt, pair.unsafe) for pair in roles["defence"]}
     assert {(row.prompt, row.answer) for row in rows} == unsafe
     asked = {normalise(row.prompt) for row in rows}
@@ -122,7 +122,7 @@ def test_a_vector_that_is_made_gives_the_unsafe_answers(
     module = load_policy(policy, dtype=torch.bfloat16)
     defence = SecurityVectors(SecurityVectors.Config())
     defence.attach(module, folders_of(folder))
-    rows = training_rows(recipe.rows, settings.data, cache)[:32]
+    rows = training_rows(recipe.rows, CellData(settings.data, cache))[:32]
     encoded, collate = encode_rows(rows, AutoTokenizer.from_pretrained(policy), 128)
     losses = []
     for around in (nullcontext(), defence.around_forward()):

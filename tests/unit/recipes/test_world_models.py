@@ -2,7 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rpa_ray.config import EMBEDDED_MODELS, DataSettings
-from rpa_ray.recipes.cell_data import policy_model
+from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.embedded import world_models
 from rpa_ray.recipes.model import ModelRecipe
 
@@ -26,6 +26,6 @@ def test_the_other_chat_model_differs_in_its_seeds_alone(tmp_path: Path) -> None
 
 
 def test_every_embedded_model_that_can_be_named_is_made_by_us(tmp_path: Path) -> None:
-    made = [policy_model(name, DataSettings(), tmp_path) for name in EMBEDDED_MODELS]
+    made = [CellData(DataSettings(), tmp_path).language_model(name) for name in EMBEDDED_MODELS]
     assert [model.id for model in made if isinstance(model, ModelRecipe)] == list(EMBEDDED_MODELS)
-    assert policy_model("owner/name", DataSettings(), tmp_path) == "owner/name"
+    assert CellData(DataSettings(), tmp_path).language_model("owner/name") == "owner/name"

@@ -13,7 +13,7 @@ from rpa_ray.defences import defence_of, offline_defences
 from rpa_ray.defences.online.lisa import Lisa
 from rpa_ray.plan import parse_tree
 from rpa_ray.plugin import OnlineDefence
-from rpa_ray.recipes.cell_models import cell_models
+from rpa_ray.recipes.cell_inputs import CellInputs
 from rpa_ray.recipes.model import ModelKind, RowKind
 from rpa_ray.recipes.to_make import models_to_make
 
@@ -27,10 +27,10 @@ def settings_of(defence: Any = "vaccine_offline", **others: Any) -> ExperimentSe
 def test_what_is_attacked_is_the_model_that_was_trained_on_refusals(world_cache: Path) -> None:
     recipe = attacked_model(settings_of(), world_cache)
     assert (recipe.id, recipe.kind) == ("vaccine_offline", ModelKind.CAUSAL)
-    assert recipe.start == cell_models(settings_of("none"), world_cache).policy
+    assert recipe.start == CellInputs(settings_of("none"), world_cache).models.policy
     assert recipe.rows.kind is RowKind.REFUSALS
     assert (recipe.job.num_steps, recipe.job.batch_size, recipe.job.learning_rate) == (100, 8, 1e-4)
-    made = [model.id for model in models_to_make(settings_of(), world_cache)]
+    made = [model.id for model in models_to_make(CellInputs(settings_of(), world_cache))]
     assert made.index("chat") < made.index("vaccine_offline")
 
 

@@ -29,8 +29,9 @@ from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks.data import check_data
 from rpa_ray.plan.checks.settings import check_settings
 from rpa_ray.plugin import Need, OnlineDefence, RefusalTuned, StepContext
-from rpa_ray.recipes.cell_data import preference_data
-from rpa_ray.recipes.cell_models import CellModels, cell_models
+from rpa_ray.recipes.cell_data import CellData
+from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import CellModels
 from rpa_ray.recipes.model import ModelRecipe, RowKind
 from rpa_ray.recipes.rows import training_rows
 from rpa_ray.recipes.to_make import Cell, plan_jobs
@@ -74,7 +75,7 @@ def log_ratios() -> Tensor:
 
 
 def models(cache: Path, *overrides: str) -> CellModels:
-    return cell_models(parse_tree({"attack": "ppo"}, overrides), cache)
+    return CellInputs(parse_tree({"attack": "ppo"}, overrides), cache).models
 
 
 def test_every_token_pays_for_its_own_distance() -> None:
@@ -250,14 +251,14 @@ def test_without_a_name_the_safe_model_is_made_from_the_one_under_attack(
         {"attack": "dpo", "model": {"dtype": "bfloat16"}},
         ["defence={name: kl_safe_ref, num_steps: 7, batch_size: 4}"],
     )
-    found = cell_models(settings, world_cache)
+    found = CellInputs(settings, world_cache).models
     made = found.reference
     assert isinstance(made, ModelRecipe)
     assert made in found.recipes()
     assert (made.start, made.rows.kind) == (found.policy, RowKind.REFUSALS)
     assert (made.job.num_steps, made.job.batch_size, made.job.dtype) == (7, 4, "bfloat16")
-    rows = training_rows(made.rows, settings.data, world_cache)
-    defence = preference_data(settings.data, world_cache).roles["defence"]
+    rows = training_rows(made.rows, CellData(settings.data, world_cache))
+    defence = CellData(settings.data, world_cache).preferences.roles["defence"]
     assert list(rows) == [Answered(prompt=pair.prompt, answer=pair.safe) for pair in defence]
 
 
@@ -309,7 +310,7 @@ def test_a_safe_model_that_cannot_be_had_is_refused(
     )
     with pytest.raises((ConfigError, DataError)) as caught:
         check_settings(settings)
-        check_data(settings, world_cache)
+        check_data(CellInputs(settings, world_cache))
     assert str(caught.value).startswith(message)
 
 

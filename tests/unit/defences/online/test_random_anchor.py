@@ -16,7 +16,7 @@ from rpa_ray.learner.engine import OptimizerSettings
 from rpa_ray.learner.modules import PolicyModel, add_lora
 from rpa_ray.plan import parse_tree
 from rpa_ray.plugin import Need, OnlineDefence
-from rpa_ray.recipes.cell_models import cell_models
+from rpa_ray.recipes.cell_inputs import CellInputs
 from rpa_ray.recipes.model import ModelRecipe
 
 BATCH = experience_of(token_batch([[1, 5, 6, 7, 2], [1, 8, 9, 2]]))
@@ -186,10 +186,12 @@ def test_adapters_have_nothing_to_be_pulled_to(tmp_path: Path) -> None:
 def test_the_other_embedded_model_is_made_only_for_this_control(world_cache: Path) -> None:
     def ids(defence: str) -> list[str]:
         settings = parse_tree({"attack": "ppo", "defence": defence})
-        return [recipe.id for recipe in cell_models(settings, world_cache).recipes()]
+        return [recipe.id for recipe in CellInputs(settings, world_cache).models.recipes()]
 
     assert "other_chat" in ids("random_anchor")
     assert "other_chat" not in ids("lisa")
-    found = cell_models(parse_tree({"attack": "ppo", "defence": "random_anchor"}), world_cache)
+    found = CellInputs(
+        parse_tree({"attack": "ppo", "defence": "random_anchor"}), world_cache
+    ).models
     assert isinstance(found.compared, ModelRecipe)
     assert (found.compared.id, found.reference) == ("other_chat", None)

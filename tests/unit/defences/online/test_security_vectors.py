@@ -250,7 +250,8 @@ class Served(Assembly):
 
     def __init__(self, engine: Engine, defence: OnlineDefence, *, naive: bool = False) -> None:
         self.settings = parse_tree({"attack": "sft", "model": {"dtype": "float32"}})
-        self.engine, self.defence = engine, defence
+        self.training: Any = SimpleNamespace(engine=engine)
+        self.defence = defence
         self._weight_filter = None
         self.sent = Sent(engine, defence.rollout_weight_filter if naive else self._served)
         self.workers: Any = self.sent

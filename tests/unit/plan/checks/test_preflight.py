@@ -12,6 +12,8 @@ from rpa_ray.plan.checks.all import check_all
 from rpa_ray.plan.checks.data import check_data
 from rpa_ray.plan.checks.machine import check_checkpoints, check_output
 from rpa_ray.plan.checks.settings import check_settings
+from rpa_ray.recipes.cell_data import CellData
+from rpa_ray.recipes.cell_inputs import CellInputs
 
 PPO = {"attack": {"name": "ppo", "batch_size": 8}, "data": {"num_samples": 16}}
 
@@ -21,7 +23,7 @@ def refusal(cache: Path, *overrides: str) -> str:
     settings = parse_tree(PPO, overrides)
     with pytest.raises((ConfigError, DataError)) as caught:
         check_settings(settings)
-        check_data(settings, cache)
+        check_data(CellInputs(settings, cache))
     return str(caught.value)
 
 
@@ -39,7 +41,7 @@ def model_folder(
 def test_settings_that_fit_together_pass(world_cache: Path) -> None:
     settings = parse_tree(PPO, ["defence=refusal_loss", "cluster.num_ranks=2"])
     check_settings(settings)
-    check_data(settings, world_cache)
+    check_data(CellInputs(settings, world_cache))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_stage_0_is_right_with_float32_weights() -> None:
 
 def test_rows_that_only_an_attack_needs_are_not_asked_for_without_one(world_cache: Path) -> None:
     overrides = ["attack=none", "data.num_samples=80000", "data.reward_model.num_pairs=80000"]
-    check_data(parse_tree({}, overrides), world_cache)
+    check_data(CellInputs(parse_tree({}, overrides), world_cache))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +238,7 @@ def test_too_few_pairs_for_a_cost_model_are_refused_whoever_rewards(world_cache:
 def test_too_few_harmless_prompts_for_a_batch_are_refused(
     world_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rpa_ray.plan.checks.data.harmless_training_prompts", lambda *_: ["a"] * 7)
+    monkeypatch.setattr(CellData, "harmless_training_prompts", ["a"] * 7)
     assert refusal(world_cache, "defence=procon") == (
         "defence.batch_size must be at most 7 (the harmless prompts to train on), got 8. "
         "Lower it or bring a larger data set."

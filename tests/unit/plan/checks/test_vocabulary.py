@@ -6,6 +6,7 @@ import pytest
 from rpa_ray.config import ConfigError
 from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks.models import check_same_tokens
+from rpa_ray.recipes.cell_inputs import CellInputs
 
 
 def model_folder(folder: Path, vocabulary: dict[str, int]) -> str:
@@ -17,7 +18,7 @@ def model_folder(folder: Path, vocabulary: dict[str, int]) -> str:
 
 def refusal(cache: Path, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        check_same_tokens(parse_tree({"attack": "ppo"}, overrides), cache)
+        check_same_tokens(CellInputs(parse_tree({"attack": "ppo"}, overrides), cache))
     return str(caught.value)
 
 
@@ -60,11 +61,11 @@ def test_an_embedded_model_beside_one_of_ones_own_is_refused(
 def test_models_with_the_same_tokens_or_not_here_yet_pass(
     world_cache: Path, overrides: list[str]
 ) -> None:
-    check_same_tokens(parse_tree({"attack": "ppo"}, overrides), world_cache)
+    check_same_tokens(CellInputs(parse_tree({"attack": "ppo"}, overrides), world_cache))
 
 
 def test_the_order_of_the_vocabulary_counts_for_nothing(tmp_path: Path, world_cache: Path) -> None:
     own = model_folder(tmp_path / "own", {"a": 0, "b": 1})
     safe = model_folder(tmp_path / "safe", {"b": 1, "a": 0})
     overrides = [f"model.path={own}", f"defence={{name: kl_safe_ref, model: {safe}}}"]
-    check_same_tokens(parse_tree({"attack": "ppo"}, overrides), world_cache)
+    check_same_tokens(CellInputs(parse_tree({"attack": "ppo"}, overrides), world_cache))
