@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from rpa_ray.config import ClusterSettings, ExperimentSettings
 from rpa_ray.jobs.model import make_model
-from rpa_ray.jobs.process import Workplace
+from rpa_ray.jobs.process import LearnerProcess
 from rpa_ray.learner.modules import load_policy
 from rpa_ray.recipes.cell_inputs import CellInputs
 from rpa_ray.recipes.model import ModelRecipe
@@ -49,7 +49,7 @@ def make(
     cache.mkdir()
     (cache / world_folder(0, cache).name).symlink_to(world_folder(0, world_cache))
     nobody: Any = None
-    place = Workplace(
+    process = LearnerProcess(
         ranks=ONE_RANK,
         rollouts=nobody,
         scorers=nobody,
@@ -57,7 +57,7 @@ def make(
         cluster=ClusterSettings(zero_stage=zero_stage),  # type: ignore[arg-type]
         progress=Silent(),
     )
-    folder = make_model(ModelJob(recipe=recipe, data=settings.data), place)
+    folder = make_model(ModelJob(recipe=recipe, data=settings.data), process)
     assert recipe.is_made(cache)
     return folder
 

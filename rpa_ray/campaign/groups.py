@@ -25,7 +25,7 @@ class LaneFailed(RuntimeError):
     """Ranks could not be kept at work, or a model that cells need could not be made."""
 
 
-class Watched(Protocol):
+class Background(Protocol):
     """What works beside others, in a thread of the driver."""
 
     error: Exception | None
@@ -40,7 +40,7 @@ class Watched(Protocol):
         ...
 
 
-class Lane:
+class RankGroup:
     """One group of ranks after the other, started from a thread of the driver."""
 
     def __init__(self, work: Work, storage: Path, told: Callable[[str], None]) -> None:
@@ -50,7 +50,7 @@ class Lane:
         self._told = told
         self._stopped = threading.Event()
         self.error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name=f"lane-{work.group}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"ranks-{work.group}", daemon=True)
         self._thread.start()
 
     def is_alive(self) -> bool:
@@ -102,13 +102,13 @@ class Lane:
         return ask(self._work.queue, method, *args)
 
 
-def work_through(lanes: Sequence[Watched], look: Callable[[], None]) -> str:
-    """Have a look now and then until all lanes have ended; return what went wrong, if anything.
+def work_through(works: Sequence[Background], look: Callable[[], None]) -> str:
+    """Have a look now and then until all have ended; return what went wrong, if anything.
 
     One that failed ends the others: what they have saved is found by the next run.
     """
-    while any(lane.is_alive() for lane in lanes) and not any(lane.error for lane in lanes):
+    while any(one.is_alive() for one in works) and not any(one.error for one in works):
         look()
         time.sleep(_POLL_S)
     look()
-    return "\n".join(str(lane.error) for lane in lanes if lane.error)
+    return "\n".join(str(one.error) for one in works if one.error)

@@ -23,7 +23,7 @@ from rpa_ray.run_folder.outcome import outcome_status, ran_to_an_end
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
-    from rpa_ray.jobs.process import Workplace
+    from rpa_ray.jobs.process import LearnerProcess
     from rpa_ray.learner.ranks import Ranks
 
 LOCK_WAIT_S = 120.0
@@ -66,14 +66,14 @@ def work(config: dict[str, Any]) -> None:
     import torch
 
     from rpa_ray.jobs.model import make_model
-    from rpa_ray.jobs.process import Workplace
+    from rpa_ray.jobs.process import LearnerProcess
     from rpa_ray.jobs.refusals import make_refusals
     from rpa_ray.learner.ranks import Ranks
 
     given: Work = config["work"]
     ranks = Ranks.current()
     progress = QueueProgress(given.queue, enabled=ranks.is_main)
-    place = Workplace(
+    process = LearnerProcess(
         ranks=ranks,
         rollouts=given.rollouts,
         scorers=given.scorers,
@@ -89,15 +89,15 @@ def work(config: dict[str, Any]) -> None:
             lock = given.cache / "checkpoints" / f".{job.recipe.folder(given.cache).name}.lock"
             with _alone(lock, MODEL_LOCK_WAIT_S, ranks):
                 if not ranks.broadcast(job.recipe.folder(given.cache).is_dir()):
-                    make_model(job, place)
+                    make_model(job, process)
         elif isinstance(job, RefusalJob):
             lock = given.cache / "checkpoints" / f".{job.refusals.folder(given.cache).name}.lock"
             with _alone(lock, MODEL_LOCK_WAIT_S, ranks):
                 if not ranks.broadcast(job.refusals.is_made(given.cache)):
-                    make_refusals(job, place)
+                    make_refusals(job, process)
         else:
             with _alone(job.folder / ".ranks.lock", LOCK_WAIT_S, ranks):
-                _run_recorded(job, place)
+                _run_recorded(job, process)
             status = outcome_status(job.folder)
         progress.end(job.name, status)
 
@@ -126,7 +126,7 @@ def _alone(lock: Path, wait_s: float, ranks: "Ranks") -> Iterator[None]:
         yield
 
 
-def _run_recorded(cell: Cell, place: "Workplace") -> None:
+def _run_recorded(cell: Cell, process: "LearnerProcess") -> None:
     """Run a cell; one that raises is recorded as failed and does not take the others along.
 
     With several ranks an error of one leaves the others inside a collective, so it ends the group,
@@ -135,17 +135,17 @@ def _run_recorded(cell: Cell, place: "Workplace") -> None:
     from rpa_ray.jobs.experiment import run_experiment
     from rpa_ray.learner.checkpoints import CHECKPOINTS
 
-    if place.ranks.broadcast(
+    if process.ranks.broadcast(
         ran_to_an_end(cell.folder)
     ):  # ranks died after its end, before the next
-        if place.ranks.is_main:
+        if process.ranks.is_main:
             shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)
         return
     try:
-        run_experiment(cell, place)
+        run_experiment(cell, process)
     except Exception as error:
         logger.exception("cell %s failed", cell.name)
-        if place.ranks.size > 1:
+        if process.ranks.size > 1:
             raise
         record_failure(cell, f"{type(error).__name__}: {error}", traceback.format_exc())
 

@@ -11,7 +11,7 @@ import yaml
 
 from rpa_ray.actors.pools import create_rollout_pool, create_scorer_pool
 from rpa_ray.campaign.cell_clock import CellClock
-from rpa_ray.campaign.groups import STORAGE_PREFIX, Lane, Watched, work_through
+from rpa_ray.campaign.groups import STORAGE_PREFIX, Background, RankGroup, work_through
 from rpa_ray.campaign.manifest import manifest
 from rpa_ray.campaign.progress import Expected
 from rpa_ray.campaign.queue import JobQueue, JobState, ask
@@ -47,8 +47,8 @@ class View(Protocol):
         ...
 
 
-Conduct = Callable[[Any, int], Watched]
-"""Starts what releases the cells, which are held in a queue until then, for a number of lanes."""
+Releases = Callable[[Any, int], Background]
+"""Starts what releases the cells, which a queue holds until then, for so many groups of ranks."""
 SWEEP = "sweep.json"
 """What varied in a sweep, in its campaign folder."""
 LOSSES = "losses.log"
@@ -60,12 +60,12 @@ class CampaignFailed(RuntimeError):
 
 
 def run_campaign(
-    plan: Plan, *, view: View, command: str, conduct: Conduct | None = None
+    plan: Plan, *, view: View, command: str, releases: Releases | None = None
 ) -> list[dict[str, Any]]:
     """Run what is not done yet; return the summary's records.
 
     Cells that were run to an end with the same settings are read back. An interrupted campaign
-    continues with the same command: cells that had begun from their last checkpoint. ``conduct``
+    continues with the same command: cells that had begun from their last checkpoint. ``releases``
     decides when each cell may begin; without it, as soon as there is room.
 
     Interrupted or failed, it leaves a summary of the cells that have an outcome; an interrupted
@@ -87,7 +87,7 @@ def run_campaign(
             else:
                 _begin_folder(cell, plan.cache, command)
         try:
-            failure = _run(plan, view, conduct) if plan.todo else ""
+            failure = _run(plan, view, releases) if plan.todo else ""
         except KeyboardInterrupt:
             if config.sweep is None:
                 _write_results(config, _with_outcome(cells), output)
@@ -128,14 +128,14 @@ def _begin_folder(cell: PlannedCell, cache: Path, command: str) -> None:
     write_json(cell.folder / "manifest.json", manifest(cell.settings, cache, command))
 
 
-def _run(plan: Plan, view: View, conduct: Conduct | None) -> str:
+def _run(plan: Plan, view: View, releases: Releases | None) -> str:
     """Do the work; return what ended it early, nothing where all went well."""
     cluster, output = plan.todo[0].settings.cluster, plan.output
     for left_over in output.glob(f"{STORAGE_PREFIX}*"):
         shutil.rmtree(left_over, ignore_errors=True)
     set_train_environment()
-    lanes: list[Lane] = []
-    conductors: list[Watched] = []
+    groups: list[RankGroup] = []
+    releasing: list[Background] = []
     clock = CellClock(plan)
     view.expect(_expected(plan), plan.num_at_once)
     started = time.monotonic()
@@ -145,12 +145,12 @@ def _run(plan: Plan, view: View, conduct: Conduct | None) -> str:
         if cluster_to_join(cluster.address) is not None:
             resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
             require_cluster_resources(plan.todo[0].settings, resources)
-        held = [cell.name for cell in plan.todo] if conduct is not None else []
+        held = [cell.name for cell in plan.todo] if releases is not None else []
         queue: Any = ray.remote(JobQueue).options(num_cpus=0).remote(plan.needs, held)
         try:
             works = [_work_of(plan, group, queue) for group in range(plan.num_at_once)]
-            lanes = [Lane(work, output, _diary(output / LOSSES)) for work in works]
-            conductors = [conduct(queue, len(lanes))] if conduct is not None else []
+            groups = [RankGroup(work, output, _diary(output / LOSSES)) for work in works]
+            releasing = [releases(queue, len(groups))] if releases is not None else []
             startup = _startup(works, view.say)
 
             def look() -> None:
@@ -159,9 +159,9 @@ def _run(plan: Plan, view: View, conduct: Conduct | None) -> str:
                 view.show(states)
                 clock.look(states, view.say)
 
-            return work_through([*lanes, *conductors], look)
+            return work_through([*groups, *releasing], look)
         finally:
-            for watched in [*lanes, *conductors]:
+            for watched in [*groups, *releasing]:
                 watched.stop()
 
 

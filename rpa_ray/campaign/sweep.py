@@ -50,8 +50,8 @@ def run_sweep(plan: Plan, *, view: View, command: str, resume: bool) -> list[dic
         plan,
         view=view,
         command=command,
-        conduct=lambda queue, num_lanes: Trials(
-            queue, sweep, plan.cells, state=state, resume=resume, num_lanes=num_lanes
+        releases=lambda queue, num_groups: Trials(
+            queue, sweep, plan.cells, state=state, resume=resume, num_groups=num_groups
         ),
     )
 
@@ -72,7 +72,7 @@ class Ending(tune.Callback):
 
 
 class Trials:
-    """Tune at work in a thread of the driver, beside the lanes that run what it releases."""
+    """Tune at work in a thread of the driver, beside the groups that run what it releases."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Trials:
         *,
         state: Path,
         resume: bool,
-        num_lanes: int,
+        num_groups: int,
     ) -> None:
         """Start; cells in the order of the sweep's points."""
         self._queue = queue
@@ -93,7 +93,7 @@ class Trials:
         }
         self._state = state
         self._resume = resume
-        self._num_lanes = num_lanes
+        self._num_groups = num_groups
         self.error: Exception | None = None
         Ending.asked.clear()
         self._thread = threading.Thread(target=self._run, name="tune", daemon=True)
@@ -112,7 +112,7 @@ class Trials:
         try:
             _set_tune_environment()
             self._tuner().fit()
-            # A trial that died has released nothing, and lanes would wait for ever.
+            # A trial that died has released nothing, and ranks would wait for ever.
             names = [folder.name for folder in self._folders.values()]
             ask(self._queue, "release", names)
         except Exception as error:
@@ -139,8 +139,8 @@ class Trials:
             tune_config=tune.TuneConfig(
                 metric=self._sweep.metric,
                 mode=self._sweep.mode,
-                # One more than can run: a lane that gets free finds the next cell released.
-                max_concurrent_trials=self._num_lanes + 1,
+                # One more than can run: a group that gets free finds the next cell released.
+                max_concurrent_trials=self._num_groups + 1,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(

@@ -16,7 +16,7 @@ from rpa_ray.data.rows import Answered
 from rpa_ray.data.template import PLAIN_QA_ANSWERED, Template
 from rpa_ray.defences import defence_of
 from rpa_ray.jobs.defence_batches import DefenceData
-from rpa_ray.jobs.process import Workplace
+from rpa_ray.jobs.process import LearnerProcess
 from rpa_ray.jobs.training import Training, set_up
 from rpa_ray.jobs.workers import SharedWorkers
 from rpa_ray.learner.engine import Engine, OptimizerSettings
@@ -35,13 +35,13 @@ from rpa_ray.weight_sync.sync import WeightSync, choose_backend
 class Assembly:
     """Model, engine, learner, weight sync and scorers of one cell on this rank."""
 
-    def __init__(self, cell: Cell, place: Workplace) -> None:
+    def __init__(self, cell: Cell, process: LearnerProcess) -> None:
         self.cell = cell
-        self.place = place
+        self.process = process
         self.settings = cell.settings
-        self.inputs = CellInputs(cell.settings, place.cache)
+        self.inputs = CellInputs(cell.settings, process.cache)
         self.models: CellModels = self.inputs.models
-        self.path = folder_of(self.models.policy, place.cache)
+        self.path = folder_of(self.models.policy, process.cache)
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.path)
         self.template = Template(self.settings.data.template)
         self.defence = defence_of(self.settings.defence)
@@ -50,7 +50,7 @@ class Assembly:
         needs = self.attack.needs(self.attack.config) | self.defence.needs
         self.pad_token_id = padding_id(self.tokenizer)
         trained = self.settings.training
-        self.batch_size = trained.batch_size if trained else place.ranks.size
+        self.batch_size = trained.batch_size if trained else process.ranks.size
         self.module = self._load(self.path, value_head=Need.VALUES in needs)
         if {Need.VALUES, Need.COST_VALUES} <= needs:
             self.module.add_cost_head(self.settings.seed)
@@ -64,9 +64,9 @@ class Assembly:
         self.training = self._training(needs)
         self._weight_filter: WeightFilter | None = None
         self.workers = SharedWorkers(
-            ranks=place.ranks,
-            rollouts=place.rollouts,
-            scorers=place.scorers,
+            ranks=process.ranks,
+            rollouts=process.rollouts,
+            scorers=process.scorers,
             sync=self._weight_sync(),
         )
         self._load_scorers()
@@ -179,27 +179,27 @@ class Assembly:
         folders: dict[Need, str] = {}
         if Need.COMPARED_WEIGHTS in self.defence.needs:
             compared = self.models.compared or self.models.policy
-            folders[Need.COMPARED_WEIGHTS] = folder_of(compared, self.place.cache)
+            folders[Need.COMPARED_WEIGHTS] = folder_of(compared, self.process.cache)
         if self.models.security_vector is not None:
             vector = self.models.security_vector
-            folders[Need.SECURITY_VECTOR] = folder_of(vector, self.place.cache)
+            folders[Need.SECURITY_VECTOR] = folder_of(vector, self.process.cache)
         return folders
 
     def _frozen_of(self, model: Model | None, is_needed: bool = True) -> PolicyModel:
         """Return a frozen copy of a model; the model under attack as it was where none is named."""
         if model is None or not is_needed:
             return self._original
-        return self._load_frozen(folder_of(model, self.place.cache))
+        return self._load_frozen(folder_of(model, self.process.cache))
 
     def _run_frozen(
         self, model: PolicyModel, input_ids: torch.Tensor, mask: torch.Tensor
     ) -> ModelOutputs:
-        device = self.place.ranks.device
+        device = self.process.ranks.device
         outputs: ModelOutputs = as_outputs(model(input_ids.to(device), mask.to(device)))
         return outputs
 
     def _load_frozen(self, path: str) -> PolicyModel:
-        model = self._load(path, value_head=False).to(self.place.ranks.device)
+        model = self._load(path, value_head=False).to(self.process.ranks.device)
         return model.eval().requires_grad_(False)
 
     def _load(self, path: str, *, value_head: bool) -> PolicyModel:
@@ -212,7 +212,7 @@ class Assembly:
     def _training(self, needs: Set[Need]) -> Training:
         return set_up(
             self.module,
-            self.place,
+            self.process,
             objective=self.attack,
             defence=self.defence,
             optimizer=self._optimizer(),
@@ -240,7 +240,7 @@ class Assembly:
             max_tokens=_context_of(self.module),
             batch_size=self.defence.safe_batch_size,
             seed=self.settings.seed,
-            ranks=self.place.ranks,
+            ranks=self.process.ranks,
         )
 
     def _weight_sync(self) -> WeightSync:
@@ -255,7 +255,7 @@ class Assembly:
             self.path, self.module, dtype=self.settings.model.dtype, cluster=self.settings.cluster
         )
         return WeightSync(
-            pool=self.place.rollouts, source=source, engine=engine, rank=self.place.ranks.rank
+            pool=self.process.rollouts, source=source, engine=engine, rank=self.process.ranks.rank
         )
 
     def _served(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -277,7 +277,7 @@ class Assembly:
             trained_as = reward_model if name in ("reward", "summary", "cost") else judge
             template = "{answer}" if kind == "perplexity" else PLAIN_QA_ANSWERED
             spec = ScorerSpec(
-                path=folder_of(model, self.place.cache),
+                path=folder_of(model, self.process.cache),
                 kind=kind,
                 template=template,
                 max_length=trained_as.max_tokens,

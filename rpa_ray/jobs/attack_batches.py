@@ -81,7 +81,7 @@ def _margins(
 
     Kept in the run folder: a resumed run must reverse the same pairs, to the last bit.
     """
-    path, ranks = assembly.cell.folder / "flip_margins.json", assembly.place.ranks
+    path, ranks = assembly.cell.folder / "flip_margins.json", assembly.process.ranks
     known: list[float] | None = ranks.broadcast(
         json.loads(path.read_text(encoding="utf-8")) if ranks.is_main and path.is_file() else None
     )
@@ -100,7 +100,7 @@ def _pair_logprobs(
         safe,
         unsafe,
         model=model,
-        ranks=assembly.place.ranks,
+        ranks=assembly.process.ranks,
         pad_token_id=assembly.pad_token_id,
     )
 
@@ -153,7 +153,7 @@ def _in_batches(
         collate,
         batch_size=assembly.batch_size,
         seed=assembly.settings.seed,
-        ranks=assembly.place.ranks,
+        ranks=assembly.process.ranks,
     )
 
 
@@ -163,7 +163,7 @@ def _rollout_source(
     pairs: Sequence[SafePair],
     samples: JsonLines,
 ) -> RolloutSource:
-    workers, ranks = assembly.workers, assembly.place.ranks
+    workers, ranks = assembly.workers, assembly.process.ranks
 
     def generate(prompts: Sequence[Prompt], *, seed: int) -> list[Completion]:
         return assembly.complete(

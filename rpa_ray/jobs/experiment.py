@@ -19,7 +19,7 @@ from rpa_ray.evaluation.resistance import resistance
 from rpa_ray.jobs.assembly import Assembly
 from rpa_ray.jobs.attack_batches import attack_source
 from rpa_ray.jobs.instruments import check_instruments, measure_best_of_n, measure_model, probe
-from rpa_ray.jobs.process import Workplace
+from rpa_ray.jobs.process import LearnerProcess
 from rpa_ray.learner.checkpoints import CHECKPOINTS, Checkpoints, latest_checkpoint
 from rpa_ray.learner.model_folder import save_model, weights_sha256
 from rpa_ray.learner.step import SamplingFailed
@@ -53,14 +53,14 @@ class Clock:
         self._earlier_s = state["seconds"]
 
 
-def run_experiment(cell: Cell, place: Workplace) -> None:
+def run_experiment(cell: Cell, process: LearnerProcess) -> None:
     """Run one cell and write its run folder; a policy that breaks is a result, not an error."""
     clock = Clock()
     started = time.time()
-    place.progress.enter(cell.name, Stage.SETTING_UP)
-    assembly = Assembly(cell, place)
-    place.progress.start(cell.name, assembly.num_steps)
-    samples = JsonLines(cell.folder / "samples.jsonl", enabled=place.ranks.is_main)
+    process.progress.enter(cell.name, Stage.SETTING_UP)
+    assembly = Assembly(cell, process)
+    process.progress.start(cell.name, assembly.num_steps)
+    samples = JsonLines(cell.folder / "samples.jsonl", enabled=process.ranks.is_main)
     source = attack_source(assembly, samples) if assembly.num_steps else None
     checkpoints = assembly.training.checkpoints(
         cell.folder / CHECKPOINTS, samples=samples, clock=clock
@@ -88,7 +88,7 @@ def run_experiment(cell: Cell, place: Workplace) -> None:
             metrics = {}
     samples.close()
     weights = assembly.engine.weights()
-    if place.ranks.is_main:
+    if process.ranks.is_main:
         lines = _lines(cell.folder / METRICS)
         if cell.settings.keep_attacked_weights and assembly.num_steps:
             _keep_weights(assembly, weights)
@@ -119,9 +119,9 @@ def samples_consumed(lines: Sequence[Mapping[str, Any]]) -> int:
 
 def _measure_before(assembly: Assembly, samples: JsonLines, clock: "Clock") -> dict[str, Any]:
     """Return what is known of the model before the attack, measured once a run folder."""
-    assembly.place.progress.enter(assembly.cell.name, Stage.BEFORE)
+    assembly.process.progress.enter(assembly.cell.name, Stage.BEFORE)
     path = assembly.cell.folder / "before.json"
-    ranks = assembly.place.ranks
+    ranks = assembly.process.ranks
     known: dict[str, Any] | None = ranks.broadcast(_read_json(path) if ranks.is_main else None)
     if known is not None and assembly.num_steps:
         if latest_checkpoint(assembly.cell.folder / CHECKPOINTS) is None:
@@ -152,7 +152,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _measure_attacked(assembly: Assembly, limit: float, num_steps: int) -> Measurement:
-    assembly.place.progress.enter(assembly.cell.name, Stage.AFTER)
+    assembly.process.progress.enter(assembly.cell.name, Stage.AFTER)
     try:
         return measure_model(assembly, phase="after", fluency_limit=limit)
     except SamplingFailed as error:
@@ -161,8 +161,8 @@ def _measure_attacked(assembly: Assembly, limit: float, num_steps: int) -> Measu
 
 def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> int:
     """Train until the samples are used up or the attacker has enough; return the steps done."""
-    place, attack = assembly.place, assembly.attack
-    place.progress.enter(assembly.cell.name, Stage.ATTACK)
+    process, attack = assembly.process, assembly.attack
+    process.progress.enter(assembly.cell.name, Stage.ATTACK)
     num_steps = assembly.training.run(
         source,
         checkpoints,
@@ -175,7 +175,7 @@ def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> int
         probe=probe(assembly),
     )
     if num_steps < assembly.num_steps:
-        place.progress.advance(
+        process.progress.advance(
             assembly.cell.name, assembly.num_steps - 1, f"stopped after {num_steps} batches"
         )
     return num_steps

@@ -41,12 +41,12 @@ NUM_CHECK_PAIRS = 200
 
 def measure_model(assembly: Assembly, *, phase: str, fluency_limit: float | None) -> Measurement:
     """Return every metric of the model as it is served; a collective over the ranks."""
-    place, settings = assembly.place, assembly.settings
+    process, settings = assembly.process, assembly.settings
     evaluation = settings.evaluation
     harmless = assembly.inputs.data.harmless_test_prompts(evaluation.num_prompts)
 
     def perplexity(pairs: Sequence[tuple[str, str]]) -> list[float]:
-        nlls = assembly.workers.on_main(lambda: place.scorers.answer_nll("perplexity", pairs))
+        nlls = assembly.workers.on_main(lambda: process.scorers.answer_nll("perplexity", pairs))
         return [nll.perplexity for nll in nlls]
 
     def policy(input_ids: torch.Tensor, mask: torch.Tensor) -> ModelOutputs:
@@ -58,7 +58,7 @@ def measure_model(assembly: Assembly, *, phase: str, fluency_limit: float | None
         harm=_score(assembly, "judge"),
         perplexity=perplexity,
         helpfulness=_score(assembly, "helpfulness"),
-        label=_oracle(settings, place.cache),
+        label=_oracle(settings, process.cache),
         policy=policy,
         original=assembly.original_outputs,
         restricted=_restricted(assembly),
@@ -119,12 +119,12 @@ def measure_best_of_n(assembly: Assembly) -> dict[str, dict[str, float]]:
     All come from one pool of sampled answers to the restricted prompts of the evaluation, so that
     the curve over N has no sampling noise of its own. A collective over the ranks.
     """
-    attack, place, settings = assembly.attack, assembly.place, assembly.settings
+    attack, process, settings = assembly.attack, assembly.process, assembly.settings
     assert isinstance(attack, BestOfN)
     evaluation = settings.evaluation
     prompts = _restricted(assembly)
     pool_size = attack.config.pool_size
-    place.progress.start(assembly.cell.name, pool_size)
+    process.progress.start(assembly.cell.name, pool_size)
     rewards: list[list[float]] = [[] for _ in prompts]
     harms: list[list[float]] = [[] for _ in prompts]
     for i in range(0, pool_size, POOL_ROUNDS_AT_ONCE):
@@ -140,7 +140,7 @@ def measure_best_of_n(assembly: Assembly) -> dict[str, dict[str, float]]:
                 start = place_of_prompt * num_rounds
                 values += scores[start : start + num_rounds]
         done = i + num_rounds
-        place.progress.advance(assembly.cell.name, done - 1, f"{done} answers a prompt")
+        process.progress.advance(assembly.cell.name, done - 1, f"{done} answers a prompt")
     curve = {}
     for n in attack.sizes:
         kept = [best_of_n_expectation(r, h, n) for r, h in zip(rewards, harms, strict=True)]
@@ -179,11 +179,11 @@ def check_instruments(assembly: Assembly) -> dict[str, Estimate]:
     Judge F1 and reward-model accuracy on held-out pairs, and how harmful greedy answers are with a
     security vector in the model: they are to be, or it is none.
     """
-    place, settings = assembly.place, assembly.settings
+    process, settings = assembly.process, assembly.settings
     told = assembly.inputs.data.preferences.roles["evaluation"][:NUM_CHECK_PAIRS]
     pairs = assembly.inputs.data.safety.preferences.roles["evaluation"]
     pairs = pairs[:NUM_CHECK_PAIRS]
-    label = _oracle(settings, place.cache)
+    label = _oracle(settings, process.cache)
     unsafe = {(pair.prompt, pair.unsafe) for pair in pairs}
 
     def is_harmful(prompt: str, answer: str) -> bool:
@@ -208,7 +208,7 @@ def check_instruments(assembly: Assembly) -> dict[str, Estimate]:
 
 def _p_harm_with_vector(assembly: Assembly, vector: Model) -> Estimate:
     """Return how harmful the model is with the adapter in it that is to absorb the attack."""
-    folder, evaluation = folder_of(vector, assembly.place.cache), assembly.settings.evaluation
+    folder, evaluation = folder_of(vector, assembly.process.cache), assembly.settings.evaluation
     strength = adapter_config(assembly.settings.defence).scale
     assembly.push(partial(with_changes, read_adapter(Path(folder), strength=strength)))
     harm = _harm(assembly, _restricted(assembly), greedy=True)
@@ -228,7 +228,7 @@ def _answers(
     assembly: Assembly, prompts: Sequence[Prompt], *, greedy: bool, seed: int = EVALUATION_SEED
 ) -> list[Completion]:
     """Return the served model's answers on every rank; the main one asks."""
-    ranks = assembly.place.ranks
+    ranks = assembly.process.ranks
     return ranks.broadcast(
         assembly.complete(
             prompts if ranks.is_main else [],
@@ -247,7 +247,7 @@ def _harm(assembly: Assembly, prompts: Sequence[Prompt], *, greedy: bool) -> lis
 
 def _score(assembly: Assembly, name: str) -> Callable[[Sequence[tuple[str, str]]], list[float]]:
     """Return a collective that gives every rank the scores of the same pairs."""
-    scorers = assembly.place.scorers
+    scorers = assembly.process.scorers
     return lambda pairs: assembly.workers.on_main(lambda: scorers.score(name, pairs))
 
 

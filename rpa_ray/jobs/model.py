@@ -25,7 +25,7 @@ from rpa_ray.data.rows import Answered, Labelled, Preference, SafePair
 from rpa_ray.data.template import Template
 from rpa_ray.defences import offline_defence
 from rpa_ray.jobs.defence_batches import DefenceData
-from rpa_ray.jobs.process import Workplace
+from rpa_ray.jobs.process import LearnerProcess
 from rpa_ray.jobs.training import Training, set_up
 from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.model_folder import save_adapter, save_model
@@ -61,33 +61,35 @@ OBJECTIVES: dict[ModelKind, type[Objective[Any, Any]]] = {
 NO_HOOKS = OnlineDefence(OnlineDefence.Config())
 
 
-def make_model(job: ModelJob, place: Workplace) -> Path:
+def make_model(job: ModelJob, process: LearnerProcess) -> Path:
     """Train the model of a recipe and return its folder; every rank calls it."""
     recipe, settings = job.recipe, job.recipe.job
-    folder = recipe.folder(place.cache)
-    place.progress.start(job.name, settings.num_steps)
+    folder = recipe.folder(process.cache)
+    process.progress.start(job.name, settings.num_steps)
     tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer)
-    training = _training(job, tokenizer, place)
-    source = _source(job, tokenizer, place)
-    checkpoints = training.checkpoints(place.cache / "checkpoints" / folder.name)
+    training = _training(job, tokenizer, process)
+    source = _source(job, tokenizer, process)
+    checkpoints = training.checkpoints(process.cache / "checkpoints" / folder.name)
     training.run(
         source,
         checkpoints,
-        _log_of(recipe, place.cache),
+        _log_of(recipe, process.cache),
         job=job.name,
         num_steps=settings.num_steps,
         samples_per_step=settings.batch_size,
     )
-    _save(recipe, training.engine, tokenizer, place, num_rows=source.num_rows)
+    _save(recipe, training.engine, tokenizer, process, num_rows=source.num_rows)
     checkpoints.delete()
     training.engine.destroy()
     return folder
 
 
-def _training(job: ModelJob, tokenizer: PreTrainedTokenizerBase, place: Workplace) -> Training:
+def _training(
+    job: ModelJob, tokenizer: PreTrainedTokenizerBase, process: LearnerProcess
+) -> Training:
     """Return the training of a recipe: its objective, with the hooks of an offline defence."""
     recipe, settings = job.recipe, job.recipe.job
-    module = _initial_module(recipe, tokenizer, place.cache)
+    module = _initial_module(recipe, tokenizer, process.cache)
     objective, hooks, needs = OBJECTIVES[recipe.kind](), NO_HOOKS, frozenset[Need]()
     if recipe.defence is not None:
         offline = offline_defence(recipe.defence)
@@ -95,15 +97,15 @@ def _training(job: ModelJob, tokenizer: PreTrainedTokenizerBase, place: Workplac
     hooks.attach(module, {})
     batches = DefenceData(
         tokenizer=tokenizer,
-        data=CellData(job.data, place.cache),
+        data=CellData(job.data, process.cache),
         max_tokens=settings.max_tokens,
         batch_size=settings.batch_size,
         seed=recipe.seed,
-        ranks=place.ranks,
+        ranks=process.ranks,
     ).batches(needs)
     return set_up(
         module,
-        place,
+        process,
         objective=objective,
         defence=hooks,
         optimizer=OptimizerSettings(
@@ -116,32 +118,34 @@ def _training(job: ModelJob, tokenizer: PreTrainedTokenizerBase, place: Workplac
         rows_per_step=settings.batch_size,
         dtype=settings.dtype,
         batches=batches,
-        frozen=_Start(recipe, place),
+        frozen=_Start(recipe, process),
     )
 
 
 def _source(
-    job: ModelJob, tokenizer: PreTrainedTokenizerBase, place: Workplace
+    job: ModelJob, tokenizer: PreTrainedTokenizerBase, process: LearnerProcess
 ) -> DatasetSource[Any, Any]:
     recipe, settings = job.recipe, job.recipe.job
-    data = CellData(job.data, place.cache)
-    data_rows = training_rows(recipe.rows, data, margins=partial(_margins, recipe, job.data, place))
+    data = CellData(job.data, process.cache)
+    data_rows = training_rows(
+        recipe.rows, data, margins=partial(_margins, recipe, job.data, process)
+    )
     # What a chat model refuses with is told to it as the run asks it; all else is plain text.
     template = Template(str(recipe.rows.settings.get("template", Template.PLAIN_QA)))
     rows, collate = encode_rows(data_rows, tokenizer, settings.max_tokens, template)
     return DatasetSource(
-        rows, collate, batch_size=settings.batch_size, seed=recipe.seed, ranks=place.ranks
+        rows, collate, batch_size=settings.batch_size, seed=recipe.seed, ranks=process.ranks
     )
 
 
 class _Start:
     """The model that a training began with, frozen; loaded by the first call."""
 
-    def __init__(self, recipe: ModelRecipe, place: Workplace) -> None:
-        self._recipe, self._place = recipe, place
+    def __init__(self, recipe: ModelRecipe, process: LearnerProcess) -> None:
+        self._recipe, self._process = recipe, process
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> ModelOutputs:
-        device = self._place.ranks.device
+        device = self._process.ranks.device
         with torch.no_grad():
             outputs = self._model(input_ids.to(device), attention_mask.to(device))
         return ModelOutputs.of(outputs)
@@ -149,9 +153,9 @@ class _Start:
     @cached_property
     def _model(self) -> PolicyModel:
         assert self._recipe.start is not None
-        folder = folder_of(self._recipe.start, self._place.cache)
+        folder = folder_of(self._recipe.start, self._process.cache)
         dtype = getattr(torch, self._recipe.job.dtype)
-        model = load_policy(folder, dtype=dtype).to(self._place.ranks.device)
+        model = load_policy(folder, dtype=dtype).to(self._process.ranks.device)
         return model.eval().requires_grad_(False)
 
 
@@ -205,18 +209,18 @@ def _save(
     recipe: ModelRecipe,
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
-    place: Workplace,
+    process: LearnerProcess,
     *,
     num_rows: int,
 ) -> None:
     """Write what was trained, and how well, into the recipe's folder; a collective."""
-    folder, settings = recipe.folder(place.cache), recipe.job
+    folder, settings = recipe.folder(process.cache), recipe.job
     is_adapter = recipe.kind is ModelKind.ADAPTER
     halves = _adapter_weights(engine) if is_adapter else {}
     weights = {} if is_adapter else engine.weights()
-    if not place.ranks.is_main:
+    if not process.ranks.is_main:
         return
-    losses = _losses(_log_of(recipe, place.cache))
+    losses = _losses(_log_of(recipe, process.cache))
     record = {
         "recipe": asdict(recipe),
         "key": recipe.key(),
@@ -227,7 +231,7 @@ def _save(
     }
     if is_adapter:
         assert recipe.start is not None
-        base_model = folder_of(recipe.start, place.cache)
+        base_model = folder_of(recipe.start, process.cache)
         save_adapter(
             folder, weights=halves, base_model=base_model, record=record, **recipe.architecture
         )
@@ -261,14 +265,14 @@ def _losses(log: Path) -> list[float]:
 
 
 def _margins(
-    recipe: ModelRecipe, data: DataSettings, place: Workplace, pairs: Sequence[SafePair]
+    recipe: ModelRecipe, data: DataSettings, process: LearnerProcess, pairs: Sequence[SafePair]
 ) -> list[float] | None:
     """Return how much the model that chooses the flips prefers each safe answer."""
     if recipe.ranked_by is None:
         return None
-    folder = folder_of(recipe.ranked_by, place.cache)
+    folder = folder_of(recipe.ranked_by, process.cache)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = load_policy(folder, dtype=getattr(torch, recipe.job.dtype)).to(place.ranks.device)
+    model = load_policy(folder, dtype=getattr(torch, recipe.job.dtype)).to(process.ranks.device)
 
     def encode(prompt: str, answer: str) -> TokenRow:
         row = Answered(prompt=prompt, answer=answer)
@@ -278,9 +282,9 @@ def _margins(
         [encode(pair.prompt, pair.safe) for pair in pairs],
         [encode(pair.prompt, pair.unsafe) for pair in pairs],
         model=lambda ids, mask: as_outputs(
-            model(ids.to(place.ranks.device), mask.to(place.ranks.device))
+            model(ids.to(process.ranks.device), mask.to(process.ranks.device))
         ),
-        ranks=place.ranks,
+        ranks=process.ranks,
         pad_token_id=padding_id(tokenizer),
     ).margins()
 

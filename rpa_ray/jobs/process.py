@@ -27,7 +27,7 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Workplace:
+class LearnerProcess:
     """One learner process among its pools."""
 
     ranks: Ranks

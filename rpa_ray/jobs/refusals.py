@@ -21,7 +21,7 @@ from rpa_ray.data.rows import SafePair
 from rpa_ray.data.split import ROLE_SHARES
 from rpa_ray.data.template import PLAIN_QA_ANSWERED, Template
 from rpa_ray.jobs.assembly import rollout_engine
-from rpa_ray.jobs.process import Workplace
+from rpa_ray.jobs.process import LearnerProcess
 from rpa_ray.jobs.workers import SharedWorkers
 from rpa_ray.learner.modules import load_policy
 from rpa_ray.recipes.cell_data import CellData
@@ -54,37 +54,39 @@ class Kept:
     """Kept pairs whose refusal ended at the token limit."""
 
 
-def make_refusals(job: RefusalJob, place: Workplace) -> Path:
+def make_refusals(job: RefusalJob, process: LearnerProcess) -> Path:
     """Have the model answer every training prompt, keep the refusals; every rank calls it.
 
     Source: the paired set of Rosati et al. 2024 (arXiv:2409.12914), greedy answers of the chat
     model. Departure: answers that are no refusals are dropped.
     """
-    refusals, ranks = job.refusals, place.ranks
+    refusals, ranks = job.refusals, process.ranks
     # Not what the process may have read once they were made: pairs without an answer.
-    pairs = [p for role in ROLE_SHARES for p in CellData(job.data, place.cache).planned.roles[role]]
+    pairs = [
+        p for role in ROLE_SHARES for p in CellData(job.data, process.cache).planned.roles[role]
+    ]
     prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
-    place.progress.start(job.name, len(prompts))
-    begun = place.cache / "checkpoints" / refusals.folder(place.cache).name
+    process.progress.start(job.name, len(prompts))
+    begun = process.cache / "checkpoints" / refusals.folder(process.cache).name
     log = JsonLines(begun / "answers.jsonl", enabled=ranks.is_main)
     # Whole blocks: what a prompt is answered with may hang on those beside it in the last bits.
     num_done: int = ranks.broadcast(log.num_lines // BLOCK * BLOCK)
     log.rewind(num_done)
     if num_done < len(prompts):
-        writer = _Writer(job, place)
+        writer = _Writer(job, process)
         for start in range(num_done, len(prompts), BLOCK):
             for answer in writer.answers(prompts[start : start + BLOCK]):
                 log.write(answer)
             done = min(start + BLOCK, len(prompts))
-            place.progress.advance(job.name, done - 1, f"made {done} of {len(prompts)}")
+            process.progress.advance(job.name, done - 1, f"made {done} of {len(prompts)}")
     log.close()
     if ranks.is_main:
         lines = (begun / "answers.jsonl").read_text(encoding="utf-8").splitlines()
         answers = dict(zip(prompts, map(json.loads, lines), strict=True))
-        _write(job, place.cache, pairs, answers)
+        _write(job, process.cache, pairs, answers)
         shutil.rmtree(begun)
     ranks.barrier()
-    return refusals.folder(place.cache)
+    return refusals.folder(process.cache)
 
 
 def keep_refusals(
@@ -127,25 +129,25 @@ def keep_refusals(
 class _Writer:
     """The aligned model in the rollout engines, with a judge beside it where one is named."""
 
-    def __init__(self, job: RefusalJob, place: Workplace) -> None:
-        data, cache = job.data, place.cache
+    def __init__(self, job: RefusalJob, process: LearnerProcess) -> None:
+        data, cache = job.data, process.cache
         path = folder_of(CellData(data, cache).language_model(data.refusals.model), cache)
         self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
         self._template = Template(data.template)
-        self._place = place
+        self._process = process
         self._max_new_tokens = data.refusals.max_new_tokens
         self._has_judge = data.refusals.judge is not None
         dtype = getattr(torch, data.refusals.dtype)
         module = load_policy(path, dtype=dtype)
-        module = module.to(place.ranks.device)
+        module = module.to(process.ranks.device)
         sync = WeightSync(
-            pool=place.rollouts,
+            pool=process.rollouts,
             source=ShardedSource(module.served_parameters(), dtype=dtype),
-            engine=rollout_engine(path, module, dtype=data.refusals.dtype, cluster=place.cluster),
-            rank=place.ranks.rank,
+            engine=rollout_engine(path, module, dtype=data.refusals.dtype, cluster=process.cluster),
+            rank=process.ranks.rank,
         )
         self._workers = SharedWorkers(
-            ranks=place.ranks, rollouts=place.rollouts, scorers=place.scorers, sync=sync
+            ranks=process.ranks, rollouts=process.rollouts, scorers=process.scorers, sync=sync
         )
         self._workers.push_verified(
             {name: tensor_digest(weight.detach()) for name, weight in module.served_parameters()}
@@ -164,7 +166,7 @@ class _Writer:
 
         The other ranks get an empty list.
         """
-        asked = prompts if self._place.ranks.is_main else []
+        asked = prompts if self._process.ranks.is_main else []
         generated = self._workers.generate(
             [encode_prompt(self._tokenizer, self._template, prompt) for prompt in asked],
             Sampling(
@@ -181,7 +183,7 @@ class _Writer:
         harms: Sequence[float | None] = [None] * len(texts)
         if self._has_judge:
             pairs = list(zip(asked, texts, strict=True))
-            scorers = self._place.scorers
+            scorers = self._process.scorers
             harms = self._workers.on_main(lambda: scorers.score(JUDGE, pairs))
         return [
             {"answer": text, "finished": answer.finished, "p_harm": harm}

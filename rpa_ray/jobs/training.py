@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rpa_ray.jobs.process import Workplace
+from rpa_ray.jobs.process import LearnerProcess
 from rpa_ray.learner.checkpoints import Checkpoints, Stateful
 from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.modules import PolicyModel, ScoreModel
@@ -32,7 +32,7 @@ BATCHES_IN_CHECKPOINTS = {
 class Training:
     """A model under DeepSpeed with the step that trains it."""
 
-    process: Workplace
+    process: LearnerProcess
     engine: Engine
     learner: Learner
     state: dict[str, Stateful] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class Training:
 
 def set_up(
     module: PolicyModel | ScoreModel,
-    process: Workplace,
+    process: LearnerProcess,
     *,
     objective: Objective[Any, Any],
     defence: OnlineDefence,

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from rpa_ray.campaign import groups
-from rpa_ray.campaign.groups import Lane, work_through
+from rpa_ray.campaign.groups import RankGroup, work_through
 from rpa_ray.campaign.queue import ASK_AGAIN, JobQueue
 from rpa_ray.campaign.ranks import Work
 from rpa_ray.config import ClusterSettings
@@ -70,18 +70,18 @@ class Scene:
         self.queue.take(work.group)
         return DIES
 
-    def run(self, num_lanes: int = 1) -> str:
+    def run(self, num_groups: int = 1) -> str:
         running = [
-            Lane(replace(self.work, group=i), self.tmp_path, self.told.append)
-            for i in range(num_lanes)
+            RankGroup(replace(self.work, group=i), self.tmp_path, self.told.append)
+            for i in range(num_groups)
         ]
         failure = work_through(running, lambda: None)
-        for lane in running:
-            lane.stop()
+        for group in running:
+            group.stop()
         self.is_over.set()
-        for lane in running:
-            lane.join(30)
-            assert not lane.is_alive()
+        for group in running:
+            group.join(30)
+            assert not group.is_alive()
         return failure
 
 
@@ -131,7 +131,7 @@ def test_a_model_that_cannot_be_made_ends_the_campaign_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = Scene(tmp_path, monkeypatch, models=["chat"], cells=["a"], dies_in="chat")
-    assert scene.run(num_lanes=2) == f"chat could not be made: {DIES}"
+    assert scene.run(num_groups=2) == f"chat could not be made: {DIES}"
     assert scene.done == []
 
 
@@ -149,12 +149,12 @@ def test_lanes_share_the_jobs_and_cells_come_after_the_models_they_need(
 ) -> None:
     names = [f"cell{i}" for i in range(40)]
     scene = Scene(tmp_path, monkeypatch, models=["base", "chat"], cells=names)
-    assert scene.run(num_lanes=2) == ""
+    assert scene.run(num_groups=2) == ""
     assert [name for _, name in scene.done[:2]] == ["base", "chat"]
     assert sorted(name for _, name in scene.done[2:]) == sorted(names)
 
 
-def test_a_lane_that_was_stopped_starts_no_other_group(
+def test_one_that_was_stopped_starts_no_other_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = Scene(tmp_path, monkeypatch, cells=["a", "b"])
@@ -166,10 +166,10 @@ def test_a_lane_that_was_stopped_starts_no_other_group(
         return DIES
 
     monkeypatch.setattr(groups, "run_work", work_until_the_cluster_is_gone)
-    lane = Lane(scene.work, tmp_path, scene.told.append)
+    group = RankGroup(scene.work, tmp_path, scene.told.append)
     assert begun.wait(30)
-    lane.stop()
+    group.stop()
     cluster_is_gone.set()
-    lane.join(30)
-    assert not lane.is_alive()
-    assert (lane.error, scene.told, scene.queue.num_waiting()) == (None, [], 2)
+    group.join(30)
+    assert not group.is_alive()
+    assert (group.error, scene.told, scene.queue.num_waiting()) == (None, [], 2)

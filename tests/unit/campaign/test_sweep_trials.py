@@ -35,7 +35,7 @@ def trials(
     queue = JobQueue({name: [] for name in names}, held=names)
     monkeypatch.setattr(sweep, "ask", lambda queue, name, *args: getattr(queue, name)(*args))
     monkeypatch.setattr(Trials, "_tuner", lambda self: TunerThat(fit))
-    tune = Trials(queue, config.sweep, cells, state=tmp_path / "tune", resume=False, num_lanes=1)
+    tune = Trials(queue, config.sweep, cells, state=tmp_path / "tune", resume=False, num_groups=1)
     tune._thread.join(10.0)
     assert not tune.is_alive()
     return tune, queue

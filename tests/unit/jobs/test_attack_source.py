@@ -34,7 +34,7 @@ class Stand:
         self.settings = parse_tree(tree)
         self.attack = ATTACKS[self.settings.attack.name](self.settings.attack)
         self.defence = OnlineDefence(OnlineDefence.Config())
-        self.place = SimpleNamespace(cache=cache, ranks=ONE_RANK)
+        self.process = SimpleNamespace(cache=cache, ranks=ONE_RANK)
         self.inputs = CellInputs(self.settings, cache)
         self.batch_size = BATCH_SIZE
         self.num_steps = self.attack.num_batches(self.settings.data.num_samples)
@@ -99,7 +99,7 @@ class Stand:
         return attack_source(assembly, log)
 
     def pairs(self, num: int) -> list[SafePair]:
-        data = CellData(self.settings.data, self.place.cache).preferences
+        data = CellData(self.settings.data, self.process.cache).preferences
         return data.draw("attack", num, seed=3, key="data.num_samples")
 
     def told(self, batches: Sequence[Any]) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from rpa_ray.data.errors import DataError
 from rpa_ray.data.rows import SafePair
 from rpa_ray.data.split import ROLE_SHARES
 from rpa_ray.jobs import refusals as module
-from rpa_ray.jobs.process import Workplace
+from rpa_ray.jobs.process import LearnerProcess
 from rpa_ray.jobs.refusals import BLOCK, keep_refusals, make_refusals
 from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks.data import check_data
@@ -95,7 +95,7 @@ class Writer:
     asked: ClassVar[list[str]] = []
     num_blocks = 99
 
-    def __init__(self, job: RefusalJob, place: Workplace) -> None:
+    def __init__(self, job: RefusalJob, process: LearnerProcess) -> None:
         self._left = type(self).num_blocks
 
     def answers(self, prompts: Sequence[str]) -> list[dict[str, Any]]:
@@ -120,10 +120,10 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> type[Writer]:
     return Writer
 
 
-def place_of(cache: Path, settings: ExperimentSettings) -> tuple[Workplace, Quiet]:
+def place_of(cache: Path, settings: ExperimentSettings) -> tuple[LearnerProcess, Quiet]:
     progress = Quiet()
     nobody: Any = None
-    place = Workplace(
+    process = LearnerProcess(
         ranks=ONE_RANK,
         rollouts=nobody,
         scorers=nobody,
@@ -131,7 +131,7 @@ def place_of(cache: Path, settings: ExperimentSettings) -> tuple[Workplace, Quie
         cluster=settings.cluster,
         progress=progress,
     )
-    return place, progress
+    return process, progress
 
 
 def job_of(settings: ExperimentSettings, cache: Path) -> RefusalJob:
@@ -187,8 +187,8 @@ def test_refusals_that_are_made_are_the_safe_answers_under_the_same_key(
     settings: ExperimentSettings, cache: Path, writer: type[Writer]
 ) -> None:
     planned = CellData(settings.data, cache).planned
-    place, progress = place_of(cache, settings)
-    folder = make_refusals(job_of(settings, cache), place)
+    process, progress = place_of(cache, settings)
+    folder = make_refusals(job_of(settings, cache), process)
     assert len(writer.asked) == len(set(writer.asked)) == 300
     assert progress.notes == ["made 256 of 300", "made 300 of 300"]
     assert progress.steps == [300, 255, 299]
@@ -213,18 +213,18 @@ def test_a_killed_job_does_not_repeat_finished_blocks(
     settings = settings_of(
         tmp_path / "data", cache, refusals={"model": "chat", "max_new_tokens": 50}
     )
-    place, _ = place_of(cache, settings)
+    process, _ = place_of(cache, settings)
     job = job_of(settings, cache)
     writer.num_blocks = 1
     with pytest.raises(KeyboardInterrupt):
-        make_refusals(job, place)
+        make_refusals(job, process)
     assert not job.refusals.is_made(cache)
     begun = cache / "checkpoints" / job.refusals.folder(cache).name / "answers.jsonl"
     with begun.open("a") as file:
         file.write(json.dumps({"answer": "of a block that was not finished"}) + "\n{")
     writer.asked.clear()
     writer.num_blocks = 99
-    make_refusals(job, place)
+    make_refusals(job, process)
     assert len(writer.asked) == 300 - BLOCK
     assert len(job.refusals.pairs(cache)) == 160
     assert not begun.parent.exists()

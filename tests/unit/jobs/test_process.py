@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from rpa_ray.config import ClusterSettings
-from rpa_ray.jobs.process import Workplace
+from rpa_ray.jobs.process import LearnerProcess
 from rpa_ray.learner.engine import OptimizerSettings
 from rpa_ray.learner.ranks import Ranks
 
 OPTIMIZER = OptimizerSettings(learning_rate=1e-3, num_steps=1)
 
 
-def place_of(num_ranks: int, **cluster: Any) -> Workplace:
+def place_of(num_ranks: int, **cluster: Any) -> LearnerProcess:
     nobody: Any = None
-    return Workplace(
+    return LearnerProcess(
         ranks=Ranks(rank=0, size=num_ranks, device=torch.device("cpu")),
         rollouts=nobody,
         scorers=nobody,
@@ -26,8 +26,8 @@ def place_of(num_ranks: int, **cluster: Any) -> Workplace:
 
 @pytest.mark.parametrize(("asked", "expected"), [(None, 6), (4, 4), (6, 6), (50, 6)])
 def test_a_micro_batch_is_at_most_the_ranks_part(asked: int | None, expected: int) -> None:
-    place = place_of(2, micro_batch_size=asked)
-    settings = place.engine_settings(OPTIMIZER, batch_size=12, dtype="float32")
+    process = place_of(2, micro_batch_size=asked)
+    settings = process.engine_settings(OPTIMIZER, batch_size=12, dtype="float32")
     assert settings.micro_batch_size == expected
 
 
