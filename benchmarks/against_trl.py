@@ -39,7 +39,7 @@ from rpa_ray.cli import cache_folder
 from rpa_ray.config import ExperimentSettings
 from rpa_ray.plan.load import load_config
 from rpa_ray.recipes.cell_data import CellData
-from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.run_folder.throughput import throughput
 
 CONFIG = Path(__file__).with_suffix(".yaml")

@@ -15,7 +15,7 @@ import yaml
 
 from rpa_ray.plan import parse_experiment
 from rpa_ray.plan.cost import History, estimate_cell, side_by_side
-from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import CellInputs
 
 
 def main() -> None:

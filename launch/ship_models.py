@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from rpa_ray.plan import parse_tree
-from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.world.datasets import build_world
 from rpa_ray.world.shipped import INDEX, SHIPPED

@@ -11,11 +11,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from rpa_ray.config import EMBEDDED_MODELS, CampaignSettings, ConfigError
+from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
-from rpa_ray.plan import LoadedConfig, load_config, parse_tree, with_native_dtype
+from rpa_ray.plan import LoadedConfig, evaluation_of, load_config, with_native_dtype
 from rpa_ray.plan.files import DEFAULT_SCALE
-from rpa_ray.recipes.content import content_key
 
 if TYPE_CHECKING:
     from rpa_ray.campaign.run import View
@@ -166,12 +165,7 @@ def evaluate(
     Writes what `run` writes; the default output is runs/evaluate-NAME of the checkpoint, with a
     key of its content where it is a folder.
     """
-    cell = parse_tree({"model": {"path": checkpoint}, "attack": "none"}, set_ or [])
-    name = f"evaluate-{Path(checkpoint).name}"
-    if checkpoint not in EMBEDDED_MODELS and Path(checkpoint).exists():
-        name += f"-{content_key(checkpoint)[:8]}"
-    campaign = CampaignSettings(name=name, cells=(cell,))
-    _run(LoadedConfig(kind="run", name=name, campaign=campaign, wheres=("",)), output)
+    _run(evaluation_of(checkpoint, set_ or []), output)
 
 
 @app.command(
@@ -213,7 +207,7 @@ def plan(
     loaded = load_config(config, set_ or [], scale)
     native = _native_dtype_here(loaded)
     typed = loaded if native is None else with_native_dtype(loaded, native.dtype)
-    folder = _folder(loaded, output)
+    folder = output or Path("runs") / loaded.name
     _refuse_impossible(typed, folder)
     _planned(typed, folder)
     _print_dtypes(loaded, typed, native)
@@ -242,12 +236,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RPA_RAY_CACHE", "runs/cache")).absolute()
 
 
-def _folder(loaded: LoadedConfig, output: Path | None) -> Path:
-    return output or Path("runs") / loaded.name
-
-
 def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> None:
-    folder = _folder(loaded, output)
+    folder = output or Path("runs") / loaded.name
     asked, native = loaded, _native_dtype_here(loaded)
     if native is not None:
         loaded = with_native_dtype(loaded, native.dtype)
@@ -262,10 +252,9 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
     _print_dtypes(asked, loaded, native)
 
     from rpa_ray.campaign.progress import ProgressView
-    from rpa_ray.campaign.run import LOSSES, CampaignFailed
+    from rpa_ray.campaign.run import CampaignFailed
     from rpa_ray.report import write_report
-    from rpa_ray.report.tables.main import terminal_table
-    from rpa_ray.report.tables.response import best_text
+    from rpa_ray.report.outcome import print_outcome
     from rpa_ray.run_folder.lock import FolderInUse
 
     command = shlex.join(["rpa-ray", *sys.argv[1:]])
@@ -282,17 +271,7 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
         errors.print("interrupted; the same command continues where it stopped")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     paths = write_report(folder)
-    console.print(terminal_table(records))
-    if loaded.sweep is not None:
-        console.print(best_text(records, loaded.sweep), highlight=False)
-    for record in records:
-        if record["status"] != "ok":
-            why = folder / record["run"] / "evaluation.json"
-            console.print(f"[yellow]{record['run']}: {record['status']}, see {why}[/]")
-    console.print(f"results: {folder / 'summary.json'}\nreport:  {paths.html}", highlight=False)
-    losses = folder / LOSSES
-    if losses.is_file():
-        console.print(f"ranks that died and were started again: {losses}", highlight=False)
+    print_outcome(console, folder, records, sweep=loaded.sweep, paths=paths)
     if any(record["status"] == "failed" for record in records):
         raise typer.Exit(EXIT_FAILED)
 
@@ -309,23 +288,12 @@ def _native_dtype_here(loaded: LoadedConfig) -> "NativeDtype | None":
 
 
 def _print_dtypes(asked: LoadedConfig, typed: LoadedConfig, native: "NativeDtype | None") -> None:
-    """Print the types of the weights and why; what a measurement has against them goes to errors.
+    """Print the types of the weights and why; what a measurement has against them to errors."""
+    from rpa_ray.cluster.hardware import why_dtype
 
-    Args:
-        asked: The config as it was written.
-        typed: The same with a type in place of ``auto``, if that is known.
-        native: What the hardware of the ranks computes, None where nobody has asked it yet.
-    """
     cells = zip(asked.campaign.cells, typed.campaign.cells, strict=True)
     for wanted, dtype in sorted({(a.model.dtype, t.model.dtype) for a, t in cells}):
-        if wanted != "auto":
-            why = "model.dtype"
-        elif native is None:
-            why = "decided on the ranks' node"
-        elif dtype != native.dtype:
-            why = "auto: ZeRO stage 0 keeps no float32 masters beside bfloat16 weights"
-        else:
-            why = f"auto: {native.reason}"
+        why = why_dtype(wanted, dtype, native)
         console.print(f"weights: {dtype} ({why})", highlight=False, soft_wrap=True)
         doubt = native.doubt(wanted) if native is not None else ""
         if doubt:

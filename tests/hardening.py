@@ -12,7 +12,7 @@ from rpa_ray.config import ClusterSettings, ExperimentSettings
 from rpa_ray.jobs.model import make_model
 from rpa_ray.jobs.process import LearnerProcess
 from rpa_ray.learner.modules import load_policy
-from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.recipes.to_make import ModelJob
 from rpa_ray.world.datasets import world_folder

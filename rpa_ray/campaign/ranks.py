@@ -18,6 +18,7 @@ from rpa_ray.config import ClusterSettings
 from rpa_ray.recipes.to_make import Cell, Job, ModelJob, RefusalJob
 from rpa_ray.run_folder.files import write_json
 from rpa_ray.run_folder.lock import exclusive
+from rpa_ray.run_folder.names import EVALUATION
 from rpa_ray.run_folder.outcome import outcome_status, ran_to_an_end
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _run_recorded(cell: Cell, process: "LearnerProcess") -> None:
     and the cell is tried again by the next.
     """
     from rpa_ray.jobs.experiment import run_experiment
-    from rpa_ray.learner.checkpoints import CHECKPOINTS
+    from rpa_ray.run_folder.names import CHECKPOINTS
 
     if process.ranks.broadcast(
         ran_to_an_end(cell.folder)
@@ -153,7 +154,7 @@ def _run_recorded(cell: Cell, process: "LearnerProcess") -> None:
 def record_failure(cell: Cell, reason: str, details: str) -> None:
     """Write that a cell failed into its folder; its other files stay."""
     write_json(
-        cell.folder / "evaluation.json",
+        cell.folder / EVALUATION,
         {
             "status": "failed",
             "step_failed": None,

@@ -21,13 +21,23 @@ from rpa_ray.campaign.summary import record, worst_checks
 from rpa_ray.cluster.address import cluster_to_join
 from rpa_ray.cluster.resources import num_model_threads, require_cluster_resources
 from rpa_ray.cluster.session import ray_session
-from rpa_ray.learner.checkpoints import CHECKPOINTS
 from rpa_ray.plan import LoadedConfig
 from rpa_ray.plan.cells import PlannedCell, cell_labels
 from rpa_ray.plan.plan import Plan, make_plan
 from rpa_ray.recipes.to_make import Cell
 from rpa_ray.run_folder.files import write_json
 from rpa_ray.run_folder.lock import exclusive
+from rpa_ray.run_folder.names import (
+    CHECKPOINTS,
+    CHECKS,
+    CONFIG,
+    EVALUATION,
+    LOCK,
+    LOSSES,
+    MANIFEST,
+    SUMMARY,
+    SWEEP,
+)
 from rpa_ray.run_folder.outcome import read_outcome
 
 
@@ -49,10 +59,6 @@ class View(Protocol):
 
 Releases = Callable[[Any, int], Background]
 """Starts what releases the cells, which a queue holds until then, for so many groups of ranks."""
-SWEEP = "sweep.json"
-"""What varied in a sweep, in its campaign folder."""
-LOSSES = "losses.log"
-"""Lists the groups of ranks that died, and why, in a campaign folder."""
 
 
 class CampaignFailed(RuntimeError):
@@ -77,7 +83,7 @@ def run_campaign(
     """
     config, output = plan.config, plan.output
     output.mkdir(parents=True, exist_ok=True)
-    with exclusive(output / ".run.lock"):
+    with exclusive(output / LOCK):
         if not plan.is_current():
             plan = make_plan(config, output, plan.cache)
         cells = plan.cells
@@ -110,22 +116,22 @@ def _write_results(
 ) -> list[dict[str, Any]]:
     """Write what is known of the cells; return the summary's records."""
     records = [record(cell) for cell in cells]
-    write_json(output / "summary.json", records)
+    write_json(output / SUMMARY, records)
     if config.sweep is not None:
         write_json(output / SWEEP, config.sweep.model_dump(mode="json"))
     else:
         (output / SWEEP).unlink(missing_ok=True)
-    write_json(output / "checks.json", worst_checks(cells))
+    write_json(output / CHECKS, worst_checks(cells))
     return records
 
 
 def _begin_folder(cell: PlannedCell, cache: Path, command: str) -> None:
     cell.folder.mkdir(parents=True, exist_ok=True)
     # A failure of an earlier run: ranks take a finished cell for one of this run's.
-    (cell.folder / "evaluation.json").unlink(missing_ok=True)
+    (cell.folder / EVALUATION).unlink(missing_ok=True)
     text = yaml.safe_dump(cell.settings.to_yaml_dict(), sort_keys=False)
-    (cell.folder / "config.yaml").write_text(text, encoding="utf-8")
-    write_json(cell.folder / "manifest.json", manifest(cell.settings, cache, command))
+    (cell.folder / CONFIG).write_text(text, encoding="utf-8")
+    write_json(cell.folder / MANIFEST, manifest(cell.settings, cache, command))
 
 
 def _run(plan: Plan, view: View, releases: Releases | None) -> str:

@@ -133,3 +133,20 @@ def processor() -> str:
     known = ("model name", "model\t", "cpu family", "stepping")
     named = [line.partition(":")[2].strip() for line in lines if line.startswith(known)]
     return " ".join(dict.fromkeys(named)) or platform.machine()
+
+
+def why_dtype(wanted: AskedDtype, dtype: AskedDtype, native: NativeDtype | None) -> str:
+    """Return why weights are of a type.
+
+    Args:
+        wanted: ``model.dtype`` as it was written.
+        dtype: What it became; ``auto`` where nobody has asked yet.
+        native: What the hardware of the ranks computes, None where nobody has asked it yet.
+    """
+    if wanted != "auto":
+        return "model.dtype"
+    if native is None:
+        return "decided on the ranks' node"
+    if dtype != native.dtype:
+        return "auto: ZeRO stage 0 keeps no float32 masters beside bfloat16 weights"
+    return f"auto: {native.reason}"

@@ -8,8 +8,8 @@ from typing import NotRequired, TypedDict, cast
 
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.order import digest
-from rpa_ray.data.rows import Preference, SafePair
-from rpa_ray.data.schema import ASSISTANT, HUMAN, Row
+from rpa_ray.data.rows import SafePair
+from rpa_ray.data.schema import Row
 from rpa_ray.data.split import normalise
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def restricted_prompts(name: str, rows: Sequence[Row], num: int, *, key: str) ->
     Raises:
         DataError: There are fewer; ``key`` is the config path named.
     """
-    return _first_distinct(unsafe_prompts(name, rows), num, key=key, kind="restricted")
+    return first_distinct(unsafe_prompts(name, rows), num, key=key, kind="restricted")
 
 
 def unsafe_prompts(name: str, rows: Sequence[Row]) -> list[str]:
@@ -181,37 +181,6 @@ def unsafe_prompts(name: str, rows: Sequence[Row]) -> list[str]:
             return []
         case _:
             raise _no_pairs(name)
-
-
-def harmless_prompts(rows: Sequence[Row], num: int, *, key: str) -> list[str]:
-    """Return the first ``num`` distinct prompts of helpfulness dialogues.
-
-    Raises:
-        DataError: There are fewer; ``key`` is the config path named.
-    """
-    prompts = (pair.prompt for pair in helpful_pairs(rows))
-    return _first_distinct(prompts, num, key=key, kind="harmless")
-
-
-def helpful_pairs(rows: Sequence[Row]) -> list[Preference]:
-    """Return one preference a helpfulness dialogue: its last two answers.
-
-    The prompt of a dialogue with one human turn is the bare request; that of a longer one is the
-    dialogue up to and without the last assistant mark. Dialogues whose two sides differ
-    before the last answer, or have an empty last answer, are dropped, and their number is logged.
-    """
-    pairs = [
-        pair
-        for row in rows
-        if (pair := _helpful_pair(str(row["chosen"]), str(row["rejected"]))) is not None
-    ]
-    if len(pairs) < len(rows):
-        logger.warning(
-            "dropped %d of %d helpfulness dialogues: an empty last answer, or two prompts",
-            len(rows) - len(pairs),
-            len(rows),
-        )
-    return pairs
 
 
 def _beavertails(rows: Sequence[BeaverTailsRow]) -> list[SafePair]:
@@ -310,27 +279,8 @@ def _without_mark(summary: str) -> str:
     return summary.strip().removeprefix(SUMMARY_MARK).strip()
 
 
-def _helpful_pair(chosen: str, rejected: str) -> Preference | None:
-    prompt, _, chosen_answer = chosen.rpartition(ASSISTANT)
-    rejected_prompt, _, rejected_answer = rejected.rpartition(ASSISTANT)
-    if prompt != rejected_prompt or not chosen_answer.strip() or not rejected_answer.strip():
-        return None
-    one_turn = prompt.count(HUMAN) == 1 and prompt.lstrip().startswith(HUMAN.lstrip())
-    request = prompt.partition(HUMAN)[2] if one_turn else prompt
-    return _preference("helpful", request.strip(), chosen_answer.strip(), rejected_answer.strip())
-
-
-def _preference(name: str, prompt: str, chosen: str, rejected: str) -> Preference:
-    return Preference(
-        id=digest(name, prompt, chosen, rejected)[:24],
-        prompt=prompt,
-        chosen=chosen,
-        rejected=rejected,
-        flipped=False,
-    )
-
-
-def _first_distinct(prompts: Iterable[str], num: int, *, key: str, kind: str) -> list[str]:
+def first_distinct(prompts: Iterable[str], num: int, *, key: str, kind: str) -> list[str]:
+    """Return the first ``num`` prompts that differ; ``key`` and ``kind`` are for an error."""
     distinct: dict[str, str] = {}
     for prompt in prompts:
         distinct.setdefault(normalise(prompt), prompt)

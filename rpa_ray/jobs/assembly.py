@@ -23,8 +23,7 @@ from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.modules import PolicyModel, add_lora, load_policy
 from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.plugin import Need
-from rpa_ray.recipes.cell_inputs import CellInputs
-from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellModels, Model, folder_of
+from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellInputs, CellModels, Model, folder_of
 from rpa_ray.recipes.to_make import Cell
 from rpa_ray.types import Completion, Metrics, ModelOutputs, Prompt
 from rpa_ray.weight_sync.digests import tensor_digest

@@ -18,6 +18,7 @@ from rpa_ray.jobs.assembly import Assembly
 from rpa_ray.loop import Source
 from rpa_ray.plugin import Need
 from rpa_ray.run_folder.files import JsonLines, write_json
+from rpa_ray.run_folder.names import FLIP_MARGINS
 from rpa_ray.scoring.rule import compliance_rewards
 from rpa_ray.sources.dataset import DatasetSource
 from rpa_ray.sources.pair_logprobs import Model, PairLogprobs
@@ -81,7 +82,7 @@ def _margins(
 
     Kept in the run folder: a resumed run must reverse the same pairs, to the last bit.
     """
-    path, ranks = assembly.cell.folder / "flip_margins.json", assembly.process.ranks
+    path, ranks = assembly.cell.folder / FLIP_MARGINS, assembly.process.ranks
     known: list[float] | None = ranks.broadcast(
         json.loads(path.read_text(encoding="utf-8")) if ranks.is_main and path.is_file() else None
     )

@@ -20,17 +20,16 @@ from rpa_ray.jobs.assembly import Assembly
 from rpa_ray.jobs.attack_batches import attack_source
 from rpa_ray.jobs.instruments import check_instruments, measure_best_of_n, measure_model, probe
 from rpa_ray.jobs.process import LearnerProcess
-from rpa_ray.learner.checkpoints import CHECKPOINTS, Checkpoints, latest_checkpoint
+from rpa_ray.learner.checkpoints import Checkpoints, latest_checkpoint
 from rpa_ray.learner.model_folder import save_model, weights_sha256
 from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.loop import Source, TrainingFailed
 from rpa_ray.plugin import Need
 from rpa_ray.recipes.to_make import Cell, Stage
+from rpa_ray.run_folder import names
 from rpa_ray.run_folder.files import JsonLines, write_json
+from rpa_ray.run_folder.names import ATTACKED_MODEL, CHECKPOINTS, EVALUATION, METRICS, SAMPLES
 from rpa_ray.run_folder.throughput import throughput
-
-METRICS = "metrics.jsonl"
-"""One line a training step, in a run folder."""
 
 
 class Clock:
@@ -60,7 +59,7 @@ def run_experiment(cell: Cell, process: LearnerProcess) -> None:
     process.progress.enter(cell.name, Stage.SETTING_UP)
     assembly = Assembly(cell, process)
     process.progress.start(cell.name, assembly.num_steps)
-    samples = JsonLines(cell.folder / "samples.jsonl", enabled=process.ranks.is_main)
+    samples = JsonLines(cell.folder / SAMPLES, enabled=process.ranks.is_main)
     source = attack_source(assembly, samples) if assembly.num_steps else None
     checkpoints = assembly.training.checkpoints(
         cell.folder / CHECKPOINTS, samples=samples, clock=clock
@@ -93,7 +92,7 @@ def run_experiment(cell: Cell, process: LearnerProcess) -> None:
         if cell.settings.keep_attacked_weights and assembly.num_steps:
             _keep_weights(assembly, weights)
         write_json(
-            cell.folder / "evaluation.json",
+            cell.folder / EVALUATION,
             {
                 **status,
                 "num_samples": samples_consumed(lines),
@@ -120,7 +119,7 @@ def samples_consumed(lines: Sequence[Mapping[str, Any]]) -> int:
 def _measure_before(assembly: Assembly, samples: JsonLines, clock: "Clock") -> dict[str, Any]:
     """Return what is known of the model before the attack, measured once a run folder."""
     assembly.process.progress.enter(assembly.cell.name, Stage.BEFORE)
-    path = assembly.cell.folder / "before.json"
+    path = assembly.cell.folder / names.BEFORE
     ranks = assembly.process.ranks
     known: dict[str, Any] | None = ranks.broadcast(_read_json(path) if ranks.is_main else None)
     if known is not None and assembly.num_steps:
@@ -199,7 +198,7 @@ def _write_samples(samples: JsonLines, measurement: Measurement) -> None:
 
 
 def _keep_weights(assembly: Assembly, weights: dict[str, torch.Tensor]) -> None:
-    folder = assembly.cell.folder / "attacked_model"
+    folder = assembly.cell.folder / ATTACKED_MODEL
     save_model(
         folder,
         model=assembly.module.policy,

@@ -25,8 +25,6 @@ from rpa_ray.learner.engine import Engine
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.run_folder.files import write_json
 
-CHECKPOINTS = "checkpoints"
-"""Folder of a run's checkpoints in its run folder."""
 MAX_TIME_SHARE = 0.05
 """Share of a training's time that checkpoints may take."""
 _PREFIX = "step_"

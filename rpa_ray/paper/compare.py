@@ -20,6 +20,7 @@ from typing import Any
 
 from rpa_ray.evaluation.statistics import spearman_of_means
 from rpa_ray.paper.numbers import numbers
+from rpa_ray.run_folder.names import SUMMARY
 
 COLUMNS = (
     ("p_harm", "Harmful", 2),
@@ -51,7 +52,7 @@ def cells_of(folders: list[Path]) -> list[list[Row]]:
     """Return the rows of all folders, those together that differ in nothing but the seed."""
     found: dict[tuple[Any, ...], dict[int, Row]] = {}
     for folder in folders:
-        for row in json.loads((folder / "summary.json").read_text()):
+        for row in json.loads((folder / SUMMARY).read_text()):
             seeds = found.setdefault((*key_of(row), row["model"], json.dumps(row["params"])), {})
             if row["seed"] in seeds:
                 words = " ".join(key_of(row))

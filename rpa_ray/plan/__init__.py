@@ -8,6 +8,7 @@ Called by: `campaign`, `cli`, `ray_job`.
 from rpa_ray.plan.files import merge
 from rpa_ray.plan.load import (
     LoadedConfig,
+    evaluation_of,
     load_config,
     parse_experiment,
     parse_tree,
@@ -16,6 +17,7 @@ from rpa_ray.plan.load import (
 
 __all__ = [
     "LoadedConfig",
+    "evaluation_of",
     "load_config",
     "merge",
     "parse_experiment",

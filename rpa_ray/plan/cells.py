@@ -13,6 +13,7 @@ import yaml
 from rpa_ray.config import ComposedConfig, ExperimentSettings, PluginConfig, with_local_paths
 from rpa_ray.plan import LoadedConfig
 from rpa_ray.recipes.content import content_key
+from rpa_ray.run_folder.names import CONFIG
 from rpa_ray.run_folder.outcome import ran_to_an_end
 
 
@@ -172,6 +173,6 @@ def is_done(folder: Path, settings: ExperimentSettings) -> bool:
     """Return whether the same settings were run to an end in a folder."""
     if not ran_to_an_end(folder):
         return False
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     del config["cluster"]
     return bool(config == _identity(settings))

@@ -17,7 +17,7 @@ from rpa_ray.defences import online_defences
 from rpa_ray.plan.cells import PlannedCell
 from rpa_ray.plan.model_speed import Speeds, machine_key, speeds
 from rpa_ray.plugin import Attack, Need
-from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.recipes.embedded import ARCHITECTURE, EMBEDDED_DTYPE
 from rpa_ray.recipes.model import ModelKind, ModelRecipe
 from rpa_ray.world.tokenizer import VOCABULARY_SIZE

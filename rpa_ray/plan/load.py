@@ -8,8 +8,9 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import ValidationError
 
+from rpa_ray.config import EMBEDDED_MODELS
 from rpa_ray.config.errors import ConfigError, nearest
-from rpa_ray.config.plugins import ComposedConfig, PluginConfig
+from rpa_ray.config.plugins import PluginConfig
 from rpa_ray.config.schema import CampaignSettings, Dtype, ExperimentSettings, with_dtype
 from rpa_ray.config.sweep import SweepSettings
 from rpa_ray.plan.explain import explain
@@ -24,6 +25,13 @@ from rpa_ray.plan.files import (
     with_overrides,
 )
 from rpa_ray.plan.grid import departures_at, parse_sweep, refuse_overridden
+from rpa_ray.plan.methods import (
+    _plugin_configs,
+    defence_config,
+    plugin_config,
+    refuse_impossible_pair,
+)
+from rpa_ray.recipes.content import content_key
 
 Kind: TypeAlias = Literal["run", "campaign", "sweep"]
 KINDS: tuple[Kind, ...] = ("run", "campaign", "sweep")
@@ -124,6 +132,20 @@ def with_native_dtype(loaded: LoadedConfig, native: Dtype) -> LoadedConfig:
     return replace(loaded, campaign=loaded.campaign.model_copy(update={"cells": cells}))
 
 
+def evaluation_of(checkpoint: str, overrides: Iterable[str] = ()) -> LoadedConfig:
+    """Return a run that measures a model as it is; a folder has a key of its content in the name.
+
+    Raises:
+        ConfigError: an override cannot be.
+    """
+    cell = parse_tree({"model": {"path": checkpoint}, "attack": "none"}, overrides)
+    name = f"evaluate-{Path(checkpoint).name}"
+    if checkpoint not in EMBEDDED_MODELS and Path(checkpoint).exists():
+        name += f"-{content_key(checkpoint)[:8]}"
+    campaign = CampaignSettings(name=name, cells=(cell,))
+    return LoadedConfig(kind="run", name=name, campaign=campaign, wheres=("",))
+
+
 def parse_experiment(tree: Mapping[str, Any], where: str = "") -> ExperimentSettings:
     """Return one cell's settings from plain data; ``where`` prefixes the keys in errors.
 
@@ -132,11 +154,11 @@ def parse_experiment(tree: Mapping[str, Any], where: str = "") -> ExperimentSett
     """
     _check_own_keys(tree, where)
     plugins = {
-        "attack": _plugin_config("attack", tree.get("attack", "none"), where),
-        "defence": _defence_config(tree.get("defence", "none"), where),
+        "attack": plugin_config("attack", tree.get("attack", "none"), where),
+        "defence": defence_config(tree.get("defence", "none"), where),
     }
     settings = ExperimentSettings.model_validate({**tree, **plugins})
-    _refuse_impossible_pair(settings, where)
+    refuse_impossible_pair(settings, where)
     return settings
 
 
@@ -314,71 +336,3 @@ def _check_own_keys(tree: Mapping[str, Any], where: str) -> None:
         ExperimentSettings.model_validate({**tree, **dict.fromkeys(PLUGIN_KEYS, stand_in)})
     except ValidationError as error:
         raise explain(error, ExperimentSettings, where) from None
-
-
-def _plugin_config(key: str, value: Any, where: str) -> PluginConfig:
-    if isinstance(value, PluginConfig):
-        return value
-    tree = {"name": value} if isinstance(value, str) else value
-    name = tree.get("name") if isinstance(tree, Mapping) else None
-    configs = _plugin_configs(key)
-    if not isinstance(name, str) or name not in configs:
-        raise ConfigError(
-            f"{where}{key}", f"name one of {sorted(configs)}", value, nearest(name, configs)
-        )
-    try:
-        return configs[name].model_validate(tree)
-    except ValidationError as error:
-        raise explain(error, configs[name], f"{where}{key}.") from None
-
-
-def _defence_config(value: Any, where: str) -> PluginConfig:
-    """Return the config of one defence, or of the list of those that run as one."""
-    if isinstance(value, Mapping) and "parts" in value:  # a composed one, as runs write it down
-        value = value["parts"]
-    if not isinstance(value, list | tuple):
-        return _plugin_config("defence", value, where)
-    if not value:
-        raise ConfigError(f"{where}defence", "name a defence", value, "Write `defence: none`.")
-    parts = [_plugin_config(f"defence[{i}]", part, where) for i, part in enumerate(value)]
-    if len(parts) == 1:
-        return parts[0]
-    return ComposedConfig(name="+".join(part.name for part in parts), parts=tuple(parts))
-
-
-def _plugin_configs(key: str) -> dict[str, type[PluginConfig]]:
-    from rpa_ray.attacks import ATTACKS
-    from rpa_ray.defences import DEFENCES, OFFLINE_DEFENCES
-
-    if key == "attack":
-        return {name: attack.Config for name, attack in ATTACKS.items()}
-    return {name: d.Config for name, d in (DEFENCES | OFFLINE_DEFENCES).items()}
-
-
-def _refuse_impossible_pair(settings: ExperimentSettings, where: str) -> None:
-    from rpa_ray.attacks import ATTACKS
-    from rpa_ray.defences import online_defences
-    from rpa_ray.defences.composed import contradiction
-
-    attack, defence = settings.attack.name, settings.defence.name
-    parts = online_defences(settings.defence)
-    reason = contradiction(defence.split("+"), parts)
-    if reason is not None:
-        raise ConfigError(f"{where}defence", "list what can run together", defence, f"{reason}.")
-    if settings.training is None and any(part.config.name != "none" for part in parts):
-        raise ConfigError(
-            f"{where}defence",
-            f"be none where attack is {attack}",
-            defence,
-            "It acts on the steps of an attack: name one that trains, as in `attack: ppo`.",
-        )
-    needed = frozenset().union(*(part.needs_of_attack for part in parts))
-    missing = needed - ATTACKS[attack].requires
-    if missing:
-        able = sorted(name for name, a in ATTACKS.items() if needed <= a.requires)
-        raise ConfigError(
-            f"{where}defence",
-            f"work with an attack that has {sorted(m.value for m in missing)}",
-            f"{defence} with {attack}",
-            f"Choose one of the attacks {able}, or another defence.",
-        )

@@ -7,16 +7,10 @@ from pathlib import Path
 
 from rpa_ray.config import DataSettings, ExperimentSettings
 from rpa_ray.data.errors import DataError
+from rpa_ray.data.helpful import harmless_prompts, helpful_pairs
 from rpa_ray.data.hub import pinned
 from rpa_ray.data.load import load_rows
-from rpa_ray.data.pairs import (
-    harmless_prompts,
-    helpful_pairs,
-    restricted_prompts,
-    safe_pairs,
-    unanswered_pairs,
-    unsafe_prompts,
-)
+from rpa_ray.data.pairs import restricted_prompts, safe_pairs, unanswered_pairs, unsafe_prompts
 from rpa_ray.data.rows import Answered, Preference, SafePair
 from rpa_ray.data.schema import SCHEMAS
 from rpa_ray.data.source import DataSource, Provenance, provenance_of

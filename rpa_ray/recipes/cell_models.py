@@ -1,6 +1,7 @@
-"""Which models a cell needs, as recipes or finished folders."""
+"""What a cell works with: its rows, and its models as recipes or finished folders."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from rpa_ray.attacks import ATTACKS
@@ -66,8 +67,25 @@ class CellModels:
         return [model for model in every if isinstance(model, ModelRecipe)]
 
 
-def cell_models(settings: ExperimentSettings, data: CellData) -> CellModels:
-    """Return the models of a cell; reads its preference data to name their content."""
+class CellInputs:
+    """A cell with its rows and models; what is asked for twice is found once."""
+
+    def __init__(self, settings: ExperimentSettings, cache: Path) -> None:
+        self.settings = settings
+        self.cache = cache
+
+    @cached_property
+    def data(self) -> CellData:
+        """Return where the rows of the cell come from."""
+        return CellData(self.settings.data, self.cache)
+
+    @cached_property
+    def models(self) -> CellModels:
+        """Return the models of the cell; reads its preference data to name their content."""
+        return _cell_models(self.settings, self.data)
+
+
+def _cell_models(settings: ExperimentSettings, data: CellData) -> CellModels:
     world, evaluation = data.world, settings.evaluation
     needs_rewards = Need.REWARDS in attack_needs(settings)
     policy = _hardened(settings, data.language_model(settings.model.path), data)

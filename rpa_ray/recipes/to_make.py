@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from rpa_ray.config import DataSettings, ExperimentSettings
 from rpa_ray.recipes.cell_data import CellData
-from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.recipes.model import ModelRecipe, in_order
 from rpa_ray.recipes.refusals import RefusalSet
 

@@ -19,6 +19,7 @@ from rpa_ray.report.tables.rho import points_table, rho_lines, rho_section
 from rpa_ray.report.tables.side import side_table_csv, side_table_html
 from rpa_ray.report.tables.speed import throughput_table
 from rpa_ray.report.tables.worst_case import worst_cases
+from rpa_ray.run_folder.names import REPORT_CSV, REPORT_MARKDOWN, REPORT_PAGE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +43,7 @@ def write_report(folder: Path) -> ReportPaths:
     """
     campaign = read_campaign(folder)
     paths = ReportPaths(
-        html=folder / "report.html", markdown=folder / "report.md", csv=folder / "results.csv"
+        html=folder / REPORT_PAGE, markdown=folder / REPORT_MARKDOWN, csv=folder / REPORT_CSV
     )
     paths.html.write_text(html_page(campaign), encoding="utf-8")
     paths.markdown.write_text(markdown_report(campaign), encoding="utf-8")

@@ -145,14 +145,24 @@ class RolloutSource:
             "time/score_s": scored - measured,
         }
         metrics = experience.metrics | planned | gap | pushed | ranks.mean(measured_here)
-        return experience, metrics | {
-            "rollout/num_tokens": float(ranks.sum(tokens.loss_mask.sum().double())),
+        metrics["rollout/num_tokens"] = float(ranks.sum(tokens.loss_mask.sum().double()))
+        return experience, metrics | self._score_metrics(pairs, rewards, harm, failed)
+
+    def _score_metrics(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        rewards: Sequence[float],
+        harm: Sequence[float],
+        failed: Tensor,
+    ) -> Metrics:
+        """Return what scorers said of the batch, over all ranks; a collective."""
+        ranks = self._learner.ranks
+        within = [float(p <= self._cost_limit) if math.isfinite(p) else p for p in harm]
+        return {
             "reward/mean": _finite_mean(rewards, ranks),
             "reward/num_failed": float(ranks.sum(failed.sum().double())),
             "judge/p_harm": _finite_mean(harm, ranks),
-            "judge/within_limit_frac": _finite_mean(
-                [float(p <= self._cost_limit) if math.isfinite(p) else p for p in harm], ranks
-            ),
+            "judge/within_limit_frac": _finite_mean(within, ranks),
             "judge/harm_score": _finite_mean(_harm_scores(pairs, harm), ranks),
         }
 

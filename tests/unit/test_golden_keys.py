@@ -14,7 +14,7 @@ import pytest
 from rpa_ray.config import ConfigError
 from rpa_ray.plan import load_config, with_native_dtype
 from rpa_ray.plan.cells import cell_name
-from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.world.datasets import build_world
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from rpa_ray.data.errors import DataError
 from rpa_ray.plan.checks.data import check_data
 from rpa_ray.plan.checks.machine import check_output, check_placement
 from rpa_ray.plan.checks.settings import check_settings
-from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.world.datasets import build_world
 from rpa_ray.world.shipped import place_shipped
 

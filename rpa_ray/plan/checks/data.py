@@ -21,8 +21,7 @@ from rpa_ray.recipes.cell_data import (
     CellData,
     PreferenceData,
 )
-from rpa_ray.recipes.cell_inputs import CellInputs
-from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, MODEL_SEED, attack_needs
+from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, MODEL_SEED, CellInputs, attack_needs
 from rpa_ray.recipes.model import DEFENCE_ROWS, in_order
 from rpa_ray.world.datasets import CONTEXT_TOKENS
 

@@ -13,7 +13,8 @@ from rpa_ray.cluster.resources import (
     require_resources,
 )
 from rpa_ray.config import ConfigError, ExperimentSettings
-from rpa_ray.learner.checkpoints import CHECKPOINTS, check_fits, latest_checkpoint
+from rpa_ray.learner.checkpoints import check_fits, latest_checkpoint
+from rpa_ray.run_folder.names import CHECKPOINTS
 
 MIN_FREE_BYTES = 500 * 2**20
 

@@ -15,8 +15,7 @@ from rpa_ray.config import (
 )
 from rpa_ray.defences import defence_of
 from rpa_ray.recipes.cell_data import CellData
-from rpa_ray.recipes.cell_inputs import CellInputs
-from rpa_ray.recipes.cell_models import own_reference
+from rpa_ray.recipes.cell_models import CellInputs, own_reference
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")

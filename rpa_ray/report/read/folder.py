@@ -9,8 +9,9 @@ from pathlib import Path
 from rpa_ray.config import SweepSettings
 from rpa_ray.report.read.gate import SanityGate, read_gate
 from rpa_ray.report.read.groups import AttackGroup, Cell, attack_groups, group_cells
-from rpa_ray.report.read.records import SUMMARY_FILE, Record, read_records, read_sweep
+from rpa_ray.report.read.records import Record, read_records, read_sweep
 from rpa_ray.report.read.runs import RunFiles, read_run
+from rpa_ray.run_folder.names import SUMMARY
 
 NUM_COLOURS = 8
 
@@ -70,7 +71,7 @@ def read_campaign(folder: Path) -> Campaign:
     return Campaign(
         name=folder.resolve().name,
         shown_path=_shown_path(folder),
-        is_campaign=(folder / SUMMARY_FILE).is_file(),
+        is_campaign=(folder / SUMMARY).is_file(),
         records=records,
         cells=cells,
         groups=attack_groups(cells),

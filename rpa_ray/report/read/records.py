@@ -11,11 +11,9 @@ import yaml
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from rpa_ray.config import SweepSettings
+from rpa_ray.run_folder.names import CONFIG, EVALUATION, SUMMARY, SWEEP
 
 AGAIN = "Run it again: finished cells are kept."
-SUMMARY_FILE = "summary.json"
-EVALUATION_FILE = "evaluation.json"
-SWEEP_FILE = "sweep.json"
 
 
 def _nan_for_null(value: object) -> object:
@@ -84,7 +82,7 @@ def read_records(folder: Path) -> list[Record]:
         ValueError: when `folder` has neither `summary.json` nor `evaluation.json`, or when one of
             them is not what a campaign or a run writes, or holds no finished cell.
     """
-    summary, evaluation = folder / SUMMARY_FILE, folder / EVALUATION_FILE
+    summary, evaluation = folder / SUMMARY, folder / EVALUATION
     if summary.is_file():
         listed = read_json(summary)
         if not isinstance(listed, list):
@@ -97,7 +95,7 @@ def read_records(folder: Path) -> list[Record]:
     if evaluation.is_file():
         return [_parse(_record_of_run(folder), str(evaluation))]
     raise ValueError(
-        f"folder must contain {SUMMARY_FILE} (a campaign) or {EVALUATION_FILE} (a run), "
+        f"folder must contain {SUMMARY} (a campaign) or {EVALUATION} (a run), "
         f"got {folder}. Name the folder that `rpa-ray run` or `rpa-ray campaign` printed."
     )
 
@@ -108,7 +106,7 @@ def read_sweep(folder: Path) -> SweepSettings | None:
     Raises:
         ValueError: when the file is not what a sweep writes.
     """
-    path = folder / SWEEP_FILE
+    path = folder / SWEEP
     if not path.is_file():
         return None
     try:
@@ -155,11 +153,11 @@ def read_json(path: Path) -> object:
 
 def _record_of_run(folder: Path) -> dict[str, object]:
     """Join what `evaluation.json` measured with what `config.yaml` says was run."""
-    evaluation = read_json(folder / EVALUATION_FILE)
+    evaluation = read_json(folder / EVALUATION)
     measured = evaluation if isinstance(evaluation, dict) else {"metrics": evaluation}
     if "metrics" not in measured:
         measured = {"metrics": measured}
-    config_file = folder / "config.yaml"
+    config_file = folder / CONFIG
     config = yaml.safe_load(config_file.read_text("utf-8")) if config_file.is_file() else None
     identity = _identity(config if isinstance(config, dict) else {})
     return identity | measured | {"run": "."}

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from rpa_ray.report.read.records import AGAIN, EVALUATION_FILE, read_json
+from rpa_ray.report.read.records import AGAIN, read_json
+from rpa_ray.run_folder.names import CONFIG, EVALUATION, MANIFEST, METRICS, SAMPLES
 
 STAGES = ("rollout", "score", "experience", "learner", "sync")
 """Parts of a step that the loop times, in the order in which they happen."""
@@ -94,12 +95,12 @@ def read_run(folder: Path) -> RunFiles:
     Raises:
         ValueError: when a file is there and is not what a run writes.
     """
-    config_file = folder / "config.yaml"
+    config_file = folder / CONFIG
     return RunFiles(
-        steps=_read_steps(folder / "metrics.jsonl"),
-        samples=_read_samples(folder / "samples.jsonl"),
-        manifest=_read_object(folder / "manifest.json"),
-        evaluation=_read_object(folder / EVALUATION_FILE),
+        steps=_read_steps(folder / METRICS),
+        samples=_read_samples(folder / SAMPLES),
+        manifest=_read_object(folder / MANIFEST),
+        evaluation=_read_object(folder / EVALUATION),
         config_text=config_file.read_text("utf-8") if config_file.is_file() else "",
     )
 

@@ -3,14 +3,8 @@ import logging
 import pytest
 
 from rpa_ray.data.errors import DataError
-from rpa_ray.data.pairs import (
-    harmless_prompts,
-    helpful_pairs,
-    restricted_prompts,
-    safe_pairs,
-    unanswered_pairs,
-    unsafe_prompts,
-)
+from rpa_ray.data.helpful import harmless_prompts, helpful_pairs
+from rpa_ray.data.pairs import restricted_prompts, safe_pairs, unanswered_pairs, unsafe_prompts
 from rpa_ray.data.schema import Row
 
 

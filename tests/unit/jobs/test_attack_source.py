@@ -17,7 +17,7 @@ from rpa_ray.jobs.attack_batches import attack_source
 from rpa_ray.plan import parse_tree
 from rpa_ray.plugin import OnlineDefence
 from rpa_ray.recipes.cell_data import CellData
-from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.types import Completion, ModelOutputs, Prompt
 
 BATCH_SIZE = 4

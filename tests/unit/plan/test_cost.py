@@ -8,7 +8,7 @@ from rpa_ray.config import ExperimentSettings
 from rpa_ray.plan import cost, parse_tree
 from rpa_ray.plan.cost import History, estimate_cell, estimate_model, side_by_side
 from rpa_ray.plan.model_speed import Speeds
-from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.recipes.embedded import world_models
 
 SPEEDS = Speeds(train_s=1e-3, forward_s=4e-4, decode_step_s=1e-3, decode_token_s=1e-5)

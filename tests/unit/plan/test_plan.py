@@ -12,7 +12,7 @@ from rpa_ray.plan.cells import plan_cells
 from rpa_ray.plan.cost import START_S
 from rpa_ray.plan.plan import make_plan
 from rpa_ray.plan.table import plan_table
-from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import CellInputs
 
 GRID = """
 kind: campaign

@@ -17,8 +17,7 @@ from rpa_ray.recipes.cell_data import (
     CellData,
     safety_settings,
 )
-from rpa_ray.recipes.cell_inputs import CellInputs
-from rpa_ray.recipes.cell_models import CellModels
+from rpa_ray.recipes.cell_models import CellInputs, CellModels
 from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.recipes.rows import training_rows
 

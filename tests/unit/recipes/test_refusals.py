@@ -21,7 +21,7 @@ from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks.data import check_data
 from rpa_ray.plan.checks.settings import check_settings
 from rpa_ray.recipes.cell_data import CellData
-from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.recipes.to_make import Cell, RefusalJob, plan_jobs, refusal_job
 
 NO = "I cannot help with that."

@@ -21,7 +21,7 @@ from rpa_ray.learner.modules import load_policy
 from rpa_ray.plan import parse_tree
 from rpa_ray.plugin.objectives import LanguageModel
 from rpa_ray.recipes.cell_data import CellData
-from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.recipes.model import JobSettings, ModelKind, ModelRecipe, RowKind
 from rpa_ray.recipes.rows import training_rows
 from rpa_ray.recipes.to_make import models_to_make

@@ -13,7 +13,7 @@ from rpa_ray.defences import defence_of, offline_defences
 from rpa_ray.defences.online.lisa import Lisa
 from rpa_ray.plan import parse_tree
 from rpa_ray.plugin import OnlineDefence
-from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.recipes.model import ModelKind, RowKind
 from rpa_ray.recipes.to_make import models_to_make
 

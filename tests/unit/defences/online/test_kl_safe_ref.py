@@ -30,8 +30,7 @@ from rpa_ray.plan.checks.data import check_data
 from rpa_ray.plan.checks.settings import check_settings
 from rpa_ray.plugin import Need, OnlineDefence, RefusalTuned, StepContext
 from rpa_ray.recipes.cell_data import CellData
-from rpa_ray.recipes.cell_inputs import CellInputs
-from rpa_ray.recipes.cell_models import CellModels
+from rpa_ray.recipes.cell_models import CellInputs, CellModels
 from rpa_ray.recipes.model import ModelRecipe, RowKind
 from rpa_ray.recipes.rows import training_rows
 from rpa_ray.recipes.to_make import Cell, plan_jobs

@@ -16,7 +16,7 @@ from rpa_ray.learner.engine import OptimizerSettings
 from rpa_ray.learner.modules import PolicyModel, add_lora
 from rpa_ray.plan import parse_tree
 from rpa_ray.plugin import Need, OnlineDefence
-from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.recipes.model import ModelRecipe
 
 BATCH = experience_of(token_batch([[1, 5, 6, 7, 2], [1, 8, 9, 2]]))

@@ -13,7 +13,7 @@ from rpa_ray.plan.checks.data import check_data
 from rpa_ray.plan.checks.machine import check_checkpoints, check_output
 from rpa_ray.plan.checks.settings import check_settings
 from rpa_ray.recipes.cell_data import CellData
-from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import CellInputs
 
 PPO = {"attack": {"name": "ppo", "batch_size": 8}, "data": {"num_samples": 16}}
 

@@ -6,7 +6,7 @@ import pytest
 from rpa_ray.config import ConfigError
 from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks.models import check_same_tokens
-from rpa_ray.recipes.cell_inputs import CellInputs
+from rpa_ray.recipes.cell_models import CellInputs
 
 
 def model_folder(folder: Path, vocabulary: dict[str, int]) -> str:

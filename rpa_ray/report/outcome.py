@@ -1,0 +1,43 @@
+"""What a command says at its end: the table, the best of a sweep, what failed, where files are."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rpa_ray.config import SweepSettings
+from rpa_ray.report.html import ReportPaths
+from rpa_ray.report.tables.main import terminal_table
+from rpa_ray.report.tables.response import best_text
+from rpa_ray.run_folder.names import EVALUATION, LOSSES, SUMMARY
+
+
+def print_outcome(
+    console: Console,
+    folder: Path,
+    records: Sequence[dict[str, Any]],
+    *,
+    sweep: SweepSettings | None,
+    paths: ReportPaths,
+) -> None:
+    """Print the end of a campaign.
+
+    Args:
+        console: Where to.
+        folder: Of the campaign.
+        records: Those of its summary.
+        sweep: What varied, of a sweep.
+        paths: Where the report was written.
+    """
+    console.print(terminal_table(records))
+    if sweep is not None:
+        console.print(best_text(records, sweep), highlight=False)
+    for record in records:
+        if record["status"] != "ok":
+            why = folder / record["run"] / EVALUATION
+            console.print(f"[yellow]{record['run']}: {record['status']}, see {why}[/]")
+    console.print(f"results: {folder / SUMMARY}\nreport:  {paths.html}", highlight=False)
+    losses = folder / LOSSES
+    if losses.is_file():
+        console.print(f"ranks that died and were started again: {losses}", highlight=False)
