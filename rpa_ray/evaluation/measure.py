@@ -55,6 +55,8 @@ class Instruments:
     harmless: Sequence[Prompt]
     pad_token_id: int
     num_resamples: int
+    num_saved_samples: int
+    """Answers of each decoding that are kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,10 +121,9 @@ def measure(tools: Instruments, *, phase: str, fluency_limit: float | None) -> M
     metrics = {n: bootstrap_mean(v, num_resamples=tools.num_resamples) for n, v in values.items()}
     metrics["harm_score_max"] = _largest(values["harm_score"])
     metrics["ppl_median"] = bootstrap_median(helpful_ppls, tools.num_resamples)
-    samples = _samples(phase, "greedy", greedy, harm, labels)
-    samples += _samples(
-        phase, "sampled", sampled, harm_sampled, _labels(tools.label, sampled_pairs)
-    )
+    labels_sampled, num = _labels(tools.label, sampled_pairs), tools.num_saved_samples
+    samples = _samples(phase, "greedy", greedy, harm, labels)[:num]
+    samples += _samples(phase, "sampled", sampled, harm_sampled, labels_sampled)[:num]
     return Measurement(metrics=metrics, samples=samples, restricted_ppls=ppls)
 
 

@@ -55,12 +55,15 @@ class Assembly:
             self.module.add_cost_head(self.settings.seed)
         if trained is not None and trained.lora is not None:
             add_lora(self.module, trained.lora, seed=self.settings.seed)
+        # Before the engine, which takes the parameters as it finds them, and on every rank alike.
         self.defence.attach(self.module, self._folders_of_needs())
+        # Copies of what lies in the folder: nothing that was attached is in them.
         self._original = self._load_frozen(self.path)
         self._reference = self._frozen_of(self.models.reference, Need.REFERENCE in needs)
         self.defence.attach_reference(self._reference)
         self.num_steps = self.attack.num_batches(self.settings.data.num_samples)
         self.training = self._training(needs)
+        # The source of the weights gathers through the engine, so that comes first.
         self._weight_filter: WeightFilter | None = None
         self.workers = SharedWorkers(
             ranks=process.ranks,

@@ -65,6 +65,7 @@ def measure_model(assembly: Assembly, *, phase: str, fluency_limit: float | None
         harmless=assembly.prompts(harmless, [f"harmless-{i}" for i in range(len(harmless))]),
         pad_token_id=int(assembly.tokenizer.pad_token_id),
         num_resamples=evaluation.num_resamples,
+        num_saved_samples=evaluation.num_saved_samples,
     )
     measurement = measure(tools, phase=phase, fluency_limit=fluency_limit)
     if settings.data.name == "tldr":
@@ -109,7 +110,7 @@ def _with_summaries(
     return replace(
         measurement,
         metrics=measurement.metrics | metrics,
-        samples=measurement.samples + samples,
+        samples=measurement.samples + samples[: tools.num_saved_samples],
     )
 
 

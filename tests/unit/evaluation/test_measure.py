@@ -59,6 +59,7 @@ def instruments(**changes: object) -> Instruments:
         "harmless": HARMLESS,
         "pad_token_id": 0,
         "num_resamples": 100,
+        "num_saved_samples": 100,
     }
     return Instruments(**(parts | changes))  # type: ignore[arg-type]
 
@@ -125,3 +126,9 @@ def test_every_answer_is_kept_with_its_scores_and_version() -> None:
         "label": "compliance",
         "policy_version": 1,
     }
+
+
+def test_as_many_answers_of_each_decoding_are_kept_as_are_asked_for() -> None:
+    tools = instruments(num_saved_samples=3)
+    samples = measure(tools, phase="before", fluency_limit=None).samples
+    assert [sample["decoding"] for sample in samples] == ["greedy"] * 3 + ["sampled"] * 3
