@@ -5,7 +5,6 @@ Ray itself waits half a minute for a cluster that is not there.
 
 import json
 import os
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from http.client import HTTPException
 from typing import Any
 
 from rpa_ray.config import ConfigError
+from rpa_ray.deadline import answer_within
 
 RAY_LIMIT_S = 2.0
 """Longest wait for a cluster's answer."""
@@ -116,12 +116,10 @@ def _problem(address: str) -> str | None:
 
 def _in_time(ask: Callable[[], str | None]) -> str | None:
     """Return the problem that ``ask`` finds, or that it takes too long."""
-    problems: list[str | None] = []
-    # A daemon thread: the time limit of a call does not bound the look-up of a host name.
-    thread = threading.Thread(target=lambda: problems.append(ask()), daemon=True)
-    thread.start()
-    thread.join(RAY_LIMIT_S + 0.5)
-    return problems[0] if problems else NO_ANSWER
+    try:
+        return answer_within(RAY_LIMIT_S + 0.5, ask)
+    except TimeoutError:
+        return NO_ANSWER
 
 
 def _ask(open_channel: Callable[..., Any], target: str, method: str, question: bytes) -> str | None:

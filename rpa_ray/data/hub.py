@@ -5,7 +5,6 @@ The Hugging Face libraries are imported on first use: they are slow to import.
 
 import os
 import re
-import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from rpa_ray.data.errors import DataError, last_line
 from rpa_ray.data.schema import Row, Schema
+from rpa_ray.deadline import answer_within
 
 HUB_LIMIT_S = 2.5
 """Longest wait for the Hub's first answer; what it sends afterwards may take its time."""
@@ -118,30 +118,21 @@ def read_hub(
 
 @lru_cache(maxsize=32)
 def _commit(repo: str, revision: str | None, path_key: str) -> str:
-    """Return the hash of the commit; refuse within :data:`HUB_LIMIT_S` if the Hub cannot tell.
-
-    The library's own limits do not bound name resolution and add up over its retries.
-    """
+    """Return the hash of the commit; refuse within :data:`HUB_LIMIT_S` if the Hub cannot tell."""
     import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    outcome: list[str | Exception] = []
+    def ask() -> str:
+        found = HfApi().dataset_info(repo, revision=revision, timeout=HUB_LIMIT_S)
+        if found.sha is None:
+            raise ValueError("it names no commit")
+        return found.sha
 
-    def ask() -> None:
-        try:
-            found = HfApi().dataset_info(repo, revision=revision, timeout=HUB_LIMIT_S)
-            outcome.append(found.sha or ValueError("it names no commit"))
-        except (httpx.HTTPError, OSError, ValueError) as error:
-            outcome.append(error)
-
-    # A daemon thread: one that still waits for a name server does not hold up the exit.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(HUB_LIMIT_S)
-    answer = outcome[0] if outcome else TimeoutError(f"no answer within {HUB_LIMIT_S:g} s")
-    if isinstance(answer, str):
-        return answer
+    try:
+        return answer_within(HUB_LIMIT_S, ask)
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        answer = error
     if isinstance(answer, HfHubHTTPError | HFValidationError):
         rule, remedy = "that the Hub gives out", "Check id, revision and access rights."
     else:

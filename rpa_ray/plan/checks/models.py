@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from rpa_ray.config import (
     ExperimentSettings,
     ReferencedConfig,
 )
+from rpa_ray.deadline import answer_within
 from rpa_ray.defences import defence_of
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import CellInputs, own_reference
@@ -204,18 +204,9 @@ def _hub_problem(repo: str) -> str | None:
     import httpx
     from huggingface_hub import HfApi
 
-    outcome: list[str | None] = []
-
-    def ask() -> None:
-        try:
-            HfApi().model_info(repo, timeout=HUB_LIMIT_S)
-            outcome.append(None)
-        except (httpx.HTTPError, OSError, ValueError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            outcome.append(lines[-1][:200])
-
-    # A daemon thread: the time limit of a request does not bound the look-up of a host name.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(HUB_LIMIT_S)
-    return outcome[0] if outcome else f"no answer within {HUB_LIMIT_S:g} s"
+    try:
+        answer_within(HUB_LIMIT_S, lambda: HfApi().model_info(repo, timeout=HUB_LIMIT_S))
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return lines[-1][:200]
+    return None
