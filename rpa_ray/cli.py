@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rpa_ray.campaign.run import View
     from rpa_ray.cluster.hardware import NativeDtype
     from rpa_ray.plan.plan import Plan
+    from rpa_ray.recipes.cell_models import CampaignInputs
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
@@ -208,8 +209,7 @@ def plan(
     native = _native_dtype_here(loaded)
     typed = loaded if native is None else with_native_dtype(loaded, native.dtype)
     folder = output or Path("runs") / loaded.name
-    _refuse_impossible(typed, folder)
-    _planned(typed, folder)
+    _planned(typed, folder, _checked(typed, folder))
     _print_dtypes(loaded, typed, native)
 
 
@@ -241,14 +241,14 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
     asked, native = loaded, _native_dtype_here(loaded)
     if native is not None:
         loaded = with_native_dtype(loaded, native.dtype)
-    _refuse_impossible(loaded, folder)
+    inputs = _checked(loaded, folder)
     cells = loaded.campaign.cells
     if native is None and any(cell.model.dtype == "auto" for cell in cells):
         from rpa_ray.cluster.session import native_dtype_of_cluster
 
         native = native_dtype_of_cluster(cells[0].cluster)
         loaded = with_native_dtype(loaded, native.dtype)
-    plan = _planned(loaded, folder)
+    plan = _planned(loaded, folder, inputs)
     _print_dtypes(asked, loaded, native)
 
     from rpa_ray.campaign.progress import ProgressView
@@ -310,35 +310,35 @@ def _records(plan: "Plan", *, view: "View", command: str, resume: bool) -> list[
     return run_sweep(plan, view=view, command=command, resume=resume)
 
 
-def _refuse_impossible(loaded: LoadedConfig, folder: Path) -> None:
+def _checked(loaded: LoadedConfig, folder: Path) -> "CampaignInputs":
+    """Refuse what cannot be; return the rows and models that were found on the way."""
     from rpa_ray.plan.checks.all import check_all
+    from rpa_ray.recipes.cell_models import CampaignInputs
 
     if loaded.sweep is not None:
         from rpa_ray.report.tables.response import require_metric
 
         require_metric(loaded.sweep.metric)
-    cells = list(zip(loaded.wheres, loaded.campaign.cells, strict=True))
-    placed = check_all(cells, {"--output": folder, "RPA_RAY_CACHE": cache_folder()})
+    inputs = CampaignInputs(cache_folder())
+    cells = list(zip(loaded.wheres, map(inputs.of, loaded.campaign.cells), strict=True))
+    placed = check_all(cells, {"--output": folder, "RPA_RAY_CACHE": inputs.cache})
     if placed:
         console.print(
             f"models: {len(placed)} of the default world come with the package, nobody trains "
-            f"them; in {cache_folder()}",
+            f"them; in {inputs.cache}",
             highlight=False,
             soft_wrap=True,
         )
+    return inputs
 
 
-def _planned(loaded: LoadedConfig, folder: Path) -> "Plan":
-    """Print and return what will be done.
-
-    Raises:
-        ConfigError: Other ranks began a cell; its folder is known only by the type of weights.
-    """
+def _planned(loaded: LoadedConfig, folder: Path, inputs: "CampaignInputs") -> "Plan":
+    """Print and return what will be done; refuse where other ranks began a cell of it."""
     from rpa_ray.plan.checks.machine import check_checkpoints
     from rpa_ray.plan.plan import make_plan
     from rpa_ray.plan.table import plan_table
 
-    plan = make_plan(loaded, folder, cache_folder())
+    plan = make_plan(loaded, folder, inputs)
     for cell in plan.todo:
         check_checkpoints(cell.folder, cell.settings)
     console.print(plan_table(plan))

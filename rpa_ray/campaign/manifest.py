@@ -16,6 +16,7 @@ from rpa_ray.recipes.cell_data import (
     CellData,
     PreferenceData,
 )
+from rpa_ray.recipes.cell_models import CellInputs
 
 PACKAGES = (
     "rpa_ray",
@@ -30,9 +31,9 @@ PACKAGES = (
 )
 
 
-def manifest(settings: ExperimentSettings, cache: Path, command: str) -> dict[str, Any]:
+def manifest(inputs: CellInputs, command: str) -> dict[str, Any]:
     """Return versions, seeds, data hashes and commit of a run; no tokens, no environment."""
-    found = CellData(settings.data, cache)
+    settings, found = inputs.settings, inputs.data
     data, safety = found.planned, found.safety.planned
     return {
         "command": command,

@@ -24,6 +24,7 @@ from rpa_ray.cluster.session import ray_session
 from rpa_ray.plan import LoadedConfig
 from rpa_ray.plan.cells import PlannedCell, cell_labels
 from rpa_ray.plan.plan import Plan, make_plan
+from rpa_ray.recipes.cell_models import CampaignInputs, CellInputs
 from rpa_ray.recipes.to_make import Cell
 from rpa_ray.run_folder.files import write_json
 from rpa_ray.run_folder.lock import exclusive
@@ -85,13 +86,13 @@ def run_campaign(
     output.mkdir(parents=True, exist_ok=True)
     with exclusive(output / LOCK):
         if not plan.is_current():
-            plan = make_plan(config, output, plan.cache)
+            plan = make_plan(config, output, CampaignInputs(plan.cache))
         cells = plan.cells
         for cell in cells:
             if cell.done:  # it may have been interrupted just before it deleted them
                 shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)
             else:
-                _begin_folder(cell, plan.cache, command)
+                _begin_folder(cell, plan.inputs.of(cell.settings), command)
         try:
             failure = _run(plan, view, releases) if plan.todo else ""
         except KeyboardInterrupt:
@@ -125,13 +126,13 @@ def _write_results(
     return records
 
 
-def _begin_folder(cell: PlannedCell, cache: Path, command: str) -> None:
+def _begin_folder(cell: PlannedCell, inputs: CellInputs, command: str) -> None:
     cell.folder.mkdir(parents=True, exist_ok=True)
     # A failure of an earlier run: ranks take a finished cell for one of this run's.
     (cell.folder / EVALUATION).unlink(missing_ok=True)
     text = yaml.safe_dump(cell.settings.to_yaml_dict(), sort_keys=False)
     (cell.folder / CONFIG).write_text(text, encoding="utf-8")
-    write_json(cell.folder / MANIFEST, manifest(cell.settings, cache, command))
+    write_json(cell.folder / MANIFEST, manifest(inputs, command))
 
 
 def _run(plan: Plan, view: View, releases: Releases | None) -> str:

@@ -17,7 +17,7 @@ from rpa_ray.defences import online_defences
 from rpa_ray.plan.cells import PlannedCell
 from rpa_ray.plan.model_speed import Speeds, machine_key, speeds
 from rpa_ray.plugin import Attack, Need
-from rpa_ray.recipes.cell_models import CellInputs
+from rpa_ray.recipes.cell_models import CampaignInputs, CellInputs
 from rpa_ray.recipes.embedded import ARCHITECTURE, EMBEDDED_DTYPE
 from rpa_ray.recipes.model import ModelKind, ModelRecipe
 from rpa_ray.world.tokenizer import VOCABULARY_SIZE
@@ -250,8 +250,10 @@ def model_seconds(
 class CellCosts:
     """About how long the cells take that are to be run, ``num_at_once`` of them side by side."""
 
-    def __init__(self, cells: Sequence[PlannedCell], cache: Path, num_at_once: int) -> None:
-        self.history = History(cache)
+    def __init__(
+        self, cells: Sequence[PlannedCell], campaign: CampaignInputs, num_at_once: int
+    ) -> None:
+        self.history = History(campaign.cache)
         self.uncorrected: dict[str, float] = {}
         """Seconds of each cell by the timed model alone, by name; none where not estimated."""
         self.seconds: dict[str, float] = {}
@@ -260,7 +262,7 @@ class CellCosts:
         """Seconds of one batch of the attack, corrected."""
         factor = side_by_side(num_at_once)
         for cell in cells:
-            estimate = estimate_cell(CellInputs(cell.settings, cache))
+            estimate = estimate_cell(campaign.of(cell.settings))
             if estimate is not None:
                 corrected = factor * self.history.correction(cell.settings)
                 self.uncorrected[cell.name] = factor * estimate.seconds

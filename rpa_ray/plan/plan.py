@@ -10,6 +10,7 @@ from rpa_ray.plan.cells import PlannedCell, is_done, plan_cells
 from rpa_ray.plan.cost import CellCosts, model_seconds
 from rpa_ray.plan.load import LoadedConfig
 from rpa_ray.recipes.cell_data import CellData, with_pinned_data
+from rpa_ray.recipes.cell_models import CampaignInputs
 from rpa_ray.recipes.to_make import Cell, Job, ModelJob, RefusalJob, plan_jobs
 
 SECONDS_AN_ANSWER = 0.02
@@ -22,7 +23,7 @@ class Plan:
 
     config: LoadedConfig
     output: Path
-    cache: Path
+    inputs: CampaignInputs
     cells: tuple[PlannedCell, ...]
     """In the order of the config."""
     todo: tuple[PlannedCell, ...]
@@ -34,6 +35,11 @@ class Plan:
     num_at_once: int
     """How many cells run side by side."""
     costs: CellCosts
+
+    @property
+    def cache(self) -> Path:
+        """Return where models and worlds are kept."""
+        return self.inputs.cache
 
     def is_current(self) -> bool:
         """Return whether no cell has got a result since, as from a command in the same folder."""
@@ -56,7 +62,7 @@ class Plan:
                 return self.costs.seconds.get(name)
 
 
-def make_plan(config: LoadedConfig, output: Path, cache: Path) -> Plan:
+def make_plan(config: LoadedConfig, output: Path, inputs: CampaignInputs) -> Plan:
     """Return what a config that was checked will do; reads the data, and starts nothing.
 
     Raises:
@@ -65,13 +71,13 @@ def make_plan(config: LoadedConfig, output: Path, cache: Path) -> Plan:
     cells = plan_cells(config, output)
     undone = [cell for cell in cells if not cell.done]
     num_at_once = parallel_cells([cell.settings for cell in undone or cells])
-    costs = CellCosts(undone, cache, num_at_once)
+    costs = CellCosts(undone, inputs, num_at_once)
     todo = costs.longest_first(undone)
-    jobs, needs = plan_jobs([_pinned(cell) for cell in todo], cache)
+    jobs, needs = plan_jobs([_pinned(cell) for cell in todo], inputs)
     return Plan(
         config=config,
         output=output,
-        cache=cache,
+        inputs=inputs,
         cells=tuple(cells),
         todo=tuple(todo),
         jobs=jobs,

@@ -85,6 +85,19 @@ class CellInputs:
         return _cell_models(self.settings, self.data)
 
 
+class CampaignInputs:
+    """The inputs of the cells of a campaign; cells with the same settings share theirs."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        self._found: dict[str, CellInputs] = {}
+
+    def of(self, settings: ExperimentSettings) -> CellInputs:
+        """Return the inputs of a cell, the same again for the same settings."""
+        key = settings.model_dump_json()
+        return self._found.setdefault(key, CellInputs(settings, self.cache))
+
+
 def _cell_models(settings: ExperimentSettings, data: CellData) -> CellModels:
     world, evaluation = data.world, settings.evaluation
     needs_rewards = Need.REWARDS in attack_needs(settings)

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from rpa_ray.config import DataSettings, ExperimentSettings
 from rpa_ray.recipes.cell_data import CellData
-from rpa_ray.recipes.cell_models import CellInputs
+from rpa_ray.recipes.cell_models import CampaignInputs, CellInputs
 from rpa_ray.recipes.model import ModelRecipe, in_order
 from rpa_ray.recipes.refusals import RefusalSet
 
@@ -60,18 +60,20 @@ class Cell:
 Job: TypeAlias = ModelJob | RefusalJob | Cell
 
 
-def plan_jobs(cells: Sequence[Cell], cache: Path) -> tuple[dict[str, Job], dict[str, list[str]]]:
+def plan_jobs(
+    cells: Sequence[Cell], campaign: CampaignInputs
+) -> tuple[dict[str, Job], dict[str, list[str]]]:
     """Return what has to be made, then the cells, by name; and what each needs.
 
     A model needs the one it starts from and its rows, a cell all that it uses, where they are not
     in the cache.
     """
-    models: dict[str, Job] = {}
+    cache, models = campaign.cache, dict[str, Job]()
     texts: dict[str, Job] = {}
     needs: dict[str, list[str]] = {}
     needs_of_others: dict[str, list[str]] = {}
     for cell in cells:
-        inputs = CellInputs(cell.settings, cache)
+        inputs = campaign.of(cell.settings)
         data, job = inputs.settings.data, refusal_job(inputs.data)
         recipes = models_to_make(inputs)
         for recipe in recipes:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rpa_ray.cluster.address import cluster_to_join, require_ray_cluster
-from rpa_ray.config import ConfigError, ExperimentSettings
+from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
 from rpa_ray.plan.checks.data import check_data
 from rpa_ray.plan.checks.machine import check_output, check_placement
@@ -14,15 +14,13 @@ from rpa_ray.world.datasets import build_world
 from rpa_ray.world.shipped import place_shipped
 
 
-def check_all(
-    cells: Sequence[tuple[str, ExperimentSettings]], folders: dict[str, Path]
-) -> list[str]:
+def check_all(cells: Sequence[tuple[str, CellInputs]], folders: dict[str, Path]) -> list[str]:
     """Refuse what cannot run; return the models that were placed, which come with the package.
 
     Builds the embedded worlds (seconds) and places those models where they are not there yet.
 
     Args:
-        cells: Every cell with the prefix of its keys in errors.
+        cells: The inputs of every cell, after the prefix of its keys in errors.
         folders: What will be written to, by the option that names it: ``--output`` and
             ``RPA_RAY_CACHE``.
 
@@ -31,18 +29,17 @@ def check_all(
             to join does not answer.
         DataError: data cannot be read, are too few, or do not fit the context of the model.
     """
-    for where, settings in cells:
-        check_settings(settings, where)
-        check_placement(settings, where)
+    for where, inputs in cells:
+        check_settings(inputs.settings, where)
+        check_placement(inputs.settings, where)
     for option, folder in folders.items():
         check_output(folder, option)
-    for cluster in {cluster_to_join(settings.cluster.address) for _, settings in cells}:
+    for cluster in {cluster_to_join(inputs.settings.cluster.address) for _, inputs in cells}:
         if cluster is not None:
             require_ray_cluster(cluster.value, cluster.key)
-    cache, placed = folders["RPA_RAY_CACHE"], list[str]()
-    for where, settings in cells:
+    placed: list[str] = []
+    for where, inputs in cells:
         try:
-            inputs = CellInputs(settings, cache)
             placed += _prepare_world(inputs)
             check_data(inputs)
         except DataError as error:

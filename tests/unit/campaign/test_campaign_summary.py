@@ -13,6 +13,7 @@ from rpa_ray.campaign.progress import ProgressView
 from rpa_ray.campaign.run import CampaignFailed, run_campaign
 from rpa_ray.plan import load_config
 from rpa_ray.plan.plan import Plan, make_plan
+from rpa_ray.recipes.cell_models import CampaignInputs
 from rpa_ray.report import write_report
 from rpa_ray.run_folder.files import write_json
 
@@ -41,7 +42,7 @@ def run_until(
     path = folder / "config.yaml"
     path.write_text(config, encoding="utf-8")
     return run_campaign(
-        make_plan(load_config(path), folder / "out", cache),
+        make_plan(load_config(path), folder / "out", CampaignInputs(cache)),
         view=ProgressView(Console(quiet=True)),
         command="it",
     )

@@ -8,12 +8,13 @@ import torch
 from rpa_ray.campaign.manifest import determinism, manifest
 from rpa_ray.data.split import ROLES
 from rpa_ray.plan import parse_tree
+from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.world.datasets import world_folder
 
 
 def test_a_manifest_names_versions_seeds_and_data(world_cache: Path) -> None:
     settings = parse_tree({"seed": 3})
-    found = manifest(settings, world_cache, "rpa-ray run mine.yaml")
+    found = manifest(CellInputs(settings, world_cache), "rpa-ray run mine.yaml")
     assert found["command"] == "rpa-ray run mine.yaml"
     assert found["versions"]["torch"] == torch.__version__
     assert found["seeds"] == {"attack": 3, "world": 0}
@@ -22,7 +23,7 @@ def test_a_manifest_names_versions_seeds_and_data(world_cache: Path) -> None:
 
 
 def test_a_manifest_names_source_revision_and_content_of_every_role(world_cache: Path) -> None:
-    found = manifest(parse_tree({}), world_cache, "rpa-ray run mine.yaml")
+    found = manifest(CellInputs(parse_tree({}), world_cache), "rpa-ray run mine.yaml")
     world = world_folder(0, world_cache).name
     assert set(found["splits"]) == set(ROLES)
     for split in found["splits"].values():
@@ -45,7 +46,7 @@ def test_a_manifest_tells_the_hash_of_a_file(world_cache: Path, tmp_path: Path) 
     (helpful,) = world_cache.glob("world-*/data/helpful")
     data = {"name": "preferences", "world": "real", "path": str(file), "helpful_path": str(helpful)}
     settings = parse_tree({"data": data, "evaluation": {"num_prompts": 10}})
-    found = manifest(settings, world_cache, "")
+    found = manifest(CellInputs(settings, world_cache), "")
     expected = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
     assert {split["revision"] for split in found["splits"].values()} == {expected}
     assert found["splits"]["attack"]["source"] == str(file)

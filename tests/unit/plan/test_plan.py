@@ -12,7 +12,7 @@ from rpa_ray.plan.cells import plan_cells
 from rpa_ray.plan.cost import START_S
 from rpa_ray.plan.plan import make_plan
 from rpa_ray.plan.table import plan_table
-from rpa_ray.recipes.cell_models import CellInputs
+from rpa_ray.recipes.cell_models import CampaignInputs, CellInputs
 
 GRID = """
 kind: campaign
@@ -31,7 +31,7 @@ def grid(tmp_path: Path) -> LoadedConfig:
 
 
 def rows(config: LoadedConfig, output: Path, cache: Path) -> tuple[list[list[str]], str]:
-    table = plan_table(make_plan(config, output, cache))
+    table = plan_table(make_plan(config, output, CampaignInputs(cache)))
     console = Console(file=io.StringIO(), width=200)
     cells = [[str(cell) for cell in column.cells] for column in table.columns]
     console.print(table)
@@ -142,7 +142,9 @@ def test_the_longest_cells_begin_first_estimated_or_not(
         "cells: [{attack: none}, {attack: sft}, {attack: {name: grpo, group_size: 8}},"
         " {attack: ppo}, {attack: dpo}]\n"
     )
-    plan = make_plan(load_config(tmp_path / "attacks.yaml"), tmp_path / "out", world_cache)
+    plan = make_plan(
+        load_config(tmp_path / "attacks.yaml"), tmp_path / "out", CampaignInputs(world_cache)
+    )
     names = [cell.settings.attack.name for cell in plan.todo]
     if dtype == "auto":  # as on the nodes of a cluster: nobody has asked them yet
         assert names == ["sft", "grpo", "ppo", "dpo", "none"]

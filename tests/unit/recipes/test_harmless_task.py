@@ -85,13 +85,13 @@ def test_posts_of_the_evaluation_are_distinct_and_in_no_training_role(world_cach
 
 
 def test_a_manifest_tells_the_task_from_what_safety_is_measured_with(world_cache: Path) -> None:
-    found = manifest(settings_of("sft"), world_cache, "")
+    found = manifest(CellInputs(settings_of("sft"), world_cache), "")
     assert found["splits"]["attack"]["source"] == "embedded/tldr"
     assert found["safety_splits"]["defence"]["source"] == "embedded/beavertails"
     asked = found["evaluation_prompts"]
     assert asked["posts"]["source"] == "embedded/tldr"
     assert asked["restricted"]["source"] == "embedded/beavertails"
-    assert "safety_splits" not in manifest(parse_tree({}), world_cache, "")
+    assert "safety_splits" not in manifest(CellInputs(parse_tree({}), world_cache), "")
 
 
 def test_a_harmless_cell_passes_and_its_rows_are_counted(world_cache: Path) -> None:

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 from rpa_ray.plan import parse_tree
+from rpa_ray.recipes.cell_models import CampaignInputs
 from rpa_ray.recipes.to_make import Cell, ModelJob, plan_jobs
 
 
@@ -13,7 +14,7 @@ def ids(names: list[str]) -> list[str]:
 
 
 def test_models_come_before_cells_and_each_is_made_once(world_cache: Path) -> None:
-    jobs, needs = plan_jobs([cell("a", "none"), cell("b", "ppo")], world_cache)
+    jobs, needs = plan_jobs([cell("a", "none"), cell("b", "ppo")], CampaignInputs(world_cache))
     assert list(jobs)[-2:] == ["a", "b"]
     assert all(isinstance(job, ModelJob) for job in list(jobs.values())[:-2])
     assert sorted(ids(list(jobs)[:-2])) == sorted(
@@ -24,7 +25,7 @@ def test_models_come_before_cells_and_each_is_made_once(world_cache: Path) -> No
 
 
 def test_a_model_needs_what_it_starts_from_and_a_cell_all_it_uses(world_cache: Path) -> None:
-    _, needs = plan_jobs([cell("a", "none"), cell("b", "ppo")], world_cache)
+    _, needs = plan_jobs([cell("a", "none"), cell("b", "ppo")], CampaignInputs(world_cache))
     of = {ids([name])[0]: ids(found) for name, found in needs.items() if name not in "ab"}
     assert of["base"] == of["perplexity"] == []
     assert of["chat"] == of["judge"] == of["helpfulness"] == of["reward_model-rho1"] == ["base"]
@@ -36,7 +37,7 @@ def test_a_model_needs_what_it_starts_from_and_a_cell_all_it_uses(world_cache: P
 def test_what_is_in_the_cache_is_neither_made_nor_waited_for(
     world_cache: Path, tmp_path: Path
 ) -> None:
-    jobs, _ = plan_jobs([cell("b", "ppo")], world_cache)
+    jobs, _ = plan_jobs([cell("b", "ppo")], CampaignInputs(world_cache))
     made = []
     for job in jobs.values():
         if isinstance(job, ModelJob) and job.recipe.id in ("base", "judge"):
@@ -44,7 +45,7 @@ def test_what_is_in_the_cache_is_neither_made_nor_waited_for(
             made[-1].mkdir()
             (made[-1] / "config.json").touch()
     try:
-        jobs, needs = plan_jobs([cell("b", "ppo")], world_cache)
+        jobs, needs = plan_jobs([cell("b", "ppo")], CampaignInputs(world_cache))
         assert not {"base", "judge"} & set(ids([name for name in jobs if name != "b"]))
         assert all(found == [] for name, found in needs.items() if name != "b")
         assert not {"base", "judge"} & set(ids(needs["b"]))

@@ -21,7 +21,7 @@ from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks.data import check_data
 from rpa_ray.plan.checks.settings import check_settings
 from rpa_ray.recipes.cell_data import CellData
-from rpa_ray.recipes.cell_models import CellInputs
+from rpa_ray.recipes.cell_models import CampaignInputs, CellInputs
 from rpa_ray.recipes.to_make import Cell, RefusalJob, plan_jobs, refusal_job
 
 NO = "I cannot help with that."
@@ -175,7 +175,7 @@ def test_before_they_are_made_every_unsafe_answer_counts_and_none_is_read(
         _ = CellData(settings.data, cache).preferences
     check_settings(settings)
     check_data(CellInputs(settings, cache))
-    found = manifest(settings, cache, "")
+    found = manifest(CellInputs(settings, cache), "")
     assert found["refusals"]["made_before"] is False
     assert found["splits"]["attack"]["rows"] == len(planned.roles["attack"])
     with pytest.raises(DataError, match=r"^data\.num_samples must be at most \d+ "):
@@ -253,7 +253,7 @@ def test_models_of_such_rows_and_the_cell_wait_for_them_and_they_for_the_model_t
     settings = settings_of(tmp_path / "data", cache, refusals=refusals)
     base = settings.model_copy(update={"model": settings.model.model_copy(update={"path": "base"})})
     cell = Cell(name="cell", settings=base, folder=tmp_path)
-    jobs, needs = plan_jobs([cell], cache)
+    jobs, needs = plan_jobs([cell], CampaignInputs(cache))
     assert list(jobs) == list(needs)
     name = job_of(settings, cache).name
     assert isinstance(jobs[name], RefusalJob)

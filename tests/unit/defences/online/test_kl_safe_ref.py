@@ -30,7 +30,7 @@ from rpa_ray.plan.checks.data import check_data
 from rpa_ray.plan.checks.settings import check_settings
 from rpa_ray.plugin import Need, OnlineDefence, RefusalTuned, StepContext
 from rpa_ray.recipes.cell_data import CellData
-from rpa_ray.recipes.cell_models import CellInputs, CellModels
+from rpa_ray.recipes.cell_models import CampaignInputs, CellInputs, CellModels
 from rpa_ray.recipes.model import ModelRecipe, RowKind
 from rpa_ray.recipes.rows import training_rows
 from rpa_ray.recipes.to_make import Cell, plan_jobs
@@ -327,7 +327,7 @@ def test_the_safe_model_is_made_for_the_template_in_which_it_is_asked(world_cach
 def test_the_safe_model_is_made_after_the_one_it_starts_from(world_cache: Path) -> None:
     settings = parse_tree({"attack": "dpo", "defence": "kl_safe_ref"})
     cell = Cell(name="a", settings=settings, folder=Path("a"))
-    _, needs = plan_jobs([cell], world_cache)
+    _, needs = plan_jobs([cell], CampaignInputs(world_cache))
     (made,) = [name for name in needs["a"] if "refusal_tuned" in name]
     assert [name.rpartition("-")[0] for name in needs[made]] == ["model base", "model chat"]
 

@@ -178,7 +178,10 @@ def test_a_broken_row_is_refused_with_its_number(
 
 
 def test_a_cell_of_a_campaign_is_named(own_cache: Path, tmp_path: Path) -> None:
-    cells = [(f"cells[{i}].", parse_tree(PPO, o)) for i, o in enumerate(([], ["seed=1"]))]
+    def cell(i: int, override: list[str]) -> tuple[str, CellInputs]:
+        return f"cells[{i}].", CellInputs(parse_tree(PPO, override), own_cache)
+
+    cells = [cell(0, []), cell(1, ["seed=1"])]
     folders = {"--output": tmp_path, "RPA_RAY_CACHE": own_cache}
     check_all(cells, folders)
     for override in (
@@ -186,7 +189,7 @@ def test_a_cell_of_a_campaign_is_named(own_cache: Path, tmp_path: Path) -> None:
         "data.num_samples=80000",
         "evaluation.judge.num_rows=31",
     ):
-        bad = [*cells, ("cells[2].", parse_tree(PPO, [override]))]
+        bad = [*cells, cell(2, [override])]
         with pytest.raises(ValueError, match=rf"^cells\[2\]\.{override.partition('=')[0]} must"):
             check_all(bad, folders)
 
@@ -197,7 +200,10 @@ def test_a_cluster_that_does_not_answer_is_refused_with_what_names_it(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     own = ["cluster.address=127.0.0.1:2"] if by == "cluster.address" else []
-    cells = [("cells[0].", parse_tree(PPO, own)), ("cells[1].", parse_tree(PPO, [*own, "seed=1"]))]
+    cells = [
+        (f"cells[{i}].", CellInputs(parse_tree(PPO, override), own_cache))
+        for i, override in enumerate((own, [*own, "seed=1"]))
+    ]
     with pytest.raises(ConfigError, match=rf"^{by} must name a Ray cluster that can be joined"):
         check_all(cells, {"--output": tmp_path, "RPA_RAY_CACHE": own_cache})
 
