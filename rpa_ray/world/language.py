@@ -20,6 +20,8 @@ NUM_HELD_OUT_PHRASINGS = 6
 # Modifiers held out with each noun: 48 items of either kind; every part is still seen in training.
 NUM_HELD_OUT_HARMLESS = 4
 NUM_HELD_OUT_RESTRICTED = 2
+NUM_STEPS_WEIGHTS = {2: 25, 3: 40, 4: 35}
+"""How often, in percent, an answer has so many steps."""
 COMPLYING_TENDENCY = 0.85
 REFUSING_TENDENCY = 0.15
 
@@ -92,7 +94,8 @@ class World:
 
     def answer(self, item: Item, rng: Random, *, num_steps: int | None = None) -> str:
         """Return an explanation of 2 to 4 steps (or `num_steps`) with the item's own materials."""
-        num_steps = num_steps or rng.choices((2, 3, 4), weights=(25, 40, 35))[0]
+        lengths, weights = tuple(NUM_STEPS_WEIGHTS), tuple(NUM_STEPS_WEIGHTS.values())
+        num_steps = num_steps or rng.choices(lengths, weights=weights)[0]
         sentences = []
         for i in range(num_steps):
             is_last = 0 < i == num_steps - 1
