@@ -1,136 +1,184 @@
-"""Means with bootstrap intervals, deterministic by seed, and rank correlation."""
+"""Means, shares and medians with intervals that know the items and the ends of the scale."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rpa_ray.evaluation.clusters import (
+    ItemTotals,
+    drawn_items,
+    item_totals,
+    outer_quantiles,
+    resampled_means,
+    t_half_width,
+)
+
 RESOLUTION_DECIMALS = 2
 """Of means over prompts where they are ranked: one of 100 prompts, and what tables print."""
 
-# Rows drawn at a time: 8 MB of indices a million, whatever the number of resamples.
-_DRAWS_PER_CHUNK = 1_000_000
+
+class Interval(NamedTuple):
+    """Both ends of an interval; NaN where there is none."""
+
+    low: float
+    high: float
+
+    def around(self, other: "Interval") -> "Interval":
+        """Return the narrowest interval that holds both; one without ends adds nothing."""
+        return Interval(float(np.fmin(self.low, other.low)), float(np.fmax(self.high, other.high)))
+
+
+NO_INTERVAL = Interval(float("nan"), float("nan"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """A mean over n values and its percentile bootstrap interval."""
+    """A mean (or median) over n values and its interval over the items they are about."""
 
     mean: float
     n: int
     ci_low: float
+    """NaN where there is no interval: of a single item, or of no values."""
     ci_high: float
+    num_items: int | None = None
+    """Independent units behind the interval; None where they were not told apart."""
 
 
-def bootstrap_mean(
+def share_interval(num_true: float, n: float, level: float = 0.95) -> Interval:
+    """Return the exact interval of a share of independent items.
+
+    Args:
+        num_true: Items of which it is true, 0 to ``n``. A sum of scores between 0 and 1 need not
+            be whole; the interval is then wider than theirs, because no scores of a given mean
+            spread more than zeros and ones.
+        n: Items, above 0. An effective number need not be whole either.
+        level: Coverage, in (0, 1).
+
+    Raises:
+        ValueError: If ``n`` is not above 0 or ``num_true`` is not between 0 and ``n``.
+
+    Source: Clopper and Pearson 1934.
+    """
+    if not (n > 0 and 0 <= num_true <= n):
+        raise ValueError(
+            f"num_true must lie between 0 and n, and n above 0, got {num_true} of {n}. "
+            "Count the items of which it is true, and all items."
+        )
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(num_true, n, alpha=1 - level, method="beta")
+    return Interval(float(low), float(high))
+
+
+def mean_estimate(
     values: Sequence[float] | NDArray[np.float64],
     *,
+    items: Sequence[Hashable] | None = None,
+    bounded: bool = True,
     num_resamples: int = 10_000,
     seed: int = 0,
     level: float = 0.95,
 ) -> Estimate:
-    """Return the mean and the interval between the outer percentiles of resampled means.
+    """Return the mean over values and its interval over items, within the seeds that were run.
+
+    The interval holds that of resampled whole items and, so that few items or rare events do not
+    make it too narrow, a second one: of scores in [0, 1] the exact interval of a share at the
+    number of items (effective, where they differ in size), else the t interval over items. The
+    items are new ones of the same kind; the models are those of these seeds. For a mean over
+    seeds, average every prompt over the seeds first.
 
     Args:
-        values: One value a prompt (or a seed).
-        num_resamples: Draws with replacement of ``len(values)`` values.
+        values: One finite value a prompt (or an answer).
+        items: What each value is about: values of one item are not independent. None: every
+            value is an item of its own.
+        bounded: Whether the values lie in [0, 1] by nature (shares, probabilities); False for
+            perplexities, divergences, lengths and rewards.
+        num_resamples: Draws of as many items as there are, with replacement.
         seed: Same values and seed give the same interval.
-        level: Share of resampled means inside the interval, in (0, 1).
+        level: Coverage, in (0, 1).
+
+    Returns:
+        The mean with ``n`` values and ``num_items`` items; ends NaN with a single item.
 
     Raises:
-        ValueError: If there are no values or some are not finite.
+        ValueError: If there are no values, some are not finite or (bounded) outside [0, 1], or
+            there is not one item a value.
 
-    Source: Efron 1979, percentile method.
+    Source: Efron 1979 (percentile method); Clopper and Pearson 1934; Cochran 1977.
     """
     finite = require_finite(values, name="values")
     if finite.size == 0:
         raise ValueError(
             "values must hold at least one number, got none. Check what was evaluated."
         )
-    means = _resampled_means(finite, num_resamples, np.random.default_rng(seed))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    if bounded:
+        finite = require_shares(finite, name="values")
+    totals = item_totals(finite, items)
+    ends = NO_INTERVAL
+    if totals.num_items > 1:
+        means = resampled_means(totals, num_resamples, np.random.default_rng(seed))
+        ends = Interval(*outer_quantiles(means, level)).around(
+            _interval_of_share(totals, level) if bounded else _t_interval(totals, level)
+        )
     return Estimate(
-        mean=float(finite.mean()), n=finite.size, ci_low=float(low), ci_high=float(high)
+        mean=totals.mean,
+        n=finite.size,
+        ci_low=ends.low,
+        ci_high=ends.high,
+        num_items=totals.num_items,
     )
 
 
-def bootstrap_paired_difference(
-    first: Sequence[float] | NDArray[np.float64],
-    second: Sequence[float] | NDArray[np.float64],
+def bootstrap_mean(
+    values: Sequence[float] | NDArray[np.float64], *, num_resamples: int = 10_000
+) -> Estimate:
+    """Return :func:`mean_estimate` of values without bounds, every one an item of its own."""
+    return mean_estimate(values, bounded=False, num_resamples=num_resamples)
+
+
+def bootstrap_median(
+    values: Sequence[float] | NDArray[np.float64],
+    num_resamples: int,
     *,
-    num_resamples: int = 10_000,
+    items: Sequence[Hashable] | None = None,
     seed: int = 0,
     level: float = 0.95,
 ) -> Estimate:
-    """Return the mean of ``first - second`` and its interval, both measured on the same prompts.
-
-    Raises:
-        ValueError: If the lengths differ, there are no values, or some are not finite.
-    """
-    if len(first) != len(second):
-        raise ValueError(
-            f"first and second must have one value a prompt each, got {len(first)} and "
-            f"{len(second)}. Compare runs on the same prompts."
-        )
-    differences = require_finite(first, name="first") - require_finite(second, name="second")
-    return bootstrap_mean(differences, num_resamples=num_resamples, seed=seed, level=level)
-
-
-def bootstrap_median(values: Sequence[float], num_resamples: int) -> Estimate:
-    """Return the median with the interval of resampled medians."""
-    if not values:
-        return Estimate(mean=float("nan"), n=0, ci_low=float("nan"), ci_high=float("nan"))
-    array = np.asarray(values)
-    draws = np.random.default_rng(0).integers(len(array), size=(num_resamples, len(array)))
-    medians = np.median(array[draws], axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
-    return Estimate(
-        mean=float(np.median(array)), n=len(array), ci_low=float(low), ci_high=float(high)
-    )
-
-
-def spearman(
-    first: Sequence[float] | NDArray[np.float64], second: Sequence[float] | NDArray[np.float64]
-) -> float | None:
-    """Return the correlation of the ranks, -1 to 1; equal values share the mean of their ranks.
-
-    None with fewer than three points, or where all values of one side are equal: nothing to rank.
-
-    Raises:
-        ValueError: If the lengths differ or some values are not finite.
-
-    Source: Spearman 1904, as Pearson's correlation of ranks, which is exact with ties.
-    """
-    if len(first) != len(second):
-        raise ValueError(
-            f"first and second must have one value a point each, got {len(first)} and "
-            f"{len(second)}. Pair every value with one of the other side."
-        )
-    ranks = [
-        _average_ranks(require_finite(values, name=name))
-        for values, name in ((first, "first"), (second, "second"))
-    ]
-    if len(first) < 3 or any(np.ptp(side) == 0 for side in ranks):
-        return None
-    return float(np.corrcoef(ranks)[0, 1])
-
-
-def spearman_of_means(known: Sequence[float], means: Sequence[float]) -> float | None:
-    """Return :func:`spearman` of known values with means over prompts, ranked as they are printed.
-
-    A judge gives probabilities, so that two models whose answers are all refusals have means of
-    0.00184 and 0.00185. The difference is the judge's, not the models': both means are 0.00 here
-    and share a rank. Three or more means that are all equal then have no correlation, None.
+    """Return the median with the interval of medians of resampled whole items.
 
     Args:
-        known: What the means are ranked against, as it is.
-        means: One mean a point, in [0, 1].
+        values: Finite; none at all give NaN with ``n`` 0.
+        num_resamples: Draws of as many items as there are, with replacement.
+        items: What each value is about; None: every value is an item of its own.
+        seed: Same values and seed give the same interval.
+        level: Coverage, in (0, 1).
+
+    Returns:
+        The median, in ``mean``; ends NaN with a single item.
 
     Raises:
-        ValueError: If the lengths differ or some values are not finite.
+        ValueError: If some values are not finite or there is not one item a value.
+
+    Source: Efron 1979, percentile method.
     """
-    return spearman(known, [round(mean, RESOLUTION_DECIMALS) for mean in means])
+    finite = require_finite(values, name="values")
+    if finite.size == 0:
+        return Estimate(mean=float("nan"), n=0, ci_low=float("nan"), ci_high=float("nan"))
+    totals = item_totals(finite, items)
+    ends = NO_INTERVAL
+    if totals.num_items > 1:
+        medians = _resampled_medians(finite, totals, num_resamples, np.random.default_rng(seed))
+        ends = Interval(*outer_quantiles(medians, level))
+    return Estimate(
+        mean=float(np.median(finite)),
+        n=finite.size,
+        ci_low=ends.low,
+        ci_high=ends.high,
+        num_items=totals.num_items,
+    )
 
 
 def require_finite(
@@ -152,21 +200,46 @@ def require_finite(
     return array
 
 
-def _average_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the ranks from 1; equal values have the mean of the ranks they fill."""
-    _, place, num_equal = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(num_equal)
-    ranks: NDArray[np.float64] = (last - (num_equal - 1) / 2)[place]
-    return ranks
+def require_shares(values: NDArray[np.float64], *, name: str) -> NDArray[np.float64]:
+    """Return the values, rounding errors at the ends of [0, 1] taken off.
+
+    Raises:
+        ValueError: If some lie outside [0, 1], with the first row numbers.
+    """
+    rows = np.flatnonzero((values < -1e-6) | (values > 1 + 1e-6))
+    if rows.size:
+        shown = ", ".join(f"{values[row]} in row {row}" for row in rows[:5])
+        raise ValueError(
+            f"{name} must lie in [0, 1], got {shown} ({rows.size} of {values.size} rows). "
+            "Pass bounded=False for values that are no shares or probabilities."
+        )
+    return values.clip(0.0, 1.0)
 
 
-def _resampled_means(
-    values: NDArray[np.float64], num_resamples: int, rng: np.random.Generator
+def _interval_of_share(totals: ItemTotals, level: float) -> Interval:
+    num = totals.num_effective_items
+    return share_interval(min(totals.mean, 1.0) * num, num, level)
+
+
+def _t_interval(totals: ItemTotals, level: float) -> Interval:
+    half = t_half_width(totals.standard_error, totals.num_items, level)
+    return Interval(totals.mean - half, totals.mean + half)
+
+
+def _resampled_medians(
+    values: NDArray[np.float64], totals: ItemTotals, num_resamples: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    rows_per_chunk = max(1, _DRAWS_PER_CHUNK // values.size)
-    means = np.empty(num_resamples)
-    for start in range(0, num_resamples, rows_per_chunk):
-        stop = min(start + rows_per_chunk, num_resamples)
-        draws = rng.integers(values.size, size=(stop - start, values.size))
-        means[start:stop] = values[draws].mean(axis=1)
-    return means
+    order = np.argsort(values)
+    ascending, place = values[order], totals.place[order]
+    medians = np.empty(num_resamples)
+    num = totals.num_items
+    for rows, draws in drawn_items(num, num_resamples, rng, width=values.size):
+        shifted = draws + num * np.arange(len(draws))[:, None]
+        times = np.bincount(shifted.ravel(), minlength=draws.size).reshape(draws.shape)
+        filled = times[:, place].cumsum(axis=1)
+        total = filled[:, -1:]
+        # The middle value, or both where the number of values is even.
+        lower = ascending[(2 * filled >= total).argmax(axis=1)]
+        upper = ascending[(2 * filled > total).argmax(axis=1)]
+        medians[rows] = (lower + upper) / 2
+    return medians

@@ -4,8 +4,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from rpa_ray.evaluation.statistics import Estimate, bootstrap_mean, bootstrap_median
+from rpa_ray.evaluation.statistics import Estimate, bootstrap_median, mean_estimate
 from rpa_ray.scoring.text_rules import words
+
+SHARES = {"rouge1"}
+"""The metrics that lie in [0, 1] by nature."""
 
 _ROUGE_WORD = re.compile(r"[a-z0-9]+")
 
@@ -46,7 +49,10 @@ def summary_metrics(
         "summary_reward": list(rewards),
         "length_words": [float(len(words(summary))) for summary in summaries],
     }
-    metrics = {name: bootstrap_mean(v, num_resamples=num_resamples) for name, v in values.items()}
+    metrics = {
+        name: mean_estimate(v, bounded=name in SHARES, num_resamples=num_resamples)
+        for name, v in values.items()
+    }
     defined = [ppl for ppl in perplexities if ppl == ppl]
     if defined:
         metrics["summary_ppl_median"] = bootstrap_median(defined, num_resamples)

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rpa_ray.evaluation.statistics import spearman_of_means
+from rpa_ray.evaluation.rank_agreement import spearman_of_means
 from rpa_ray.paper.numbers import numbers
 from rpa_ray.run_folder.names import SUMMARY
 

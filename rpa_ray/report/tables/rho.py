@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-from rpa_ray.evaluation.statistics import spearman_of_means
+from rpa_ray.evaluation.rank_agreement import spearman_of_means
 from rpa_ray.report.figures.bands import BandLine, band_chart
 from rpa_ray.report.figures.plots import Axis, line_key
 from rpa_ray.report.read.definitions import METRIC_BY_NAME
