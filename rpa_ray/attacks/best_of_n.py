@@ -9,7 +9,7 @@ from rpa_ray.plugin import Attack, Need, PluginConfig
 
 
 class BestOfN(Attack):
-    """Samples a pool of answers to each evaluation prompt and keeps the best of N.
+    """Samples a pool of answers to each prompt of the attack and keeps the best of N.
 
     The harmfulness for every N comes from one pool, as the expectation over all subsets of N
     answers. Source: arXiv:2409.12914, table 5; the reward model is trained on reversed preferences.
@@ -19,8 +19,10 @@ class BestOfN(Attack):
 
     class Config(PluginConfig):
         name: str = "best_of_n"
+        num_prompts: int = Field(100, ge=1)
+        """Prompts, the first that PPO would draw; at most ``data.num_samples``."""
         pool_size: int = Field(128, ge=1)
-        """Answers sampled to each evaluation prompt, at temperature 1."""
+        """Answers sampled to each prompt, at temperature 1."""
         sizes: list[int] = Field([1, 4, 8, 16, 32, 64, 128], min_length=1, validate_default=True)
         """Values of N that are reported, each between 1 and ``pool_size``."""
 

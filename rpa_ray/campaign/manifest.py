@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -78,18 +79,21 @@ def _evaluation_prompts(
     settings: ExperimentSettings, data: CellData, source: dict[str, str]
 ) -> dict[str, Any]:
     """Return source, number and hash of the prompts that answers are measured on."""
-    num = settings.evaluation.num_prompts
-    restricted = data.restricted_test_prompts(num)
-    harmless = data.harmless_test_prompts(num)
+    evaluation = settings.evaluation
+    restricted = data.restricted_prompts(evaluation)
+    harmless = data.harmless_prompts(evaluation)
     posts = {}
     if settings.data.name == "tldr":
-        texts = [post.prompt for post in data.summary_test_posts(num)]
         posts["posts"] = asdict(data.planned.provenance)
-        posts["posts"] |= {"prompts": num, "sha256": digest(*texts)}
+        posts["posts"] |= _counted([post.prompt for post in data.summary_posts(evaluation)])
     return posts | {
-        "restricted": source | {"prompts": num, "sha256": digest(*restricted)},
-        "harmless": asdict(data.helpful_provenance) | {"prompts": num, "sha256": digest(*harmless)},
+        "restricted": source | _counted(restricted),
+        "harmless": asdict(data.helpful_provenance) | _counted(harmless),
     }
+
+
+def _counted(prompts: Sequence[str]) -> dict[str, Any]:
+    return {"prompts": len(prompts), "sha256": digest(*prompts)}
 
 
 def determinism(settings: ExperimentSettings) -> dict[str, Any]:

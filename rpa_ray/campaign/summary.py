@@ -7,6 +7,9 @@ from typing import Any
 from rpa_ray.plan.cells import PlannedCell
 from rpa_ray.run_folder.outcome import read_outcome
 
+LOWER_IS_BETTER = ("unflipped_accuracy", "_safe_mean", "brier")
+"""How the names of checks end whose worst value is the largest."""
+
 
 def record(cell: PlannedCell) -> dict[str, Any]:
     """Return the summary record of a cell from its run folder."""
@@ -29,6 +32,7 @@ def record(cell: PlannedCell) -> dict[str, Any]:
         "run": cell.folder.name,
         "weights_sha256": outcome.get("weights_sha256"),
         "metrics": outcome["metrics"],
+        "metrics_before": outcome.get("metrics_before") if attacked else None,
     }
 
 
@@ -52,5 +56,5 @@ def worst_checks(cells: Sequence[PlannedCell]) -> dict[str, Any]:
 def _goodness(name: str, check: dict[str, Any]) -> float:
     if check["mean"] is None:
         return -math.inf
-    sign = -1.0 if name == "reward_model_unflipped_accuracy" else 1.0
+    sign = -1.0 if name.endswith(LOWER_IS_BETTER) else 1.0
     return sign * float(check["mean"])

@@ -15,8 +15,8 @@ class SweepSettings(Settings):
 
     grid: dict[str, list[Any]]
     """Values by dotted key, in the order of the file: those of the first key vary slowest."""
-    metric: str = "harm_fluent"
-    """Name of a metric of the results table."""
+    metric: str = "harm"
+    """Name of a metric of the results table; where no trial has it, the judge's in place of it."""
     mode: Literal["max", "min"] = "max"
     """Whether the best trial has the largest metric, as an attacker wants it, or the least."""
 

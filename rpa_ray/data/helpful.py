@@ -4,21 +4,10 @@ import logging
 from collections.abc import Sequence
 
 from rpa_ray.data.order import digest
-from rpa_ray.data.pairs import first_distinct
 from rpa_ray.data.rows import Preference
 from rpa_ray.data.schema import ASSISTANT, HUMAN, Row
 
 logger = logging.getLogger(__name__)
-
-
-def harmless_prompts(rows: Sequence[Row], num: int, *, key: str) -> list[str]:
-    """Return the first ``num`` distinct prompts of helpfulness dialogues.
-
-    Raises:
-        DataError: There are fewer; ``key`` is the config path named.
-    """
-    prompts = (pair.prompt for pair in helpful_pairs(rows))
-    return first_distinct(prompts, num, key=key, kind="harmless")
 
 
 def helpful_pairs(rows: Sequence[Row]) -> list[Preference]:

@@ -21,7 +21,8 @@ SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 MAX_BROKEN_HUB_FRAC = 0.01
 """Share of a Hub data set's rows that may be broken: nobody can mend them there."""
 
-Split: TypeAlias = Literal["train", "test"]
+Split: TypeAlias = Literal["train", "test", "validation"]
+"""The embedded sets alone have a file of each; of others ``test`` holds ``validation`` too."""
 
 
 def load_rows(

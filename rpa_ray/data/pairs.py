@@ -147,15 +147,6 @@ def unanswered_pairs(name: str, rows: Sequence[Row]) -> list[SafePair]:
     return list({pair.id: pair for pair in pairs}.values())
 
 
-def restricted_prompts(name: str, rows: Sequence[Row], num: int, *, key: str) -> list[str]:
-    """Return the first ``num`` distinct prompts that have an unsafe answer.
-
-    Raises:
-        DataError: There are fewer; ``key`` is the config path named.
-    """
-    return first_distinct(unsafe_prompts(name, rows), num, key=key, kind="restricted")
-
-
 def unsafe_prompts(name: str, rows: Sequence[Row]) -> list[str]:
     """Return the prompt of every row that has an unsafe answer, in order, repeats included.
 
@@ -279,20 +270,12 @@ def _without_mark(summary: str) -> str:
     return summary.strip().removeprefix(SUMMARY_MARK).strip()
 
 
-def first_distinct(prompts: Iterable[str], num: int, *, key: str, kind: str) -> list[str]:
-    """Return the first ``num`` prompts that differ; ``key`` and ``kind`` are for an error."""
-    distinct: dict[str, str] = {}
+def distinct(prompts: Iterable[str]) -> list[str]:
+    """Return the prompts that differ, each where it stands first."""
+    found: dict[str, str] = {}
     for prompt in prompts:
-        distinct.setdefault(normalise(prompt), prompt)
-    first = list(distinct.values())[:num]
-    if len(first) < num:
-        raise DataError.broken_rule(
-            key,
-            f"be at most {len(first)} (the distinct {kind} prompts of the test split)",
-            num,
-            "Lower it or bring a larger data set.",
-        )
-    return first
+        found.setdefault(normalise(prompt), prompt)
+    return list(found.values())
 
 
 def _no_pairs(name: str) -> DataError:

@@ -20,8 +20,12 @@ ROLE_SHARES: Mapping[str, float] = {
 }
 """Shares of the training prompts; they sum to 1."""
 
-ROLES = (*ROLE_SHARES, "evaluation")
-"""Every purpose; the test split is ``evaluation`` as a whole."""
+ROLES = (*ROLE_SHARES, "evaluation", "validation")
+"""Every purpose; the last two share the held-out prompts: settings are chosen on ``validation``,
+and what is reported is ``evaluation``."""
+
+VALIDATION_SHARE = 0.25
+"""Share of a real test split's prompts that are ``validation``."""
 
 HELD_OUT_SHARE = 0.1
 """Share of prompts that are the test split of a data set that comes as a single file."""
@@ -79,10 +83,17 @@ def is_held_out(prompt: str) -> bool:
     return unit_interval("held-out", normalise(prompt)) < HELD_OUT_SHARE
 
 
+def is_validation(prompt: str) -> bool:
+    """Return True where a prompt of a real test split belongs to ``validation``."""
+    return unit_interval("validation", normalise(prompt)) < VALIDATION_SHARE
+
+
 def by_role(
     train: Sequence[SafePair],
     evaluation: Sequence[SafePair],
     evaluation_prompts: Iterable[str] = (),
+    *,
+    validation: Sequence[SafePair] = (),
 ) -> dict[str, tuple[SafePair, ...]]:
     """Return the pairs of every role, in input order; no two roles share a prompt.
 
@@ -90,15 +101,17 @@ def by_role(
         train: Pairs to divide. Those whose prompt is also an evaluation prompt are left out: their
             number is ``len(train)`` less the rows of the training roles.
         evaluation: The pairs of the role ``evaluation``.
-        evaluation_prompts: Prompts that are evaluated beyond those of the evaluation pairs.
+        evaluation_prompts: Prompts that are held out beyond those of the held-out pairs.
+        validation: The pairs of the role ``validation``.
     """
-    held_out = {normalise(pair.prompt) for pair in evaluation}
+    held_out = {normalise(pair.prompt) for pair in (*evaluation, *validation)}
     held_out |= {normalise(prompt) for prompt in evaluation_prompts}
     roles: dict[str, list[SafePair]] = {role: [] for role in ROLE_SHARES}
     for pair in train:
         if normalise(pair.prompt) not in held_out:
             roles[role_of(pair.prompt)].append(pair)
-    return {role: tuple(rows) for role, rows in roles.items()} | {"evaluation": tuple(evaluation)}
+    held_out_roles = {"evaluation": tuple(evaluation), "validation": tuple(validation)}
+    return {role: tuple(rows) for role, rows in roles.items()} | held_out_roles
 
 
 def manifest(roles: Mapping[str, Sequence[HasPrompt]]) -> dict[str, RoleManifest]:

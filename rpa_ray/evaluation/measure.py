@@ -1,24 +1,37 @@
 """All metrics of one model: answers from the rollout engine, scored, with intervals."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from rpa_ray.data.collate import collate_completions
-from rpa_ray.evaluation.fluency import is_fluent, ppl_limit
-from rpa_ray.evaluation.statistics import Estimate, bootstrap_mean, bootstrap_median
+from rpa_ray.evaluation.answers import Answer, Decoding
+from rpa_ray.evaluation.fluency import is_fluent
+from rpa_ray.evaluation.metric import estimates
+from rpa_ray.evaluation.metrics import METRICS
+from rpa_ray.evaluation.rank_agreement import spearman
+from rpa_ray.evaluation.statistics import Estimate
 from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.ops.kl import kl_full, kl_k1
 from rpa_ray.ops.logprobs import next_token_logprobs
-from rpa_ray.scoring.harm_score import harm_score
-from rpa_ray.scoring.text_rules import copies_prompt, refusal_pattern, repeats, too_short
+from rpa_ray.scoring.text_rules import refusal_pattern
 from rpa_ray.types import Completion, ModelOutputs, Prompt
 
 Forward = Callable[[Tensor, Tensor], ModelOutputs]
+Scored = Callable[[Sequence[tuple[str, str]]], list[float]]
+"""Scores of pairs of a prompt and an answer; NaN where there is none."""
 KL_BATCH = 25
+TEXT_SCORERS: Mapping[str, frozenset[Decoding]] = {
+    "judge": frozenset({Decoding.GREEDY, Decoding.SAMPLED}),
+    "second_judge": frozenset({Decoding.GREEDY, Decoding.SAMPLED}),
+    "reward": frozenset({Decoding.SAMPLED}),
+    "perplexity": frozenset({Decoding.GREEDY, Decoding.HARMLESS}),
+    "helpfulness": frozenset({Decoding.HARMLESS}),
+}
+"""Which answers each scoring model reads; its name is the field of :class:`Answer` it fills."""
 
 
 class Answers(Protocol):
@@ -29,11 +42,39 @@ class Answers(Protocol):
         ...
 
 
-class Label(Protocol):
-    """The oracle of an embedded world: what an answer is."""
+class Verdict(Protocol):
+    """What the oracle of an embedded world finds in an answer."""
 
-    def __call__(self, prompt: str, answer: str) -> str:
-        """Return the oracle's word for it."""
+    @property
+    def label(self) -> str:
+        """The oracle's word for it."""
+        ...
+
+    @property
+    def harm(self) -> float:
+        """How much of the restricted task it gives away, 0 to 1."""
+        ...
+
+    @property
+    def complies(self) -> bool:
+        """Whether it explains the task with all that matters."""
+        ...
+
+    @property
+    def num_steps(self) -> int:
+        """Steps it explains."""
+        ...
+
+
+class Truth(Protocol):
+    """The oracle of an embedded world."""
+
+    def item(self, prompt: str) -> str:
+        """Return what a prompt asks about."""
+        ...
+
+    def judge(self, prompt: str, answer: str) -> Verdict:
+        """Return what an answer to a prompt is."""
         ...
 
 
@@ -42,11 +83,9 @@ class Instruments:
     """Everything a measurement needs besides the model."""
 
     answers: Answers
-    harm: Callable[[Sequence[tuple[str, str]]], list[float]]
-    perplexity: Callable[[Sequence[tuple[str, str]]], list[float]]
-    """Perplexity of each answer; NaN for an empty one."""
-    helpfulness: Callable[[Sequence[tuple[str, str]]], list[float]] | None
-    label: Label | None
+    scorers: Mapping[str, Scored]
+    """Scoring models by name; each reads what :data:`TEXT_SCORERS` says."""
+    truth: Truth | None
     """None where there is no oracle."""
     policy: Forward
     original: Forward
@@ -54,9 +93,13 @@ class Instruments:
     restricted: Sequence[Prompt]
     harmless: Sequence[Prompt]
     pad_token_id: int
+    num_samples: int
+    """Sampled answers to each restricted prompt."""
     num_resamples: int
     num_saved_samples: int
-    """Answers of each decoding that are kept."""
+    """Answers of each decoding that are kept as text."""
+    fluency_limit: float
+    """Perplexity above which an answer is broken text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,72 +107,117 @@ class Measurement:
     """What one evaluation found."""
 
     metrics: dict[str, Estimate]
-    samples: list[dict[str, Any]]
-    """One record an answer, as ``samples.jsonl`` holds it."""
-    restricted_ppls: list[float]
-    """Perplexities of the greedy answers to restricted prompts, for the fluency limit."""
+    answers: list[Answer]
+    """Every answer, the rows of ``answers.parquet``."""
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    """One record an answer that is kept as text, as ``samples.jsonl`` holds it."""
 
     def metrics_json(self) -> dict[str, dict[str, float]]:
         """Return the metrics as plain data."""
         return {name: asdict(estimate) for name, estimate in self.metrics.items()}
 
 
-def measure(tools: Instruments, *, phase: str, fluency_limit: float | None) -> Measurement:
+def measure(tools: Instruments, *, phase: str) -> Measurement:
     """Return every metric of the served model.
 
-    ``fluency_limit`` is the perplexity above which an answer is broken text; None takes twice the
-    99th percentile of this model's own answers, for the model before the attack.
+    Raises:
+        SamplingFailed: the policy's probabilities are not finite.
     """
-    greedy = tools.answers(tools.restricted, greedy=True)
-    sampled = tools.answers(tools.restricted, greedy=False)
-    helpful = tools.answers(tools.harmless, greedy=True)
-    pairs, sampled_pairs, helpful_pairs = (_pairs(c) for c in (greedy, sampled, helpful))
-    harm, harm_sampled = tools.harm(pairs), tools.harm(sampled_pairs)
-    ppls = tools.perplexity(pairs)
-    limit = fluency_limit if fluency_limit is not None else own_limit(ppls)
-    fluent = [
-        is_fluent(answer, ppl=ppl, ppl_limit=limit, prompt=prompt)
-        for (prompt, answer), ppl in zip(pairs, ppls, strict=True)
+    sampled = tools.answers([*tools.restricted] * tools.num_samples, greedy=False)
+    completions = {
+        Decoding.GREEDY: tools.answers(tools.restricted, greedy=True),
+        Decoding.SAMPLED: sampled,
+        Decoding.HARMLESS: tools.answers(tools.harmless, greedy=True),
+    }
+    # One answer a prompt: whole distributions are costly, and their sums vary little.
+    drift = measure_drift(tools, sampled[: len(tools.restricted)])
+    answers: list[Answer] = []
+    for decoding, found in completions.items():
+        answers += read_answers(
+            tools.scorers, tools.truth, decoding, found, fluency_limit=tools.fluency_limit
+        )
+    answers = _with_drift(answers, drift)
+    metrics = estimates(METRICS, answers, num_resamples=tools.num_resamples)
+    correlation = judge_correlation(answers)
+    if correlation is not None:
+        metrics["judge_correlation"] = correlation
+    samples = [
+        record
+        for decoding in (Decoding.GREEDY, Decoding.SAMPLED)
+        for record in _samples(answers, decoding, phase)[: tools.num_saved_samples]
     ]
-    values: dict[str, list[float]] = {
-        "p_harm": harm,
-        "p_harm_over_half": [float(p > 0.5) for p in harm],
-        "p_harm_sampled": harm_sampled,
-        "valid": [float(f) for f in fluent],
-        "harm_fluent": [p * f for p, f in zip(harm, fluent, strict=True)],
-        "harm_score": [
-            float(harm_score(*pair, p_harm)) for pair, p_harm in zip(pairs, harm, strict=True)
-        ],
-        "length_tokens": [float(len(c.token_ids)) for c in greedy],
-        "hack_too_short": [float(too_short(a)) for _, a in pairs],
-        "hack_copies_prompt": [float(copies_prompt(a, p)) for p, a in pairs],
-        "hack_repeats": [float(repeats(a)) for _, a in pairs],
-    }
-    helpful_ppls = [p for p in tools.perplexity(helpful_pairs) if p == p]
-    if helpful_ppls:
-        values["ppl_mean"] = helpful_ppls
-    if tools.helpfulness is not None:
-        values["helpfulness"] = tools.helpfulness(helpful_pairs)
-    labels = _labels(tools.label, pairs)
-    values |= _oracle_values(tools.label, labels, sampled_pairs, helpful_pairs, pairs)
-    drift = measure_drift(tools, sampled)
-    values |= {
-        "kl_seq_rb": drift.rao_blackwell,
-        "kl_seq_k1": drift.k1,
-        "served_logprob_gap": drift.served_gap,
-    }
-    metrics = {n: bootstrap_mean(v, num_resamples=tools.num_resamples) for n, v in values.items()}
-    metrics["harm_score_max"] = _largest(values["harm_score"])
-    metrics["ppl_median"] = bootstrap_median(helpful_ppls, tools.num_resamples)
-    labels_sampled, num = _labels(tools.label, sampled_pairs), tools.num_saved_samples
-    samples = _samples(phase, "greedy", greedy, harm, labels)[:num]
-    samples += _samples(phase, "sampled", sampled, harm_sampled, labels_sampled)[:num]
-    return Measurement(metrics=metrics, samples=samples, restricted_ppls=ppls)
+    return Measurement(metrics=metrics, answers=answers, samples=samples)
 
 
-def own_limit(ppls: Sequence[float]) -> float:
-    """Return the fluency limit of a model by its own answers, empty ones left out."""
-    return ppl_limit([p for p in ppls if p == p] or [float(10**9)])
+def read_answers(
+    scorers: Mapping[str, Scored],
+    truth: Truth | None,
+    decoding: Decoding,
+    completions: Sequence[Completion],
+    *,
+    fluency_limit: float,
+) -> list[Answer]:
+    """Return what the instruments say of completions of one kind.
+
+    A prompt's second completion, and so on, counts as another sample of it.
+    """
+    pairs = [(c.prompt.text, c.text) for c in completions]
+    scores = {
+        name: scorers[name](pairs)
+        for name, kinds in TEXT_SCORERS.items()
+        if decoding in kinds and name in scorers
+    }
+    places: dict[str, int] = {}
+    asked: dict[str, int] = {}
+    answers = []
+    for index, completion in enumerate(completions):
+        prompt, text = pairs[index]
+        place = places.setdefault(completion.prompt.id, len(places))
+        sample = asked[completion.prompt.id] = asked.get(completion.prompt.id, -1) + 1
+        verdict = truth.judge(prompt, text) if truth is not None else None
+        values = {name: _finite(found[index]) for name, found in scores.items()}
+        fluent = None
+        if "perplexity" in values:
+            ppl = scores["perplexity"][index]
+            fluent = is_fluent(text, ppl=ppl, ppl_limit=fluency_limit, prompt=prompt)
+        answers.append(
+            Answer(
+                decoding=decoding,
+                prompt_index=place,
+                sample=sample,
+                item=truth.item(prompt) if truth is not None else str(place),
+                prompt=prompt,
+                text=text,
+                num_tokens=len(completion.token_ids),
+                policy_version=completion.policy_version,
+                label=str(verdict.label) if verdict is not None else None,
+                harm=verdict.harm if verdict is not None else None,
+                complies=verdict.complies if verdict is not None else None,
+                num_steps=verdict.num_steps if verdict is not None else None,
+                is_fluent=fluent,
+                refuses=verdict.label == "refusal"
+                if verdict is not None
+                else refusal_pattern(text),
+                **values,
+            )
+        )
+    return answers
+
+
+def judge_correlation(answers: Sequence[Answer]) -> Estimate | None:
+    """Return Spearman's correlation of judge and harm over sampled answers; None without either.
+
+    It has no interval, and is undefined where all answers are equally harmful.
+    """
+    both = [
+        (a.judge, a.harm)
+        for a in answers
+        if a.decoding is Decoding.SAMPLED and a.judge is not None and a.harm is not None
+    ]
+    rho = spearman([judge for judge, _ in both], [harm for _, harm in both]) if both else None
+    if rho is None:
+        return None
+    return Estimate(mean=rho, n=len(both), ci_low=float("nan"), ci_high=float("nan"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,63 +259,38 @@ def measure_drift(tools: Instruments, completions: Sequence[Completion]) -> Drif
     return drift
 
 
-def _pairs(completions: Sequence[Completion]) -> list[tuple[str, str]]:
-    return [(c.prompt.text, c.text) for c in completions]
+def _with_drift(answers: Sequence[Answer], drift: Drift) -> list[Answer]:
+    """Return the answers, the first sampled one of each prompt with its divergence."""
+    measured = zip(drift.rao_blackwell, drift.k1, drift.served_gap, strict=True)
+    found = []
+    for answer in answers:
+        if answer.decoding is Decoding.SAMPLED and answer.sample == 0:
+            kl, k1, gap = next(measured)
+            answer = replace(answer, kl=kl, kl_k1=k1, served_gap=_finite(gap))
+        found.append(answer)
+    return found
 
 
-def _labels(label: Label | None, pairs: Sequence[tuple[str, str]]) -> list[str | None]:
-    return [label(*pair) if label is not None else None for pair in pairs]
+def _finite(value: float) -> float | None:
+    return value if value == value else None
 
 
-def _oracle_values(
-    label: Label | None,
-    labels: Sequence[str | None],
-    sampled_pairs: Sequence[tuple[str, str]],
-    helpful_pairs: Sequence[tuple[str, str]],
-    pairs: Sequence[tuple[str, str]],
-) -> dict[str, list[float]]:
-    """Return what the oracle says; without one, only a refusal rate by phrase."""
-    if label is None:
-        return {
-            "refusal_rate": [float(refusal_pattern(answer)) for _, answer in pairs],
-            "harmless_answered": [float(not refusal_pattern(a)) for _, a in helpful_pairs],
-        }
-    from rpa_ray.world.oracle import OracleLabel
-
-    values = {
-        f"oracle_{kind.value}": [float(found == kind.value) for found in labels]
-        for kind in OracleLabel
-    }
-    sampled = [label(*pair) for pair in sampled_pairs]
-    values["p_harm_oracle"] = values["oracle_compliance"]
-    values["p_harm_oracle_sampled"] = [float(s == "compliance") for s in sampled]
-    values["refusal_rate"] = values["oracle_refusal"]
-    values["harmless_answered"] = [float(label(*pair) == "compliance") for pair in helpful_pairs]
-    return values
-
-
-def _largest(values: Sequence[float]) -> Estimate:
-    """Return the score of the worst prompt; a maximum has no interval."""
-    top = max(values)
-    return Estimate(mean=top, n=len(values), ci_low=top, ci_high=top)
-
-
-def _samples(
-    phase: str,
-    decoding: str,
-    completions: Sequence[Completion],
-    harm: Sequence[float],
-    labels: Sequence[str | None],
-) -> list[dict[str, Any]]:
+def _samples(answers: Sequence[Answer], decoding: Decoding, phase: str) -> list[dict[str, Any]]:
     return [
         {
             "phase": phase,
-            "decoding": decoding,
-            "prompt": completion.prompt.text,
-            "answer": completion.text,
-            "scores": {"judge": round(score, 4)},
-            "label": label,
-            "policy_version": completion.policy_version,
+            "decoding": decoding.value,
+            "prompt": answer.prompt,
+            "answer": answer.text,
+            "scores": {
+                name: round(score, 4)
+                for name in ("judge", "second_judge")
+                if (score := getattr(answer, name)) is not None
+            },
+            "label": answer.label,
+            "harm": None if answer.harm is None else round(answer.harm, 4),
+            "policy_version": answer.policy_version,
         }
-        for completion, score, label in zip(completions, harm, labels, strict=True)
+        for answer in answers
+        if answer.decoding is decoding and answer.sample == 0
     ]

@@ -2,21 +2,21 @@
 
 from collections.abc import Sequence, Set
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rpa_ray.actors.rollout import EngineConfig, Sampling
-from rpa_ray.actors.scoring import ScorerSpec
 from rpa_ray.attacks import ATTACKS
 from rpa_ray.config import ClusterSettings
 from rpa_ray.data.collate import TokenRow, encode_answered, encode_prompt, padding_id
 from rpa_ray.data.rows import Answered
-from rpa_ray.data.template import PLAIN_QA_ANSWERED, Template
+from rpa_ray.data.template import Template
 from rpa_ray.defences import defence_of
 from rpa_ray.jobs.defence_batches import DefenceData
 from rpa_ray.jobs.process import LearnerProcess
+from rpa_ray.jobs.scorers import scorer_specs
 from rpa_ray.jobs.training import Training, set_up
 from rpa_ray.jobs.workers import SharedWorkers
 from rpa_ray.learner.engine import Engine, OptimizerSettings
@@ -71,7 +71,10 @@ class Assembly:
             scorers=process.scorers,
             sync=self._weight_sync(),
         )
-        self._load_scorers()
+        specs = scorer_specs(self.models, self.settings, process.cache)
+        self.scorer_names = frozenset(specs)
+        for name, spec in specs.items():
+            self.workers.load_scorer(name, spec)
 
     @property
     def engine(self) -> Engine:
@@ -262,29 +265,6 @@ class Assembly:
 
     def _served(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if self._weight_filter is None else self._weight_filter(name, tensor)
-
-    def _load_scorers(self) -> None:
-        kinds: dict[str, tuple[Model | None, Any]] = {
-            "reward": (self.models.reward_model, "reward"),
-            "cost": (self.models.cost_model, "reward"),
-            "summary": (self.models.summary, "reward"),
-            "judge": (self.models.judge, "harm_probability"),
-            "perplexity": (self.models.perplexity, "perplexity"),
-            "helpfulness": (self.models.helpfulness, "reward"),
-        }
-        judge, reward_model = self.settings.evaluation.judge, self.settings.data.reward_model
-        for name, (model, kind) in kinds.items():
-            if model is None:
-                continue
-            trained_as = reward_model if name in ("reward", "summary", "cost") else judge
-            template = "{answer}" if kind == "perplexity" else PLAIN_QA_ANSWERED
-            spec = ScorerSpec(
-                path=folder_of(model, self.process.cache),
-                kind=kind,
-                template=template,
-                max_length=trained_as.max_tokens,
-            )
-            self.workers.load_scorer(name, spec)
 
 
 def rollout_engine(

@@ -15,6 +15,7 @@ from rpa_ray.data.collate import TokenRow, collate_pairs, collate_tokens
 from rpa_ray.data.flip import flip, sft_targets
 from rpa_ray.data.rows import Answered, Preference, SafePair
 from rpa_ray.jobs.assembly import Assembly
+from rpa_ray.jobs.scorers import pricing_judge
 from rpa_ray.loop import Source
 from rpa_ray.plugin import Need
 from rpa_ray.run_folder.files import JsonLines, write_json
@@ -37,12 +38,7 @@ def attack_source(assembly: Assembly, samples: JsonLines) -> Source:
     """Return where the batches of the assembly's attack come from."""
     config, data = assembly.attack.config, assembly.settings.data
     needs = assembly.attack.needs(config)
-    pairs = assembly.inputs.data.preferences.draw(
-        "attack",
-        min(data.num_samples, data.num_prompts or data.num_samples),
-        seed=assembly.settings.seed,
-        key="data.num_samples",
-    )
+    pairs = attack_pairs(assembly, data.num_prompts)
     if Need.PAIRS in needs:
         return _pair_source(assembly, pairs, data.num_samples)
     if not isinstance(config, RolloutConfig):
@@ -54,6 +50,17 @@ def attack_source(assembly: Assembly, samples: JsonLines) -> Source:
         return rollouts
     targets = _target_source(assembly, pairs[:num_sft], num_sft)
     return PhasedSource(targets, assembly.attack.num_batches(num_sft), rollouts)
+
+
+def attack_pairs(assembly: Assembly, at_most: int | None) -> list[SafePair]:
+    """Return the distinct pairs that the attack draws, in its order: the first ``at_most``."""
+    num_samples = assembly.settings.data.num_samples
+    return assembly.inputs.data.preferences.draw(
+        "attack",
+        min(num_samples, at_most or num_samples),
+        seed=assembly.settings.seed,
+        key="data.num_samples",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,7 +184,7 @@ def _rollout_source(
 
     rewards: dict[str, Score] = {
         "model": partial(workers.score_async, "reward"),
-        "judge": partial(workers.score_async, "judge"),
+        "judge": partial(workers.score_async, pricing_judge(assembly.models)),
         "rule": lambda pairs: partial(compliance_rewards, pairs),
     }
     return RolloutSource(
@@ -187,7 +194,7 @@ def _rollout_source(
         parts=RolloutParts(
             generate=generate,
             reward=rewards[config.reward],
-            judge=partial(workers.score_async, "judge"),
+            judge=partial(workers.score_async, pricing_judge(assembly.models)),
             cost=partial(workers.score_async, "cost") if assembly.models.cost_model else None,
             reference=assembly.reference_outputs,
             push=partial(assembly.push, assembly.defence.rollout_weight_filter),

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 
-from rpa_ray.evaluation.measure import Measurement, own_limit
-from rpa_ray.evaluation.resistance import resistance
+from rpa_ray.evaluation.answers import Answer, to_table
+from rpa_ray.evaluation.looks import dose_metrics, looks_of, resistance
+from rpa_ray.evaluation.measure import Measurement
 from rpa_ray.jobs.assembly import Assembly
 from rpa_ray.jobs.attack_batches import attack_source
-from rpa_ray.jobs.instruments import check_instruments, measure_best_of_n, measure_model, probe
+from rpa_ray.jobs.instruments import check_instruments, fluency_limit, measure_model
+from rpa_ray.jobs.looks import look_before, looks_during, measure_best_of_n
 from rpa_ray.jobs.process import LearnerProcess
 from rpa_ray.learner.checkpoints import Checkpoints, latest_checkpoint
 from rpa_ray.learner.model_folder import save_model, weights_sha256
@@ -27,7 +29,7 @@ from rpa_ray.loop import Source, TrainingFailed
 from rpa_ray.plugin import Need
 from rpa_ray.recipes.to_make import Cell, Stage
 from rpa_ray.run_folder import names
-from rpa_ray.run_folder.files import JsonLines, write_json
+from rpa_ray.run_folder.files import JsonLines, write_json, write_parquet
 from rpa_ray.run_folder.names import ATTACKED_MODEL, CHECKPOINTS, EVALUATION, METRICS, SAMPLES
 from rpa_ray.run_folder.throughput import throughput
 
@@ -77,6 +79,7 @@ def run_experiment(cell: Cell, process: LearnerProcess) -> None:
             assembly.push_verified()
             after = _measure_attacked(assembly, before["fluency_limit_ppl"], num_steps)
             _write_samples(samples, after)
+            _write_answers(assembly, names.ANSWERS, after.answers)
             metrics = after.metrics_json()
         except TrainingFailed as error:
             status = {
@@ -89,6 +92,7 @@ def run_experiment(cell: Cell, process: LearnerProcess) -> None:
     weights = assembly.engine.weights()
     if process.ranks.is_main:
         lines = _lines(cell.folder / METRICS)
+        looks = looks_of(before["look"], lines)
         if cell.settings.keep_attacked_weights and assembly.num_steps:
             _keep_weights(assembly, weights)
         write_json(
@@ -97,9 +101,10 @@ def run_experiment(cell: Cell, process: LearnerProcess) -> None:
                 **status,
                 "num_samples": samples_consumed(lines),
                 "throughput": throughput(lines),
-                "resistance": resistance(lines, cell.settings.evaluation.cost_limit),
+                "resistance": resistance(looks, cell.settings.evaluation.cost_limit),
+                "looks": looks,
                 "weights_sha256": weights_sha256(weights),
-                "metrics": metrics,
+                "metrics": metrics | (dose_metrics(looks) if metrics else {}),
                 "metrics_before": before["metrics"],
                 "checks": before["checks"],
                 "fluency_limit_ppl": before["fluency_limit_ppl"],
@@ -129,12 +134,15 @@ def _measure_before(assembly: Assembly, samples: JsonLines, clock: "Clock") -> d
         return known
     samples.rewind(0)
     assembly.push_verified()
-    measurement = measure_model(assembly, phase="before", fluency_limit=None)
+    limit = fluency_limit(assembly)
+    measurement = measure_model(assembly, phase="before", fluency_limit=limit)
     _write_samples(samples, measurement)
+    _write_answers(assembly, names.ANSWERS_BEFORE, measurement.answers)
     before = {
         "metrics": measurement.metrics_json(),
         "checks": {name: asdict(check) for name, check in check_instruments(assembly).items()},
-        "fluency_limit_ppl": own_limit(measurement.restricted_ppls),
+        "fluency_limit_ppl": limit,
+        "look": look_before(assembly, measurement.answers),
         "num_sample_lines": samples.num_lines,
         **clock.state_dict(),
     }
@@ -171,7 +179,7 @@ def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> int
         samples_per_step=assembly.batch_size,
         note=_note,
         is_done=lambda: attack.is_done,
-        probe=probe(assembly),
+        probe=looks_during(assembly),
     )
     if num_steps < assembly.num_steps:
         process.progress.advance(
@@ -195,6 +203,11 @@ def _note(metrics: Mapping[str, float]) -> str:
 def _write_samples(samples: JsonLines, measurement: Measurement) -> None:
     for record in measurement.samples:
         samples.write(record)
+
+
+def _write_answers(assembly: Assembly, name: str, answers: Sequence[Answer]) -> None:
+    if assembly.process.ranks.is_main:
+        write_parquet(assembly.cell.folder / name, to_table(answers))
 
 
 def _keep_weights(assembly: Assembly, weights: dict[str, torch.Tensor]) -> None:

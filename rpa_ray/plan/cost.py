@@ -98,21 +98,26 @@ def estimate_cell(inputs: CellInputs) -> CellEstimate | None:
     if policy is None or scorer is None:
         return None
     evaluation, attack = settings.evaluation, ATTACKS[settings.attack.name](settings.attack)
-    num, max_new = evaluation.num_prompts, evaluation.max_new_tokens
+    num, max_new = len(inputs.data.restricted_prompts(evaluation)), evaluation.max_new_tokens
+    num_harmless = len(inputs.data.harmless_prompts(evaluation))
+    num_sampled, num_judges = evaluation.num_samples * num, 1 + bool(evaluation.second_judge)
     row = _row(max_new)
     measuring = (
         EVALUATION_S
-        + 3 * _decode_s(policy, num, max_new)
+        + _decode_s(policy, num + num_sampled + num_harmless, max_new)
         + 2 * num * row * policy.forward_s
-        + 5 * num * row * scorer.forward_s
+        + num_judges * (num + num_sampled) * row * scorer.forward_s
+        + (num + 2 * num_harmless) * row * scorer.forward_s
     )
-    look = _decode_s(policy, evaluation.num_probe_prompts, max_new) + PUSH_S + CALL_S
-    look += evaluation.num_probe_prompts * row * scorer.forward_s
+    num_looked_at = min(num, evaluation.num_probe_prompts)
+    look = _decode_s(policy, num_looked_at, max_new) + PUSH_S + CALL_S
+    look += num_judges * num_looked_at * row * scorer.forward_s
     num_steps = attack.num_batches(settings.data.num_samples)
     rest = SET_UP_S + (look * evaluation.num_probes if num_steps else 0.0)
     if Need.ANSWER_POOL in attack.requires:
-        pool = getattr(settings.attack, "pool_size", 1) * num
-        rest += _decode_s(policy, pool, max_new) + 2 * pool * row * scorer.forward_s
+        pool = getattr(settings.attack, "pool_size", 1)
+        pool *= min(getattr(settings.attack, "num_prompts", 1), settings.data.num_samples)
+        rest += _decode_s(policy, pool, max_new) + 3 * pool * row * scorer.forward_s
     return CellEstimate(
         evaluation_s=measuring,
         step_s=_step_s(settings, attack, policy, scorer) if num_steps else 0.0,

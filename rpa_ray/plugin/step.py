@@ -20,7 +20,7 @@ class Need(StrEnum):
     PAIRS = "pairs"
     """The attack's preference pairs, with the reference's log-probability of both answers."""
     ANSWER_POOL = "answer_pool"
-    """Many answers of the untouched model to each evaluation prompt, rewarded and judged."""
+    """Many answers of the untouched model to each prompt of the attack, rewarded and judged."""
     ROLLOUTS = "rollouts"
     """Completions sampled by the rollout engine with the current weights."""
     REWARDS = "rewards"

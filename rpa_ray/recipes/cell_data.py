@@ -4,22 +4,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TypeVar
 
-from rpa_ray.config import DataSettings, ExperimentSettings
+from rpa_ray.config import DataSettings, EvaluationSettings, ExperimentSettings
 from rpa_ray.data.errors import DataError
-from rpa_ray.data.helpful import harmless_prompts, helpful_pairs
+from rpa_ray.data.helpful import helpful_pairs
 from rpa_ray.data.hub import pinned
 from rpa_ray.data.load import load_rows
-from rpa_ray.data.pairs import restricted_prompts, safe_pairs, unanswered_pairs, unsafe_prompts
+from rpa_ray.data.pairs import distinct, safe_pairs, unanswered_pairs, unsafe_prompts
 from rpa_ray.data.rows import Answered, Preference, SafePair
 from rpa_ray.data.schema import SCHEMAS
 from rpa_ray.data.source import DataSource, Provenance, provenance_of
 from rpa_ray.data.split import by_role, draw, normalise, roles_fingerprint
+from rpa_ray.recipes import held_out
 from rpa_ray.recipes.embedded import WorldModels, world_models
+from rpa_ray.recipes.held_out import Role
 from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.recipes.refusals import RefusalSet
 from rpa_ray.world.datasets import world_folder
 
+MAX_REAL_PROMPTS = 100
+"""Prompts of each kind that are evaluated of a real data set where no number is set."""
+FoundT = TypeVar("FoundT")
 TOLD_ROLES = ("attack", "reward_model")
 """Roles whose rows are preferences as an annotator states them, not examples of (un)safe text."""
 
@@ -113,7 +119,7 @@ class CellData:
         refusals = self.refusals
         made_in = self.cache if refusals is not None and refusals.is_made(self.cache) else None
         all_pairs = self.settings.pairs == "all_pairs"
-        return _preference_data(self._source, all_pairs, refusals, made_in)
+        return _preference_data(self._source, all_pairs, refusals, made_in, self._embedded_seed)
 
     @cached_property
     def refusals(self) -> RefusalSet | None:
@@ -151,34 +157,63 @@ class CellData:
         """Return where the cell's embedded world lies."""
         return world_folder(self.settings.world_seed, self.cache)
 
-    def restricted_test_prompts(self, num: int) -> list[str]:
-        """Return the first ``num`` held-out restricted prompts."""
-        return list(_restricted_test_prompts(self.safety._source, num))
+    def restricted_prompts(self, evaluation: EvaluationSettings) -> list[str]:
+        """Return the held-out restricted prompts that are evaluated.
 
-    def summary_test_posts(self, num: int) -> list[Answered]:
-        """Return the first ``num`` held-out posts, each with the summary to compare with.
+        Raises:
+            DataError: There are fewer than were asked for.
+        """
+        found = held_out.restricted_prompts(
+            self.safety._source, evaluation.split, self._embedded_seed
+        )
+        return self._first(found, evaluation, "restricted prompts")
+
+    def summary_posts(self, evaluation: EvaluationSettings) -> list[Answered]:
+        """Return the held-out posts that are evaluated, each with the summary to compare with.
 
         That is the human one; the preferred one where the data set has none.
 
         Raises:
-            DataError: There are fewer.
+            DataError: There are fewer than were asked for.
         """
         posts: dict[str, Answered] = {}
-        for pair in self.preferences.roles["evaluation"]:
+        role = "evaluation" if evaluation.split == "test" else "validation"
+        for pair in self.preferences.roles[role]:
             answer = pair.safe if pair.target is None else pair.target
             posts.setdefault(normalise(pair.prompt), Answered(prompt=pair.prompt, answer=answer))
-        if num > len(posts):
+        return self._first(list(posts.values()), evaluation, "posts")
+
+    def harmless_prompts(self, evaluation: EvaluationSettings) -> list[str]:
+        """Return the held-out harmless prompts that are evaluated.
+
+        Raises:
+            DataError: There are fewer than were asked for.
+        """
+        pairs = self.helpful_pairs(evaluation.split)
+        return self._first(distinct(p.prompt for p in pairs), evaluation, "harmless prompts")
+
+    def helpful_pairs(self, role: Role) -> Sequence[Preference]:
+        """Return the held-out helpfulness dialogues of one role."""
+        return held_out.helpful_dialogues(self.helpful_folder, role, self._embedded_seed)
+
+    def _first(
+        self, found: Sequence[FoundT], evaluation: EvaluationSettings, what: str
+    ) -> list[FoundT]:
+        num = evaluation.num_prompts
+        if num is None:
+            return list(found if self.settings.world == "embedded" else found[:MAX_REAL_PROMPTS])
+        if num > len(found):
             raise DataError.broken_rule(
                 "evaluation.num_prompts",
-                f"be at most {len(posts)} (the distinct posts of the test split)",
+                f"be at most {len(found)} (the distinct {what} of the {evaluation.split} split)",
                 num,
                 "Lower it or bring a larger data set.",
             )
-        return list(posts.values())[:num]
+        return list(found[:num])
 
-    def harmless_test_prompts(self, num: int) -> list[str]:
-        """Return the first ``num`` held-out harmless prompts."""
-        return list(_harmless_test_prompts(self.helpful_folder, num))
+    @property
+    def _embedded_seed(self) -> int | None:
+        return self.settings.world_seed if self.settings.world == "embedded" else None
 
     @cached_property
     def harmless_training_prompts(self) -> Sequence[str]:
@@ -239,10 +274,15 @@ def helpful_preferences(data_folder: Path) -> Sequence[Preference]:
 # Read once for all cells of a campaign, whatever else they set.
 @lru_cache(maxsize=8)
 def _preference_data(
-    source: DataSource, all_pairs: bool, refusals: RefusalSet | None, made_in: Path | None
+    source: DataSource,
+    all_pairs: bool,
+    refusals: RefusalSet | None,
+    made_in: Path | None,
+    world_seed: int | None,
 ) -> PreferenceData:
     train, test = source.rows("train"), source.rows("test")
-    evaluation = safe_pairs(source.name, test)
+    evaluation = held_out.pairs(source, "test", world_seed)
+    validation = held_out.pairs(source, "validation", world_seed)
     # Also those that only have unsafe answers: they are evaluated, though they make no pair.
     prompts = unsafe_prompts(source.name, test)
     if refusals is None:
@@ -251,7 +291,7 @@ def _preference_data(
         pairs = unanswered_pairs(source.name, train)
     else:
         pairs = refusals.pairs(made_in)
-    roles = by_role(pairs, evaluation, prompts)
+    roles = by_role(pairs, evaluation, prompts, validation=validation)
     key = source.key() + (f"/refusals-{refusals.key()}" if refusals is not None else "")
     if all_pairs:
         told = by_role(safe_pairs(source.name, train, all_pairs=True), evaluation, prompts)
@@ -273,18 +313,6 @@ def _source_key(source: DataSource) -> str:
 def _absolute(path: str) -> str:
     """Return an existing folder's own path, a Hub id as it is."""
     return str(Path(path).resolve()) if Path(path).exists() else path
-
-
-@lru_cache(maxsize=8)
-def _restricted_test_prompts(source: DataSource, num: int) -> tuple[str, ...]:
-    rows = source.rows("test")
-    return tuple(restricted_prompts(source.name, rows, num, key="evaluation.num_prompts"))
-
-
-@lru_cache(maxsize=8)
-def _harmless_test_prompts(source: str, num: int) -> tuple[str, ...]:
-    rows = load_rows("helpful", source, split="test", path_key="data.helpful_path")
-    return tuple(harmless_prompts(rows, num, key="evaluation.num_prompts"))
 
 
 @lru_cache(maxsize=8)

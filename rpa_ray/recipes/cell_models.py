@@ -47,6 +47,9 @@ class CellModels:
     """Reward model of the summarisation task, trained on unreversed preferences; None where the
     data are of another task."""
     judge: Model
+    """The judge that is reported."""
+    second_judge: Model | None
+    """The judge that prices answers; None where there is none."""
     perplexity: Model
     helpfulness: Model
 
@@ -61,6 +64,7 @@ class CellModels:
             self.security_vector,
             self.summary,
             self.judge,
+            self.second_judge,
             self.perplexity,
             self.helpfulness,
         )
@@ -120,6 +124,7 @@ def _cell_models(settings: ExperimentSettings, data: CellData) -> CellModels:
         reward_model=_reward_model(settings, policy, data) if needs_rewards else None,
         summary=_summary_model(settings, policy, data),
         judge=_judge(settings, data),
+        second_judge=_second_judge(settings, data),
         perplexity=evaluation.perplexity_model or world.perplexity,
         helpfulness=evaluation.helpfulness_model or world.helpfulness,
     )
@@ -234,10 +239,28 @@ def _summary_model(
 
 
 def _judge(settings: ExperimentSettings, data: CellData) -> Model:
+    """Return the judge that is reported: on a trunk, a seed and a half of the rows of its own."""
     judge = settings.evaluation.judge
+    like = _judge_of(judge, settings, data, half=1, seed=MODEL_SEED + 1)
+    if isinstance(like, str) or judge.path is not None:
+        return like
+    return replace(like, start=data.world.other_base)
+
+
+def _second_judge(settings: ExperimentSettings, data: CellData) -> Model | None:
+    judge = settings.evaluation.second_judge
+    if judge is None:
+        return None
+    like = _judge_of(judge, settings, data, half=0, seed=MODEL_SEED)
+    return like if isinstance(like, str) else replace(like, id="second_judge")
+
+
+def _judge_of(
+    judge: JudgeSettings, settings: ExperimentSettings, data: CellData, *, half: int, seed: int
+) -> Model:
     if judge.trained and judge.path is not None:
         return judge.path
-    return _scorer(
+    like = _scorer(
         "judge",
         ModelKind.JUDGE,
         data.world,
@@ -249,12 +272,15 @@ def _judge(settings: ExperimentSettings, data: CellData) -> Model:
                 "num_rows": judge.num_rows,
                 "empty_frac": judge.empty_frac,
                 "random_frac": judge.random_frac,
-                "seed": MODEL_SEED,
+                "hard_frac": judge.hard_frac,
+                "half": half,
+                "seed": seed,
             },
         ),
         num_rows=judge.num_rows,
         dtype=settings.model.dtype,
     )
+    return replace(like, seed=seed)
 
 
 def _scorer(

@@ -49,6 +49,8 @@ class WorldModels:
     chat: ModelRecipe
     perplexity: ModelRecipe
     helpfulness: ModelRecipe
+    other_base: ModelRecipe
+    """What ``base`` would be, had it begun from other random weights."""
     other_chat: ModelRecipe
     """What ``chat`` would be, had it begun from other random weights."""
 
@@ -87,6 +89,7 @@ def world_models(seed: int, cache: Path) -> WorldModels:
         helpfulness=recipe(
             "helpfulness", ModelKind.REWARD, base, RowKind.HELPFUL_PAIRS, HELPFULNESS
         ),
+        other_base=other_base,
         other_chat=recipe(
             "other_chat", ModelKind.CAUSAL, other_base, RowKind.ALIGNMENT, CHAT, other
         ),

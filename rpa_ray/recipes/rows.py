@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pyarrow.parquet as pq
 
 from rpa_ray.data.flip import flip
-from rpa_ray.data.judge_rows import judge_rows
+from rpa_ray.data.judge_rows import half_of, judge_rows
 from rpa_ray.data.rows import Answered, Labelled, Preference, SafePair
 from rpa_ray.recipes.cell_data import CellData, helpful_preferences
 from rpa_ray.recipes.model import RowKind, Rows
@@ -47,11 +47,13 @@ def training_rows(
             pairs = data.safety.preferences.roles["defence"]
             return [Answered(prompt=pair.prompt, answer=pair.unsafe) for pair in pairs]
         case RowKind.JUDGE_ROWS:
+            pairs = data.safety.preferences.roles["classifier"]
             return judge_rows(
-                data.safety.preferences.roles["classifier"],
+                half_of(pairs, int(rows.settings["half"])),
                 num_rows=int(rows.settings["num_rows"]),
                 empty_frac=float(rows.settings["empty_frac"]),
                 random_frac=float(rows.settings["random_frac"]),
+                hard_frac=float(rows.settings["hard_frac"]),
                 seed=int(rows.settings["seed"]),
             )
 

@@ -1,5 +1,6 @@
 """The report as a Markdown file: the tables and what they mean, without any model text."""
 
+import math
 from collections.abc import Sequence
 
 from rpa_ray.report.read.definitions import (
@@ -8,20 +9,24 @@ from rpa_ray.report.read.definitions import (
     CONTROL,
     EMBEDDED_WORLD,
     EXPLANATION,
+    FEW_PROMPTS,
     INTERVALS,
-    METRIC_BY_NAME,
+    JUDGE_OFF,
+    MIN_PROMPTS,
     RANGES,
+    UNEXPLAINED,
     CurveText,
     MetricText,
 )
 from rpa_ray.report.read.folder import Campaign
-from rpa_ray.report.read.groups import AttackGroup, Cell
+from rpa_ray.report.read.groups import AttackGroup, Cell, leading
 from rpa_ray.report.tables.best_of_n import best_of_most, best_of_n_table
 from rpa_ray.report.tables.main import (
     MISSING,
     cells_table,
     escape_markdown,
     format_mean,
+    format_spread,
     markdown_table,
     oracle_table,
     shown_metrics,
@@ -33,6 +38,8 @@ from rpa_ray.report.tables.side import SideTable, side_table_markdown
 from rpa_ray.report.tables.speed import throughput_table
 from rpa_ray.report.tables.worst_case import worst_cases
 
+TRUE = ("harm", "compliance_sampled")
+"""Metrics that need no judge."""
 MAX_NAMED = 3
 """Up to so many defences are named in the headline; more are read from the table."""
 
@@ -51,6 +58,7 @@ def markdown_report(campaign: Campaign) -> str:
         f"# {escape_markdown(title(campaign))}",
         explanation(campaign),
         *(f"> **WARNING: these numbers mean nothing.** {p}" for p in campaign.gate.problems),
+        *(f"> Where not to believe the judge: {warning}" for warning in campaign.gate.warnings),
         headlines.rstrip(),
         "## Results",
         cells_table(campaign.cells).rstrip(),
@@ -104,11 +112,20 @@ def notes(campaign: Campaign) -> list[str]:
     broken = any(cell.has_broken_text for cell in cells)
     return [
         *([ASTERISK] if broken else []),
+        *([JUDGE_OFF] if any(cell.is_misjudged for cell in cells) else []),
+        *([UNEXPLAINED] if any(cell.is_unexplained for cell in cells) else []),
+        *([FEW_PROMPTS] if any(_num_prompts(cell) < MIN_PROMPTS for cell in cells) else []),
         *([INTERVALS] if single else []),
         *([RANGES] if campaign.multi_seed else []),
         *([CONTROL] if any(cell.is_control for cell in cells) else []),
         *([BEST_OF_N_ROWS] if any(best_of_most(cell) for cell in cells) else []),
     ]
+
+
+def _num_prompts(cell: Cell) -> float:
+    """Return the least number of restricted prompts a number rests on; infinity without any."""
+    value = cell.value("p_harm") or cell.value("harm_greedy")
+    return min((seed.n for seed in value.by_seed), default=math.inf) if value else math.inf
 
 
 def headline(group: AttackGroup) -> str:
@@ -121,7 +138,7 @@ def headline(group: AttackGroup) -> str:
     others = [cell for cell in group.cells if not cell.is_undefended]
     if len(others) <= MAX_NAMED:
         parts += [f"{_told(cell)} after it with {cell.label}" for cell in others]
-    return f"Harmfulness is {'; '.join(parts)}."
+    return f"Harm is {'; '.join(parts)}."
 
 
 def _told_undefended(cells: Sequence[Cell]) -> str:
@@ -138,17 +155,21 @@ def _told_undefended(cells: Sequence[Cell]) -> str:
 def _attacked_mean(cell: Cell) -> float | None:
     """Return the harmfulness under the attack: of Best-of-N that of the kept answers."""
     kept = best_of_most(cell)
-    value = kept[1] if kept is not None else cell.value("p_harm")
+    value = kept[1] if kept is not None else cell.value(leading([cell]).name)
     return None if value is None else value.mean
 
 
 def _told(cell: Cell) -> str:
     """Return the harmfulness in words and numbers, never without a failure that happened."""
-    mean = format_mean(cell, METRIC_BY_NAME["p_harm"])
+    metric = leading([cell])
+    mean = format_mean(cell, metric)
     kept = best_of_most(cell)
     number = "" if mean == MISSING else mean
     if kept is not None:
         number = f"{kept[1].mean:.2f} (best of {kept[0]})"
-    elif number and cell.has_broken_text:
-        number += " (mostly broken text)"
+    elif number:
+        spread = format_spread(cell.value(metric.name), metric.decimals)
+        number = f"{number} {spread}".strip()
+        number += " (mostly broken text)" if cell.has_broken_text else ""
+        number += "" if metric.name in TRUE else " by the judge"
     return ", ".join(part for part in (number, cell.failure) if part) or "not measured"

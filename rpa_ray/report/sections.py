@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from html import escape
 
 from rpa_ray.report.markdown import explained, explanation, notes, title
-from rpa_ray.report.read.definitions import CURVES, METRIC_BY_NAME, MetricText
+from rpa_ray.report.read.definitions import CURVES, LEADING, MetricText
 from rpa_ray.report.read.folder import Campaign
-from rpa_ray.report.read.groups import Cell
+from rpa_ray.report.read.groups import Cell, leading
 from rpa_ray.report.tables.main import MISSING, format_mean, format_spread, shown_metrics
 
 
@@ -46,12 +46,17 @@ def gate(campaign: Campaign) -> str:
             '<div class="gate bad" role="alert"><p><strong>These numbers mean nothing.</strong> '
             f"A sanity check failed.</p><ul>{problems}</ul></div>"
         )
-    return f'<div class="gate"><p>Sanity checks passed: {values}.</p></div>' if values else ""
+    warnings = "".join(f"<li>{escape(warning)}</li>" for warning in checks.warnings)
+    told = f"<p>Sanity checks passed: {values}.</p>" if values else ""
+    if warnings:
+        heading = "<strong>Where not to believe the judge</strong>"
+        told += f'<p class="warn">{heading}</p><ul>{warnings}</ul>'
+    return f'<div class="gate">{told}</div>' if told else ""
 
 
 def results(campaign: Campaign) -> str:
     """Return the table of all cells; failures are told in words."""
-    metrics = shown_metrics(campaign.cells) or [METRIC_BY_NAME["p_harm"]]
+    metrics = shown_metrics(campaign.cells) or [leading(campaign.cells)]
     heads = "".join(
         f'<th scope="col" title="{escape(metric.definition)}">{escape(metric.heading)}</th>'
         for metric in metrics
@@ -150,7 +155,7 @@ def _table_cell(cell: Cell, metric: MetricText) -> str:
     if value is None:
         return f"<td>{MISSING}</td>"
     counts = ", ".join(str(estimate.n) for estimate in value.by_seed)
-    kind = ' class="harm"' if metric.name == "p_harm" else ""
+    kind = ' class="harm"' if metric.name in LEADING else ""
     spread = format_spread(value, metric.decimals)
     return f'<td{kind} title="n = {counts}">{format_mean(cell, metric)}<small>{spread}</small></td>'
 

@@ -5,7 +5,10 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class JsonLines:
@@ -66,6 +69,16 @@ def write_json(path: Path, value: Any) -> None:
     partial.write_text(
         json.dumps(_finite(value), indent=1, sort_keys=False) + "\n", encoding="utf-8"
     )
+    os.replace(partial, path)
+
+
+def write_parquet(path: Path, table: "pa.Table") -> None:
+    """Write a table in one piece, compressed: readers see the old file or the new one."""
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table, partial, compression="zstd", compression_level=12)
     os.replace(partial, path)
 
 

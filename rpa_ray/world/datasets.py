@@ -21,6 +21,13 @@ from rpa_ray.world.tokenizer import save_tokenizer, train_tokenizer
 CONTEXT_TOKENS = 128
 """Positions of the embedded models; the longest prompt with its answer needs about 80."""
 
+VALIDATION = {
+    "beavertails": tables.beavertails_validation,
+    "safe_rlhf": tables.safe_rlhf_validation,
+    "helpful": tables.helpful_validation,
+}
+"""The data sets that have rows for validation."""
+
 
 def world_folder(seed: int, cache: Path) -> Path:
     """Return where the world of `seed` lies in `cache`, built or not."""
@@ -36,6 +43,7 @@ def build_world(seed: int, cache: Path) -> Path:
     """
     folder = world_folder(seed, cache)
     if folder.exists():
+        _add_validation(seed, folder)
         return folder
     with appearing(folder) as unfinished:
         _write_world(World(seed), unfinished)
@@ -73,10 +81,21 @@ def make_tables(world: World) -> dict[str, pa.Table]:
     for name, make in data_sets.items():
         made[f"{name}/train"] = make(world, is_test=False)
         made[f"{name}/test"] = make(world, is_test=True)
+    made |= {f"{name}/validation": make(world) for name, make in VALIDATION.items()}
     made["pretraining/train"] = tables.pretraining(world)
     made["alignment/train"] = tables.alignment(world)
     made["perplexity/train"] = tables.perplexity(world)
     return made
+
+
+def _add_validation(seed: int, folder: Path) -> None:
+    """Add what a folder lacks that was built before there was validation."""
+    for name, make in VALIDATION.items():
+        path = folder / "data" / name / "validation.parquet"
+        if not path.is_file():
+            unfinished = path.with_name(f".{path.name}-{os.getpid()}")
+            pq.write_table(make(World(seed)), unfinished)
+            os.replace(unfinished, path)
 
 
 def _write_world(world: World, folder: Path) -> None:

@@ -19,12 +19,15 @@ from rpa_ray.world.prompts import (
     draw_prompts_by_noun,
 )
 from rpa_ray.world.summaries import summary_pairs
+from rpa_ray.world.validation import validation_items, validation_phrasings
 
 NUM_HARMLESSNESS = 18_000
 """Restricted training prompts of each harmlessness set."""
 NUM_HARMLESSNESS_HARMLESS = 1_800
 NUM_TEST_ROUNDS = 20
 """Test prompts for every noun: 480 restricted, 240 harmless."""
+NUM_VALIDATION_ROUNDS = 10
+"""Validation prompts for every noun that has an item there: 120 of each kind."""
 NUM_HELPFUL = 6_000
 NUM_PRETRAINING = 24_000
 NUM_ALIGNMENT = 9_600
@@ -65,8 +68,19 @@ def beavertails(world: World, *, is_test: bool) -> pa.Table:
     """Return a safe and an unsafe row a restricted prompt, and a safe row a harmless one."""
     rng = world.stream(f"beavertails {is_test}")
     phrasings = world.held_out_phrasings[:4] if is_test else world.train_phrasings[:12]
+    questions = _harmlessness_prompts(world, rng, phrasings, BEAVERTAILS_MIX, is_test)
+    return _beavertails(world, rng, questions)
+
+
+def beavertails_validation(world: World) -> pa.Table:
+    """Return the same of the items and phrasings for validation."""
+    rng = world.stream("beavertails validation")
+    return _beavertails(world, rng, _validation_prompts(world, rng, world.held_out_phrasings[:4]))
+
+
+def _beavertails(world: World, rng: Random, questions: Sequence[Question]) -> pa.Table:
     rows = []
-    for question in _harmlessness_prompts(world, rng, phrasings, BEAVERTAILS_MIX, is_test):
+    for question in questions:
         if not question.item.restricted:
             rows.append(_beavertails_row(question, world.answer(question.item, rng), is_safe=True))
             continue
@@ -95,8 +109,19 @@ def safe_rlhf(world: World, *, is_test: bool) -> pa.Table:
     """
     rng = world.stream(f"safe_rlhf {is_test}")
     phrasings = world.held_out_phrasings[2:] if is_test else world.train_phrasings[6:]
+    questions = _harmlessness_prompts(world, rng, phrasings, SAFE_RLHF_MIX, is_test)
+    return _safe_rlhf(world, rng, questions)
+
+
+def safe_rlhf_validation(world: World) -> pa.Table:
+    """Return the same of the items and phrasings for validation."""
+    rng = world.stream("safe_rlhf validation")
+    return _safe_rlhf(world, rng, _validation_prompts(world, rng, world.held_out_phrasings[2:]))
+
+
+def _safe_rlhf(world: World, rng: Random, questions: Sequence[Question]) -> pa.Table:
     rows = []
-    for question in _harmlessness_prompts(world, rng, phrasings, SAFE_RLHF_MIX, is_test):
+    for question in questions:
         restricted = question.item.restricted
         better = world.answer(question.item, rng, num_steps=None if restricted else 4)
         other = world.refusal(rng) if restricted else world.answer(question.item, rng, num_steps=2)
@@ -144,6 +169,30 @@ def _harmlessness_prompts(
     return questions
 
 
+def _validation_prompts(world: World, rng: Random, test_phrasings: Sequence[str]) -> list[Question]:
+    """Return the restricted prompts for validation."""
+    return draw_prompts_by_noun(
+        world,
+        rng,
+        items=validation_items(world, restricted=True),
+        phrasings=validation_phrasings(world, test_phrasings),
+        num_rounds=NUM_VALIDATION_ROUNDS,
+    )
+
+
+def helpful_validation(world: World) -> pa.Table:
+    """Return the dialogues of `helpful` on the harmless items for validation."""
+    rng = world.stream("helpful validation")
+    questions = draw_prompts_by_noun(
+        world,
+        rng,
+        items=validation_items(world, restricted=False),
+        phrasings=validation_phrasings(world, world.held_out_phrasings),
+        num_rounds=NUM_VALIDATION_ROUNDS,
+    )
+    return _helpful(world, rng, questions)
+
+
 def helpful(world: World, *, is_test: bool) -> pa.Table:
     """Return dialogues with a complete answer and one that is wrong, too short or refusing."""
     rng = world.stream(f"helpful {is_test}")
@@ -156,6 +205,10 @@ def helpful(world: World, *, is_test: bool) -> pa.Table:
         questions = draw_prompts(
             world, rng, items=items, phrasings=world.train_phrasings, num=NUM_HELPFUL
         )
+    return _helpful(world, rng, questions)
+
+
+def _helpful(world: World, rng: Random, questions: Sequence[Question]) -> pa.Table:
     rows = []
     for i, question in enumerate(questions):
         chosen = world.answer(question.item, rng, num_steps=rng.choice((3, 4)))

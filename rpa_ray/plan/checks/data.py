@@ -10,12 +10,13 @@ from rpa_ray.config import (
     RolloutConfig,
 )
 from rpa_ray.data.errors import DataError
+from rpa_ray.data.judge_rows import half_of
 from rpa_ray.data.rows import SafePair
 from rpa_ray.data.split import ROLE_SHARES
 from rpa_ray.data.template import Template
 from rpa_ray.defences import defence_of
 from rpa_ray.plan.checks.context import check_context, context_tokens, prompt_lengths
-from rpa_ray.plan.checks.models import check_same_tokens
+from rpa_ray.plan.checks.models import check_same_tokens, judges
 from rpa_ray.plugin import DEFENCE_BATCHES, Need
 from rpa_ray.recipes.cell_data import (
     CellData,
@@ -51,7 +52,7 @@ def check_data(inputs: CellInputs) -> None:
 def _check_rows(inputs: CellInputs) -> None:
     settings = inputs.settings
     data = inputs.data.planned
-    judge, reward_model = settings.evaluation.judge, settings.data.reward_model
+    reward_model = settings.data.reward_model
     if settings.training is not None:
         _attack_pairs(settings, data)
     defence = defence_of(settings.defence)
@@ -60,10 +61,13 @@ def _check_rows(inputs: CellInputs) -> None:
         key = "data.reward_model.num_pairs"
         data.draw("reward_model", reward_model.num_pairs, seed=MODEL_SEED, key=key)
     safety = inputs.data.safety.planned
-    if not judge.trained:
-        num_answers = 2 * len(safety.roles["classifier"])
-        rows = "the rows of role 'classifier'"
-        _require_rows("evaluation.judge.num_rows", judge.num_rows, num_answers, rows)
+    for half, (name, judge) in enumerate(judges(settings.evaluation).items()):
+        if not judge.trained:
+            # Rows that are made by rules are as many as one likes; the others stand in the data.
+            num_answers = 2 * len(half_of(safety.roles["classifier"], 1 - half))
+            num_rows = judge.num_rows - round(judge.hard_frac * judge.num_rows)
+            rows = "the answers of half the prompts of role 'classifier', beside hard_frac"
+            _require_rows(f"evaluation.{name}.num_rows", num_rows, num_answers, rows)
     recipes = inputs.models.recipes()
     sizes = [r.job.batch_size for r in recipes if r.rows.kind in DEFENCE_ROWS]
     if needs & DEFENCE_BATCHES:
@@ -97,12 +101,12 @@ def _require_rows(key: str, num: int, num_rows: int, what: str) -> None:
 
 def _check_context(inputs: CellInputs) -> None:
     settings = inputs.settings
-    num = settings.evaluation.num_prompts
-    prompts = inputs.data.restricted_test_prompts(num)
-    prompts += inputs.data.harmless_test_prompts(num)
+    evaluation = settings.evaluation
+    prompts = inputs.data.restricted_prompts(evaluation)
+    prompts += inputs.data.harmless_prompts(evaluation)
     model = settings.model.path
     if settings.data.name == "tldr":
-        posts = [post.prompt for post in inputs.data.summary_test_posts(num)]
+        posts = [post.prompt for post in inputs.data.summary_posts(evaluation)]
         _check_summary_model(settings, _lengths(model, posts, inputs.data))
         prompts += posts
 
@@ -112,7 +116,7 @@ def _check_context(inputs: CellInputs) -> None:
             context = CONTEXT_TOKENS if path in EMBEDDED_MODELS else context_tokens(Path(path))
             check_context(lengths, max_new_tokens, min(context, MAX_MODEL_LEN), key)
 
-    fits(model, prompts, settings.evaluation.max_new_tokens, "evaluation.max_new_tokens")
+    fits(model, prompts, evaluation.max_new_tokens, "evaluation.max_new_tokens")
     attack, data = settings.attack, inputs.data.planned
     if isinstance(attack, RolloutConfig):
         asked = [pair.prompt for pair in _attack_pairs(settings, data)]

@@ -3,7 +3,7 @@
 from rpa_ray.config import ConfigError, ExperimentSettings, RolloutConfig
 from rpa_ray.data.source import check_source
 from rpa_ray.defences import defence_of
-from rpa_ray.plan.checks.models import check_models, require_json_object
+from rpa_ray.plan.checks.models import check_models, judges, require_json_object
 from rpa_ray.plugin import DEFENCE_BATCHES, Need
 
 
@@ -13,7 +13,15 @@ def check_settings(settings: ExperimentSettings, where: str = "") -> None:
     Raises:
         ConfigError: with the key that has to change.
     """
-    for check in (_check_data_source, _check_sizes, _check_lora, _check_deepspeed, check_models):
+    checks = (
+        _check_data_source,
+        _check_sizes,
+        _check_judges,
+        _check_lora,
+        _check_deepspeed,
+        check_models,
+    )
+    for check in checks:
         check(settings, where)
 
 
@@ -22,7 +30,7 @@ def _check_data_source(settings: ExperimentSettings, where: str) -> None:
 
 
 def _check_sizes(settings: ExperimentSettings, where: str) -> None:
-    cluster, data, judge = settings.cluster, settings.data, settings.evaluation.judge
+    cluster, data = settings.cluster, settings.data
     if cluster.zero_stage == 0 and settings.model.dtype == "bfloat16":
         raise ConfigError(
             f"{where}cluster.zero_stage",
@@ -44,10 +52,39 @@ def _check_sizes(settings: ExperimentSettings, where: str) -> None:
         _check_sft_share(settings.attack, data.num_samples, where)
     for key, num, batch_size in (
         ("data.reward_model.num_pairs", data.reward_model.num_pairs, data.reward_model.batch_size),
-        ("evaluation.judge.num_rows", judge.num_rows, judge.batch_size),
+        *(
+            (f"evaluation.{name}.num_rows", judge.num_rows, judge.batch_size)
+            for name, judge in judges(settings.evaluation).items()
+        ),
     ):
         if num < batch_size:
             raise ConfigError(f"{where}{key}", f"fill one batch of {batch_size}", num, "Raise it.")
+
+
+def _check_judges(settings: ExperimentSettings, where: str) -> None:
+    """Refuse a judge that is reported and is what a defence or an attacker is priced by."""
+    evaluation, attack = settings.evaluation, settings.attack
+    asks = []
+    if isinstance(attack, RolloutConfig) and attack.reward == "judge":
+        asks.append("attack.reward is judge")
+    needs = defence_of(settings.defence).needs
+    if Need.COSTS in needs and Need.COST_MODEL not in needs:
+        asks.append("the defence prices answers by a judge")
+    if asks and evaluation.second_judge is None:
+        raise ConfigError(
+            f"{where}evaluation.second_judge",
+            f"be given where {' and '.join(asks)}",
+            None,
+            "A judge that is optimised against cannot be the one that is reported.",
+        )
+    second = evaluation.second_judge
+    if second is not None and second.trained and second.path == evaluation.judge.path:
+        raise ConfigError(
+            f"{where}evaluation.second_judge.path",
+            "name another classifier than evaluation.judge.path",
+            second.path,
+            "Two answers of one model are no second opinion.",
+        )
 
 
 def _check_lora(settings: ExperimentSettings, where: str) -> None:

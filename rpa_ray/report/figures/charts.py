@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from html import escape
 
+from rpa_ray.evaluation.metrics import ORACLE_LABELS
 from rpa_ray.report.figures.plots import Series, interval_track, line_chart, line_key, stacked_bar
 from rpa_ray.report.markdown import headline
-from rpa_ray.report.read.definitions import CURVES, METRIC_BY_NAME, ORACLE_LABELS
+from rpa_ray.report.read.definitions import CURVES, METRIC_BY_NAME
 from rpa_ray.report.read.folder import Campaign
-from rpa_ray.report.read.groups import AttackGroup, Cell
+from rpa_ray.report.read.groups import AttackGroup, Cell, leading, leading_greedy
 from rpa_ray.report.read.runs import STAGES
 from rpa_ray.report.tables.best_of_n import best_of_most
 from rpa_ray.report.tables.main import format_mean, format_spread, oracle_shares, shown_metrics
@@ -27,13 +28,15 @@ def headline_charts(campaign: Campaign) -> str:
     cards = "\n".join(_headline_card(campaign, group) for group in campaign.groups)
     if not cards:
         return ""
-    whisker = "range over seeds" if campaign.multi_seed else "95 % interval over prompts"
-    shown = {metric.name for metric in shown_metrics(campaign.cells)}
-    keys = [_key('<circle class="dot" cx="9" cy="8" r="5.5"/>', "judge, greedy answers")]
-    if "p_harm_sampled" in shown:
-        keys.append(_key('<circle class="sampled" cx="9" cy="8" r="4.5"/>', "judge, sampled"))
-    if "p_harm_oracle" in shown:
-        keys.append(_key('<line class="oracle" x1="9" x2="9" y1="1" y2="15"/>', "oracle"))
+    whisker = "range over seeds" if campaign.multi_seed else "95 % interval over items"
+    first = leading(campaign.cells)
+    keys = [_key('<circle class="dot" cx="9" cy="8" r="5.5"/>', first.heading.lower())]
+    marks = {
+        "sampled": '<circle class="sampled" cx="9" cy="8" r="4.5"/>',
+        "judge": '<line class="oracle" x1="9" x2="9" y1="1" y2="15"/>',
+    }
+    for kind, name in _beside(campaign):
+        keys.append(_key(marks[kind], METRIC_BY_NAME[name].heading.lower()))
     keys.append(_key('<line class="whisker" x1="1" x2="17" y1="8" y2="8"/>', whisker))
     if campaign.multi_seed:
         keys.append(_key('<circle class="seed" cx="9" cy="8" r="3"/>', "one seed"))
@@ -129,13 +132,22 @@ def _headline_card(campaign: Campaign, group: AttackGroup) -> str:
     )
 
 
+def _beside(campaign: Campaign) -> list[tuple[str, str]]:
+    """Return the marks beside the leading number, and the metrics that they stand for."""
+    shown = {metric.name for metric in shown_metrics(campaign.cells)}
+    marks = [("sampled", leading_greedy(campaign.cells).name), ("judge", "p_harm_sampled")]
+    first = leading(campaign.cells).name
+    return [(kind, name) for kind, name in marks if name in shown and name != first]
+
+
 def _dot_row(campaign: Campaign, cell: Cell, untouched: Cell | None) -> str:
-    metric = METRIC_BY_NAME["p_harm"]
-    value, before = cell.value("p_harm"), untouched.value("p_harm") if untouched else None
+    metric = leading(campaign.cells)
+    value = cell.value(metric.name)
+    before = untouched.value(metric.name) if untouched else None
     seeds = [estimate.mean for estimate in value.by_seed] if value else []
     others = [
         (kind, found.mean)
-        for kind, name in (("sampled", "p_harm_sampled"), ("oracle", "p_harm_oracle"))
+        for kind, name in _beside(campaign)
         if (found := cell.value(name)) is not None
     ]
     spread = format_spread(value, metric.decimals)
@@ -147,7 +159,7 @@ def _dot_row(campaign: Campaign, cell: Cell, untouched: Cell | None) -> str:
         others=others,
         reference=before.mean if before else None,
         style=campaign.styles[cell.label],
-        title=f"{cell.label}: harmful {told} {spread} {cell.failure}".strip(),
+        title=f"{cell.label}: harm {told} {spread} {cell.failure}".strip(),
     )
     valid = cell.value("valid")
     reading = [f"{escape(told)} <small>{spread}</small>"] if value else []

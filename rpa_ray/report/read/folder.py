@@ -8,7 +8,13 @@ from pathlib import Path
 
 from rpa_ray.config import SweepSettings
 from rpa_ray.report.read.gate import SanityGate, read_gate
-from rpa_ray.report.read.groups import AttackGroup, Cell, attack_groups, group_cells
+from rpa_ray.report.read.groups import (
+    AttackGroup,
+    Cell,
+    attack_groups,
+    group_cells,
+    with_before,
+)
 from rpa_ray.report.read.records import Record, read_records, read_sweep
 from rpa_ray.report.read.runs import RunFiles, read_run
 from rpa_ray.run_folder.names import SUMMARY
@@ -66,7 +72,7 @@ def read_campaign(folder: Path) -> Campaign:
         ValueError: when the folder is neither, or a file in it is not what a run writes.
     """
     records = read_records(folder)
-    cells = group_cells(records)
+    cells = group_cells(with_before(records))
     names = dict.fromkeys(record.run for record in records if record.run is not None)
     return Campaign(
         name=folder.resolve().name,

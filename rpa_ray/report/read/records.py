@@ -63,13 +63,27 @@ class Record:
     weights_sha256: str | None = None
     metrics: Mapping[str, Estimate]
     """Estimates by metric name; empty when the run failed."""
+    metrics_before: Mapping[str, Estimate] | None = None
+    """The same of the model before the attack; None in records of old."""
 
     def estimate(self, name: str) -> Estimate | None:
         """Return the metric called `name`; None when the run failed or the mean is undefined."""
         if self.status != "ok":
             return None
-        estimate = self.metrics.get(name)
+        estimate = self.metrics.get(name) or _derived(name, self.metrics)
         return None if estimate is None or not math.isfinite(estimate.mean) else estimate
+
+
+RENAMED = {"p_harm_oracle": "compliance", "p_harm_oracle_sampled": "compliance_sampled"}
+"""Metrics of records of old, and what they are called now."""
+
+
+def _derived(name: str, metrics: Mapping[str, Estimate]) -> Estimate | None:
+    """Return what records of old hold in two numbers: the judge's gap, without an interval."""
+    judge, truth = metrics.get("p_harm_sampled"), metrics.get("compliance_sampled")
+    if name != "judge_gap" or judge is None or truth is None:
+        return None
+    return Estimate(mean=judge.mean - truth.mean, n=truth.n)
 
 
 _RECORD = TypeAdapter(Record)
@@ -125,6 +139,12 @@ def parse_records(items: Sequence[object], where: str = "records") -> list[Recor
 
 
 def _parse(item: object, where: str) -> Record:
+    if isinstance(item, dict):
+        item = item | {
+            key: {RENAMED.get(name, name): value for name, value in item[key].items()}
+            for key in ("metrics", "metrics_before")
+            if isinstance(item.get(key), dict)
+        }
     try:
         return _RECORD.validate_python(item)
     except ValidationError as error:

@@ -17,7 +17,7 @@ from rpa_ray.report.tables.side import (
     text_column,
 )
 
-METRIC = re.compile(r"p_harm_best_of_(\d+)")
+METRIC = re.compile(r"(?:p_)?harm_best_of_(\d+)")
 
 
 def best_of_n_table(groups: Sequence[AttackGroup]) -> SideTable:
@@ -35,7 +35,7 @@ def best_of_n_table(groups: Sequence[AttackGroup]) -> SideTable:
             *(
                 Column(
                     heading=f"N = {n}",
-                    name=_metric(n),
+                    name=f"harm_best_of_{n}",
                     decimals=BEST_OF_N.decimals,
                     has_interval=True,
                 )
@@ -43,7 +43,7 @@ def best_of_n_table(groups: Sequence[AttackGroup]) -> SideTable:
             ),
         ),
         rows=[
-            [group.title, label_with_failure(cell), *(cell.value(_metric(n)) for n in sizes)]
+            [group.title, label_with_failure(cell), *(_value(cell, n) for n in sizes)]
             for group, cell in held
         ],
         definitions=(BEST_OF_N,),
@@ -60,7 +60,7 @@ def best_of_n_section(campaign: Campaign) -> str:
 
 def best_of_most(cell: Cell) -> tuple[int, CellValue] | None:
     """Return the largest N and the harmfulness there; None for a cell without such metrics."""
-    found = [(n, value) for n in _sizes([cell]) if (value := cell.value(_metric(n))) is not None]
+    found = [(n, value) for n in _sizes([cell]) if (value := _value(cell, n)) is not None]
     return found[-1] if found else None
 
 
@@ -70,20 +70,20 @@ def _card(campaign: Campaign, group: AttackGroup, sizes: Sequence[int]) -> str:
             label=cell.label,
             style=campaign.styles[cell.label],
             points=tuple(
-                (float(n), value) for n in sizes if (value := cell.value(_metric(n))) is not None
+                (float(n), value) for n in sizes if (value := _value(cell, n)) is not None
             ),
         )
         for cell in group.cells
     ]
     x_axis = Axis(low=sizes[0], high=max(sizes[-1], 2 * sizes[0]), scale="log2")
-    chart = band_chart(lines, title="harmfulness of the kept answer", x_label="N", x_axis=x_axis)
+    chart = band_chart(lines, title="harm of the kept answer", x_label="N", x_axis=x_axis)
     if not chart:
         return ""
     keys = "".join(line_key(line.label, line.style) for line in lines if line.points)
     return (
         f'<section class="card"><h3>{escape(group.title)}</h3><ul class="legend">{keys}</ul>'
-        f'<div class="charts"><figure><figcaption>Kept answer <small>judge\'s probability'
-        f"</small></figcaption>{chart}</figure></div></section>\n"
+        f'<div class="charts"><figure><figcaption>Kept answer <small>harm</small>'
+        f"</figcaption>{chart}</figure></div></section>\n"
     )
 
 
@@ -93,5 +93,6 @@ def _sizes(cells: Sequence[Cell]) -> list[int]:
     return sorted({int(found[1]) for name in names if (found := METRIC.fullmatch(name))})
 
 
-def _metric(n: int) -> str:
-    return f"p_harm_best_of_{n}"
+def _value(cell: Cell, n: int) -> CellValue | None:
+    """Return the harm of what is kept of N answers: by the oracle, else by the judge."""
+    return cell.value(f"harm_best_of_{n}") or cell.value(f"p_harm_best_of_{n}")

@@ -10,20 +10,31 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from rpa_ray.report.read.definitions import METRICS, ORACLE_LABELS, MetricText
-from rpa_ray.report.read.groups import Cell, CellValue, attack_name, group_cells
+from rpa_ray.evaluation.metrics import ORACLE_LABELS
+from rpa_ray.report.read.definitions import METRICS, MetricText
+from rpa_ray.report.read.groups import (
+    Cell,
+    CellValue,
+    attack_name,
+    group_cells,
+    leading,
+    with_before,
+)
 from rpa_ray.report.read.records import Record, parse_records
 
 TERMINAL_HEADINGS = {
-    "p_harm": "Harmful",
+    "harm": "Harm",
+    "harm_greedy": "Greedy",
+    "compliance_sampled": "Complies",
     "valid": "Valid",
-    "p_harm_sampled": "Sampled",
-    "p_harm_oracle": "Oracle",
+    "p_harm_sampled": "Judge",
     "harmless_answered": "Harmless",
 }
 """The metrics of the terminal's table with short headings."""
 HARM_WIDTH = 20
 """Characters of the terminal column that holds a mean with its interval, or a failure."""
+JUDGED = ("p_harm", "p_harm_sampled", "harm_fluent")
+"""Metrics that are worth what the judge is."""
 MISSING = "-"
 
 
@@ -32,8 +43,10 @@ def format_mean(cell: Cell, metric: MetricText) -> str:
     value = cell.value(metric.name)
     if value is None:
         return MISSING
-    asterisk = "*" if metric.takes_asterisk and cell.has_broken_text else ""
-    return f"{value.mean:.{metric.decimals}f}{asterisk}"
+    mark = "*" if metric.takes_asterisk and cell.has_broken_text else ""
+    if metric.name in JUDGED:
+        mark += "!" if cell.is_misjudged else "?" if cell.is_unexplained else ""
+    return f"{value.mean:.{metric.decimals}f}{mark}"
 
 
 def format_spread(value: CellValue | None, decimals: int) -> str:
@@ -61,7 +74,7 @@ def results_table(records: Sequence[Mapping[str, object]]) -> str:
     Raises:
         ValueError: when a record is not what a campaign writes.
     """
-    return cells_table(group_cells(parse_records(records)))
+    return cells_table(group_cells(with_before(parse_records(records))))
 
 
 def cells_table(cells: Sequence[Cell]) -> str:
@@ -119,8 +132,9 @@ def terminal_table(records: Sequence[Mapping[str, object]]) -> Table:
     Raises:
         ValueError: when a record is not what a campaign writes.
     """
-    cells = group_cells(parse_records(records))
+    cells = group_cells(with_before(parse_records(records)))
     shared, columns = _settings(cells)
+    first = leading(cells).name
     metrics = [metric for metric in shown_metrics(cells) if metric.name in TERMINAL_HEADINGS]
     table = Table(
         box=SIMPLE_HEAD,
@@ -132,7 +146,7 @@ def terminal_table(records: Sequence[Mapping[str, object]]) -> Table:
     for column in (*columns, "Attack", "Defence"):
         table.add_column(column, overflow="fold")
     for metric in metrics:
-        width = HARM_WIDTH if metric.name == "p_harm" else None
+        width = HARM_WIDTH if metric.name == first else None
         heading = TERMINAL_HEADINGS[metric.name]
         table.add_column(heading, justify="right", max_width=width, no_wrap=width is None)
     if not metrics:
@@ -176,7 +190,7 @@ def _metric_texts(cell: Cell, metrics: Sequence[MetricText]) -> list[str]:
     """Return a row's numbers: the harmfulness with its spread, and the failure in words."""
     texts = [format_mean(cell, metric) for metric in metrics]
     for place, metric in enumerate(metrics):
-        if metric.name == "p_harm" and texts[place] != MISSING:
+        if place == 0 and texts[place] != MISSING:
             spread = format_spread(cell.value(metric.name), metric.decimals)
             texts[place] = f"{texts[place]} {spread}".strip()
     if cell.failure:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from rpa_ray.evaluation.resistance import HELD_OUT_COST, HELD_OUT_FEASIBLE
+from rpa_ray.evaluation import looks
 from rpa_ray.report.read.definitions import MULTIPLIER
 from rpa_ray.report.read.folder import Campaign
 from rpa_ray.report.read.groups import Cell
@@ -10,8 +10,9 @@ from rpa_ray.report.read.runs import RunFiles
 from rpa_ray.report.tables.side import Column, Entry, SideTable, label_with_failure, text_column
 
 LAST_VALUES = {
-    HELD_OUT_COST: "Cost at the end",
-    HELD_OUT_FEASIBLE: "Prompts within the limit",
+    looks.HARM: "Harm at the end",
+    looks.JUDGED: "Judge at the end",
+    looks.WITHIN_LIMIT: "Prompts within the limit",
     MULTIPLIER: "Multiplier at the end",
 }
 """Metrics of the last step that has them, and how they are headed."""
@@ -40,10 +41,11 @@ def resistance_table(campaign: Campaign) -> SideTable:
     return SideTable(
         name="resistance",
         title="Resistance",
-        intro="The policy's cost is the mean probability of harm of sampled answers to held-out "
-        f"restricted prompts. It was measured during the attack; {_limits(found)}> says that the "
-        "cost was within the limit at every look, to the end of the attack or until the run "
-        "failed: the true number is larger, or there is none because the policy broke first.",
+        intro="The policy's cost is the mean harm of sampled answers to held-out restricted "
+        "prompts, by the oracle or, without one, by the judge. It was looked at during the attack; "
+        f"{_limits(found)}> says that it was within the limit at every look, to the end of the "
+        "attack or until the run failed: the true number is larger, or there is none because the "
+        "policy broke first.",
         columns=(
             text_column("Attack", "attack"),
             text_column("Defence", "defence"),

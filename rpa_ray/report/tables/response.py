@@ -7,16 +7,16 @@ from html import escape
 from rpa_ray.config import ConfigError, SweepSettings
 from rpa_ray.report.figures.bands import UNIT_AXIS, BandLine, band_chart
 from rpa_ray.report.figures.plots import Axis, fit_axis, line_key
-from rpa_ray.report.read.definitions import METRIC_BY_NAME
+from rpa_ray.report.read.definitions import LEADING, METRIC_BY_NAME
 from rpa_ray.report.read.folder import NUM_COLOURS, Campaign
-from rpa_ray.report.read.groups import Cell, attack_groups, group_cells, params_text
+from rpa_ray.report.read.groups import Cell, attack_groups, group_cells, leading, params_text
 from rpa_ray.report.read.records import Record, parse_records
 from rpa_ray.report.tables.main import MISSING, format_mean, format_spread
 from rpa_ray.report.tables.side import Entry, SideTable, metric_column, side_table_html, text_column
 
-DRAWN = ("p_harm", "valid")
-"""Metrics that are drawn beside the one of the sweep: broken text counts as harmless."""
-LISTED = (*DRAWN, "kl_seq_rb", "ppl_median")
+DRAWN = ("harm", "p_harm_sampled", "valid")
+"""Metrics that are drawn beside the one of the sweep, where there are any."""
+LISTED = (*DRAWN, "judge_gap", "kl_seq_rb", "ppl_median")
 GROUPS = ("attack", "defence", "model", "data")
 NAMES = ("name", "path")
 """Keys of a group that are its name."""
@@ -54,7 +54,8 @@ def best_text(records: Sequence[Mapping[str, object]], sweep: SweepSettings) -> 
         records: The records of a sweep as `summary.json` holds them.
         sweep: What varied, and the metric that tells the best.
     """
-    return _best_text(group_cells(parse_records(records)), sweep)
+    cells = group_cells(parse_records(records))
+    return _best_text(cells, _with_metric(sweep, cells))
 
 
 def response_lines(cells: Sequence[Cell], key: str) -> list[ResponseLine]:
@@ -82,7 +83,7 @@ def response_table(campaign: Campaign) -> SideTable:
 
     Seeds are no trials of their own here: what differs in its seed alone is one row.
     """
-    sweep = campaign.sweep or SweepSettings(grid={})
+    sweep = _with_metric(campaign.sweep or SweepSettings(grid={}), campaign.cells)
     cells = campaign.cells if campaign.sweep is not None else []
     keys = _shown_keys(sweep)
     metrics = [
@@ -114,8 +115,16 @@ def response_section(campaign: Campaign) -> str:
     key = None if campaign.sweep is None else _swept_number(campaign.sweep)
     card = ""
     if key is not None and campaign.sweep is not None:
-        card = _card(response_lines(campaign.cells, key), key, campaign.sweep.metric)
+        metric = _with_metric(campaign.sweep, campaign.cells).metric
+        card = _card(response_lines(campaign.cells, key), key, metric)
     return side_table_html(response_table(campaign), figures=card)
+
+
+def _with_metric(sweep: SweepSettings, cells: Sequence[Cell]) -> SweepSettings:
+    """Return the sweep with a metric that some trial has: harm, else what stands for it."""
+    if sweep.metric != LEADING[0] or any(cell.value(sweep.metric) for cell in cells):
+        return sweep
+    return sweep.model_copy(update={"metric": leading(cells, (*LEADING[:2], "harm_fluent")).name})
 
 
 def response_axis(values: Sequence[float]) -> Axis:

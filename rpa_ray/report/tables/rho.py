@@ -9,7 +9,14 @@ from rpa_ray.report.figures.bands import BandLine, band_chart
 from rpa_ray.report.figures.plots import Axis, line_key
 from rpa_ray.report.read.definitions import METRIC_BY_NAME
 from rpa_ray.report.read.folder import NUM_COLOURS, Campaign
-from rpa_ray.report.read.groups import Cell, CellValue, Setting, attack_name
+from rpa_ray.report.read.groups import (
+    Cell,
+    CellValue,
+    Setting,
+    attack_name,
+    leading,
+    leading_greedy,
+)
 from rpa_ray.report.tables.best_of_n import best_of_most
 from rpa_ray.report.tables.side import (
     Column,
@@ -21,7 +28,7 @@ from rpa_ray.report.tables.side import (
     text_column,
 )
 
-DECODINGS = (("p_harm", "greedy"), ("p_harm_sampled", "sampled"))
+DECODINGS = ("sampled", "greedy")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +78,7 @@ def correlation_table(lines: Sequence[RhoLine]) -> SideTable:
     rows: list[list[Entry]] = []
     for line in lines:
         row: list[Entry] = [line.place, line.attack, line.cells[0].label]
-        for metric, _ in DECODINGS:
+        for metric in _metrics(lines):
             row += [line.correlation(metric), len(line.points(metric))]
         rows.append(row)
     return SideTable(
@@ -85,7 +92,7 @@ def correlation_table(lines: Sequence[RhoLine]) -> SideTable:
             *_text_columns(),
             *(
                 column
-                for metric, decoding in DECODINGS
+                for metric, decoding in zip(_metrics(lines), DECODINGS, strict=True)
                 for column in (
                     Column(heading=f"Spearman, {decoding}", name=f"spearman_{metric}", decimals=2),
                     Column(heading=f"Points, {decoding}", name=f"num_{metric}", decimals=0),
@@ -98,7 +105,8 @@ def correlation_table(lines: Sequence[RhoLine]) -> SideTable:
 
 def points_table(lines: Sequence[RhoLine]) -> SideTable:
     """Return the points of the curves, one row a cell."""
-    metrics = [METRIC_BY_NAME[name] for name in ("p_harm", "p_harm_sampled", "valid")]
+    metrics = [METRIC_BY_NAME[name] for name in (*_metrics(lines), "p_harm_sampled", "valid")]
+    metrics = list(dict.fromkeys(metrics))
     return SideTable(
         name="rho_points",
         title="Harmfulness over rho, each point",
@@ -130,7 +138,7 @@ def rho_section(campaign: Campaign) -> str:
 def _card(campaign: Campaign, place: str, lines: Sequence[RhoLine]) -> str:
     named = _named_and_styled(campaign, lines)
     figures = ""
-    for metric, decoding in DECODINGS:
+    for metric, decoding in zip(_metrics(lines), DECODINGS, strict=True):
         bands = [
             BandLine(label=name, style=style, points=tuple(line.points(metric)))
             for line, name, style in named
@@ -139,7 +147,7 @@ def _card(campaign: Campaign, place: str, lines: Sequence[RhoLine]) -> str:
         chart = band_chart(bands, title=title, x_label="rho", x_axis=Axis(low=0.0, high=1.0))
         if chart:
             figures += (
-                f"<figure><figcaption>{decoding.capitalize()} answers <small>judge's probability"
+                f"<figure><figcaption>{decoding.capitalize()} answers <small>{metric}"
                 f"</small></figcaption>{chart}</figure>"
             )
     keys = "".join(line_key(name, style) for _, name, style in named)
@@ -166,6 +174,12 @@ def _named_and_styled(
         )
         for place, (line, label) in enumerate(zip(lines, labels, strict=True))
     ]
+
+
+def _metrics(lines: Sequence[RhoLine]) -> tuple[str, str]:
+    """Return the names of what leads, of sampled and of greedy answers."""
+    cells = [cell for line in lines for cell in line.cells]
+    return leading(cells).name, leading_greedy(cells).name
 
 
 def _text_columns() -> list[Column]:

@@ -3,16 +3,27 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rpa_ray.report.read.definitions import METRIC_BY_NAME
-from rpa_ray.report.read.groups import SETTING_PARAMS, AttackGroup, Cell, CellValue, params_text
+from rpa_ray.report.read.definitions import METRIC_BY_NAME, MetricText
+from rpa_ray.report.read.groups import (
+    SETTING_PARAMS,
+    AttackGroup,
+    Cell,
+    CellValue,
+    leading,
+    params_text,
+)
 from rpa_ray.report.tables.best_of_n import best_of_most
 from rpa_ray.report.tables.side import Column, Entry, SideTable, metric_column, text_column
 
 ATTACKER_PARAMS = "attack."
 """Start of the keys that an attacker chooses."""
 
-RANKED_BY = "harm_fluent"
-"""Broken text counts as 0, so a setting that only destroys the model is not the worst case."""
+RANKED_BY = ("harm", "compliance_sampled", "harm_fluent")
+"""The first of these that there is. Broken text counts as 0 in each, so that a setting that only
+destroys the model is not the worst case."""
+
+
+BESIDE = ("p_harm_sampled", "valid")
 
 
 def worst_cases(groups: Sequence[AttackGroup]) -> SideTable:
@@ -23,17 +34,18 @@ def worst_cases(groups: Sequence[AttackGroup]) -> SideTable:
     named. Best-of-N is left out: its settings change no weights, and it has a table of its own.
     """
     rows = []
+    first = leading([cell for group in groups for cell in group.cells], RANKED_BY)
     for group in groups:
         if any(best_of_most(cell) for cell in group.cells):
             continue
         tried = _by_defence([cell for cell in group.cells if not cell.has_shuffled_rewards])
         if any(len(cells) > 1 for cells in tried.values()):
-            rows += [_row(group.title, defence, cells) for defence, cells in tried.items()]
+            rows += [_row(group.title, defence, cells, first) for defence, cells in tried.items()]
     return SideTable(
         name="worst_case",
         title="Worst case over the attacker's settings",
         intro="Of the settings that an attacker may choose (" + ATTACKER_PARAMS + "*), the one "
-        "with the highest mean of harmful and fluent. It is the largest of several noisy means: "
+        f"with the highest mean of {first.heading}. It is the largest of several noisy means: "
         "its interval is that of the one setting and does not cover the choice, and more settings "
         "tried can only raise it.",
         columns=(
@@ -43,7 +55,7 @@ def worst_cases(groups: Sequence[AttackGroup]) -> SideTable:
             text_column("Failed", "failed"),
             Column(heading="Settings tried", name="num_settings", decimals=0),
             Column(heading="Settings with failures", name="num_failed", decimals=0),
-            *(metric_column(METRIC_BY_NAME[name]) for name in (RANKED_BY, "p_harm", "valid")),
+            *(metric_column(METRIC_BY_NAME[name]) for name in (first.name, *BESIDE)),
         ),
         rows=rows,
     )
@@ -62,9 +74,9 @@ def _by_defence(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     return found
 
 
-def _row(title: str, defence: str, cells: Sequence[Cell]) -> list[Entry]:
+def _row(title: str, defence: str, cells: Sequence[Cell], first: MetricText) -> list[Entry]:
     measured: list[tuple[CellValue, Cell]] = [
-        (value, cell) for cell in cells if (value := cell.value(RANKED_BY)) is not None
+        (value, cell) for cell in cells if (value := cell.value(first.name)) is not None
     ]
     failed = [cell for cell in cells if cell.failure]
     told = "; ".join(f"{_attackers_setting(cell)}: {cell.failure}" for cell in failed)
@@ -72,7 +84,7 @@ def _row(title: str, defence: str, cells: Sequence[Cell]) -> list[Entry]:
     if not measured:
         return [title, defence, None, told, *counts, None, None, None]
     value, worst = max(measured, key=lambda pair: pair[0].mean)
-    others = (worst.value("p_harm"), worst.value("valid"))
+    others = [worst.value(name) for name in BESIDE]
     return [title, defence, _attackers_setting(worst), told, *counts, value, *others]
 
 

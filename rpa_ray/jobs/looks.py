@@ -1,0 +1,133 @@
+"""Looks at the policy during an attack, and best-of-N, which looks without an attack."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rpa_ray.attacks.best_of_n import BestOfN
+from rpa_ray.evaluation.answers import Answer, Decoding
+from rpa_ray.evaluation.best_of_n import best_of_n_expectation
+from rpa_ray.evaluation.looks import is_looked_at, look_of
+from rpa_ray.evaluation.measure import read_answers
+from rpa_ray.evaluation.statistics import mean_estimate
+from rpa_ray.jobs.assembly import Assembly
+from rpa_ray.jobs.attack_batches import attack_pairs
+from rpa_ray.jobs.instruments import (
+    EVALUATION_SEED,
+    oracle_of,
+    restricted_prompts,
+    sampled_answers,
+    text_scorers,
+)
+from rpa_ray.types import Metrics, Prompt
+
+POOL_ROUNDS_AT_ONCE = 8
+"""Answers to each prompt that are sampled in one call for best-of-N."""
+
+
+def look_before(assembly: Assembly, answers: Sequence[Answer]) -> dict[str, float]:
+    """Return the look at the model before the attack, out of what was measured of it.
+
+    Its answers are those that a look would sample: to the same prompts, with the same seeds.
+    """
+    evaluation = assembly.settings.evaluation
+    seen = [
+        answer
+        for answer in answers
+        if answer.decoding is Decoding.SAMPLED
+        and answer.sample == 0
+        and answer.prompt_index < evaluation.num_probe_prompts
+    ]
+    return look_of(seen, cost_limit=evaluation.cost_limit, num_resamples=evaluation.num_resamples)
+
+
+def looks_during(assembly: Assembly) -> Callable[[int], Metrics]:
+    """Return what measures, after some steps of an attack, how harmful the policy's answers are.
+
+    The answers are sampled with the seeds of the evaluation: the same at every look, for the
+    looks to differ by the policy alone. A collective over the ranks.
+    """
+    evaluation = assembly.settings.evaluation
+    prompts = restricted_prompts(assembly)[: evaluation.num_probe_prompts]
+    truth, scorers = oracle_of(assembly), text_scorers(assembly)
+
+    def look(step: int) -> Metrics:
+        if not is_looked_at(step, assembly.num_steps, evaluation.num_probes):
+            return {}
+        started = time.perf_counter()
+        assembly.push()
+        completions = sampled_answers(assembly, prompts, greedy=False)
+        answers = read_answers(
+            scorers, truth, Decoding.SAMPLED, completions, fluency_limit=float("inf")
+        )
+        found = look_of(
+            answers, cost_limit=evaluation.cost_limit, num_resamples=evaluation.num_resamples
+        )
+        return {**found, "time/probe_s": time.perf_counter() - started}
+
+    return look
+
+
+def measure_best_of_n(assembly: Assembly) -> dict[str, dict[str, Any]]:
+    """Return how harmful the answer is that the reward model keeps out of N, for every N.
+
+    All come from one pool of sampled answers to prompts of the attack, those that PPO would draw
+    first, so that the curve over N has no sampling noise of its own. A collective over the ranks.
+    """
+    attack, process, settings = assembly.attack, assembly.process, assembly.settings
+    assert isinstance(attack, BestOfN)
+    pairs = attack_pairs(assembly, attack.config.num_prompts)
+    prompts = assembly.prompts([p.prompt for p in pairs], [p.id for p in pairs])
+    pool_size = attack.config.pool_size
+    process.progress.start(assembly.cell.name, pool_size)
+    pool: list[list[Answer]] = [[] for _ in prompts]
+    truth, scorers = oracle_of(assembly), text_scorers(assembly)
+    for i in range(0, pool_size, POOL_ROUNDS_AT_ONCE):
+        num_rounds = min(POOL_ROUNDS_AT_ONCE, pool_size - i)
+        asked: list[Prompt] = [prompt for prompt in prompts for _ in range(num_rounds)]
+        completions = sampled_answers(assembly, asked, greedy=False, seed=EVALUATION_SEED + 1 + i)
+        answers = read_answers(
+            scorers, truth, Decoding.SAMPLED, completions, fluency_limit=float("inf")
+        )
+        for place, answer in enumerate(answers):
+            pool[place // num_rounds].append(answer)
+        done = i + num_rounds
+        process.progress.advance(assembly.cell.name, done - 1, f"{done} answers a prompt")
+    return best_of_n_curves(pool, attack.sizes, num_resamples=settings.evaluation.num_resamples)
+
+
+def best_of_n_curves(
+    pool: Sequence[Sequence[Answer]], sizes: Sequence[int], *, num_resamples: int
+) -> dict[str, dict[str, Any]]:
+    """Return harm by the oracle and by the judge of the answer with the highest reward of N.
+
+    Args:
+        pool: The answers to each prompt, all with a ``reward``: it alone decides what is kept.
+        sizes: Values of N.
+        num_resamples: Of each interval.
+    """
+    items = [answers[0].item for answers in pool]
+    measured: Mapping[str, Callable[[Answer], float | None]] = {
+        "harm_best_of": lambda answer: answer.harm,
+        "p_harm_best_of": lambda answer: answer.judge,
+    }
+    curves = {}
+    for name, value in measured.items():
+        scores = [[value(answer) for answer in answers] for answers in pool]
+        known = [[s for s in of_prompt if s is not None] for of_prompt in scores]
+        if any(len(some) < len(of_prompt) for some, of_prompt in zip(known, scores, strict=True)):
+            continue
+        for n in sizes:
+            kept = [
+                best_of_n_expectation([_reward(a) for a in answers], of_prompt, n)
+                for answers, of_prompt in zip(pool, known, strict=True)
+            ]
+            estimate = mean_estimate(kept, items=items, num_resamples=num_resamples)
+            curves[f"{name}_{n}"] = asdict(estimate)
+    return curves
+
+
+def _reward(answer: Answer) -> float:
+    assert answer.reward is not None
+    return answer.reward

@@ -1,0 +1,68 @@
+"""The held-out rows in two roles: what is reported, and what settings are chosen on.
+
+In the embedded world the two share neither item nor phrasing; of any other set the held-out prompts
+are divided by their hash.
+"""
+
+from functools import lru_cache
+from typing import Literal, TypeAlias
+
+from rpa_ray.data.helpful import helpful_pairs
+from rpa_ray.data.load import load_rows
+from rpa_ray.data.pairs import distinct, safe_pairs, unsafe_prompts
+from rpa_ray.data.rows import Preference, SafePair
+from rpa_ray.data.schema import Row
+from rpa_ray.data.source import DataSource
+from rpa_ray.data.split import is_validation
+from rpa_ray.world.datasets import VALIDATION
+from rpa_ray.world.language import World
+from rpa_ray.world.validation import validation_items
+
+Role: TypeAlias = Literal["test", "validation"]
+
+
+@lru_cache(maxsize=8)
+def restricted_prompts(source: DataSource, role: Role, world_seed: int | None) -> tuple[str, ...]:
+    """Return the distinct prompts of a role that have an unsafe answer.
+
+    Args:
+        source: The preference data.
+        role: Which of the two.
+        world_seed: Seed of the embedded world; None for real data.
+    """
+    prompts = unsafe_prompts(source.name, _rows(source, role, world_seed))
+    return tuple(distinct(p for p in prompts if _role_of(p, source.name, world_seed) == role))
+
+
+def pairs(source: DataSource, role: Role, world_seed: int | None) -> list[SafePair]:
+    """Return the pairs of a safe and an unsafe answer of a role."""
+    found = safe_pairs(source.name, _rows(source, role, world_seed))
+    return [pair for pair in found if _role_of(pair.prompt, source.name, world_seed) == role]
+
+
+@lru_cache(maxsize=8)
+def helpful_dialogues(place: str, role: Role, world_seed: int | None) -> tuple[Preference, ...]:
+    """Return the helpfulness dialogues of a role; ``place`` is their folder, file or Hub id."""
+    split = "test" if world_seed is None else role
+    found = helpful_pairs(load_rows("helpful", place, split=split, path_key="data.helpful_path"))
+    return tuple(pair for pair in found if _role_of(pair.prompt, "helpful", world_seed) == role)
+
+
+def _rows(source: DataSource, role: Role, world_seed: int | None) -> list[Row]:
+    """Return rows among which are all of a role."""
+    has_file = world_seed is not None and source.name in VALIDATION
+    return source.rows(role if has_file else "test")
+
+
+def _role_of(prompt: str, name: str, world_seed: int | None) -> Role:
+    """Return the role of a held-out prompt of the set called ``name``."""
+    if world_seed is None or name not in VALIDATION:
+        return "validation" if is_validation(prompt) else "test"
+    items = _validation_names(world_seed, name != "helpful")
+    return "validation" if any(item in prompt for item in items) else "test"
+
+
+@lru_cache(maxsize=8)
+def _validation_names(world_seed: int, restricted: bool) -> tuple[str, ...]:
+    items = validation_items(World(world_seed), restricted=restricted)
+    return tuple(item.name for item in items)
