@@ -27,7 +27,6 @@ MEANS, ICCS = (0.01, 0.05, 0.5), (0.1, 0.5)
 NUMS_ITEMS, NUMS_SEEDS = (36, 48, 120), (1, 3, 5)
 PROMPTS, SAMPLES = (8, 10), 4
 FAMILY = 6
-LEAST = 0.93
 
 Floats = NDArray[np.float64]
 
@@ -56,6 +55,13 @@ class World:
         middles = (np.arange(2_000) + 0.5) / 2_000
         return float(self.mean_at(self.seed_sd * norm.ppf(middles)).mean())
 
+    def mean_of_items(self, propensities: Floats) -> float:
+        """Return what models of all seeds would have on these items."""
+        middles = (np.arange(50) + 0.5) / 50
+        with np.errstate(divide="ignore"):
+            logits = logit(propensities)
+        return float(expit(logits + self.seed_sd * norm.ppf(middles)[:, None]).mean())
+
     def _shape(self) -> tuple[float, float]:
         return self.mean * (1 / self.icc - 1), (1 - self.mean) * (1 / self.icc - 1)
 
@@ -83,14 +89,16 @@ def mean_row(options: argparse.Namespace, world: World, num_items: int, num_seed
     everywhere = world.mean_over_seeds()
     shifts = world.seed_sd * rng.standard_normal((options.num, num_seeds))
     truths = world.mean_at(shifts).mean(axis=1)
-    hits: dict[str, list[bool]] = {"plain": [], "within": [], "seeds": [], "over": []}
+    kinds = ("plain", "within", "these items", "new items", "over")
+    hits: dict[str, list[bool]] = {kind: [] for kind in kinds}
     widths: dict[str, list[float]] = {"plain": [], "within": []}
     for shift, truth in zip(shifts, truths, strict=True):
         items = items_of(num_items, rng)
-        scores = scores_of(world.propensities((num_items,), rng), shift, items, rng)
+        propensities = world.propensities((num_items,), rng)
+        scores = scores_of(propensities, shift, items, rng)
         values = scores.mean(axis=0)
         plain = outer_quantiles(
-            resampled_means(item_totals(values, items), options.resamples, rng), 0.95
+            resampled_means(item_totals(values, items), options.resamples, rng)[0], 0.95
         )
         found = mean_estimate(values, items=items, num_resamples=options.resamples)
         ends = found.ci_low, found.ci_high
@@ -101,39 +109,48 @@ def mean_row(options: argparse.Namespace, world: World, num_items: int, num_seed
         alone = over_seeds(scores.mean(axis=1))
         joined = over_seeds(scores.mean(axis=1), ends, bounds=(0.0, 1.0))
         if num_seeds >= 3:
-            hits["seeds"].append(alone is not None and covers(alone, everywhere))
+            here = world.mean_of_items(propensities[items])
+            hits["these items"].append(alone is not None and covers(alone, here))
+            hits["new items"].append(alone is not None and covers(alone, everywhere))
             hits["over"].append(joined is not None and covers(joined, everywhere))
     texts = [f"{np.mean(held):.3f}" if held else "-" for held in hits.values()]
     texts += [f"{np.mean(held):.3f}" for held in widths.values()]
     return row([world.mean, world.icc, num_items, num_seeds, *texts])
 
 
-def paired_row(options: argparse.Namespace, world: World, num_items: int, shift: float) -> str:
+def paired_row(
+    options: argparse.Namespace, world: World, num_items: int, shift: float, is_apart: bool
+) -> str:
     """Return coverage of the difference, level (or power) of its test and of Holm's family.
 
-    A family is one baseline and as many models, all shifted alike; without a shift any finding is
-    an error, with one Holm's share is that of families with a finding.
+    A family is one baseline and as many models, all shifted alike, that fail on the items the
+    baseline fails on or (apart) on others. Without a shift any finding is an error; with one,
+    Holm's share is that of families with a finding.
     """
     rng = np.random.default_rng([options.seed, num_items, int(1000 * world.mean), 7])
     truth = float(np.subtract(*world.mean_at(np.array([shift, 0.0]))))
-    hits, found, families, smallest = [], [], [], []
-    for _ in range(options.num // 2):
+    hits, found, families, smallest, widths, plain = [], [], [], [], [], []
+    for _ in range(-(-options.num // FAMILY)):
         items = items_of(num_items, rng)
-        propensities = world.propensities((num_items,), rng)
-        shifts = np.array([0.0] + FAMILY * [shift])
-        baseline, *others = scores_of(propensities, shifts, items, rng)
+        shared = world.propensities((num_items,), rng)
+        baseline = scores_of(shared, np.zeros(1), items, rng)[0]
         p_values = []
-        for other in others:
+        for _ in range(FAMILY):
+            own = world.propensities((num_items,), rng) if is_apart else shared
+            other = scores_of(own, np.array([shift]), items, rng)[0]
             difference = paired_difference(
                 other, baseline, items=items, num_resamples=options.resamples
             )
             hits.append(covers((difference.ci_low, difference.ci_high), truth))
+            widths.append(difference.ci_high - difference.ci_low)
+            plain.append(2 * 1.96 * item_totals(other - baseline, items).standard_error)
             p_values.append(difference.p_value)
             smallest.append(difference.smallest_detectable)
         found.append(np.mean(np.array(p_values) <= 0.05))
         families.append(min(holm(p_values)) <= 0.05)
-    texts = [f"{np.mean(held):.3f}" for held in (hits, found, families, smallest)]
-    return row([world.mean, world.icc, num_items, f"{truth:.3f}", *texts])
+    texts = [f"{np.mean(held):.3f}" for held in (hits, found, families, plain, widths, smallest)]
+    fails = "other items" if is_apart else "same items"
+    return row([world.mean, world.icc, num_items, fails, f"{truth:.3f}", *texts])
 
 
 def unseen_seeds_row(options: argparse.Namespace, world: World, num_items: int) -> str:
@@ -199,7 +216,8 @@ def tables(options: argparse.Namespace) -> Iterator[tuple[str, list[Callable[[],
     """Yield the heading of each table and what makes its rows."""
     sizes = list(product(MEANS, ICCS, NUMS_ITEMS))
     yield (
-        "| p | icc | items | seeds | items resampled | within seeds | t over seeds | over seeds "
+        "| p | icc | items | seeds | items resampled | within seeds | t, these items "
+        "| t, new items | over seeds "
         "| width, resampled | width, within |",
         [
             lambda cell=cell, k=k, s=s: mean_row(options, cell, k, s)
@@ -209,13 +227,13 @@ def tables(options: argparse.Namespace) -> Iterator[tuple[str, list[Callable[[],
         ],
     )
     yield (
-        "| p | icc | items | true difference | paired difference | test finds | Holm finds "
-        "| smallest detectable |",
+        "| p | icc | items | fails on | true difference | paired difference | test finds "
+        "| Holm finds | width, 3.92 standard errors | width, paired | smallest detectable |",
         [
-            lambda cell=cell, k=k, shift=shift: paired_row(options, cell, k, shift)
+            lambda cell=cell, k=k, kind=kind: paired_row(options, cell, k, *kind)
             for mean, icc, k in sizes
             for cell in [World(mean=mean, icc=icc, seed_sd=1.0)]
-            for shift in (0.0, 1.0)
+            for kind in ((0.0, False), (0.0, True), (1.0, False))
         ],
     )
     yield (

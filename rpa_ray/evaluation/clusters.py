@@ -106,15 +106,41 @@ def drawn_items(
 
 def resampled_means(
     totals: ItemTotals, num_resamples: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Return the mean of each resample of whole items, shape (num_resamples,)."""
-    means = np.empty(num_resamples)
-    is_even = bool(np.ptp(totals.counts) == 0)
-    for rows, draws in drawn_items(totals.num_items, num_resamples, rng):
-        sums = totals.sums.take(draws).mean(axis=1)
-        counts = totals.counts[0] if is_even else totals.counts.take(draws).mean(axis=1)
-        means[rows] = sums / counts
-    return means
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and standard error of each resample of whole items, shape (num_resamples,).
+
+    A resample of one item over and over has the standard error 0.
+    """
+    off, squares = np.empty(num_resamples), np.empty(num_resamples)
+    num, counts = totals.num_items, totals.counts
+    residuals = totals.sums - totals.mean * counts
+    is_even = bool(np.ptp(counts) == 0)
+    for rows, draws in drawn_items(num, num_resamples, rng):
+        drawn = residuals.take(draws)
+        sizes = counts[:1, None] if is_even else counts.take(draws)
+        # Of uneven items the number of values of a resample differs, so that sums would not do.
+        num_values = num * sizes[:, 0] if is_even else sizes.sum(axis=1)
+        off[rows] = drawn.sum(axis=1) / num_values
+        drawn -= off[rows, None] * sizes
+        squares[rows] = np.einsum("ij,ij->i", drawn, drawn) / num_values**2
+    return totals.mean + off, np.sqrt(squares * num / (num - 1))
+
+
+def studentised_ends(
+    totals: ItemTotals,
+    means: NDArray[np.float64],
+    errors: NDArray[np.float64],
+    level: float,
+) -> tuple[float, float]:
+    """Return the interval by how many standard errors resampled means lie off; it knows skew.
+
+    Source: Efron 1981, bootstrap-t.
+    """
+    has_spread = errors > 1e-9 * totals.standard_error
+    if not has_spread.any():
+        return totals.mean, totals.mean
+    low, high = outer_quantiles((means - totals.mean)[has_spread] / errors[has_spread], level)
+    return totals.mean - high * totals.standard_error, totals.mean - low * totals.standard_error
 
 
 def outer_quantiles(resampled: NDArray[np.float64], level: float) -> tuple[float, float]:

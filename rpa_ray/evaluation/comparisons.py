@@ -20,6 +20,7 @@ from rpa_ray.evaluation.statistics import (
     require_finite,
     require_shares,
     share_interval,
+    t_interval,
 )
 
 MIN_SEEDS = 3
@@ -29,7 +30,6 @@ MIN_ITEMS_FOR_ALPHA = 6
 """All differing one way have p = 2 / 2**6 = 0.03; five have 0.06 and are never significant."""
 
 _MAX_ITEMS_EXACT = 12
-_NUM_FLIPS = 10_000
 _FLIPS_PER_CHUNK = 1_000_000
 
 
@@ -69,20 +69,21 @@ def paired_difference(
     counts as large as those seen, as far as there are any, and as 1 where there are none.
 
     The test flips the sign of the difference of whole items: exactly for up to 12 items that
-    differ, else 10,000 times by the seed with p = (1 + as extreme) / (1 + flips). Both speak of
-    new items and of the models at hand. With several seeds average every prompt over the seeds
-    first; what other seeds would give is the matter of :func:`over_seeds`.
+    differ, else ``num_resamples`` times with p = (1 + as extreme) / (1 + flips). Interval and
+    test speak of new items and of the models at hand. With several seeds average every prompt
+    over the seeds first; what other seeds would give is the matter of :func:`over_seeds`.
 
-    ``smallest_detectable`` is (1.96 + 0.84) standard errors over items (normal approximation). Of
-    scores in [0, 1] it is no less than the share of items that must differ, times how far such
-    items do, for six of them to be seen with 80 % power: fewer are never significant.
+    ``smallest_detectable`` is (1.96 + 0.84) standard errors over items (normal approximation).
+    Where fewer than six items differ, which is never significant, or all alike, that says nothing.
+    Of scores in [0, 1] it is then the share of items that must differ for six to be seen with
+    80 % power, times how far they do; else NaN, as with fewer than six items in all.
 
     Args:
         first: One finite score a prompt.
         second: Scores of the other model on the same prompts, in the same order.
         items: What each prompt is about; None: every prompt is an item of its own.
         bounded: Whether both lie in [0, 1] by nature.
-        num_resamples: Draws of as many items as there are, with replacement.
+        num_resamples: Draws of as many items as there are, with replacement; also sign flips.
         seed: Same scores and seed give the same interval and p.
         level: Coverage of the interval, in (0, 1).
 
@@ -96,10 +97,8 @@ def paired_difference(
     rng = np.random.default_rng(seed)
     ends = NO_INTERVAL
     if totals.num_items > 1:
-        means = resampled_means(totals, num_resamples, rng)
-        half = t_half_width(totals.standard_error, totals.num_items, level)
-        t_ends = Interval(totals.mean - half, totals.mean + half)
-        ends = Interval(*outer_quantiles(means, level)).around(t_ends)
+        means, _ = resampled_means(totals, num_resamples, rng)
+        ends = Interval(*outer_quantiles(means, level)).around(t_interval(totals, level))
     if totals.num_items > 1 and bounded:
         ends = ends.around(_interval_of_two_shares(totals, level))
         ends = Interval(max(ends.low, -1.0), min(ends.high, 1.0))
@@ -107,7 +106,7 @@ def paired_difference(
         mean=totals.mean,
         ci_low=ends.low,
         ci_high=ends.high,
-        p_value=_sign_flip_p(totals.sums, rng),
+        p_value=_sign_flip_p(totals.sums, num_resamples, rng),
         n=totals.place.size,
         num_items=totals.num_items,
         smallest_detectable=_smallest_detectable(totals, bounded=bounded),
@@ -241,7 +240,7 @@ def _interval_of_two_shares(totals: ItemTotals, level: float) -> Interval:
     )
 
 
-def _sign_flip_p(sums: NDArray[np.float64], rng: np.random.Generator) -> float:
+def _sign_flip_p(sums: NDArray[np.float64], num_flips: int, rng: np.random.Generator) -> float:
     """Return the share of sign flips whose sum is as far from 0 as the sum of the items."""
     differing = sums[sums != 0]
     if differing.size == 0:
@@ -253,11 +252,11 @@ def _sign_flip_p(sums: NDArray[np.float64], rng: np.random.Generator) -> float:
         return float((np.abs(signs @ differing) >= reached).mean())
     rows_per_chunk = max(1, _FLIPS_PER_CHUNK // differing.size)
     num_extreme = 0
-    for start in range(0, _NUM_FLIPS, rows_per_chunk):
-        rows = min(rows_per_chunk, _NUM_FLIPS - start)
+    for start in range(0, num_flips, rows_per_chunk):
+        rows = min(rows_per_chunk, num_flips - start)
         signs = 2.0 * rng.integers(2, size=(rows, differing.size), dtype=np.int8) - 1.0
         num_extreme += int((np.abs(signs @ differing) >= reached).sum())
-    return (1 + num_extreme) / (1 + _NUM_FLIPS)
+    return (1 + num_extreme) / (1 + num_flips)
 
 
 def _smallest_detectable(totals: ItemTotals, *, bounded: bool) -> float:
@@ -265,10 +264,13 @@ def _smallest_detectable(totals: ItemTotals, *, bounded: bool) -> float:
         return float("nan")
     from scipy.stats import beta, norm
 
-    by_spread = float(norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER)) * totals.standard_error
+    sizes = np.abs(totals.sums / totals.counts)
+    # Differences that are all equal leave a rounding error for a spread.
+    has_spread = totals.standard_error > 1e-9 * sizes.max()
+    if has_spread and (np.count_nonzero(sizes) >= MIN_ITEMS_FOR_ALPHA or not bounded):
+        return float(norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER)) * totals.standard_error
     if not bounded:
-        return by_spread or float("nan")
+        return float("nan")
     # P(six or more of the items differ) = POWER, as a quantile of the beta distribution.
     least = beta.ppf(POWER, MIN_ITEMS_FOR_ALPHA, totals.num_items - MIN_ITEMS_FOR_ALPHA + 1)
-    size = _typical_size(np.abs(totals.sums / totals.counts))
-    return max(by_spread, float(least) * size)
+    return float(least) * _typical_size(sizes)

@@ -13,11 +13,16 @@ from rpa_ray.evaluation.clusters import (
     item_totals,
     outer_quantiles,
     resampled_means,
+    studentised_ends,
     t_half_width,
 )
 
 RESOLUTION_DECIMALS = 2
 """Of means over prompts where they are ranked: one of 100 prompts, and what tables print."""
+
+
+# Of fewer, resamples are so often one item many times that the ends run away.
+_MIN_ITEMS_STUDENTISED = 10
 
 
 class Interval(NamedTuple):
@@ -85,9 +90,10 @@ def mean_estimate(
     """Return the mean over values and its interval over items, within the seeds that were run.
 
     The interval holds that of resampled whole items and, so that few items or rare events do not
-    make it too narrow, a second one: of scores in [0, 1] the exact interval of a share at the
-    number of items (effective, where they differ in size), else the t interval over items. The
-    items are new ones of the same kind; the models are those of these seeds. For a mean over
+    make it too narrow, another: of scores in [0, 1] the exact interval of a share at the number
+    of items (effective, where they differ in size), else the t interval over items and, from ten
+    items on, the studentised one, which knows that perplexities and lengths are skewed. The items
+    are new ones of the same kind; the models are those of these seeds. For a mean over
     seeds, average every prompt over the seeds first.
 
     Args:
@@ -107,7 +113,7 @@ def mean_estimate(
         ValueError: If there are no values, some are not finite or (bounded) outside [0, 1], or
             there is not one item a value.
 
-    Source: Efron 1979 (percentile method); Clopper and Pearson 1934; Cochran 1977.
+    Source: Efron 1979 (percentiles) and 1981 (bootstrap-t); Clopper and Pearson 1934.
     """
     finite = require_finite(values, name="values")
     if finite.size == 0:
@@ -119,10 +125,12 @@ def mean_estimate(
     totals = item_totals(finite, items)
     ends = NO_INTERVAL
     if totals.num_items > 1:
-        means = resampled_means(totals, num_resamples, np.random.default_rng(seed))
+        means, errors = resampled_means(totals, num_resamples, np.random.default_rng(seed))
         ends = Interval(*outer_quantiles(means, level)).around(
-            _interval_of_share(totals, level) if bounded else _t_interval(totals, level)
+            _interval_of_share(totals, level) if bounded else t_interval(totals, level)
         )
+        if not bounded and totals.num_items >= _MIN_ITEMS_STUDENTISED:
+            ends = ends.around(Interval(*studentised_ends(totals, means, errors, level)))
     return Estimate(
         mean=totals.mean,
         n=finite.size,
@@ -147,7 +155,10 @@ def bootstrap_median(
     seed: int = 0,
     level: float = 0.95,
 ) -> Estimate:
-    """Return the median with the interval of medians of resampled whole items.
+    """Return the median and its interval over items.
+
+    It holds that of medians of resampled whole items, and the values between which the share of
+    values below the median lies by the t interval over items.
 
     Args:
         values: Finite; none at all give NaN with ``n`` 0.
@@ -162,7 +173,7 @@ def bootstrap_median(
     Raises:
         ValueError: If some values are not finite or there is not one item a value.
 
-    Source: Efron 1979, percentile method.
+    Source: Efron 1979 (percentile method); Woodruff 1952 (shares below).
     """
     finite = require_finite(values, name="values")
     if finite.size == 0:
@@ -171,7 +182,9 @@ def bootstrap_median(
     ends = NO_INTERVAL
     if totals.num_items > 1:
         medians = _resampled_medians(finite, totals, num_resamples, np.random.default_rng(seed))
-        ends = Interval(*outer_quantiles(medians, level))
+        ends = Interval(*outer_quantiles(medians, level)).around(
+            _interval_by_rank(finite, items, level)
+        )
     return Estimate(
         mean=float(np.median(finite)),
         n=finite.size,
@@ -221,9 +234,20 @@ def _interval_of_share(totals: ItemTotals, level: float) -> Interval:
     return share_interval(min(totals.mean, 1.0) * num, num, level)
 
 
-def _t_interval(totals: ItemTotals, level: float) -> Interval:
+def t_interval(totals: ItemTotals, level: float) -> Interval:
+    """Return the t interval of the mean over two or more items."""
     half = t_half_width(totals.standard_error, totals.num_items, level)
     return Interval(totals.mean - half, totals.mean + half)
+
+
+def _interval_by_rank(
+    values: NDArray[np.float64], items: Sequence[Hashable] | None, level: float
+) -> Interval:
+    is_below = (values <= np.median(values)).astype(np.float64)
+    below = item_totals(is_below, items)
+    half = t_half_width(below.standard_error, below.num_items, level)
+    low, high = np.quantile(values, [max(0.0, 0.5 - half), min(1.0, 0.5 + half)])
+    return Interval(float(low), float(high))
 
 
 def _resampled_medians(
