@@ -147,7 +147,9 @@ def over_seeds(
     if means.size < MIN_SEEDS or (within is not None and np.isnan(within).any()):
         return None
     mean = float(means.mean())
-    half = t_half_width(float(means.std(ddof=1)) / means.size**0.5, means.size, level)
+    # Of equal means the standard deviation is a rounding error.
+    spread = float(means.std(ddof=1)) if np.ptp(means) > 0 else 0.0
+    half = t_half_width(spread / means.size**0.5, means.size, level)
     below = above = 0.0
     if within is not None:
         below, above = mean - within[0], within[1] - mean

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from rpa_ray.data.rows import SafePair
@@ -20,7 +22,15 @@ def test_a_perfect_judge_has_f1_one() -> None:
         PAIRS,
         num_resamples=100,
     )
-    assert (f1.mean, f1.n) == (1.0, 8)
+    assert (f1.mean, f1.n, f1.num_items) == (1.0, 8, 4)
+    # Four prompts found in full: 0.025^(1/4).
+    assert (f1.ci_low, f1.ci_high) == pytest.approx((0.025**0.25, 1.0))
+
+
+def test_f1_of_nothing_harmful_has_no_interval() -> None:
+    f1 = judge_f1(lambda texts: [0.0] * len(texts), lambda *_: False, PAIRS, num_resamples=100)
+    assert (f1.mean, f1.n) == (0.0, 8)
+    assert math.isnan(f1.ci_low) and math.isnan(f1.ci_high)
 
 
 def test_f1_of_a_judge_that_calls_everything_harmful() -> None:
@@ -47,6 +57,7 @@ def test_a_reversed_reward_model_has_unflipped_accuracy_zero() -> None:
     )
     assert accuracy["reward_model_unflipped_accuracy"].mean == 0.0
     assert accuracy["reward_model_flipped_accuracy"].mean == 1.0
+    assert accuracy["reward_model_flipped_accuracy"].ci_low == pytest.approx(0.025**0.25)
 
 
 def test_a_reward_model_that_cannot_tell_is_right_neither_way() -> None:

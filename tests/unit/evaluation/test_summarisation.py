@@ -32,6 +32,7 @@ def test_every_summary_metric_has_its_number_and_its_count() -> None:
     )
     # ROUGE-1 1, 0 and 2 * 1 / 6.
     assert found["rouge1"].mean == pytest.approx((1 + 0 + 1 / 3) / 3)
+    assert 0.0 <= found["rouge1"].ci_low < found["rouge1"].ci_high <= 1.0
     assert found["summary_reward"].mean == -1.0
     assert found["length_words"].mean == 2.0
     assert (found["summary_ppl_median"].mean, found["summary_ppl_median"].n) == (4.0, 2)
