@@ -13,8 +13,9 @@ from rpa_ray.types import LossTerm, ModelOutputs, TokenBatch
 class SFT(Attack):
     """Next-token cross-entropy on answers, of which a share rho is unsafe.
 
-    Source: arXiv:2409.12914, section 4; the mask ``all`` and the cosine course are those of the
-    released demonstration of Rosati et al. 2024 (arXiv:2405.14577).
+    Source: arXiv:2409.12914, section 4; the mask ``all`` and the cosine course after a warm-up are
+    those of the released demonstration of Rosati et al. 2024 (arXiv:2405.14577). TRL's trainers
+    have a linear course from the first update, and clip gradients to norm 1.
     """
 
     requires: ClassVar[frozenset[Need]] = frozenset({Need.TARGETS})
@@ -23,7 +24,7 @@ class SFT(Attack):
         name: str = "sft"
         learning_rate: float = Field(3e-5, gt=0)
         """Adam's rate; the embedded 1M models need 1e-4."""
-        schedule: Literal["constant", "cosine"] = "cosine"
+        schedule: Literal["constant", "cosine", "linear"] = "cosine"
         warmup_frac: float = Field(0.1, ge=0, le=1)
         mask: Literal["response", "all"] = "response"
         """Tokens that are learned: those of the answer, or those of the prompt too."""

@@ -77,8 +77,8 @@ class TrainingConfig(PluginConfig):
     learning_rate: float = Field(gt=0)
     batch_size: int = Field(8, ge=1)
     """Prompts or pairs of one batch, over all ranks."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Course of the rate after the warm-up; ``cosine`` ends at 0."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Course of the rate after the warm-up; ``cosine`` and ``linear`` end at 0."""
     warmup_frac: float = Field(0.0, ge=0, le=1)
     """Share of the optimizer updates in which the rate rises from 0."""
     max_grad_norm: float = Field(0.0, ge=0)

@@ -127,8 +127,10 @@ class Engine:
             return settings.learning_rate * (num_done + 1) / num_warmup
         if settings.schedule == "constant":
             return settings.learning_rate
-        share = (num_done - num_warmup) / max(1, settings.num_steps - num_warmup)
-        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(1.0, share))).item())
+        share = min(1.0, (num_done - num_warmup) / max(1, settings.num_steps - num_warmup))
+        if settings.schedule == "linear":
+            return settings.learning_rate * (1 - share)
+        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * share)).item())
         return settings.learning_rate * cosine
 
     def shards(self) -> Iterator[Shard]:

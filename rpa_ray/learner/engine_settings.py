@@ -16,7 +16,7 @@ class OptimizerSettings:
     num_steps: int
     """Optimizer updates of the whole job; the schedule's length."""
     schedule: str = "constant"
-    """``constant`` or ``cosine`` (to zero)."""
+    """``constant``, or ``cosine`` or ``linear`` (both to zero)."""
     warmup_frac: float = 0.0
     max_grad_norm: float = 0.0
     """0 leaves gradients unclipped."""

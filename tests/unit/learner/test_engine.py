@@ -7,6 +7,7 @@ import torch
 from fakes import tiny_engine, tiny_llama, token_batch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import get_linear_schedule_with_warmup
 
 from rpa_ray.learner.engine import (
     Engine,
@@ -86,6 +87,31 @@ def test_cosine_schedule_warms_up_linearly_and_ends_at_zero() -> None:
         rates.append(engine.learning_rate())
     # two warm-up updates, then 1 + cos(k pi / 4)
     assert rates == pytest.approx([1.0, 2.0, 2.0, 1.707107, 1.0, 0.292893, 0.0], abs=1e-5)
+
+
+def test_linear_schedule_is_at_half_its_rate_in_the_middle_and_ends_at_zero() -> None:
+    engine = tiny_engine(
+        optimizer=OptimizerSettings(learning_rate=5e-5, num_steps=125, schedule="linear")
+    )
+    rates = []
+    for engine.num_scheduled_updates in range(126):
+        rates.append(engine.learning_rate())
+    assert rates[63] == pytest.approx(5e-5 * 62 / 125)
+    assert (rates[62] + rates[63]) / 2 == pytest.approx(5e-5 / 2)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=5e-5)
+    published = get_linear_schedule_with_warmup(optimizer, 0, 125)
+    assert [published.lr_lambdas[0](k) * 5e-5 for k in range(126)] == pytest.approx(rates)
+
+
+def test_linear_schedule_begins_to_fall_after_its_warm_up() -> None:
+    optimizer = OptimizerSettings(
+        learning_rate=2.0, num_steps=6, schedule="linear", warmup_frac=1 / 3
+    )
+    engine = tiny_engine(optimizer=optimizer)
+    rates = []
+    for engine.num_scheduled_updates in range(8):
+        rates.append(engine.learning_rate())
+    assert rates == pytest.approx([1.0, 2.0, 2.0, 1.5, 1.0, 0.5, 0.0, 0.0])
 
 
 def test_constant_schedule_stays_after_its_warm_up() -> None:

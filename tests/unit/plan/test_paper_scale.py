@@ -1,0 +1,31 @@
+"""What the parts of the scale ``paper`` have to be for its cells to be those of the literature."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rpa_ray.config import ExperimentSettings, TrainingConfig
+from rpa_ray.plan import load_config
+
+TABLE_3 = Path(__file__).parents[3] / "configs" / "paper" / "table3.yaml"
+
+
+def cells(**wanted: str) -> list[ExperimentSettings]:
+    """Return the cells of table 3 at paper scale with this attack, defence or data."""
+    found = [
+        cell
+        for cell in load_config(TABLE_3, scale="paper").campaign.cells
+        if all(getattr(cell, group).name == name for group, name in wanted.items())
+    ]
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("attack", ["sft", "dpo"])
+def test_sft_and_dpo_have_the_course_and_the_clipping_of_trls_trainers(attack: str) -> None:
+    for cell in cells(attack=attack):
+        config: Any = cell.attack
+        assert isinstance(config, TrainingConfig)
+        course = (config.schedule, config.warmup_frac, config.max_grad_norm)
+        assert course == ("linear", 0.0, 1.0)
