@@ -115,6 +115,7 @@ DEFENCES: dict[str, Callable[[], OnlineDefence]] = {
     "safegrad_per_layer": lambda: SafeGrad(SafeGrad.Config(projection="per_layer")),
     "reward_shaping": lambda: RewardShaping(RewardShaping.Config(coefficient=2.0)),
     "security_vectors": lambda: TinySecurityVectors(scale=0.1),
+    "vaccine": lambda: Vaccine(Vaccine.Config(rho=2.0, norm="global")),
     "lisa+refusal_loss": lambda: defence_of(
         ComposedConfig(
             name="lisa+refusal_loss",
@@ -128,10 +129,9 @@ ELSEWHERE = {
     "dpo_beta": "is another setting of the attack",
     "kl_coefficient": "is another setting of the attack",
     "token_constrained": "is among the attacks below: it needs targets",
-    "vaccine": "has a norm over ranks of its own, below",
 }
 """Defences of the table that are no case here, and why."""
-IN_ONE_BACKWARD = ("none", "refusal_loss")
+IN_ONE_BACKWARD = ("none", "refusal_loss", "vaccine")
 """What two ranks also try in one backward; the others have two there, in every stage."""
 NUM_UPDATES = 2
 """The second update of a defence is the first in which an anchor is not where the weights are."""
@@ -191,7 +191,6 @@ EVERY_ATTACK = pytest.mark.parametrize("attack", ATTACKS)
 NAIVE: dict[str, Callable[[], OnlineDefence]] = {"naive_lisa": NaiveLisa}
 # What is added up before one backward is one perturbation: only whole batches make the same step.
 PER_MICRO_BATCH: dict[str, Callable[[], OnlineDefence]] = {
-    "vaccine": lambda: Vaccine(Vaccine.Config(rho=2.0, norm="global")),
     "vaccine_of_each_rank": lambda: Vaccine(Vaccine.Config(rho=2.0)),
 }
 CONTROL = {"local_mean": lambda: LocalMean(SFT.Config())}

@@ -21,7 +21,7 @@ from rpa_ray.plugin import (
     PluginConfig,
     StepContext,
 )
-from rpa_ray.types import LossTerm, Metrics, ModelOutputs, num_rows
+from rpa_ray.types import LossTerm, Metrics, ModelOutputs, micro_batches, num_rows
 
 EPS = 1e-7
 """Added to the norm that a gradient is divided by, as in the authors' code."""
@@ -36,27 +36,34 @@ class Vaccine(OnlineDefence):
     evaluation see the model as it is: in PPO and GRPO the old policy is the unperturbed one, and a
     large ``e`` drives the ratio away from 1, into the clip or PPO's guard.
 
-    Every micro-batch of a rank has a perturbation of its own, so smaller micro-batches make another
-    step, by definition. An update takes two forward and two backward passes, and the memory of
-    twice the attention outputs of one micro-batch (``e``, and the block inputs that it belongs to).
-    Reentrant gradient checkpointing fails in the first pass: its graph does not know ``e``.
+    With ``norm: local`` every micro-batch of a rank has a perturbation of its own, so smaller ones
+    and more ranks make another step: the norm of all that is added in an update grows as the root
+    of their number. With ``norm: global`` the step is the same however its rows are split. What
+    tells the strengths of two runs apart is ``defence/vaccine_relative_rms``, the RMS of ``e`` by
+    that of the attention outputs that it is added to, over the same positions.
+
+    An update takes two forward and two backward passes, with ``norm: global`` and several
+    micro-batches on a rank nearly three, and the memory of twice the attention outputs of one
+    micro-batch (``e``, and the block inputs that it belongs to). Reentrant gradient checkpointing
+    fails in the first pass: its graph does not know ``e``.
 
     Source: Huang et al. 2024 (arXiv:2402.01109), eq. 3 and algorithm 1, there before the attack;
-    used on the attack, with rho 100, by arXiv:2409.12914.
+    used on the attack, with rho 100, by arXiv:2409.12914. The authors' code has one process and a
+    norm for its whole batch.
     """
 
     class Config(PluginConfig):
         name: str = "vaccine"
         rho: float = Field(100.0, ge=0)
         """Size of the perturbation; 0 is no defence. To keep the size of an element when the model,
-        the micro-batch or the length changes, scale it as sqrt(layers * rows * tokens * width)."""
+        the batch or the length changes, scale it as sqrt(layers * rows * tokens * width)."""
         budget: Literal["total", "per_token"] = "total"
         """What ``rho`` bounds: ``total`` the L2 norm of one perturbation over layers, rows, tokens
         and channels; ``per_token`` the RMS over channels of each token in each layer, which does
         not depend on the batch. Tokens without gradient (padding) are left alone in both."""
         norm: Literal["local", "global"] = "local"
-        """Whether a rank's micro-batch has a perturbation and a norm of its own, or the ranks share
-        one, as if their micro-batches were one batch. ``per_token`` perturbs alike in both."""
+        """Whether a rank's micro-batch has a perturbation and a norm of its own, or all rows of an
+        update, over micro-batches and ranks, share one. ``per_token`` perturbs alike in both."""
 
     config: Config
 
@@ -87,7 +94,7 @@ class Vaccine(OnlineDefence):
             config=self.config,
             model=self._model,
             outputs=self._outputs,
-            num_rows_of_update=num_rows(batch),
+            batch=batch,
         )
         return perturbed, batch
 
@@ -106,13 +113,16 @@ class Perturbed(Objective[BatchT, OutputT]):
         config: Vaccine.Config,
         model: nn.Module,
         outputs: "AttentionOutputs",
-        num_rows_of_update: int,
+        batch: BatchT,
     ) -> None:
+        """Take the rows of this rank in one update, of which :meth:`loss` is given the parts."""
         self._inner = inner
         self._config = config
         self._model = model
         self._outputs = outputs
-        self._num_rows_of_update = num_rows_of_update
+        self._batch = batch
+        self._sizes_of_update: Tensor | None = None
+        """Of all micro-batches and ranks, as in :meth:`_gradients`, once they are known."""
 
     def num_epochs(self, batch: BatchT) -> int:
         """Return the inner objective's number of updates."""
@@ -143,14 +153,35 @@ class Perturbed(Objective[BatchT, OutputT]):
     def _perturbation(
         self, batch: BatchT, context: StepContext
     ) -> tuple[Sequence[Tensor], Metrics]:
-        """Return what to add to each attention output, in order of use, and its size.
+        """Return what to add to each attention output, in order of use, and its size."""
+        gradients, own, before = self._gradients(batch, context)
+        sizes = self._shared(batch, own, context) if self._config.norm == "global" else own
+        norm = math.sqrt(float(sizes[0]))
+        if self._config.budget == "total":
+            perturbation = perturbation_of_norm(self._config.rho, gradients, norm)
+            scale = self._config.rho / (norm + EPS)
+        else:
+            perturbation = perturbation_of_token_rms(self._config.rho, gradients)
+            scale = self._config.rho
+        metrics = self._metrics(sizes.tolist(), scale, num_rows(batch), context)
+        return perturbation, metrics | {"defence/vaccine_loss_before": before}
+
+    def _gradients(
+        self, batch: BatchT, context: StepContext
+    ) -> tuple[Sequence[Tensor], Tensor, float]:
+        """Return the loss's gradients by each attention output, what they amount to, and the loss.
+
+        That is a float64 tensor of the squared norms of the gradients, of the perturbation before
+        it is scaled and of the attention outputs, and the number of their elements.
 
         The pass goes to the module itself: differentiating a loss that came through the engine
         disturbs the gradients that the engine collects.
         """
         probes: list[Tensor] = []
+        of_outputs: list[Tensor] = []
 
         def probe(output: Tensor) -> Tensor:
+            of_outputs.append(sum_of_squares([output.detach()]))
             probes.append(torch.zeros_like(output, requires_grad=True))
             return probes[-1]
 
@@ -160,37 +191,41 @@ class Perturbed(Objective[BatchT, OutputT]):
         # Divided as the learner's average over ranks does, for EPS to weigh alike on any number.
         gradients = torch.autograd.grad(before / context.num_ranks, probes)
         self._outputs.forget()
-        norm = float(self._over_ranks(sum_of_squares(gradients), context).sqrt())
-        if self._config.budget == "total":
-            perturbation = perturbation_of_norm(self._config.rho, gradients, norm)
-        else:
-            perturbation = perturbation_of_token_rms(self._config.rho, gradients)
-        metrics = self._sizes(perturbation, norm, num_rows(batch), context)
-        return perturbation, metrics | {"defence/vaccine_loss_before": float(before.detach())}
+        square = unscaled = sum_of_squares(gradients)
+        if self._config.budget == "per_token":
+            unscaled = sum_of_squares(perturbation_of_token_rms(1.0, gradients))
+        num_elements = torch.full_like(square, sum(part.numel() for part in gradients))
+        sizes = torch.stack([square, unscaled, torch.stack(of_outputs).sum(), num_elements])
+        return gradients, sizes, float(before.detach())
+
+    def _shared(self, batch: BatchT, own: Tensor, context: StepContext) -> Tensor:
+        """Return the sizes of the whole update, measured with its first micro-batch."""
+        if self._sizes_of_update is None:
+            _, *others = micro_batches(self._batch, num_rows(batch))
+            for other in others:
+                own = own + self._gradients(other, context)[1]
+            self._sizes_of_update = context.sum_over_ranks(own)
+        return self._sizes_of_update
 
     def _run_module(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         device = next(self._model.parameters()).device
         return ModelOutputs.of(self._model(input_ids.to(device), attention_mask.to(device)))
 
-    def _over_ranks(self, own: Tensor, context: StepContext) -> Tensor:
-        """Return the sum over the ranks that share a perturbation; all have as many of them."""
-        return context.sum_over_ranks(own) if self._config.norm == "global" else own
-
-    def _sizes(
-        self, perturbation: Sequence[Tensor], norm: float, num_rows_here: int, context: StepContext
+    def _metrics(
+        self, sizes: Sequence[float], scale: float, num_rows_here: int, context: StepContext
     ) -> Metrics:
         """Return means over the rows of the update, and how many perturbations it took."""
-        squares = sum_of_squares(perturbation)
-        num_elements = torch.full_like(squares, sum(part.numel() for part in perturbation))
-        sums = self._over_ranks(torch.stack([squares, num_elements]), context).tolist()
-        share = num_rows_here / self._num_rows_of_update
+        gradient, unscaled, outputs, num_elements = sizes
+        share = num_rows_here / num_rows(self._batch)
+        rms = scale * math.sqrt(unscaled / num_elements)
+        rms_of_outputs = math.sqrt(outputs / num_elements)
+        num_perturbations = share if self._config.norm == "global" else float(context.num_ranks)
         return {
-            "defence/vaccine_norm": share * norm,
-            "defence/vaccine_rms": share * math.sqrt(sums[0] / sums[1]),
-            "defence/vaccine_num_elements": share * sums[1],
-            "defence/vaccine_num_perturbations": float(
-                1 if self._config.norm == "global" else context.num_ranks
-            ),
+            "defence/vaccine_norm": share * math.sqrt(gradient),
+            "defence/vaccine_rms": share * rms,
+            "defence/vaccine_relative_rms": share * rms / max(rms_of_outputs, EPS),
+            "defence/vaccine_num_elements": share * num_elements,
+            "defence/vaccine_num_perturbations": num_perturbations,
         }
 
 

@@ -29,3 +29,9 @@ def test_sft_and_dpo_have_the_course_and_the_clipping_of_trls_trainers(attack: s
         assert isinstance(config, TrainingConfig)
         course = (config.schedule, config.warmup_frac, config.max_grad_norm)
         assert course == ("linear", 0.0, 1.0)
+
+
+def test_vaccines_strength_does_not_depend_on_the_number_of_ranks() -> None:
+    for cell in cells(defence="vaccine"):
+        config: Any = cell.defence
+        assert (config.rho, config.norm) == (100, "global")

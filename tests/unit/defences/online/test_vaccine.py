@@ -293,6 +293,50 @@ def test_every_micro_batch_has_a_perturbation_of_its_own() -> None:
         torch.testing.assert_close(found, halves[0] + halves[1], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("budget", ["total", "per_token"])
+@pytest.mark.parametrize("batch", [TOKENS, PADDED], ids=["equal", "padded"])
+def test_with_a_global_norm_micro_batches_make_the_step_of_the_whole_batch(
+    batch: Any, budget: str
+) -> None:
+    whole, expected = stepped(vaccine(2.0, norm="global", budget=budget), batch)
+    parts, metrics = stepped(vaccine(2.0, norm="global", budget=budget), batch, micro_batch_size=1)
+    assert_close(parts, whole, atol=1e-5)
+    assert metrics == pytest.approx(expected, rel=1e-4)
+    if budget == "total":
+        assert metrics["defence/vaccine_rms"] == pytest.approx(2.0 / math.sqrt(640), rel=1e-5)
+    assert differ(whole, stepped(vaccine(0.0), batch)[0], by=1e-3)
+
+
+def test_with_a_global_norm_ranks_have_the_perturbation_of_one_that_holds_all_rows() -> None:
+    def seen(rows: list[list[int]], *, num_ranks: int) -> tuple[Tensor, dict[str, float]]:
+        torch.manual_seed(0)
+        model, objective, defence = Chain(2), Sum((3.0, 4.0)), vaccine(2.0, norm="global")
+        defence.attach(model, {})
+        # as with a mean over the rows of all ranks, each rank's loss is num_ranks times its part
+        objective.slope *= num_ranks
+        term = perturbed_loss(model, objective, defence, token_batch(rows), num_ranks=num_ranks)
+        before, after = objective.seen
+        return (after - before)[0], term.metrics
+
+    one, expected = seen([[1, 2]] * 8, num_ranks=1)
+    many, metrics = seen([[1, 2]], num_ranks=8)
+    torch.testing.assert_close(many, one)
+    for name in ("norm", "rms", "relative_rms", "num_elements", "num_perturbations"):
+        key = f"defence/vaccine_{name}"
+        assert metrics[key] == pytest.approx(expected[key], rel=1e-5), name
+
+
+def test_the_relative_size_is_that_of_the_perturbation_by_the_attention_outputs() -> None:
+    model, objective, defence = Chain(1), Sum((3.0, 4.0)), vaccine(2.0)
+    with torch.no_grad():
+        model.embedding.weight.copy_(torch.tensor([[0.0, 0.0], [3.0, 1.0], [5.0, 1.0], [0, 0]]))
+    defence.attach(model, {})
+    metrics = perturbed_loss(model, objective, defence, token_batch([[1, 2]])).metrics
+    # four elements: |e|^2 = 4, and outputs of squares 9 + 1 + 25 + 1 = 36
+    assert metrics["defence/vaccine_rms"] == pytest.approx(1.0)
+    assert metrics["defence/vaccine_relative_rms"] == pytest.approx(1.0 / 3.0)
+
+
 def gradient_of(before: Tensor, after: Tensor) -> Tensor:
     """Return the gradient of a step of ``-g / (|g| + 1)``."""
     step = before.detach() - after
