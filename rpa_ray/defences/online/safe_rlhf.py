@@ -29,8 +29,12 @@ class SafeRLHF(OnlineDefence):
     - ``critics: one_mixed``: rewards and costs are mixed before anything is estimated, as where a
       penalty is put into the reward of a trainer that knows no costs.
 
-    The authors do not whiten advantages. Whether it is done here is the attack's setting
-    (``attack.whiten_advantages``), and whitening takes the division by ``1 + lambda`` back.
+    As in the authors' code advantages are not whitened, whatever the attack's setting. Whitened,
+    their mean is 0: where every answer of a batch costs as much, about half of the tokens are made
+    more likely, at any multiplier. GRPO's baseline is the mean of the group, which takes that
+    pressure away too. Not the authors' either: value heads share the policy's trunk and the
+    attack's coefficient and clip, where theirs are critics of their own with a clip of 5, and
+    the window counts answers over all ranks.
 
     The judge that prices answers is also the one that the evaluation reports: read the result
     beside the oracle or a second judge. It and the cost model learn from clean labels.
@@ -59,6 +63,9 @@ class SafeRLHF(OnlineDefence):
         """Answers, over all ranks, whose mean cost is held against the limit; the oldest batch
         among them counts whole."""
         critics: Literal["two", "one_mixed"] = "two"
+        whiten_advantages: bool = False
+        """Whether PPO may whiten the mixed advantages, as it is set to; TRL's does. That takes the
+        division by ``1 + lambda`` back."""
 
     config: Config
 
@@ -79,6 +86,13 @@ class SafeRLHF(OnlineDefence):
             Need.COST_VALUES: self.config.critics == "two",
         }
         return frozenset(need for need, is_asked in asked.items() if is_asked)
+
+    def attack_config(self, config: PluginConfig) -> PluginConfig:
+        """Return the attack's settings, without whitening unless it is allowed."""
+        if self._is_off or self.config.whiten_advantages:
+            return config
+        known = {"whiten_advantages"} & type(config).model_fields.keys()
+        return config.model_copy(update=dict.fromkeys(known, False))
 
     def plan_rollout(
         self, rollout: ScoredRollout, context: StepContext

@@ -97,6 +97,45 @@ def test_with_a_huge_multiplier_only_the_cost_teaches(attack: Attack) -> None:
     assert last_tokens[0] < last_tokens[1]
 
 
+def advantages_of_equal_harm(multiplier: float, **settings: Any) -> Tensor:
+    """Return the advantages of the tokens of four answers that are all wanted and all harmful.
+
+    One critic knows the rewards, the other still thinks that answers cost 0.1.
+    """
+    defence = safe_rlhf(lambda_init=multiplier, lambda_lr=0.0, **settings)
+    scored = replace(
+        rollout_of(TOKENS, rewards=[3.9, 4.0, 4.1, 4.0], values=torch.full((4, 4), 4.0)),
+        costs=torch.tensor([0.99, 1.0, 1.0, 0.98]),
+        cost_values=torch.full((4, 4), 0.1),
+    )
+    planned, _ = defence.plan_rollout(scored, context_of())
+    attack = PPO(PPO.Config.model_validate(defence.attack_config(PPO.Config()).model_dump()))
+    made = attack.experience(planned, defence.shape_advantages, context_of())
+    return made.advantages[TOKENS.loss_mask]
+
+
+@pytest.mark.parametrize(("multiplier", "mean"), [(1.0, -0.43), (5.0, -0.72)])
+def test_where_all_answers_cost_as_much_every_token_is_pushed_down(
+    multiplier: float, mean: float
+) -> None:
+    plain = advantages_of_equal_harm(multiplier)
+    assert float(plain.max()) < 0
+    assert float(plain.mean()) == pytest.approx(mean, abs=0.02)
+    whitened = advantages_of_equal_harm(multiplier, whiten_advantages=True)
+    assert float(whitened.mean()) == pytest.approx(0.0, abs=1e-6)
+    assert float((whitened > 0).float().mean()) > 0.3
+
+
+def test_the_attack_is_held_to_whitening_only_where_there_is_a_price() -> None:
+    asked = PPO.Config(kl_coef=0.01)
+    assert safe_rlhf().attack_config(asked) == asked.model_copy(update={"whiten_advantages": False})
+    assert safe_rlhf(lambda_init=0.0).attack_config(asked) == asked
+    own = PPO.Config(whiten_advantages=False)
+    assert safe_rlhf(whiten_advantages=True).attack_config(own) == own
+    other = GRPO.Config()
+    assert safe_rlhf().attack_config(other) == other
+
+
 def test_the_kl_penalty_keeps_its_weight_whatever_the_multiplier() -> None:
     """With neither reward nor cost, the mixed advantages are those of the penalties alone."""
     generator = torch.Generator().manual_seed(0)
