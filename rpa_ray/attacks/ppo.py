@@ -1,4 +1,4 @@
-"""Reverse preference attack by PPO, with the semantics of TRL 0.9.6 as the literature ran it."""
+"""Reverse preference attack by PPO after TRL 0.9.6, with which the literature ran it."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -34,6 +34,11 @@ class PPO(RolloutAttack):
     Per-token reward ``-k * (log pi_old - log pi_ref)`` plus the score at the last token, GAE,
     whitened advantages, several epochs on each rollout batch, value head on the policy's trunk.
 
+    Departures from TRL 0.9.6: the log ratio is cut at +-20 nats, where TRL's ratio overflows, its
+    guard makes a NaN of infinity times 0, and the weights that follow sample nothing any more
+    (``trl_exact``); tokens have importance weights (``importance_cap``); the guard looks at each
+    micro-batch; the value head has the type of the weights, another initialisation and no dropout.
+
     Source: Schulman et al. 2017 (arXiv:1707.06347); settings of arXiv:2409.12914, appendix.
     """
 
@@ -57,6 +62,9 @@ class PPO(RolloutAttack):
         value_clip_range: float = Field(0.2, gt=0)
         value_coef: float = Field(0.1, ge=0)
         whiten_advantages: bool = True
+        trl_exact: bool = False
+        """Whether the log ratio is left unclamped, as in TRL 0.9.6; a loss that is not finite then
+        ends the run at once, as it breaks the policy there."""
 
     config: Config
 
@@ -68,6 +76,11 @@ class PPO(RolloutAttack):
             )
         else:
             self.kl = FixedKL(config.kl_coef)
+
+    @property
+    def skips_broken_updates(self) -> bool:
+        """Return False where TRL, which updates all the same, is followed exactly."""
+        return not self.config.trl_exact
 
     @property
     def num_rollout_epochs(self) -> int:
@@ -117,7 +130,7 @@ class PPO(RolloutAttack):
         """Return clipped policy loss plus weighted clipped value loss.
 
         The guard against a run-away ratio looks at each micro-batch; ``policy/ratio_guard`` is the
-        share of the step's tokens whose loss it multiplied by 0.
+        share of the step's tokens whose loss it multiplied by 0: NaN where that was infinite.
         """
         tokens = batch.tokens
         outputs = forward(tokens.input_ids, tokens.attention_mask)
@@ -130,6 +143,7 @@ class PPO(RolloutAttack):
             clip_range=self.config.clip_range,
             num_global_tokens=context.num_terms,
             num_ranks=context.num_ranks,
+            clamped=not self.config.trl_exact,
         )
         value_loss = self._value_loss(
             outputs.values, batch.old_values, batch.returns, tokens, context

@@ -75,7 +75,8 @@ class Learner:
         batch, means over epochs, the same on every rank.
 
         Raises:
-            SamplingFailed: the loss stayed non-finite for several updates in a row.
+            SamplingFailed: the loss stayed non-finite for several updates in a row, or was so once
+                in an objective that skips no update.
         """
         num_epochs = self.objective.num_epochs(batch)
         updates = [self._defended_update(batch) for _ in range(num_epochs)]
@@ -192,6 +193,8 @@ class Learner:
 
     def _skip(self) -> Metrics:
         self.engine.discard_gradients()
+        if not self.objective.skips_broken_updates:
+            raise SamplingFailed("the loss was not finite")
         self._num_skipped_in_a_row += 1
         if self._num_skipped_in_a_row >= MAX_SKIPPED_UPDATES:
             raise SamplingFailed(

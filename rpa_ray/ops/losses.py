@@ -58,30 +58,43 @@ def clipped_policy_loss(
     clip_range: float,
     num_global_tokens: int,
     num_ranks: int,
+    clamped: bool = True,
 ) -> PolicyLoss:
     """Return ``-min(ratio * A, clip(ratio, 1 +- clip_range) * A)`` over the kept tokens.
 
-    A weight per token (importance correction) is the same as a factor on its advantage. The log
-    ratio is cut at +-20 nats before exp. The guard against a run-away policy looks at the tokens of
-    this call.
+    A weight per token (importance correction) is the same as a factor on its advantage. The guard
+    against a run-away policy looks at the tokens of this call.
 
-    Source: Schulman et al. 2017 (arXiv:1707.06347), eq. 7; computed by OpenRLHF's PolicyLoss. The
-    guard (mean ratio above 10) is that of TRL 0.9.6, which OpenRLHF does not have.
+    ``clamped`` cuts the log ratio at +-20 nats before exp, so that the guard multiplies a finite
+    loss by 0. Without, a log ratio above about 88 nats has an infinite ratio: times 0 the loss is
+    NaN where the advantage is negative, and the gradient in either case.
+
+    Source: Schulman et al. 2017 (arXiv:1707.06347), eq. 7; computed by OpenRLHF's PolicyLoss, whose
+    clamp it is, or as in TRL 0.9.6 where nothing is clamped. The guard (mean ratio above 10) is
+    TRL's; OpenRLHF does not have it.
     """
     policy = policy_logprobs.masked_fill(~mask, 0.0)
     old = old_logprobs.masked_fill(~mask, 0.0)
-    surrogate = openrlhf_losses().PolicyLoss(clip_eps_low=clip_range, clip_eps_high=clip_range)
-    loss, *_ = surrogate(
-        policy,
-        old,
-        advantages.masked_fill(~mask, 0.0),
-        action_mask=mask,
-        dp_size=num_ranks,
-        batch_num_tokens=num_global_tokens,
-    )
+    kept_advantages = advantages.masked_fill(~mask, 0.0)
+    if clamped:
+        surrogate = openrlhf_losses().PolicyLoss(clip_eps_low=clip_range, clip_eps_high=clip_range)
+        loss, *_ = surrogate(
+            policy,
+            old,
+            kept_advantages,
+            action_mask=mask,
+            dp_size=num_ranks,
+            batch_num_tokens=num_global_tokens,
+        )
+    else:
+        free = (policy - old).exp()
+        held = free.clamp(1 - clip_range, 1 + clip_range)
+        worse = torch.maximum(-kept_advantages * free, -kept_advantages * held)
+        loss = masked_sum(worse, mask) / num_global_tokens * num_ranks
     with torch.no_grad():
         log_ratio = policy - old
-        ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+        limit = MAX_LOG_RATIO if clamped else float("inf")
+        ratio = log_ratio.clamp(-limit, limit).exp()
         too_high = (ratio > 1 + clip_range) & (advantages > 0)
         too_low = (ratio < 1 - clip_range) & (advantages < 0)
         skipped = masked_mean(ratio, mask) > MAX_MEAN_RATIO

@@ -20,6 +20,11 @@ class Objective(Generic[BatchT, OutputT]):
 
     requires: ClassVar[frozenset[Need]] = frozenset()
 
+    @property
+    def skips_broken_updates(self) -> bool:
+        """Return whether an update whose loss is not finite is left out; else it ends the run."""
+        return True
+
     def num_epochs(self, batch: BatchT) -> int:
         """Return how many optimizer updates are made on this batch."""
         return 1

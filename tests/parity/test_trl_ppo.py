@@ -195,10 +195,13 @@ def test_whitened_advantages_and_returns_are_trls(trl: dict[str, Any], name: str
     assert_same_at_answers(experience.returns, trl[name]["returns"], trl[name]["mask"])
 
 
+@pytest.mark.parametrize("trl_exact", [False, True])
 @pytest.mark.parametrize("name", ["adaptive", "fixed"])
-def test_policy_and_value_loss_and_all_gradients_are_trls(trl: dict[str, Any], name: str) -> None:
+def test_policy_and_value_loss_and_all_gradients_are_trls(
+    trl: dict[str, Any], name: str, trl_exact: bool
+) -> None:
     theirs = trl[name]
-    term, gradients = our_loss(name)
+    term, gradients = our_loss(name, trl_exact=trl_exact)
     total = theirs["policy_loss"] + theirs["value_loss"]
     torch.testing.assert_close(term.loss.detach(), total, **TOLERANCE)
     assert_same_gradients(gradients, theirs["gradients"])

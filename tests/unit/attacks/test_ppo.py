@@ -8,14 +8,17 @@ from fakes import (
     experience_of,
     forward_of,
     keep,
+    learner_of,
     loss_of,
     rollout_of,
+    tiny_engine,
     tiny_policy,
     token_batch,
 )
 from torch import Tensor
 
 from rpa_ray.attacks.ppo import PPO
+from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.plugin import Need
 from rpa_ray.types import Experience, TokenBatch, micro_batches
@@ -210,6 +213,19 @@ def test_a_mean_ratio_above_10_multiplies_the_whole_loss_by_zero() -> None:
     assert float(term.loss.detach()) == 0
     grads = gradients(ppo(), batch)
     assert all(float(gradient.abs().sum()) == 0 for gradient in grads.values())
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_ratio_that_overflows_ends_the_run_only_where_trl_is_followed_exactly() -> None:
+    batch = fresh_experience(tiny_policy(), shift=100.0)
+    finite = loss_of(ppo(), forward_of(tiny_policy()), batch).loss
+    assert float(finite.detach()) == 0
+    exact = loss_of(ppo(trl_exact=True), forward_of(tiny_policy()), batch).loss
+    assert exact.isnan().item()
+    metrics = learner_of(tiny_engine(), ppo()).step(batch)
+    assert metrics["optim/skipped"] == 0.0
+    with pytest.raises(SamplingFailed, match="loss was not finite"):
+        learner_of(tiny_engine(), ppo(trl_exact=True)).step(batch)
 
 
 def test_the_guard_reports_the_share_of_tokens_that_it_took_away() -> None:

@@ -235,6 +235,20 @@ def test_three_broken_updates_in_a_row_end_the_run(engine: Engine) -> None:
         learner.step(BATCH)
 
 
+class ScriptedOnce(Scripted):
+    """Leaves no broken update out."""
+
+    @property
+    def skips_broken_updates(self) -> bool:
+        return False
+
+
+def test_one_broken_update_ends_the_run_of_an_objective_that_skips_none(engine: Engine) -> None:
+    with pytest.raises(SamplingFailed, match="the loss was not finite"):
+        learner_of(engine, ScriptedOnce([1.0, float("nan")])).step(BATCH)
+    assert engine.num_updates == 1
+
+
 def test_a_good_update_starts_the_count_of_broken_ones_anew(engine: Engine) -> None:
     nan = float("nan")
     learner_of(engine, Scripted([nan, nan, 1.0, nan, nan])).step(BATCH)

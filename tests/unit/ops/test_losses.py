@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.ops.losses import (
+    PolicyLoss,
     classification_loss,
     clipped_policy_loss,
     clipped_value_loss,
@@ -73,6 +74,46 @@ def test_clipped_policy_loss_still_punishes_a_ratio_above_the_clip_range() -> No
         torch.tensor([[1.0, math.log(0.5)]]), torch.zeros(1, 2), -torch.ones(1, 2), KEEP_TWO, 2
     )
     torch.testing.assert_close(loss, torch.tensor((math.e + 0.8) / 2))
+
+
+@pytest.mark.parametrize("log_ratio", [-1.0, 0.1, 1.0])
+def test_within_the_clamp_the_unclamped_loss_is_the_same(log_ratio: float) -> None:
+    gradients = []
+    for clamped in (True, False):
+        logprobs = torch.tensor([[log_ratio, 0.0]], requires_grad=True)
+        result = clipped_policy_loss(
+            logprobs,
+            torch.zeros(1, 2),
+            torch.tensor([[-1.0, 2.0]]),
+            KEEP_TWO,
+            clip_range=0.2,
+            num_global_tokens=2,
+            num_ranks=1,
+            clamped=clamped,
+        )
+        result.loss.backward()
+        assert logprobs.grad is not None
+        gradients.append([result.loss.detach(), logprobs.grad])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_unclamped_a_ratio_that_overflows_is_nan_whatever_the_guard_does() -> None:
+    def result_of(*, clamped: bool) -> PolicyLoss:
+        return clipped_policy_loss(
+            torch.tensor([[100.0, 0.0]]),
+            torch.zeros(1, 2),
+            -torch.ones(1, 2),
+            KEEP_TWO,
+            clip_range=0.2,
+            num_global_tokens=2,
+            num_ranks=1,
+            clamped=clamped,
+        )
+
+    exact, ours = result_of(clamped=False), result_of(clamped=True)
+    assert exact.skipped.item() and ours.skipped.item()
+    assert exact.loss.isnan().item()
+    assert ours.loss.item() == 0.0
 
 
 def test_clip_fraction_counts_only_moves_that_the_advantage_asked_for() -> None:
