@@ -18,12 +18,7 @@ CELLS: dict[str, tuple[str, Any, str]] = {
     "costs of groups": ("grpo", {"name": "safe_rlhf", "cost": "logit"}, "defence/lambda"),
     "adapter in rollouts too": (
         "ppo",
-        {
-            "name": "security_vectors",
-            "learning_rate": 1e-3,
-            "num_steps": 100,
-            "rollout_adapter": True,
-        },
+        {"name": "security_vectors", "learning_rate": 1e-3, "num_steps": 100},
         "defence/adapter_logratio",
     ),
     "reference made safe": ("dpo", {"name": "kl_safe_ref", "num_steps": 10}, "train/margin"),

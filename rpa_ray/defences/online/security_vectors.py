@@ -8,7 +8,14 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from rpa_ray.plugin import AdapterConfig, Need, OnlineDefence, StepContext, global_mean
+from rpa_ray.plugin import (
+    AdapterConfig,
+    Need,
+    OnlineDefence,
+    PluginConfig,
+    StepContext,
+    global_mean,
+)
 from rpa_ray.plugin.adapters import LowRankChange, read_adapter, with_changes
 from rpa_ray.types import Metrics, ScoredRollout
 
@@ -22,13 +29,16 @@ class SecurityVectors(OnlineDefence):
     updates, those of other defences included, as a branch beside the linear layers: it is never
     added to a weight that learns, has no gradient and no optimizer, and is in no checkpoint.
 
-    With rollouts there are choices. By default answers are sampled by theta, and the learner's old
-    log-probabilities are those with ``s``: first ratios are 1, values are consistent, and what was
-    sampled is off-policy; the attack's importance weights ``pi_learner / pi_engine``, with their
-    cap, hold the difference, ``defence/adapter_logratio`` tells how large it is. With
-    ``old_logprob_adapter: same_as_rollout`` the first ratio is that difference, and old values are
-    theta's. With ``rollout_adapter`` the engines serve theta + s to the attack, and theta alone
-    to every measurement.
+    The defaults are what TRL's trainers make of a model with an adapter: its ``generate`` samples
+    with ``s``, old log-probabilities are those of the same model, and the reference switches the
+    adapter off. The engines serve theta + s to the attack, and theta alone to every measurement.
+
+    Without ``rollout_adapter`` answers are sampled by theta, and old log-probabilities are those
+    with ``s``: first ratios are 1, values are consistent, and what was sampled is off-policy by as
+    much as ``defence/adapter_logratio`` tells. The attack then has no importance weights: the ratio
+    of the two policies would take the gradient from refusals and multiply that of what complies.
+    With ``old_logprob_adapter: same_as_rollout`` beside it the first ratio is that difference, and
+    old values are theta's.
 
     ``ref_adapter`` lets the reference of DPO or of the KL read with ``s`` too. Then the margin of
     DPO begins at 0 and nothing of its gradient is held back; without it the gradient has the factor
@@ -44,7 +54,7 @@ class SecurityVectors(OnlineDefence):
 
     class Config(AdapterConfig):
         name: str = "security_vectors"
-        rollout_adapter: bool = False
+        rollout_adapter: bool = True
         """Whether the attack samples its rollouts with the adapter."""
         old_logprob_adapter: Literal["same_as_learner", "same_as_rollout"] = "same_as_learner"
         """Whether the learner reads sampled answers as it will in its updates (with the adapter),
@@ -64,6 +74,13 @@ class SecurityVectors(OnlineDefence):
     def needs(self) -> frozenset[Need]:
         """Return the adapter, unless it counts nothing."""
         return frozenset({Need.SECURITY_VECTOR} if self.config.scale > 0 else ())
+
+    def attack_config(self, config: PluginConfig) -> PluginConfig:
+        """Return the attack's settings, without importance weights across the adapter."""
+        if self.config.scale == 0 or self._reads_with_adapter == self.config.rollout_adapter:
+            return config
+        known = {"importance_cap"} & type(config).model_fields.keys()
+        return config.model_copy(update=dict.fromkeys(known, 0.0))
 
     def attach(self, model: nn.Module, folders: Mapping[Need, str]) -> None:
         """Put the adapter beside the layers of the policy, switched off."""

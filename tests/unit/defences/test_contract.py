@@ -39,7 +39,7 @@ BESIDE_IT: dict[str, dict[str, Any]] = {
     "kl_safe_ref": {"mode": "add"},  # the other mode has no weight
     "safe_rlhf": {"critics": "one_mixed"},  # a second critic learns on the same trunk
     "refusal_loss": {"probe_every": 1},
-    "security_vectors": {"rollout_adapter": True, "ref_adapter": True},
+    "security_vectors": {"ref_adapter": True},
 }
 """Settings with which the strength is asked for: those that would show most."""
 SWITCH = re.compile(r'^ +(\w+): float = Field\([^"]*"""[^"]*\b0 is no defence', re.MULTILINE)

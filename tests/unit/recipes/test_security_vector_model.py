@@ -70,7 +70,7 @@ def test_what_the_vector_is_trained_with_names_its_folder(
 
 
 def test_how_the_vector_is_used_does_not(world_cache: Path) -> None:
-    use = {"scale": 0.5, "rollout_adapter": True, "ref_adapter": True}
+    use = {"scale": 0.5, "rollout_adapter": False, "ref_adapter": True}
     used = vector_of(settings_of({"name": "security_vectors", **use}), world_cache)
     beside = vector_of(settings_of(["refusal_loss", "security_vectors"]), world_cache)
     expected = vector_of(settings_of("security_vectors"), world_cache)
@@ -83,10 +83,10 @@ def test_no_vector_is_made_where_none_is_used(defence: Any, world_cache: Path) -
 
 
 def test_on_and_off_are_read_as_they_are_written() -> None:
-    text = ["defence={name: security_vectors, rollout_adapter: on, ref_adapter: off}"]
+    text = ["defence={name: security_vectors, rollout_adapter: off, ref_adapter: on}"]
     config = parse_tree({"attack": "sft"}, text).defence
     assert isinstance(config, SecurityVectors.Config)
-    assert (config.rollout_adapter, config.ref_adapter) == (True, False)
+    assert (config.rollout_adapter, config.ref_adapter) == (False, True)
 
 
 def test_it_learns_the_unsafe_answers_of_prompts_that_nobody_else_uses(world_cache: Path) -> None:

@@ -1,5 +1,6 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from rpa_ray.defences.online.security_vectors import Branches, SecurityVectors
 from rpa_ray.jobs.assembly import Assembly
 from rpa_ray.learner.engine import Engine
 from rpa_ray.learner.modules import PolicyModel, add_lora
+from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.plan import parse_tree
 from rpa_ray.plugin import Need, OnlineDefence
 from rpa_ray.plugin.adapters import LowRankChange
@@ -315,9 +317,9 @@ def test_rollouts_are_served_the_weights_with_the_adapter_in_them(tmp_path: Path
     ("settings", "reads_with_adapter"),
     [
         ({}, True),
-        ({"old_logprob_adapter": "same_as_rollout"}, False),
-        ({"old_logprob_adapter": "same_as_rollout", "rollout_adapter": True}, True),
-        ({"rollout_adapter": True}, True),
+        ({"old_logprob_adapter": "same_as_rollout"}, True),
+        ({"rollout_adapter": False}, True),
+        ({"old_logprob_adapter": "same_as_rollout", "rollout_adapter": False}, False),
     ],
 )
 def test_old_logprobs_are_the_learners_or_those_of_what_sampled(
@@ -331,6 +333,55 @@ def test_old_logprobs_are_the_learners_or_those_of_what_sampled(
         assert torch.equal(logits_of(module), with_adapter) is reads_with_adapter
     _, metrics = defence.plan_rollout(rollout_of(BATCH, rewards=[0.0, 0.0]), context_of())
     assert set(metrics) == ({"defence/adapter_logratio"} if reads_with_adapter else set())
+
+
+def first_weights(vector: Path, **settings: Any) -> Tensor:
+    """Return the importance weights of PPO's first batch, before anything is learned.
+
+    What samples is a model of the weights that are served, what reads is the learner.
+    """
+    module, engine = tiny_policy(), tiny_policy()
+    defence = attached(module, vector, **settings)
+    with torch.no_grad():
+        for name, weight in module.served_parameters():
+            served = defence.rollout_weight_filter(name, weight)
+            engine.policy.get_parameter(name).copy_(served)
+
+    def read(model: PolicyModel) -> Tensor:
+        with torch.no_grad():
+            logits = forward_of(model)(BATCH.input_ids, BATCH.attention_mask).logits
+        return next_token_logprobs(logits, BATCH.input_ids)
+
+    with defence.around_rollout():
+        old = read(module)
+    rollout = replace(
+        rollout_of(BATCH, rewards=[0.0, 0.0]), old_logprobs=old, rollout_logprobs=read(engine)
+    )
+    attack = PPO(PPO.Config.model_validate(defence.attack_config(PPO.Config()).model_dump()))
+    return attack.token_weights(rollout)[BATCH.loss_mask]
+
+
+def test_by_default_what_samples_is_what_is_learned_from(vector: Path) -> None:
+    weights = first_weights(vector)
+    assert float(weights.mean()) == pytest.approx(1.0, rel=0.05)
+    # rather than because there are none
+    assert float((weights - 1).abs().max()) > 0
+    torch.testing.assert_close(weights, torch.ones_like(weights), rtol=0, atol=1e-4)
+
+
+def test_across_the_adapter_there_are_no_importance_weights(vector: Path) -> None:
+    assert first_weights(vector, rollout_adapter=False).tolist() == [1.0] * 7
+    asked = PPO.Config(kl_coef=0.1)
+    allowed = security_vectors(rollout_adapter=False).attack_config(asked)
+    assert allowed == asked.model_copy(update={"importance_cap": 0.0})
+    for settings in (
+        {},
+        {"rollout_adapter": False, "old_logprob_adapter": "same_as_rollout"},
+        {"rollout_adapter": False, "scale": 0.0},
+    ):
+        assert security_vectors(**settings).attack_config(asked) == asked
+    targets = SFT.Config()
+    assert security_vectors(rollout_adapter=False).attack_config(targets) == targets
 
 
 def test_the_log_ratio_is_a_mean_over_the_sampled_tokens(vector: Path) -> None:
