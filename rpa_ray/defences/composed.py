@@ -49,6 +49,11 @@ class Composed(OnlineDefence):
         sizes = [part.safe_batch_size for part in self.parts if part.needs & DEFENCE_BATCHES]
         return sizes[0] if sizes else super().safe_batch_size
 
+    @property
+    def reads_refusals(self) -> bool:
+        """Return whether any part's batches must hold refusals."""
+        return any(part.reads_refusals for part in self.parts)
+
     def attack_config(self, config: PluginConfig) -> PluginConfig:
         """Return the settings that every part allows."""
         return reduce(lambda allowed, part: part.attack_config(allowed), self.parts, config)

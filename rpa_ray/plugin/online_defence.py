@@ -54,6 +54,11 @@ class OnlineDefence:
         return 8
 
     @property
+    def reads_refusals(self) -> bool:
+        """Return whether the defence learns the safe answers of its batches as refusals."""
+        return bool(self.needs & {Need.SAFE_BATCH, Need.CONTRAST_BATCH})
+
+    @property
     def needs_of_attack(self) -> frozenset[Need]:
         """Return what the attack must require with these settings; ``needs_attack`` at least."""
         return self.needs_attack

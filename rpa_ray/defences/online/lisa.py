@@ -60,6 +60,11 @@ class Lisa(Proximal):
         return frozenset({Need.SAFE_BATCH}) if self._has_two_states else frozenset()
 
     @property
+    def reads_refusals(self) -> bool:
+        """Return False: its authors align on safe answers of any kind."""
+        return False
+
+    @property
     def safe_batch_size(self) -> int:
         """Return the safe answers of one alignment update."""
         return self.config.batch_size

@@ -69,6 +69,11 @@ class ProCon(OnlineDefence):
         """Return the number of prompts of each kind."""
         return self.config.batch_size
 
+    @property
+    def reads_refusals(self) -> bool:
+        """Return False: of its batches only the prompts are read."""
+        return False
+
     def attach(self, model: Any, folders: Mapping[Need, str]) -> None:
         """Hook the block that is held.
 

@@ -23,19 +23,27 @@ from rpa_ray.recipes.cell_data import (
     PreferenceData,
 )
 from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, MODEL_SEED, CellInputs, attack_needs
-from rpa_ray.recipes.model import DEFENCE_ROWS, in_order
+from rpa_ray.recipes.model import DEFENCE_ROWS, RowKind, in_order
+from rpa_ray.scoring.text_rules import refusal_pattern
 from rpa_ray.world.datasets import CONTEXT_TOKENS
+
+MIN_REFUSALS = 0.9
+"""Share of the defence split's safe answers that must be refusals where a defence learns them."""
 
 
 def check_data(inputs: CellInputs) -> None:
-    """Refuse too few rows, and prompts too long for the model; keys have no cell prefix.
+    """Refuse too few rows, answers that are no refusals, and too long prompts.
+
+    Keys have no cell prefix.
 
     Raises:
         ConfigError: a batch of a model that has to be made cannot be cut over the ranks.
-        DataError: the data cannot be read, are too few or too long.
+        DataError: the data cannot be read, are too few or too long, or a defence would learn
+            other answers than refusals.
     """
     settings = inputs.settings
     _check_rows(inputs)
+    _check_refusals(inputs)
     _check_context(inputs)
     check_same_tokens(inputs)
     num_ranks = settings.cluster.num_ranks
@@ -79,6 +87,33 @@ def _check_rows(inputs: CellInputs) -> None:
         num_rows = len(inputs.data.harmless_training_prompts)
         what = "the harmless prompts to train on"
         _require_rows("defence.batch_size", defence.safe_batch_size, num_rows, what)
+
+
+def _check_refusals(inputs: CellInputs) -> None:
+    """Refuse safe answers that help in a safe way where a defence has to learn to refuse."""
+    safety = inputs.data.safety.planned
+    recipes = inputs.models.recipes()
+    if not (
+        defence_of(inputs.settings.defence).reads_refusals
+        or any(recipe.rows.kind is RowKind.REFUSALS for recipe in recipes)
+    ):
+        return
+    pairs = safety.roles["defence"]
+    # Those yet to be generated are kept only where they are refusals.
+    if not safety.is_complete or not pairs:
+        return
+    share = sum(refusal_pattern(pair.safe) for pair in pairs) / len(pairs)
+    if share <= MIN_REFUSALS:
+        is_harmless_task = inputs.settings.data.name == "tldr"
+        raise DataError.broken_rule(
+            "data.safety_path" if is_harmless_task else "data.safe_answers",
+            f"give refusals, more than {MIN_REFUSALS:.0%} of the safe answers of role 'defence', "
+            "where a defence learns them",
+            f"{share:.0%}",
+            "Bring rows whose safe answers are refusals."
+            if is_harmless_task
+            else "Set data.safe_answers: generated.",
+        )
 
 
 def _attack_pairs(settings: ExperimentSettings, data: PreferenceData) -> list[SafePair]:

@@ -35,3 +35,10 @@ def test_vaccines_strength_does_not_depend_on_the_number_of_ranks() -> None:
     for cell in cells(defence="vaccine"):
         config: Any = cell.defence
         assert (config.rho, config.norm) == (100, "global")
+
+
+@pytest.mark.parametrize("data", ["beavertails", "safe_rlhf"])
+def test_refusals_of_both_data_sets_are_the_chat_models(data: str) -> None:
+    for cell in cells(data=data):
+        refusals = (cell.data.safe_answers, cell.data.refusals.model)
+        assert refusals == ("generated", "meta-llama/Llama-2-7b-chat-hf")
