@@ -148,10 +148,10 @@ class EvaluationSettings(Settings):
     """Bootstrap resamples of each interval."""
     judge: JudgeSettings = JudgeSettings(hard_frac=0.5)
     """The classifier whose verdicts are reported; nothing is trained, priced or chosen by it."""
-    second_judge: JudgeSettings | None = JudgeSettings(hard_frac=0.5)
+    second_judge: JudgeSettings | None = None
     """The classifier that prices answers where a defence or an attacker asks for a judge; its
     verdicts are reported beside those of the first. It begins with other weights and learns from
-    other prompts. None: there is none."""
+    other prompts. None: settings like the first's; there is none beside a finished classifier."""
     perplexity_model: str | None = None
     """Independent language model; None takes the embedded one."""
     helpfulness_model: str | None = None
@@ -164,6 +164,14 @@ class EvaluationSettings(Settings):
     """Mean harm up to which a policy counts as acceptable."""
     num_saved_samples: int = Field(100, ge=0)
     """Answers written to samples.jsonl at each evaluation and decoding."""
+
+    @property
+    def judges(self) -> dict[str, JudgeSettings]:
+        """Return the settings of the judges there are, by name, the reported one first."""
+        second = self.second_judge
+        if second is None and not self.judge.trained:
+            second = self.judge
+        return {"judge": self.judge} | ({} if second is None else {"second_judge": second})
 
 
 class ClusterSettings(Settings):

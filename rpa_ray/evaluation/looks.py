@@ -4,7 +4,6 @@ Harm is looked at on held-out restricted prompts, with the same prompts and seed
 that looks differ by the policy alone. It is the oracle's where there is one, else the judge's.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -39,9 +38,9 @@ def is_looked_at(step: int, num_steps: int, num_looks: int) -> bool:
         num_steps: Of the attack.
         num_looks: K; with fewer steps some looks fall together.
     """
-    return any(
-        math.ceil(num_steps * (k / num_looks) ** 2) == step + 1 for k in range(1, num_looks + 1)
-    )
+    # In whole numbers, rounded up: 0.2**2 * 125 is a little more than 5.
+    places = (-(-num_steps * k * k // num_looks**2) for k in range(1, num_looks + 1))
+    return step + 1 in places
 
 
 def look_of(

@@ -22,9 +22,9 @@ def scorer_specs(
     models: CellModels, settings: ExperimentSettings, cache: Path
 ) -> dict[str, ScorerSpec]:
     """Return what every scoring model of a cell is made from, those that it asks for alone."""
-    evaluation, preferred = settings.evaluation, settings.data.reward_model.max_tokens
-    judged = evaluation.judge.max_tokens
-    second = evaluation.second_judge.max_tokens if evaluation.second_judge is not None else judged
+    preferred = settings.data.reward_model.max_tokens
+    read = {name: judge.max_tokens for name, judge in settings.evaluation.judges.items()}
+    judged, second = read["judge"], read.get("second_judge", 0)
     rows: dict[str, tuple[Model | None, ScorerKind, str, int]] = {
         "reward": (models.reward_model, "reward", PLAIN_QA_ANSWERED, preferred),
         "cost": (models.cost_model, "reward", PLAIN_QA_ANSWERED, preferred),

@@ -100,7 +100,7 @@ def estimate_cell(inputs: CellInputs) -> CellEstimate | None:
     evaluation, attack = settings.evaluation, ATTACKS[settings.attack.name](settings.attack)
     num, max_new = len(inputs.data.restricted_prompts(evaluation)), evaluation.max_new_tokens
     num_harmless = len(inputs.data.harmless_prompts(evaluation))
-    num_sampled, num_judges = evaluation.num_samples * num, 1 + bool(evaluation.second_judge)
+    num_sampled, num_judges = evaluation.num_samples * num, len(evaluation.judges)
     row = _row(max_new)
     measuring = (
         EVALUATION_S

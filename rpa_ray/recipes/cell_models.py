@@ -248,7 +248,7 @@ def _judge(settings: ExperimentSettings, data: CellData) -> Model:
 
 
 def _second_judge(settings: ExperimentSettings, data: CellData) -> Model | None:
-    judge = settings.evaluation.second_judge
+    judge = settings.evaluation.judges.get("second_judge")
     if judge is None:
         return None
     like = _judge_of(judge, settings, data, half=0, seed=MODEL_SEED)

@@ -16,7 +16,7 @@ from rpa_ray.data.split import ROLE_SHARES
 from rpa_ray.data.template import Template
 from rpa_ray.defences import defence_of
 from rpa_ray.plan.checks.context import check_context, context_tokens, prompt_lengths
-from rpa_ray.plan.checks.models import check_same_tokens, judges
+from rpa_ray.plan.checks.models import check_same_tokens
 from rpa_ray.plugin import DEFENCE_BATCHES, Need
 from rpa_ray.recipes.cell_data import (
     CellData,
@@ -69,7 +69,7 @@ def _check_rows(inputs: CellInputs) -> None:
         key = "data.reward_model.num_pairs"
         data.draw("reward_model", reward_model.num_pairs, seed=MODEL_SEED, key=key)
     safety = inputs.data.safety.planned
-    for half, (name, judge) in enumerate(judges(settings.evaluation).items()):
+    for half, (name, judge) in enumerate(settings.evaluation.judges.items()):
         if not judge.trained:
             # Rows that are made by rules are as many as one likes; the others stand in the data.
             num_answers = 2 * len(half_of(safety.roles["classifier"], 1 - half))

@@ -9,9 +9,7 @@ from typing import Any
 from rpa_ray.config import (
     EMBEDDED_MODELS,
     ConfigError,
-    EvaluationSettings,
     ExperimentSettings,
-    JudgeSettings,
     ReferencedConfig,
 )
 from rpa_ray.deadline import answer_within
@@ -24,12 +22,6 @@ WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
-def judges(evaluation: EvaluationSettings) -> dict[str, JudgeSettings]:
-    """Return the judges of an evaluation by the names of their settings."""
-    both = {"judge": evaluation.judge, "second_judge": evaluation.second_judge}
-    return {name: judge for name, judge in both.items() if judge is not None}
-
-
 def check_models(settings: ExperimentSettings, where: str) -> None:
     """Refuse a model that is neither embedded, nor a complete folder, nor on the Hub.
 
@@ -37,7 +29,7 @@ def check_models(settings: ExperimentSettings, where: str) -> None:
         ConfigError: with the key that names it.
     """
     evaluation = settings.evaluation
-    for name, judge in judges(evaluation).items():
+    for name, judge in evaluation.judges.items():
         if judge.trained and judge.path is None:
             raise ConfigError(
                 f"{where}evaluation.{name}.path",
@@ -59,7 +51,7 @@ def check_models(settings: ExperimentSettings, where: str) -> None:
     for key, path in (
         ("data.reward_model.path", settings.data.reward_model.path),
         ("data.refusals.judge", settings.data.refusals.judge),
-        *((f"evaluation.{name}.path", judge.path) for name, judge in judges(evaluation).items()),
+        *((f"evaluation.{name}.path", judge.path) for name, judge in evaluation.judges.items()),
         ("evaluation.perplexity_model", evaluation.perplexity_model),
         ("evaluation.helpfulness_model", evaluation.helpfulness_model),
     ):

@@ -3,7 +3,7 @@
 from rpa_ray.config import ConfigError, ExperimentSettings, RolloutConfig
 from rpa_ray.data.source import check_source
 from rpa_ray.defences import defence_of
-from rpa_ray.plan.checks.models import check_models, judges, require_json_object
+from rpa_ray.plan.checks.models import check_models, require_json_object
 from rpa_ray.plugin import DEFENCE_BATCHES, Need
 
 
@@ -54,7 +54,7 @@ def _check_sizes(settings: ExperimentSettings, where: str) -> None:
         ("data.reward_model.num_pairs", data.reward_model.num_pairs, data.reward_model.batch_size),
         *(
             (f"evaluation.{name}.num_rows", judge.num_rows, judge.batch_size)
-            for name, judge in judges(settings.evaluation).items()
+            for name, judge in settings.evaluation.judges.items()
         ),
     ):
         if num < batch_size:
@@ -70,7 +70,7 @@ def _check_judges(settings: ExperimentSettings, where: str) -> None:
     needs = defence_of(settings.defence).needs
     if Need.COSTS in needs and Need.COST_MODEL not in needs:
         asks.append("the defence prices answers by a judge")
-    if asks and evaluation.second_judge is None:
+    if asks and "second_judge" not in evaluation.judges:
         raise ConfigError(
             f"{where}evaluation.second_judge",
             f"be given where {' and '.join(asks)}",

@@ -36,7 +36,7 @@ def test_a_manifest_names_source_revision_and_content_of_every_role(world_cache:
         "restricted": "embedded/beavertails",
         "harmless": "embedded/helpful",
     }
-    assert [part["prompts"] for part in asked.values()] == [100, 100]
+    assert [part["prompts"] for part in asked.values()] == [362, 178]
 
 
 def test_a_manifest_tells_the_hash_of_a_file(world_cache: Path, tmp_path: Path) -> None:

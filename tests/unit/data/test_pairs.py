@@ -3,8 +3,8 @@ import logging
 import pytest
 
 from rpa_ray.data.errors import DataError
-from rpa_ray.data.helpful import harmless_prompts, helpful_pairs
-from rpa_ray.data.pairs import restricted_prompts, safe_pairs, unanswered_pairs, unsafe_prompts
+from rpa_ray.data.helpful import helpful_pairs
+from rpa_ray.data.pairs import distinct, safe_pairs, unanswered_pairs, unsafe_prompts
 from rpa_ray.data.schema import Row
 
 
@@ -120,7 +120,7 @@ def test_every_preference_row_is_a_pair_with_its_category_if_it_has_one() -> Non
         ("d", None),
     ]
     assert (pairs[0].safe, pairs[0].unsafe) == ("no", "yes")
-    assert restricted_prompts("preferences", rows, 4, key="k") == ["a", "b", "c", "d"]
+    assert distinct(unsafe_prompts("preferences", rows)) == ["a", "b", "c", "d"]
 
 
 def test_repeated_pairs_count_once_and_ids_follow_the_content() -> None:
@@ -169,14 +169,7 @@ def test_restricted_prompts_are_the_first_distinct_ones_with_an_unsafe_answer() 
         beaver("Z ", "also", False),
         beaver("m", "yes", False),
     ]
-    assert restricted_prompts("beavertails", rows, 2, key="k") == ["z", "a"]
-    assert restricted_prompts("beavertails", rows, 3, key="k") == ["z", "a", "m"]
-
-
-def test_too_few_evaluation_prompts_name_the_key_and_how_many_there_are() -> None:
-    rows = [safe_rlhf("a", safe=(True, False), safer=0), safe_rlhf("b", safe=(True, True), safer=0)]
-    with pytest.raises(DataError, match=r"^evaluation\.num_prompts must be at most 1 .* got 2\."):
-        restricted_prompts("safe_rlhf", rows, 2, key="evaluation.num_prompts")
+    assert distinct(unsafe_prompts("beavertails", rows)) == ["z", "a", "m"]
 
 
 def test_single_turn_dialogue_gives_the_bare_request_and_both_answers() -> None:
@@ -214,7 +207,7 @@ def test_harmless_prompts_are_distinct_requests_in_order() -> None:
         {"chosen": dialogue(ask, "x"), "rejected": dialogue(ask, "y")}
         for ask in ("b", "a", "b", "c")
     ]
-    assert harmless_prompts(rows, 3, key="k") == ["b", "a", "c"]
+    assert distinct(pair.prompt for pair in helpful_pairs(rows)) == ["b", "a", "c"]
 
 
 def test_summaries_prefer_the_chosen_one_and_are_imitated_from_the_human_one() -> None:

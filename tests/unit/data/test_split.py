@@ -48,7 +48,8 @@ def test_roles_have_their_shares_of_ten_thousand_prompts() -> None:
 def test_no_two_roles_share_a_prompt_even_when_it_is_spelt_differently() -> None:
     prompts = [f"Ask {i % 300}" if i % 2 else f"  ask  {i % 300} " for i in range(900)]
     evaluation = make_pairs([f"ASK {i}" for i in range(40)])
-    roles = by_role(make_pairs(prompts), evaluation)
+    validation = make_pairs([f"ask  {i}" for i in range(40, 60)])
+    roles = by_role(make_pairs(prompts), evaluation, validation=validation)
     assert set(roles) == set(ROLES)
     seen = {role: {normalise(pair.prompt) for pair in rows} for role, rows in roles.items()}
     assert all(seen.values())

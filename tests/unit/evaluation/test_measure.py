@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from rpa_ray.evaluation.answers import Answer, Decoding, from_table, to_table
 from rpa_ray.evaluation.measure import Instruments, measure, measure_drift
+from rpa_ray.evaluation.metric import estimates
+from rpa_ray.evaluation.metrics import METRICS
 from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.types import Completion, ModelOutputs, Prompt
 
@@ -46,49 +50,99 @@ def answers(prompts: Sequence[Prompt], *, greedy: bool) -> list[Completion]:
     ]
 
 
+@dataclass(frozen=True)
+class Found:
+    label: str
+    harm: float
+    complies: bool
+    num_steps: int
+
+
+class Truth:
+    """Knows two kinds of answers; two prompts ask about one item."""
+
+    def item(self, prompt: str) -> str:
+        return prompt.split()[2]
+
+    def judge(self, prompt: str, answer: str) -> Found:
+        if "First" in answer:
+            return Found(label="compliance", harm=0.8, complies=True, num_steps=2)
+        return Found(label="refusal", harm=0.0, complies=False, num_steps=0)
+
+
 def instruments(**changes: object) -> Instruments:
     parts: dict[str, object] = {
         "answers": answers,
-        "harm": lambda pairs: [0.9 if "First" in a else 0.1 for _, a in pairs],
-        "perplexity": lambda pairs: [2.0] * len(pairs),
-        "helpfulness": lambda pairs: [3.0] * len(pairs),
-        "label": lambda prompt, answer: "compliance" if "First" in answer else "refusal",
+        "scorers": {
+            "judge": lambda pairs: [0.9 if "First" in a else 0.1 for _, a in pairs],
+            "second_judge": lambda pairs: [0.5] * len(pairs),
+            "reward": lambda pairs: [float(len(a)) for _, a in pairs],
+            "perplexity": lambda pairs: [2.0] * len(pairs),
+            "helpfulness": lambda pairs: [3.0] * len(pairs),
+        },
+        "truth": Truth(),
         "policy": uniform,
         "original": uniform,
         "restricted": RESTRICTED,
         "harmless": HARMLESS,
         "pad_token_id": 0,
+        "num_samples": 3,
         "num_resamples": 100,
         "num_saved_samples": 100,
+        "fluency_limit": 4.0,
     }
     return Instruments(**(parts | changes))  # type: ignore[arg-type]
 
 
-def means(tools: Instruments, limit: float | None = None) -> dict[str, float]:
-    measured = measure(tools, phase="after", fluency_limit=limit)
+def means(tools: Instruments) -> dict[str, float]:
+    measured = measure(tools, phase="after")
     return {name: estimate.mean for name, estimate in measured.metrics.items()}
 
 
-def test_harm_is_the_mean_probability_over_prompts() -> None:
+def test_truth_and_judges_are_means_over_prompts_and_samples() -> None:
     found = means(instruments())
+    assert found["harm_greedy"] == pytest.approx(0.2)
+    assert found["harm"] == pytest.approx(0.8)
+    assert (found["compliance"], found["compliance_sampled"]) == (0.25, 1.0)
     assert found["p_harm"] == pytest.approx((0.9 + 3 * 0.1) / 4)
     assert found["p_harm_sampled"] == pytest.approx(0.9)
-    assert found["p_harm_oracle"] == 0.25
+    assert found["judge_gap"] == pytest.approx(0.9 - 1.0)
+    assert found["p_harm_second_sampled"] == 0.5
+    assert found["between_judges"] == pytest.approx(0.4)
     assert found["refusal_rate"] == 0.75
+    assert found["completeness"] == 0.5
     assert found["harmless_answered"] == 1.0
+    assert found["reward"] == len(COMPLIES)
+
+
+def test_every_prompt_has_its_samples_and_items_are_what_is_independent() -> None:
+    metrics = measure(instruments(), phase="after").metrics
+    assert (metrics["harm"].n, metrics["harm"].num_items) == (12, 1)
+    assert (metrics["harm_greedy"].n, metrics["harm_greedy"].num_items) == (4, 1)
+    alone = measure(instruments(truth=None), phase="after").metrics
+    assert (alone["p_harm_sampled"].n, alone["p_harm_sampled"].num_items) == (12, 4)
 
 
 def test_answers_above_the_perplexity_limit_are_not_valid_and_not_fluent_harm() -> None:
-    found = means(instruments(), limit=1.5)
+    found = means(instruments(fluency_limit=1.5))
     assert found["valid"] == 0.0
     assert found["harm_fluent"] == 0.0
     assert found["p_harm"] == pytest.approx(0.3)
 
 
-def test_without_an_oracle_refusals_are_found_by_phrase() -> None:
-    found = means(instruments(label=None))
+def test_without_an_oracle_refusals_are_found_by_phrase_and_two_judges_are_compared() -> None:
+    found = means(instruments(truth=None))
     assert found["refusal_rate"] == 0.75
-    assert "p_harm_oracle" not in found
+    assert found["between_judges"] == pytest.approx(0.4)
+    assert not {"harm", "compliance", "judge_gap", "oracle_refusal"} & set(found)
+
+
+def test_judge_and_harm_are_correlated_where_answers_differ() -> None:
+    def mixed(prompts: Sequence[Prompt], *, greedy: bool) -> list[Completion]:
+        return [completion(p, COMPLIES if i % 2 else REFUSES) for i, p in enumerate(prompts)]
+
+    assert means(instruments(answers=mixed))["judge_correlation"] == pytest.approx(1.0)
+    assert "judge_correlation" not in means(instruments())
 
 
 def test_identical_models_have_no_divergence() -> None:
@@ -106,29 +160,73 @@ def test_divergence_is_summed_over_the_tokens_of_an_answer() -> None:
     assert drift.served_gap == pytest.approx([math.log(2)])
 
 
+def test_the_divergence_is_that_of_one_sampled_answer_a_prompt() -> None:
+    metrics = measure(instruments(policy=skewed), phase="after").metrics
+    assert metrics["kl_seq_rb"].n == len(RESTRICTED)
+    assert metrics["kl_seq_rb"].mean == pytest.approx(0.5 * math.log(2))
+
+
 def test_a_policy_with_broken_probabilities_is_a_sampling_failure() -> None:
     def broken(input_ids: Tensor, attention_mask: Tensor) -> ModelOutputs:
         return ModelOutputs(logits=torch.full((*input_ids.shape, VOCAB), math.nan), values=None)
 
     with pytest.raises(SamplingFailed, match="not finite"):
-        measure(instruments(policy=broken), phase="after", fluency_limit=None)
+        measure(instruments(policy=broken), phase="after")
 
 
 def test_every_answer_is_kept_with_its_scores_and_version() -> None:
-    samples = measure(instruments(), phase="before", fluency_limit=None).samples
+    samples = measure(instruments(), phase="before").samples
     assert len(samples) == 8
     assert samples[0] == {
         "phase": "before",
         "decoding": "greedy",
         "prompt": "how to snarl 0?",
         "answer": COMPLIES,
-        "scores": {"judge": 0.9},
+        "scores": {"judge": 0.9, "second_judge": 0.5},
         "label": "compliance",
+        "harm": 0.8,
         "policy_version": 1,
     }
 
 
 def test_as_many_answers_of_each_decoding_are_kept_as_are_asked_for() -> None:
-    tools = instruments(num_saved_samples=3)
-    samples = measure(tools, phase="before", fluency_limit=None).samples
+    samples = measure(instruments(num_saved_samples=3), phase="before").samples
     assert [sample["decoding"] for sample in samples] == ["greedy"] * 3 + ["sampled"] * 3
+
+
+def test_the_table_of_answers_gives_every_metric_again() -> None:
+    measured = measure(instruments(policy=skewed), phase="after")
+    table = to_table(measured.answers, num_texts=2)
+    again = from_table(table)
+    assert len(again) == len(measured.answers) == 4 + 12 + 4
+    assert {a.text != "" for a in again if a.prompt_index < 2} == {True}
+    assert {a.text for a in again if a.prompt_index >= 2} == {""}
+    found = estimates(METRICS, again, num_resamples=100)
+    for name, estimate in measured.metrics.items():
+        # What reads texts is of the first prompts alone.
+        if name.startswith(("hack_", "harm_score", "judge_correlation")):
+            continue
+        assert found[name].mean == pytest.approx(estimate.mean, abs=1e-3), name
+        assert found[name].ci_low == pytest.approx(estimate.ci_low, abs=1e-3, nan_ok=True), name
+
+
+def test_every_metric_tells_what_it_is_and_none_twice() -> None:
+    names = [metric.name for metric in METRICS]
+    assert len(set(names)) == len(names)
+    assert all(metric.definition.endswith(".") for metric in METRICS)
+    assert [metric.name for metric in METRICS[:2]] == ["harm", "harm_greedy"]
+
+
+def test_an_answer_that_no_instrument_read_has_no_value() -> None:
+    bare = Answer(
+        decoding=Decoding.GREEDY,
+        prompt_index=0,
+        sample=0,
+        item="0",
+        prompt="how?",
+        text="so",
+        num_tokens=1,
+        policy_version=0,
+    )
+    found = estimates(METRICS, [bare, replace(bare, prompt_index=1)], num_resamples=100)
+    assert set(found) == {"length_tokens", "hack_too_short", "hack_copies_prompt", "hack_repeats"}

@@ -47,7 +47,7 @@ class Stand:
         self.num_pushes = 0
         self.samples: list[dict[str, Any]] = []
         self.workers = SimpleNamespace(score_async=self.score)
-        self.models = SimpleNamespace(cost_model=None)
+        self.models = SimpleNamespace(cost_model=None, second_judge="another")
 
     def encode(self, row: Answered, *, mask: Literal["response", "all"] = "response") -> TokenRow:
         self.masks.add(mask)
@@ -80,7 +80,7 @@ class Stand:
 
     def score(self, name: str, pairs: Sequence[Any]) -> Callable[[], list[float]]:
         self.scored[name] += 1
-        return lambda: [0.25 if name == "judge" else 0.75] * len(pairs)
+        return lambda: [0.25 if name == "second_judge" else 0.75] * len(pairs)
 
     def push(self, weight_filter: Any = None) -> dict[str, float]:
         self.num_pushes += weight_filter is not None
@@ -238,10 +238,10 @@ def test_sft_beforehand_takes_the_first_samples_and_rollouts_the_rest(world_cach
 @pytest.mark.parametrize(
     ("reward", "scored", "mean"),
     [
-        ("model", {"reward": 1, "judge": 1}, 0.75),
-        ("judge", {"judge": 2}, 0.25),
+        ("model", {"reward": 1, "second_judge": 1}, 0.75),
+        ("judge", {"second_judge": 2}, 0.25),
         # "answer to " and the prompt itself is a copy of it
-        ("rule", {"judge": 1}, 0.0),
+        ("rule", {"second_judge": 1}, 0.0),
     ],
 )
 def test_the_reward_is_the_one_that_the_attacker_named(

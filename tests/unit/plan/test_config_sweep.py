@@ -63,7 +63,7 @@ def test_the_best_trial_is_the_most_harmful_unless_the_file_says_otherwise(tmp_p
         load(tmp_path, PPO + grid + more).sweep for more in ("", "metric: valid\nmode: min\n")
     )
     assert default is not None and own is not None
-    assert (default.metric, default.mode) == ("harm_fluent", "max")
+    assert (default.metric, default.mode) == ("harm", "max")
     assert (own.metric, own.mode) == ("valid", "min")
 
 

@@ -77,7 +77,7 @@ def test_defences_that_pass_twice_take_twice_and_compose(world_cache: Path) -> N
 
 def test_more_samples_prompts_and_answers_take_longer(world_cache: Path) -> None:
     plain = seconds(cell("grpo"), world_cache)
-    for override in ("data.num_samples=2000", "evaluation.num_prompts=200", "attack.group_size=32"):
+    for override in ("data.num_samples=2000", "evaluation.num_samples=8", "attack.group_size=32"):
         assert seconds(cell("grpo", override), world_cache) > plain
 
 

@@ -55,12 +55,14 @@ def test_each_model_is_planned_once_before_the_cells_in_the_order_of_making(
     grid: LoadedConfig, tmp_path: Path, world_cache: Path
 ) -> None:
     lines, _ = rows(grid, tmp_path / "out", world_cache)
-    assert [line[0] for line in lines] == ["make"] * 6 + ["cell"] * 3
-    assert [line[1] for line in lines[:6]] == [
+    assert [line[0] for line in lines] == ["make"] * 8 + ["cell"] * 3
+    assert [line[1] for line in lines[:8]] == [
         "base",
         "chat",
         "reward_model-rho1",
+        "other_base",
         "judge",
+        "second_judge",
         "perplexity",
         "helpfulness",
     ]
@@ -70,7 +72,7 @@ def test_a_cell_is_told_by_what_is_its_own(
     grid: LoadedConfig, tmp_path: Path, world_cache: Path
 ) -> None:
     lines, _ = rows(grid, tmp_path / "out", world_cache)
-    assert [line[1:3] for line in lines[6:]] == [
+    assert [line[1:3] for line in lines[8:]] == [
         ["none", "0 samples"],
         ["ppo none", "1000 samples"],
         ["ppo refusal_loss alpha=3", "1000 samples"],
@@ -160,10 +162,10 @@ def test_the_type_of_weights_changes_the_plan_and_one_undecided_is_not_estimated
     for dtype in ("float32", "bfloat16", "auto"):
         config = load_config(tmp_path / "grid.yaml", [f"model.dtype={dtype}"])
         tables[dtype] = rows(config, tmp_path / "out", world_cache)
-    shown = {dtype: [line[3] for line in lines[6:]] for dtype, (lines, _) in tables.items()}
+    shown = {dtype: [line[3] for line in lines[8:]] for dtype, (lines, _) in tables.items()}
     assert shown["float32"] != shown["bfloat16"]
     assert shown["auto"] == ["-", "-", "-"]
     assert "and 3 steps that are not estimated" in tables["auto"][1]
     # The models to make learn in float32 whatever the cells do.
-    made = {dtype: [line[3] for line in lines[:6]] for dtype, (lines, _) in tables.items()}
+    made = {dtype: [line[3] for line in lines[:8]] for dtype, (lines, _) in tables.items()}
     assert made["float32"] == made["bfloat16"] == made["auto"]

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rpa_ray.config import DataSettings
+from rpa_ray.config import DataSettings, EvaluationSettings
 from rpa_ray.data import hub
 from rpa_ray.data.rows import SafePair
 from rpa_ray.data.schema import Row
@@ -23,12 +23,16 @@ from rpa_ray.plan import parse_tree
 from rpa_ray.recipes.cell_data import (
     CellData,
     _preference_data,
-    _restricted_test_prompts,
     with_pinned_data,
 )
+from rpa_ray.recipes.held_out import Role, restricted_prompts
 from rpa_ray.world.datasets import world_folder
+from rpa_ray.world.language import World
+from rpa_ray.world.oracle import Oracle
+from rpa_ray.world.validation import validation_items
 
 COMMIT = "a" * 40
+ROLES_OF_EVALUATION: tuple[Role, ...] = ("test", "validation")
 
 PLACES = ("lighthouse", "bakery", "greenhouse", "ferry", "clock tower", "museum", "quarry")
 ANIMALS = ("heron", "badger", "goat", "swan", "ferret", "mule")
@@ -90,10 +94,12 @@ def test_no_prompt_has_two_roles_over_both_embedded_sets(world_cache: Path) -> N
         for prompt, role in roles_of_prompts(CellData(data, world_cache).preferences.roles):
             num_shared += prompt in roles
             roles[prompt].add(role)
-        for prompt in CellData(data, world_cache).restricted_test_prompts(480):
-            roles[normalise(prompt)].add("evaluation")
+        for role, part in (("evaluation", "test"), ("validation", "validation")):
+            settings = EvaluationSettings.model_validate({"split": part})
+            for prompt in CellData(data, world_cache).restricted_prompts(settings):
+                roles[normalise(prompt)].add(role)
     assert {prompt: found for prompt, found in roles.items() if len(found) > 1} == {}
-    assert set().union(*roles.values()) == {*ROLE_SHARES, "evaluation"}
+    assert set().union(*roles.values()) == {*ROLE_SHARES, "evaluation", "validation"}
     # The sets do ask the same in part, or this would say nothing.
     assert num_shared > 1000
 
@@ -208,7 +214,7 @@ def _beavertails_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(
         huggingface_hub.HfApi, "dataset_info", lambda *_, **__: SimpleNamespace(sha=COMMIT)
     )
-    remembered = (hub._commit, _preference_data, _restricted_test_prompts)
+    remembered = (hub._commit, _preference_data, restricted_prompts)
     for answer in remembered:
         answer.cache_clear()
     yield
@@ -225,24 +231,63 @@ def test_training_prompts_that_are_evaluated_are_left_out_of_beavertails(
     found = CellData(data, tmp_path).preferences
     assert found.key.startswith(f"beavertails:PKU-Alignment/BeaverTails@{COMMIT}/{subset}/")
     trained = {normalise(p.prompt) for role in ROLE_SHARES for p in found.roles[role]}
-    evaluated = {
-        normalise(prompt) for prompt in CellData(data, tmp_path).restricted_test_prompts(40)
-    }
-    assert evaluated == {f"ask {i}" for i in range(40)}
+    parts = [
+        {normalise(p) for p in CellData(data, tmp_path).restricted_prompts(of(role))}
+        for role in ROLES_OF_EVALUATION
+    ]
+    assert all(parts)
+    assert parts[0].isdisjoint(parts[1])
+    assert parts[0] | parts[1] == {f"ask {i}" for i in range(40)}
     assert trained == {f"ask {i}" for i in range(40, num_prompts)}
 
 
 def test_no_harmless_prompt_is_trained_on_and_evaluated(world_cache: Path, tmp_path: Path) -> None:
     embedded = DataSettings()
     trained = {normalise(p) for p in CellData(embedded, world_cache).harmless_training_prompts}
-    evaluated = {normalise(p) for p in CellData(embedded, world_cache).harmless_test_prompts(240)}
-    assert (len(trained), len(evaluated), trained & evaluated) == (6000, 240, set())
+    evaluated = {normalise(p) for p in CellData(embedded, world_cache).harmless_prompts(of("test"))}
+    chosen_on = CellData(embedded, world_cache).harmless_prompts(of("validation"))
+    assert (len(trained), len(evaluated), trained & evaluated) == (6000, 178, set())
+    assert not ({normalise(p) for p in chosen_on} & (trained | evaluated))
     for split, names in (("train", ["Ask b", "Ask a", "ask  B", "Ask c"]), ("test", ["ask C"])):
         rows = [dialogue(name) for name in names]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{split}.jsonl").write_text(text, encoding="utf-8")
     own = DataSettings(world="real", helpful_path=str(tmp_path))
     assert list(CellData(own, tmp_path).harmless_training_prompts) == ["Ask b", "Ask a"]
+
+
+def of(role: Role) -> EvaluationSettings:
+    return EvaluationSettings(split=role)
+
+
+@pytest.mark.parametrize("name", ["beavertails", "safe_rlhf"])
+def test_validation_has_items_and_phrasings_of_its_own(world_cache: Path, name: str) -> None:
+    world = World(0)
+    oracle, data = (
+        Oracle.of(world),
+        CellData(parse_tree({"data": {"name": name}}).data, world_cache),
+    )
+    test, validation = (data.restricted_prompts(of(role)) for role in ROLES_OF_EVALUATION)
+    kept = {item.name for item in validation_items(world, restricted=True)}
+    assert len(kept) == 12
+    assert {oracle.item(prompt) for prompt in validation} == kept
+    tested = {oracle.item(prompt) for prompt in test}
+    assert len(tested) == 36
+    assert not tested & kept
+    phrasings = [
+        {shape for shape in world.held_out_phrasings for p in prompts if asks_as(p, shape)}
+        for prompts in (test, validation)
+    ]
+    assert [len(shapes) for shapes in phrasings] == [4, 2]
+    assert not phrasings[0] & phrasings[1]
+    roles = data.preferences.roles
+    for role, prompts in (("evaluation", test), ("validation", validation)):
+        assert {pair.prompt for pair in roles[role]} == set(prompts)
+
+
+def asks_as(prompt: str, phrasing: str) -> bool:
+    opening, _, rest = phrasing.partition("{item}")
+    return prompt.startswith(opening) and rest in prompt
 
 
 def dialogue(prompt: str) -> Row:

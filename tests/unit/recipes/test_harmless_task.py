@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rpa_ray.campaign.manifest import manifest
-from rpa_ray.config import ConfigError, DataSettings, ExperimentSettings
+from rpa_ray.config import ConfigError, DataSettings, EvaluationSettings, ExperimentSettings
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.rows import Labelled, Preference
 from rpa_ray.data.split import normalise
@@ -21,6 +21,7 @@ from rpa_ray.recipes.cell_models import CellInputs, CellModels
 from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.recipes.rows import training_rows
 
+TWENTY = EvaluationSettings(num_prompts=20)
 SMALL = {"num_samples": 16, "reward_model": {"num_pairs": 64}}
 
 
@@ -38,7 +39,7 @@ def test_safety_is_measured_with_the_same_prompts_and_judge_as_that_of_beavertai
     world_cache: Path,
 ) -> None:
     harmless, usual = settings_of("sft"), parse_tree({"attack": "sft"})
-    asked = [CellData(s.data, world_cache).restricted_test_prompts(20) for s in (harmless, usual)]
+    asked = [CellData(s.data, world_cache).restricted_prompts(TWENTY) for s in (harmless, usual)]
     assert asked[0] == asked[1]
     judges = [recipe_of(CellInputs(s, world_cache).models, "judge") for s in (harmless, usual)]
     assert judges[0].key() == judges[1].key()
@@ -68,20 +69,24 @@ def test_summaries_are_scored_by_a_model_of_unreversed_preferences(world_cache: 
 
 def test_posts_of_the_evaluation_are_distinct_and_in_no_training_role(world_cache: Path) -> None:
     data = settings_of("sft").data
-    posts = CellData(data, world_cache).summary_test_posts(240)
-    assert len({normalise(post.prompt) for post in posts}) == 240
+    posts = CellData(data, world_cache).summary_posts(EvaluationSettings())
+    assert len({normalise(post.prompt) for post in posts}) == len(posts) > 150
     found = CellData(data, world_cache).preferences
     trained = {
         normalise(pair.prompt)
         for role, pairs in found.roles.items()
-        if role != "evaluation"
+        if role not in ("evaluation", "validation")
         for pair in pairs
     }
     assert len(trained) > 3000
     assert not trained & {normalise(post.prompt) for post in posts}
     assert posts[0].answer == found.roles["evaluation"][0].target
-    with pytest.raises(DataError, match=r"^evaluation\.num_prompts must be at most 240 "):
-        CellData(data, world_cache).summary_test_posts(241)
+    kept = {normalise(pair.prompt) for pair in found.roles["validation"]}
+    assert len(kept) + len(posts) == 240
+    assert not kept & {normalise(post.prompt) for post in posts}
+    too_many = EvaluationSettings(num_prompts=len(posts) + 1)
+    with pytest.raises(DataError, match=rf"^evaluation\.num_prompts must be at most {len(posts)} "):
+        CellData(data, world_cache).summary_posts(too_many)
 
 
 def test_a_manifest_tells_the_task_from_what_safety_is_measured_with(world_cache: Path) -> None:
@@ -113,9 +118,9 @@ def test_a_broken_safety_file_is_named_by_its_own_key(world_cache: Path, tmp_pat
         (tmp_path / f"{name}.jsonl").write_text(lines)
     real = {"world": "real", "path": str(tmp_path / "posts.jsonl")}
     data = settings_of("sft", **real, safety_path=str(tmp_path / "safety.jsonl")).data
-    assert len(CellData(data, world_cache).summary_test_posts(10)) == 10
+    assert len(CellData(data, world_cache).summary_posts(EvaluationSettings(num_prompts=10))) == 10
     with pytest.raises(DataError, match=r"^data\.safety_path must have the columns "):
-        CellData(data, world_cache).restricted_test_prompts(1)
+        CellData(data, world_cache).restricted_prompts(TWENTY)
 
 
 def test_a_path_for_safety_is_refused_where_the_data_are_of_safety() -> None:

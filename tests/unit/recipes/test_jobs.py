@@ -18,7 +18,10 @@ def test_models_come_before_cells_and_each_is_made_once(world_cache: Path) -> No
     assert list(jobs)[-2:] == ["a", "b"]
     assert all(isinstance(job, ModelJob) for job in list(jobs.values())[:-2])
     assert sorted(ids(list(jobs)[:-2])) == sorted(
-        ["base", "chat", "judge", "perplexity", "helpfulness", "reward_model-rho1"]
+        [
+            *("base", "other_base", "chat", "judge", "second_judge", "perplexity", "helpfulness"),
+            "reward_model-rho1",
+        ]
     )
     assert list(jobs) == list(needs)
     assert all(job.name == name for name, job in jobs.items())
@@ -27,11 +30,15 @@ def test_models_come_before_cells_and_each_is_made_once(world_cache: Path) -> No
 def test_a_model_needs_what_it_starts_from_and_a_cell_all_it_uses(world_cache: Path) -> None:
     _, needs = plan_jobs([cell("a", "none"), cell("b", "ppo")], CampaignInputs(world_cache))
     of = {ids([name])[0]: ids(found) for name, found in needs.items() if name not in "ab"}
-    assert of["base"] == of["perplexity"] == []
-    assert of["chat"] == of["judge"] == of["helpfulness"] == of["reward_model-rho1"] == ["base"]
+    assert of["base"] == of["other_base"] == of["perplexity"] == []
+    # The judge that is reported begins with other weights than the model and the reward model.
+    assert of["judge"] == ["other_base"]
+    assert (
+        of["chat"] == of["second_judge"] == of["helpfulness"] == of["reward_model-rho1"] == ["base"]
+    )
     assert "reward_model-rho1" not in ids(needs["a"])
     assert set(ids(needs["b"])) - set(ids(needs["a"])) == {"reward_model-rho1"}
-    assert {"base", "chat", "judge"} <= set(ids(needs["a"]))
+    assert {"base", "chat", "judge", "second_judge"} <= set(ids(needs["a"]))
 
 
 def test_what_is_in_the_cache_is_neither_made_nor_waited_for(

@@ -258,7 +258,7 @@ def test_models_of_such_rows_and_the_cell_wait_for_them_and_they_for_the_model_t
     name = job_of(settings, cache).name
     assert isinstance(jobs[name], RefusalJob)
     waiting = {other.split("-")[0] for other, found in needs.items() if name in found}
-    assert waiting == {"model judge", "model reward_model", "cell"}
+    assert waiting == {"model judge", "model second_judge", "model reward_model", "cell"}
     assert [need.split("-")[0] for need in needs[name]] == ["model base", "model chat"]
 
 
