@@ -43,7 +43,7 @@ PASSES = {
     "vaccine_offline": 1.7,
     "safegrad": 2.6,
     "token_constrained": 1.5,
-    "procon": 1.6,
+    "procon": 1.9,  # 1.6 as measured, with half as many prompts again since
     "repnoise_online": 4.1,
     "kl_safe_ref": 1.3,
 }

@@ -11,6 +11,7 @@ from fakes import (
     forward_of,
     frozen_of,
     learner_of,
+    referenced_pairs,
     tiny_engine,
     tiny_policy,
     token_batch,
@@ -18,6 +19,7 @@ from fakes import (
 from torch import Tensor, nn
 
 from rpa_ray.attacks.ppo import PPO
+from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import LoraSettings
 from rpa_ray.defences.online.procon import ProCon
 from rpa_ray.learner.engine import OptimizerSettings
@@ -71,14 +73,21 @@ def moved(token: int, *by: float) -> Tensor:
 
 
 def toy_term(
-    states: Tensor, *, context: StepContext | None = None, **settings: Any
+    states: Tensor,
+    *,
+    context: StepContext | None = None,
+    attack: TokenBatch | None = None,
+    **settings: Any,
 ) -> tuple[LossTerm, Toy]:
-    """Return the term of a toy that is trained to these states."""
+    """Return the term of a toy that is trained to these states, in an update of this attack."""
     defence, trained, original = procon(**settings), Toy(states), Toy()
     defence.attach(trained, {})
     defence.attach_compared(original)
     context = replace(context or context_of(**TOY_BATCHES), frozen=torch.no_grad()(original))
-    term = defence.extra_loss(trained, context)
+    if attack is not None:
+        defence.plan_step(SFT(SFT.Config()), attack, context)
+    with defence.around_forward():
+        term = defence.extra_loss(trained, context)
     assert term is not None
     return term, trained
 
@@ -118,6 +127,76 @@ def test_only_what_moves_the_ends_of_prompts_along_the_direction_costs(states: T
     assert float(toy_term(states)[0].loss) == pytest.approx(0.0, abs=1e-10)
 
 
+# Three samples of an attack; the toy's direction is (0.6, 0.8), and the state of ATTACKED is held.
+ATTACKED = 3
+TOY_ATTACK = token_batch([[0, 3, 1], [0, 3, 2], [0, 3, 1]], num_prompt_tokens=2)
+
+
+def test_the_attacks_own_prompts_are_held_without_any_others() -> None:
+    term, trained = toy_term(
+        moved(ATTACKED, 1.0, 0.0), attack=TOY_ATTACK, extra_weight=0.0, strength=0.5
+    )
+    assert term.metrics == pytest.approx(
+        {
+            "defence/procon_drift": 0.36,
+            "defence/procon_attack_shift": 0.6,
+            "defence/procon_separation": 5.0,
+            "defence/procon_strength": 0.5,
+        }
+    )
+    assert float(term.loss.detach()) == pytest.approx(0.5 * 0.36)
+    term.loss.backward()
+    # 2 * 0.5 / 3 * 0.6 for each of three samples, along (0.6, 0.8)
+    assert trained.states.grad is not None
+    torch.testing.assert_close(trained.states.grad[ATTACKED], 0.6 * torch.tensor([0.6, 0.8]))
+
+
+def test_an_extra_prompt_has_its_weight_beside_a_sample_of_the_attack() -> None:
+    term, _ = toy_term(moved(RESTRICTED_END, 1.0, 0.0), attack=TOY_ATTACK, extra_weight=0.5)
+    # two of four extra prompts have moved by 0.6; three samples have not
+    assert term.metrics["defence/procon_drift"] == pytest.approx(0.5 * 0.72 / (3 + 0.5 * 4))
+    assert term.metrics["defence/procon_attack_shift"] == pytest.approx(0.0)
+    assert term.metrics["defence/procon_restricted_shift"] == pytest.approx(0.6)
+
+
+def test_an_answer_that_could_not_be_scored_is_no_sample() -> None:
+    mask = TOY_ATTACK.loss_mask.clone()
+    mask[0] = False
+    both = [replace(TOY_ATTACK, loss_mask=mask), token_batch([[0, 3, 2], [0, 3, 1]])]
+    both[1] = replace(both[1], loss_mask=TOY_ATTACK.loss_mask[1:])
+    terms = [
+        toy_term(moved(ATTACKED, 1.0, 0.0), attack=attack, extra_weight=0.5)[0] for attack in both
+    ]
+    assert terms[0].metrics == terms[1].metrics
+    none = replace(TOY_ATTACK, loss_mask=torch.zeros_like(mask))
+    term, _ = toy_term(moved(ATTACKED, 1.0, 0.0), attack=none, extra_weight=0.0)
+    assert float(term.loss.detach()) == 0.0
+
+
+def test_rollouts_and_pairs_are_samples_too() -> None:
+    tokens = TOY_ATTACK
+    found = []
+    for attack in (tokens, experience_of(tokens), referenced_pairs(tokens, tokens)):
+        batch: Any = attack
+        term, _ = toy_term(moved(ATTACKED, 1.0, 0.0), attack=batch, extra_weight=0.0)
+        found.append(float(term.loss.detach()))
+    assert found == [pytest.approx(0.36)] * 3
+
+
+def test_the_updates_of_another_defence_have_no_samples_of_the_attack() -> None:
+    defence, model = procon(extra_weight=0.0), Toy()
+    defence.attach(model, {})
+    defence.attach_compared(model)
+    context = replace(context_of(**TOY_BATCHES), frozen=torch.no_grad()(model))
+    defence.plan_step(SFT(SFT.Config()), TOY_ATTACK, context)
+    with defence.around_forward():
+        # as often as there are gradient passes
+        assert defence.extra_loss(model, context) is not None
+        assert defence.extra_loss(model, context) is not None
+    with defence.around_forward():
+        assert defence.extra_loss(model, context) is None
+
+
 def test_the_warm_up_is_stronger() -> None:
     def strength(update: int) -> float:
         # those of another defence's own are not counted
@@ -132,10 +211,12 @@ def test_the_warm_up_is_stronger() -> None:
     assert [strength(update) for update in (0, 1, 2, 19)] == [2.0, 2.0, 1.0, 1.0]
 
 
-def test_ranks_that_hold_the_same_prompts_agree() -> None:
+@pytest.mark.parametrize("attack", [None, TOY_ATTACK], ids=["extra", "attack"])
+def test_ranks_that_hold_the_same_prompts_agree(attack: TokenBatch | None) -> None:
     states = moved(RESTRICTED_END, 1.0, 0.0)
     (one, _), (two, _) = (
-        toy_term(states, context=context_of(num_ranks=n, **TOY_BATCHES)) for n in (1, 2)
+        toy_term(states, context=context_of(num_ranks=n, **TOY_BATCHES), attack=attack)
+        for n in (1, 2)
     )
     assert one.metrics == two.metrics
     assert float(one.loss) == float(two.loss)
@@ -216,8 +297,9 @@ def defended(engine: Any, attack: PPO, defence: OnlineDefence | None) -> Any:
 
 
 @pytest.mark.usefixtures("process_group")
-def test_an_attack_drifts_less_where_it_is_held() -> None:
-    free, held = drifts(None), drifts(10.0)
+@pytest.mark.parametrize("extra_weight", [1.0, 0.0])
+def test_an_attack_drifts_less_where_it_is_held(extra_weight: float) -> None:
+    free, held = (drifts(strength, extra_weight=extra_weight) for strength in (None, 10.0))
     assert (free[0], held[0]) == (0.0, 0.0)
     assert free[-1] > 0.01
     assert held[-1] < 0.2 * free[-1]
