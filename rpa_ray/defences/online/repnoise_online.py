@@ -49,8 +49,11 @@ class RepNoiseOnline(OnlineDefence):
         beta: float = Field(0.001, ge=0)
         """Weight of the noise."""
         mask: Literal["response", "positionwise_diff"] = "response"
-        """Tokens that count: those of each answer, or, as in the authors' code, the positions at
-        which the two answers' rows differ, padding included, and no token of id 0."""
+        """Tokens that count: those of each answer, or, after the authors' code, the positions at
+        which the two answers' rows differ, padding included, and no token of id 0. Their code also
+        sets the logits of positions that do not count to 0: the first token of every run of
+        differing ones is predicted by such a row there, costs log V and has no gradient. Here it
+        has the model's own prediction and is learned."""
         batch_size: int = Field(8, ge=1)
         """Prompts of one update, each with both answers, over all ranks."""
 

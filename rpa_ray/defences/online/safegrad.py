@@ -42,8 +42,10 @@ class SafeGrad(OnlineDefence):
     micro-batches. Under ZeRO 1 and 2 with bfloat16 weights the gradient is held in bfloat16, and
     the projected one is orthogonal to that type's precision.
 
-    Source: Yi et al. 2025 (arXiv:2508.07172). Only the rule of the abstract is followed: strength,
-    batch and what ``per_layer`` means are ours.
+    Source: Yi et al. 2025 (arXiv:2508.07172), eq. 3 to 6, after a public port: the projection over
+    all weights at once and the strength 1 are theirs, ``per_layer`` and the batch are ours. Theirs
+    sums the KL over prompt and padding too, and divides by the refusal tokens; here only those are
+    in the sum, so that it does not hang on the padding.
     """
 
     requires: ClassVar[frozenset[Need]] = frozenset({Need.SAFE_BATCH, Need.ORIGINAL})

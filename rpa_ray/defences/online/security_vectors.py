@@ -47,7 +47,7 @@ class SecurityVectors(OnlineDefence):
     first have ``s``, answers that ``s`` makes less likely, as refusals, have a negative KL, which a
     penalty in the reward pays for. ``sync/logprob_gap``, too, is of the old log-probabilities.
 
-    Source: Zhou et al. 2023 (arXiv:2311.00526), there with theta and ``s`` in one min-min problem;
+    Source: Zhou et al. 2023 (arXiv:2311.02105), there with theta and ``s`` in one min-min problem;
     used on unsafe feedback, with 877 steps of 8 rows, by arXiv:2409.12914. Rank, layers, rate and
     the choices for rollouts are ours.
     """
