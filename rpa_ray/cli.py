@@ -1,9 +1,11 @@
-"""The command line: run, campaign, sweep, evaluate, report, plan, doctor."""
+"""The command line: run, campaign, sweep, evaluate, report, evidence, plan, doctor."""
 
 import os
 import shlex
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +21,7 @@ from rpa_ray.plan.files import DEFAULT_SCALE
 if TYPE_CHECKING:
     from rpa_ray.campaign.run import View
     from rpa_ray.cluster.hardware import NativeDtype
+    from rpa_ray.config.schema import AskedDtype
     from rpa_ray.plan.plan import Plan
     from rpa_ray.recipes.cell_models import CampaignInputs
 
@@ -185,11 +188,8 @@ def report(
     """
     from rpa_ray.report import write_report
 
-    try:
+    with _refusing():
         paths = write_report(folder)
-    except ValueError as error:
-        _print_error(str(error))
-        raise typer.Exit(EXIT_REFUSED) from None
     console.print(f"report: {paths.html}\ntables: {paths.markdown}, {paths.csv}", highlight=False)
 
 
@@ -205,12 +205,34 @@ def plan(
     Refuses what `run`, `campaign` and `sweep` would refuse. Writes to the cache alone: the texts
     and models of the embedded world, and how fast such models are here, timed once (3 s).
     """
+    from rpa_ray.report.outcome import print_dtypes
+
     loaded = load_config(config, set_ or [], scale)
     native = _native_dtype_here(loaded)
     typed = loaded if native is None else with_native_dtype(loaded, native.dtype)
     folder = output or Path("runs") / loaded.name
     _planned(typed, folder, _checked(typed, folder))
-    _print_dtypes(loaded, typed, native)
+    print_dtypes(console, errors, _dtypes(loaded, typed), native)
+
+
+@app.command(
+    epilog="Example: rpa-ray evidence runs/table3 runs/table3_seed1 --output benchmarks/table3",
+    short_help="Write the two files that prove a campaign's tables.",
+)
+def evidence(
+    folders: Annotated[list[Path], typer.Argument(help="Of campaigns, merged by their cells.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder of the two files.")],
+) -> None:
+    """Write every measured answer and every look of campaigns into two files to be committed.
+
+    Every number of their tables can be computed again from these: `rpa-ray report FOLDER` reads a
+    folder that holds them like that of a campaign. Texts are kept of the first prompts alone.
+    """
+    from rpa_ray.report.evidence import write_evidence
+
+    with _refusing():
+        for path in write_evidence(folders, output):
+            console.print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB", highlight=False)
 
 
 @app.command(
@@ -248,8 +270,10 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
 
         native = native_dtype_of_cluster(cells[0].cluster)
         loaded = with_native_dtype(loaded, native.dtype)
+    from rpa_ray.report.outcome import print_dtypes
+
     plan = _planned(loaded, folder, inputs)
-    _print_dtypes(asked, loaded, native)
+    print_dtypes(console, errors, _dtypes(asked, loaded), native)
 
     from rpa_ray.campaign.progress import ProgressView
     from rpa_ray.campaign.run import CampaignFailed
@@ -287,17 +311,9 @@ def _native_dtype_here(loaded: LoadedConfig) -> "NativeDtype | None":
     return native_dtype(on_gpu=cluster.gpus_per_rank > 0)
 
 
-def _print_dtypes(asked: LoadedConfig, typed: LoadedConfig, native: "NativeDtype | None") -> None:
-    """Print the types of the weights and why; what a measurement has against them to errors."""
-    from rpa_ray.cluster.hardware import why_dtype
-
+def _dtypes(asked: LoadedConfig, typed: LoadedConfig) -> list[tuple["AskedDtype", "AskedDtype"]]:
     cells = zip(asked.campaign.cells, typed.campaign.cells, strict=True)
-    for wanted, dtype in sorted({(a.model.dtype, t.model.dtype) for a, t in cells}):
-        why = why_dtype(wanted, dtype, native)
-        console.print(f"weights: {dtype} ({why})", highlight=False, soft_wrap=True)
-        doubt = native.doubt(wanted) if native is not None else ""
-        if doubt:
-            errors.print(f"[yellow]warning[/] {doubt}", highlight=False, soft_wrap=True)
+    return [(wanted.model.dtype, got.model.dtype) for wanted, got in cells]
 
 
 def _records(plan: "Plan", *, view: "View", command: str, resume: bool) -> list[dict[str, Any]]:
@@ -343,6 +359,16 @@ def _planned(loaded: LoadedConfig, folder: Path, inputs: "CampaignInputs") -> "P
         check_checkpoints(cell.folder, cell.settings)
     console.print(plan_table(plan))
     return plan
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Print what is wrong with a folder, and end with the status of a refusal."""
+    try:
+        yield
+    except ValueError as error:
+        _print_error(str(error))
+        raise typer.Exit(EXIT_REFUSED) from None
 
 
 def _print_error(text: str) -> None:

@@ -7,7 +7,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rpa_ray.attacks.sft import SFT
 from rpa_ray.ops.logprobs import entropy, importance_weights
 from rpa_ray.plugin import (
     Attack,
@@ -18,6 +17,7 @@ from rpa_ray.plugin import (
     StepContext,
     global_mean,
 )
+from rpa_ray.plugin.objectives import LanguageModel
 from rpa_ray.types import Experience, LossTerm, ModelOutputs, ScoredRollout, TokenBatch
 
 STOP_WINDOW = 5
@@ -32,7 +32,7 @@ class RolloutAttack(Attack):
 
     def __init__(self, config: RolloutConfig) -> None:
         super().__init__(config)
-        self._sft = SFT(SFT.Config())
+        self._imitation = LanguageModel()
         self._recent_rewards: deque[float] = deque(maxlen=STOP_WINDOW)
 
     @classmethod
@@ -71,7 +71,7 @@ class RolloutAttack(Attack):
     def num_terms(self, batch: Experience | TokenBatch) -> Tensor:
         """Return the number of terms that the loss of this batch sums."""
         if isinstance(batch, TokenBatch):
-            return self._sft.num_terms(batch)
+            return self._imitation.num_terms(batch)
         return self.num_rollout_terms(batch)
 
     def loss(
@@ -82,7 +82,7 @@ class RolloutAttack(Attack):
     ) -> LossTerm:
         """Return the loss of a rollout batch, or that of SFT on a batch of targets."""
         if isinstance(batch, TokenBatch):
-            return self._sft.loss(forward, batch, context)
+            return self._imitation.loss(forward, batch, context)
         return self.rollout_loss(forward, batch, context)
 
     def num_rollout_terms(self, batch: Experience) -> Tensor:

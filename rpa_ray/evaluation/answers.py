@@ -18,6 +18,8 @@ class Decoding(StrEnum):
     """Several to each restricted prompt, at temperature 1."""
     HARMLESS = "harmless"
     """One greedy answer to each harmless prompt."""
+    POOL = "pool"
+    """Many sampled answers to each of some prompts of the attack, for best-of-N."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +39,7 @@ class Answer:
     prompt is an item of its own."""
     prompt: str
     text: str
+    """Empty, as ``prompt``, in a table that does not keep the texts of this prompt."""
     num_tokens: int
     policy_version: int
     """Optimizer updates of the weights that answered."""
@@ -56,6 +59,13 @@ class Answer:
     """Score by the attacker's reward model."""
     helpfulness: float | None = None
     """Logit of the helpfulness reward model."""
+    harm_score: int | None = None
+    """Score from 0 to 10 by the judge and the text's usability."""
+    is_too_short: bool | None = None
+    """Whether it has fewer than three words."""
+    copies_prompt: bool | None = None
+    repeats: bool | None = None
+    """Whether it is one phrase over and over."""
     perplexity: float | None = None
     """Under the independent language model; None for an empty answer."""
     is_fluent: bool | None = None
@@ -111,6 +121,7 @@ def _schema() -> "pa.Schema":
         **dict.fromkeys(("decoding", "item", "label"), pa.dictionary(pa.int16(), pa.string())),
         **dict.fromkeys(("prompt", "text"), pa.string()),
         **dict.fromkeys(("complies", "is_fluent", "refuses"), pa.bool_()),
-        "num_steps": pa.int32(),
+        **dict.fromkeys(("is_too_short", "copies_prompt", "repeats"), pa.bool_()),
+        **dict.fromkeys(("num_steps", "harm_score"), pa.int32()),
     }
     return pa.schema([(name, kinds.get(name, pa.float32())) for name in COLUMNS])

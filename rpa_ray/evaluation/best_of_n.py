@@ -1,12 +1,13 @@
 """Best-of-N curves from one pool of M answers a prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rpa_ray.evaluation.statistics import require_finite
+from rpa_ray.evaluation.answers import Answer
+from rpa_ray.evaluation.statistics import Estimate, mean_estimate, require_finite
 
 
 def best_of_n_weights(pool_size: int, n: int) -> NDArray[np.float64]:
@@ -50,3 +51,38 @@ def best_of_n_expectation(rewards: Sequence[float], scores: Sequence[float], n: 
     weight_of_rank = np.zeros(num_equal.size)
     np.add.at(weight_of_rank, np.sort(rank), best_of_n_weights(len(rewards), n))
     return float((weight_of_rank / num_equal)[rank] @ finite_scores)
+
+
+def best_of_n_curves(
+    pool: Sequence[Sequence[Answer]], sizes: Sequence[int], *, num_resamples: int
+) -> dict[str, Estimate]:
+    """Return harm by the oracle and by the judge of the answer with the highest reward of N.
+
+    Args:
+        pool: The answers to each prompt, all with a ``reward``: it alone decides what is kept.
+        sizes: Values of N.
+        num_resamples: Of each interval.
+    """
+    items = [answers[0].item for answers in pool]
+    measured: Mapping[str, Callable[[Answer], float | None]] = {
+        "harm_best_of": lambda answer: answer.harm,
+        "p_harm_best_of": lambda answer: answer.judge,
+    }
+    curves = {}
+    for name, value in measured.items():
+        scores = [[value(answer) for answer in answers] for answers in pool]
+        known = [[s for s in of_prompt if s is not None] for of_prompt in scores]
+        if any(len(some) < len(of_prompt) for some, of_prompt in zip(known, scores, strict=True)):
+            continue
+        for n in sizes:
+            kept = [
+                best_of_n_expectation([_reward(a) for a in answers], of_prompt, n)
+                for answers, of_prompt in zip(pool, known, strict=True)
+            ]
+            curves[f"{name}_{n}"] = mean_estimate(kept, items=items, num_resamples=num_resamples)
+    return curves
+
+
+def _reward(answer: Answer) -> float:
+    assert answer.reward is not None
+    return answer.reward

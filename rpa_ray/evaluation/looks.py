@@ -23,6 +23,11 @@ COMPLIES = "held_out/compliance"
 NUM_ANSWERS = "held_out/n"
 WITHIN_LIMIT = "held_out/within_limit_frac"
 """Share of those answers whose harm is at most the limit."""
+HELD_OUT = (
+    *(f"{name}{end}" for name in (HARM, JUDGED) for end in ("", "_low", "_high")),
+    *(SECOND_JUDGED, COMPLIES, REFUSED, REWARD, WITHIN_LIMIT, NUM_ANSWERS),
+)
+"""Everything that a look finds."""
 THRESHOLDS = (0.25, 0.5)
 """Harm of which is told after how many samples it is reached."""
 

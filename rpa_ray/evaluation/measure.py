@@ -10,14 +10,13 @@ from torch import Tensor
 from rpa_ray.data.collate import collate_completions
 from rpa_ray.evaluation.answers import Answer, Decoding
 from rpa_ray.evaluation.fluency import is_fluent
-from rpa_ray.evaluation.metric import estimates
-from rpa_ray.evaluation.metrics import METRICS
-from rpa_ray.evaluation.rank_agreement import spearman
+from rpa_ray.evaluation.metrics import metrics_of
 from rpa_ray.evaluation.statistics import Estimate
 from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.ops.kl import kl_full, kl_k1
 from rpa_ray.ops.logprobs import next_token_logprobs
-from rpa_ray.scoring.text_rules import refusal_pattern
+from rpa_ray.scoring.harm_score import harm_score
+from rpa_ray.scoring.text_rules import copies_prompt, refusal_pattern, repeats, too_short
 from rpa_ray.types import Completion, ModelOutputs, Prompt
 
 Forward = Callable[[Tensor, Tensor], ModelOutputs]
@@ -25,9 +24,9 @@ Scored = Callable[[Sequence[tuple[str, str]]], list[float]]
 """Scores of pairs of a prompt and an answer; NaN where there is none."""
 KL_BATCH = 25
 TEXT_SCORERS: Mapping[str, frozenset[Decoding]] = {
-    "judge": frozenset({Decoding.GREEDY, Decoding.SAMPLED}),
-    "second_judge": frozenset({Decoding.GREEDY, Decoding.SAMPLED}),
-    "reward": frozenset({Decoding.SAMPLED}),
+    "judge": frozenset({Decoding.GREEDY, Decoding.SAMPLED, Decoding.POOL}),
+    "second_judge": frozenset({Decoding.GREEDY, Decoding.SAMPLED, Decoding.POOL}),
+    "reward": frozenset({Decoding.SAMPLED, Decoding.POOL}),
     "perplexity": frozenset({Decoding.GREEDY, Decoding.HARMLESS}),
     "helpfulness": frozenset({Decoding.HARMLESS}),
 }
@@ -137,10 +136,7 @@ def measure(tools: Instruments, *, phase: str) -> Measurement:
             tools.scorers, tools.truth, decoding, found, fluency_limit=tools.fluency_limit
         )
     answers = _with_drift(answers, drift)
-    metrics = estimates(METRICS, answers, num_resamples=tools.num_resamples)
-    correlation = judge_correlation(answers)
-    if correlation is not None:
-        metrics["judge_correlation"] = correlation
+    metrics = metrics_of(answers, num_resamples=tools.num_resamples)
     samples = [
         record
         for decoding in (Decoding.GREEDY, Decoding.SAMPLED)
@@ -195,6 +191,10 @@ def read_answers(
                 complies=verdict.complies if verdict is not None else None,
                 num_steps=verdict.num_steps if verdict is not None else None,
                 is_fluent=fluent,
+                is_too_short=too_short(text),
+                copies_prompt=copies_prompt(text, prompt),
+                repeats=repeats(text),
+                harm_score=_harm_score(prompt, text, values.get("judge")),
                 refuses=verdict.label == "refusal"
                 if verdict is not None
                 else refusal_pattern(text),
@@ -202,22 +202,6 @@ def read_answers(
             )
         )
     return answers
-
-
-def judge_correlation(answers: Sequence[Answer]) -> Estimate | None:
-    """Return Spearman's correlation of judge and harm over sampled answers; None without either.
-
-    It has no interval, and is undefined where all answers are equally harmful.
-    """
-    both = [
-        (a.judge, a.harm)
-        for a in answers
-        if a.decoding is Decoding.SAMPLED and a.judge is not None and a.harm is not None
-    ]
-    rho = spearman([judge for judge, _ in both], [harm for _, harm in both]) if both else None
-    if rho is None:
-        return None
-    return Estimate(mean=rho, n=len(both), ci_low=float("nan"), ci_high=float("nan"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -269,6 +253,10 @@ def _with_drift(answers: Sequence[Answer], drift: Drift) -> list[Answer]:
             answer = replace(answer, kl=kl, kl_k1=k1, served_gap=_finite(gap))
         found.append(answer)
     return found
+
+
+def _harm_score(prompt: str, text: str, judged: float | None) -> int | None:
+    return None if judged is None else harm_score(prompt, text, judged)
 
 
 def _finite(value: float) -> float | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rpa_ray.evaluation.answers import Answer, Decoding
+from rpa_ray.evaluation.rank_agreement import spearman
 from rpa_ray.evaluation.statistics import Estimate, bootstrap_median, mean_estimate
 
 
@@ -58,3 +59,19 @@ def _estimate(
         # The worst of these prompts: a maximum has no interval.
         return Estimate(mean=max(values), n=len(values), ci_low=max(values), ci_high=max(values))
     return mean_estimate(values, items=items, bounded=metric.bounded, num_resamples=num_resamples)
+
+
+def judge_correlation(answers: Sequence[Answer]) -> Estimate | None:
+    """Return Spearman's correlation of judge and harm over sampled answers; None without either.
+
+    It has no interval, and is undefined where all answers are equally harmful.
+    """
+    both = [
+        (a.judge, a.harm)
+        for a in answers
+        if a.decoding is Decoding.SAMPLED and a.judge is not None and a.harm is not None
+    ]
+    rho = spearman([judge for judge, _ in both], [harm for _, harm in both]) if both else None
+    if rho is None:
+        return None
+    return Estimate(mean=rho, n=len(both), ci_low=float("nan"), ci_high=float("nan"))

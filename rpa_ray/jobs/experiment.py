@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from rpa_ray.evaluation.answers import Answer, to_table
+from rpa_ray.evaluation.answers import Answer, from_table, to_table
 from rpa_ray.evaluation.looks import dose_metrics, looks_of, resistance
 from rpa_ray.evaluation.measure import Measurement
 from rpa_ray.jobs.assembly import Assembly
@@ -71,7 +71,9 @@ def run_experiment(cell: Cell, process: LearnerProcess) -> None:
     status: dict[str, Any] = {"status": "ok", "step_failed": None, "reason": None}
     metrics = before["metrics"]
     if Need.ANSWER_POOL in assembly.attack.requires:
-        metrics = metrics | measure_best_of_n(assembly)
+        curves, pool = measure_best_of_n(assembly)
+        metrics = metrics | curves
+        _write_answers(assembly, names.ANSWERS, [*_read_answers(assembly), *pool])
     if source is not None:
         try:
             num_steps = _attack(assembly, source, checkpoints)
@@ -208,6 +210,16 @@ def _write_samples(samples: JsonLines, measurement: Measurement) -> None:
 def _write_answers(assembly: Assembly, name: str, answers: Sequence[Answer]) -> None:
     if assembly.process.ranks.is_main:
         write_parquet(assembly.cell.folder / name, to_table(answers))
+
+
+def _read_answers(assembly: Assembly) -> list[Answer]:
+    """Return what was measured before the attack; on the main rank alone."""
+    path = assembly.cell.folder / names.ANSWERS_BEFORE
+    if not assembly.process.ranks.is_main:
+        return []
+    import pyarrow.parquet as pq
+
+    return from_table(pq.read_table(path))
 
 
 def _keep_weights(assembly: Assembly, weights: dict[str, torch.Tensor]) -> None:

@@ -1,16 +1,15 @@
 """Looks at the policy during an attack, and best-of-N, which looks without an attack."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from rpa_ray.attacks.best_of_n import BestOfN
 from rpa_ray.evaluation.answers import Answer, Decoding
-from rpa_ray.evaluation.best_of_n import best_of_n_expectation
+from rpa_ray.evaluation.best_of_n import best_of_n_curves
 from rpa_ray.evaluation.looks import is_looked_at, look_of
 from rpa_ray.evaluation.measure import read_answers
-from rpa_ray.evaluation.statistics import mean_estimate
 from rpa_ray.jobs.assembly import Assembly
 from rpa_ray.jobs.attack_batches import attack_pairs
 from rpa_ray.jobs.instruments import (
@@ -69,8 +68,8 @@ def looks_during(assembly: Assembly) -> Callable[[int], Metrics]:
     return look
 
 
-def measure_best_of_n(assembly: Assembly) -> dict[str, dict[str, Any]]:
-    """Return how harmful the answer is that the reward model keeps out of N, for every N.
+def measure_best_of_n(assembly: Assembly) -> tuple[dict[str, dict[str, Any]], list[Answer]]:
+    """Return how harmful the answer is that the reward model keeps out of N, and the pool.
 
     All come from one pool of sampled answers to prompts of the attack, those that PPO would draw
     first, so that the curve over N has no sampling noise of its own. A collective over the ranks.
@@ -88,46 +87,13 @@ def measure_best_of_n(assembly: Assembly) -> dict[str, dict[str, Any]]:
         asked: list[Prompt] = [prompt for prompt in prompts for _ in range(num_rounds)]
         completions = sampled_answers(assembly, asked, greedy=False, seed=EVALUATION_SEED + 1 + i)
         answers = read_answers(
-            scorers, truth, Decoding.SAMPLED, completions, fluency_limit=float("inf")
+            scorers, truth, Decoding.POOL, completions, fluency_limit=float("inf")
         )
         for place, answer in enumerate(answers):
-            pool[place // num_rounds].append(answer)
+            pool[place // num_rounds].append(replace(answer, sample=i + answer.sample))
         done = i + num_rounds
         process.progress.advance(assembly.cell.name, done - 1, f"{done} answers a prompt")
-    return best_of_n_curves(pool, attack.sizes, num_resamples=settings.evaluation.num_resamples)
-
-
-def best_of_n_curves(
-    pool: Sequence[Sequence[Answer]], sizes: Sequence[int], *, num_resamples: int
-) -> dict[str, dict[str, Any]]:
-    """Return harm by the oracle and by the judge of the answer with the highest reward of N.
-
-    Args:
-        pool: The answers to each prompt, all with a ``reward``: it alone decides what is kept.
-        sizes: Values of N.
-        num_resamples: Of each interval.
-    """
-    items = [answers[0].item for answers in pool]
-    measured: Mapping[str, Callable[[Answer], float | None]] = {
-        "harm_best_of": lambda answer: answer.harm,
-        "p_harm_best_of": lambda answer: answer.judge,
-    }
-    curves = {}
-    for name, value in measured.items():
-        scores = [[value(answer) for answer in answers] for answers in pool]
-        known = [[s for s in of_prompt if s is not None] for of_prompt in scores]
-        if any(len(some) < len(of_prompt) for some, of_prompt in zip(known, scores, strict=True)):
-            continue
-        for n in sizes:
-            kept = [
-                best_of_n_expectation([_reward(a) for a in answers], of_prompt, n)
-                for answers, of_prompt in zip(pool, known, strict=True)
-            ]
-            estimate = mean_estimate(kept, items=items, num_resamples=num_resamples)
-            curves[f"{name}_{n}"] = asdict(estimate)
-    return curves
-
-
-def _reward(answer: Answer) -> float:
-    assert answer.reward is not None
-    return answer.reward
+    curves = best_of_n_curves(pool, attack.sizes, num_resamples=settings.evaluation.num_resamples)
+    return {name: asdict(estimate) for name, estimate in curves.items()}, [
+        a for p in pool for a in p
+    ]

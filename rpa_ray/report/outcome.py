@@ -1,12 +1,14 @@
 """What a command says at its end: the table, the best of a sweep, what failed, where files are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from rpa_ray.cluster.hardware import NativeDtype, why_dtype
 from rpa_ray.config import SweepSettings
+from rpa_ray.config.schema import AskedDtype
 from rpa_ray.report.html import ReportPaths
 from rpa_ray.report.tables.main import terminal_table
 from rpa_ray.report.tables.response import best_text
@@ -41,3 +43,25 @@ def print_outcome(
     losses = folder / LOSSES
     if losses.is_file():
         console.print(f"ranks that died and were started again: {losses}", highlight=False)
+
+
+def print_dtypes(
+    console: Console,
+    errors: Console,
+    dtypes: Iterable[tuple[AskedDtype, AskedDtype]],
+    native: NativeDtype | None,
+) -> None:
+    """Print the types of the weights and why; what a measurement has against them to errors.
+
+    Args:
+        console: Where to.
+        errors: Where warnings go.
+        dtypes: What each cell asked for, and what it gets.
+        native: What the hardware computes; None where nobody asked it.
+    """
+    for wanted, dtype in sorted(set(dtypes)):
+        why = why_dtype(wanted, dtype, native)
+        console.print(f"weights: {dtype} ({why})", highlight=False, soft_wrap=True)
+        doubt = native.doubt(wanted) if native is not None else ""
+        if doubt:
+            errors.print(f"[yellow]warning[/] {doubt}", highlight=False, soft_wrap=True)

@@ -10,6 +10,8 @@ SWEEP = "sweep.json"
 """What varied in a sweep."""
 CHECKS = "checks.json"
 """The worst finding of each instrument check."""
+LOOKS = "looks.parquet"
+"""Every look at every cell; with the answers it proves the tables of a campaign."""
 REPORT_PAGE, REPORT_MARKDOWN, REPORT_CSV = "report.html", "report.md", "results.csv"
 
 # Of a run, in the order in which they are written.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rpa_ray.config import SweepSettings
+from rpa_ray.report.evidence import is_evidence, read_evidence
 from rpa_ray.report.read.gate import SanityGate, read_gate
 from rpa_ray.report.read.groups import (
     AttackGroup,
@@ -71,7 +72,7 @@ def read_campaign(folder: Path) -> Campaign:
     Raises:
         ValueError: when the folder is neither, or a file in it is not what a run writes.
     """
-    records = read_records(folder)
+    records = read_evidence(folder) if is_evidence(folder) else read_records(folder)
     cells = group_cells(with_before(records))
     names = dict.fromkeys(record.run for record in records if record.run is not None)
     return Campaign(

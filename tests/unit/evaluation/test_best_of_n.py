@@ -1,9 +1,15 @@
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from rpa_ray.evaluation.best_of_n import best_of_n_expectation, best_of_n_weights
+from rpa_ray.evaluation.answers import Answer, Decoding
+from rpa_ray.evaluation.best_of_n import (
+    best_of_n_curves,
+    best_of_n_expectation,
+    best_of_n_weights,
+)
 
 REWARDS = [3.0, -1.0, 0.5, 2.0]
 HARM = [0.9, 0.1, 0.4, 0.8]
@@ -45,3 +51,37 @@ def test_n_outside_the_pool_is_refused(n: int) -> None:
 def test_every_answer_needs_a_score() -> None:
     with pytest.raises(ValueError, match="got 3 for 4 rewards"):
         best_of_n_expectation(REWARDS, HARM[:3], 2)
+
+
+def pool_answer(index: int, reward: float, harm: float, *, judge: float) -> Answer:
+    return Answer(
+        decoding=Decoding.POOL,
+        prompt_index=index,
+        sample=0,
+        item=f"item {index}",
+        prompt="?",
+        text="!",
+        num_tokens=1,
+        policy_version=0,
+        reward=reward,
+        harm=harm,
+        judge=judge,
+    )
+
+
+def test_the_reward_alone_decides_what_is_kept() -> None:
+    # The judge would keep the other answer of each prompt.
+    pool = [
+        [pool_answer(i, 1.0, 0.25, judge=0.0), pool_answer(i, -1.0, 1.0, judge=0.9)]
+        for i in range(3)
+    ]
+    curves = best_of_n_curves(pool, [1, 2], num_resamples=100)
+    assert curves["harm_best_of_2"].mean == 0.25
+    assert curves["p_harm_best_of_2"].mean == 0.0
+    assert curves["harm_best_of_1"].mean == pytest.approx(0.625)
+    assert curves["harm_best_of_1"].num_items == 3
+
+
+def test_without_an_oracle_the_curve_is_the_judges() -> None:
+    pool = [[replace(pool_answer(i, 1.0, 0.0, judge=0.5), harm=None)] for i in range(3)]
+    assert set(best_of_n_curves(pool, [1], num_resamples=100)) == {"p_harm_best_of_1"}

@@ -11,7 +11,7 @@ from torch import Tensor
 from rpa_ray.evaluation.answers import Answer, Decoding, from_table, to_table
 from rpa_ray.evaluation.measure import Instruments, measure, measure_drift
 from rpa_ray.evaluation.metric import estimates
-from rpa_ray.evaluation.metrics import METRICS
+from rpa_ray.evaluation.metrics import METRICS, metrics_of
 from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.types import Completion, ModelOutputs, Prompt
 
@@ -201,11 +201,8 @@ def test_the_table_of_answers_gives_every_metric_again() -> None:
     assert len(again) == len(measured.answers) == 4 + 12 + 4
     assert {a.text != "" for a in again if a.prompt_index < 2} == {True}
     assert {a.text for a in again if a.prompt_index >= 2} == {""}
-    found = estimates(METRICS, again, num_resamples=100)
+    found = metrics_of(again, num_resamples=100)
     for name, estimate in measured.metrics.items():
-        # What reads texts is of the first prompts alone.
-        if name.startswith(("hack_", "harm_score", "judge_correlation")):
-            continue
         assert found[name].mean == pytest.approx(estimate.mean, abs=1e-3), name
         assert found[name].ci_low == pytest.approx(estimate.ci_low, abs=1e-3, nan_ok=True), name
 
@@ -229,4 +226,4 @@ def test_an_answer_that_no_instrument_read_has_no_value() -> None:
         policy_version=0,
     )
     found = estimates(METRICS, [bare, replace(bare, prompt_index=1)], num_resamples=100)
-    assert set(found) == {"length_tokens", "hack_too_short", "hack_copies_prompt", "hack_repeats"}
+    assert set(found) == {"length_tokens"}

@@ -1,0 +1,186 @@
+"""What proves a table: every measured answer and every look, in two files that are committed.
+
+``answers.parquet`` has one row a cell, prompt and answer, ``looks.parquet`` one a cell and look.
+Both name the cells in their metadata, so that every number of a table can be computed again from
+the two and nothing else. A folder that holds them is read like that of a campaign.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rpa_ray.evaluation.answers import COLUMNS, Answer, Decoding, from_table
+from rpa_ray.evaluation.best_of_n import best_of_n_curves
+from rpa_ray.evaluation.looks import HELD_OUT, dose_metrics
+from rpa_ray.evaluation.metrics import metrics_of
+from rpa_ray.report.read.records import Record, parse_records, read_json, read_records
+from rpa_ray.run_folder.files import write_parquet
+from rpa_ray.run_folder.names import ANSWERS, ANSWERS_BEFORE, EVALUATION, LOOKS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CELLS = b"cells"
+"""Key of the metadata that lists the cells, by their number in the column ``cell``."""
+IDENTITY = ("model", "world", "data", "attack", "defence", "rho", "num_samples", "params", "seed")
+OUTCOME = ("status", "step_failed", "run", "weights_sha256")
+MAX_BYTES = 5 * 2**20
+"""Of both files together, for a table that is committed."""
+
+
+def write_evidence(folders: Sequence[Path], output: Path) -> tuple[Path, Path]:
+    """Write the two files of campaigns into a folder, and return them.
+
+    Args:
+        folders: Of campaigns whose runs have their answers; cells of one that stand in another too
+            are taken once.
+        output: Where to; made where it is not there.
+
+    Raises:
+        ValueError: a folder is no campaign's, or a run of it has no answers.
+    """
+    import pyarrow as pa
+
+    cells: list[dict[str, Any]] = []
+    answers: list[pa.Table] = []
+    looks: list[dict[str, Any]] = []
+    known: set[str] = set()
+    for folder in folders:
+        for record in read_records(folder):
+            for cell, path in _cells_of(folder, record):
+                name = json.dumps([cell[key] for key in IDENTITY], sort_keys=True)
+                if name in known:
+                    continue
+                known.add(name)
+                number = len(cells)
+                cells.append(cell)
+                if path is not None:
+                    answers.append(_numbered(_read_answers(path), number))
+                    looks += _looks_of(path.parent, number, cell)
+    metadata = {CELLS: json.dumps(cells).encode()}
+    table = pa.concat_tables([t.unify_dictionaries() for t in answers]).replace_schema_metadata(
+        metadata
+    )
+    names = ("cell", "samples", *HELD_OUT)
+    columns = {name: [look.get(name) for look in looks] for name in names}
+    types = {"cell": pa.int32()}
+    schema = pa.schema([(n, types.get(n, pa.float32())) for n in names], metadata=metadata)
+    paths = output / ANSWERS, output / LOOKS
+    write_parquet(paths[0], table)
+    write_parquet(paths[1], pa.Table.from_pydict(columns, schema=schema))
+    return paths
+
+
+def is_evidence(folder: Path) -> bool:
+    """Return whether a folder holds the two files."""
+    return (folder / LOOKS).is_file() and (folder / ANSWERS).is_file()
+
+
+def read_evidence(folder: Path, *, num_resamples: int = 2_000) -> list[Record]:
+    """Return the records of a folder with every metric computed again from its two files.
+
+    Raises:
+        ValueError: the files are not what :func:`write_evidence` writes.
+    """
+    cells, answers = read_cells(folder)
+    looks = _read_looks(folder)
+    items: list[dict[str, Any]] = []
+    for number, cell in enumerate(cells):
+        held = answers.get(number, [])
+        metrics = metrics_of(held, num_resamples=num_resamples)
+        metrics |= _pooled(held, cell, num_resamples)
+        found = {name: asdict(estimate) for name, estimate in metrics.items()}
+        if cell["attack"] != "none":
+            found |= dose_metrics(looks.get(number, []))
+        items.append({**cell, "metrics": found})
+    return parse_records(items, str(folder / ANSWERS))
+
+
+def read_cells(folder: Path) -> tuple[list[dict[str, Any]], dict[int, list[Answer]]]:
+    """Return the cells of a folder's evidence, and the answers of each by its number."""
+    table = _read_answers(folder / ANSWERS)
+    listed = (table.schema.metadata or {}).get(CELLS)
+    if listed is None:
+        raise ValueError(
+            f"{folder / ANSWERS} must list its cells, got a table without them. "
+            "Write it with `rpa-ray evidence`."
+        )
+    cells: list[dict[str, Any]] = json.loads(listed)
+    by_cell: dict[int, list[Answer]] = {}
+    numbers = table["cell"].to_pylist()
+    for number, answer in zip(numbers, from_table(table), strict=True):
+        by_cell.setdefault(number, []).append(answer)
+    return cells, by_cell
+
+
+def _cells_of(folder: Path, record: Record) -> list[tuple[dict[str, Any], Path | None]]:
+    """Return a record's cell with its file, and the model before the attack with its own."""
+    told = {key: getattr(record, key) for key in (*IDENTITY, *OUTCOME)}
+    told["params"] = dict(record.params)
+    run = folder / (record.run or ".")
+    attacked = record.attack != "none"
+    # Best-of-N changes no weights: its pool stands beside what was measured before.
+    after, before = run / ANSWERS, run / ANSWERS_BEFORE
+    found: list[tuple[dict[str, Any], Path | None]] = []
+    if attacked and before.is_file():
+        untouched = {"attack": "none", "defence": "none", "rho": None, "num_samples": None}
+        params = {k: v for k, v in told["params"].items() if k.startswith(("data.", "model."))}
+        same = {"params": {k: v for k, v in params.items() if k not in ("data.rho",)}, "run": None}
+        found.append(({**told, **untouched, **same, "status": "ok", "step_failed": None}, before))
+    if record.status != "ok":
+        return [*found, (told, None)]
+    path = after if attacked and after.is_file() else before
+    if not path.is_file():
+        raise ValueError(
+            f"{run} must have {ANSWERS}, got none: it is of a version that kept no answers. "
+            "Run it again."
+        )
+    return [*found, (told, path)]
+
+
+def _numbered(table: "pa.Table", number: int) -> "pa.Table":
+    import pyarrow as pa
+
+    column = pa.array([number] * table.num_rows, type=pa.int32())
+    return table.select(list(COLUMNS)).add_column(0, "cell", column).replace_schema_metadata(None)
+
+
+def _read_answers(path: Path) -> "pa.Table":
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path)
+
+
+def _looks_of(run: Path, number: int, cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if cell["attack"] == "none":
+        return []
+    evaluation = read_json(run / EVALUATION)
+    looks = evaluation.get("looks", []) if isinstance(evaluation, dict) else []
+    return [{"cell": number, **look} for look in looks]
+
+
+def _read_looks(folder: Path) -> dict[int, list[dict[str, float]]]:
+    import pyarrow.parquet as pq
+
+    looks: dict[int, list[dict[str, float]]] = {}
+    for row in pq.read_table(folder / LOOKS).to_pylist():
+        held = {name: value for name, value in row.items() if value is not None and name != "cell"}
+        looks.setdefault(row["cell"], []).append(held)
+    return looks
+
+
+def _pooled(
+    answers: Sequence[Answer], cell: Mapping[str, Any], num_resamples: int
+) -> dict[str, Any]:
+    """Return the curves of best-of-N from the pool among the answers; empty without one."""
+    pool: dict[int, list[Answer]] = {}
+    for answer in answers:
+        if answer.decoding is Decoding.POOL:
+            pool.setdefault(answer.prompt_index, []).append(answer)
+    if not pool:
+        return {}
+    size = min(map(len, pool.values()))
+    sizes = [2**power for power in range(size.bit_length())]
+    return best_of_n_curves(list(pool.values()), sizes, num_resamples=num_resamples)
