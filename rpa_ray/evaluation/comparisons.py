@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -250,7 +249,8 @@ def _sign_flip_p(sums: NDArray[np.float64], num_flips: int, rng: np.random.Gener
     # Sums of the same numbers in another order differ in the last digits.
     reached = abs(differing.sum()) - 1e-9 * np.abs(differing).sum()
     if differing.size <= _MAX_ITEMS_EXACT:
-        signs = np.array(list(product((-1.0, 1.0), repeat=differing.size)))
+        flips = np.arange(2**differing.size)[:, None] >> np.arange(differing.size) & 1
+        signs = 1.0 - 2.0 * flips
         return float((np.abs(signs @ differing) >= reached).mean())
     rows_per_chunk = max(1, _FLIPS_PER_CHUNK // differing.size)
     num_extreme = 0

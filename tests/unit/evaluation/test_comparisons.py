@@ -25,6 +25,15 @@ def test_interval_of_a_certain_difference_ends_at_the_scale() -> None:
     found = paired_difference([1.0] * 100, [0.0] * 100)
     assert (found.mean, found.ci_high) == (1.0, 1.0)
     assert 0.93 < found.ci_low < 0.97
+    # Student's interval alone ends at 1.07.
+    assert paired_difference([1.0] * 9 + [0.4], [0.0] * 10).ci_high == 1.0
+
+
+def test_interval_of_differences_to_both_sides_is_no_narrower_than_students() -> None:
+    first, second = np.array([1.0, 0.0] * 24), np.array([0.0, 1.0] * 24)
+    found = paired_difference(first, second)
+    half = t.ppf(0.975, 47) * (first - second).std(ddof=1) / 48**0.5
+    assert (found.ci_low, found.ci_high) == pytest.approx((-half, half), abs=0.03)
 
 
 def test_paired_difference_removes_what_the_prompts_have_in_common() -> None:
@@ -122,6 +131,7 @@ def test_where_nothing_differs_six_items_have_to_be_seen() -> None:
     found = paired_difference([0.0] * 100, [0.0] * 100)
     seen = np.random.default_rng(7).binomial(100, found.smallest_detectable, size=20_000) >= 6
     assert seen.mean() == pytest.approx(0.8, abs=0.01)
+    assert math.isnan(paired_difference([1.0, 0.5, 0.2], [0.0] * 3).smallest_detectable)
     assert math.isnan(paired_difference([2.0] * 9, [2.0] * 9, bounded=False).smallest_detectable)
 
 
