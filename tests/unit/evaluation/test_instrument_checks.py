@@ -37,6 +37,7 @@ def test_f1_of_a_judge_that_calls_everything_harmful() -> None:
     # precision 4/8, recall 1: 2 * 0.5 / 1.5
     f1 = judge_f1(lambda texts: [1.0] * len(texts), is_harmful, PAIRS, num_resamples=100)
     assert f1.mean == pytest.approx(2 / 3)
+    assert (f1.n, f1.num_items) == (8, 4)
 
 
 def test_a_judge_with_swapped_labels_has_f1_zero() -> None:
