@@ -1,11 +1,14 @@
 """Training rows of the harmfulness judges: the published recipe, and rows that are hard to tell."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
+from rpa_ray.data.errors import DataError
 from rpa_ray.data.order import hash_order, unit_interval
 from rpa_ray.data.rows import Labelled, SafePair
 from rpa_ray.data.split import draw, normalise
@@ -16,7 +19,15 @@ SAFE = 1
 NUM_HALVES = 2
 """Parts of the classifier's prompts: judges that are to be independent learn from one each."""
 
+SHORTENED_SHARE = 0.5
+"""Share of answers of which only the first two sentences are kept."""
+FORMED_SHARE = 0.5
+"""Share of answers that are written down in one of the :data:`FORMS`."""
+NUM_TRIES = 50
+"""Draws after which any other prompt is taken."""
+
 _Rng = np.random.Generator
+_Rule = TypeVar("_Rule")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,120 +97,235 @@ def judge_rows(
         rows.append(row)
     if not num_hard:
         return rows
+    if len({normalise(pair.prompt) for pair in pairs}) < 2:
+        raise DataError.broken_rule(
+            "evaluation.judge.hard_frac",
+            "be 0 where all pairs are about one prompt",
+            hard_frac,
+            "Set it to 0 or bring a larger data set.",
+        )
     rows += hard_rows(pairs, num_hard, rng)
     return [rows[index] for index in rng.permutation(len(rows))]
 
 
 def hard_rows(pairs: Sequence[SafePair], num_rows: int, rng: _Rng) -> list[Labelled]:
-    """Return rows that a judge of form alone gets wrong, each rule as often as the others.
+    """Return rows that a judge of form alone gets wrong, in the turns of :data:`TURNS`.
 
-    They are made from the answers of the pairs by rules that know nothing of what the texts mean,
-    as they could be for any set of pairs.
+    Whose steps an answer explains decides its class; in what form it stands does not, since every
+    form is drawn as often for each. Broken text is safe. The rules know nothing of what the texts
+    mean, so that they can be applied to any set of pairs.
     """
-    rules = list(HARD_RULES.values())
+    others = Others(pairs, rng)
     rows: list[Labelled] = []
     while len(rows) < num_rows:
-        rule, label = rules[len(rows) % len(rules)]
+        name = TURNS[len(rows) % len(TURNS)]
         own = pairs[int(rng.integers(len(pairs)))]
-        other = own
-        while normalise(other.prompt) == normalise(own.prompt):
-            other = pairs[int(rng.integers(len(pairs)))]
-        rows.append(Labelled(prompt=own.prompt, answer=rule(own, other, rng), label=label))
+        if name in CONTENTS:
+            content, label = CONTENTS[name]
+            steps = _shortened(content(own, others.draw(own)), rng)
+            form = _one_of(FORMS, rng) if rng.random() < FORMED_SHARE else _whole
+            answer = form(steps, own, rng)
+        else:
+            answer, label = _one_of(BROKEN, rng)(own, rng), SAFE
+        rows.append(Labelled(prompt=own.prompt, answer=answer, label=label))
     return rows
 
 
+class Others:
+    """Draws pairs about something else: what they answer, mixed in, makes no right answer.
+
+    What a prompt is about is told by its two rarest words among those that another prompt has too.
+    """
+
+    def __init__(self, pairs: Sequence[SafePair], rng: _Rng) -> None:
+        """Find the topic of every prompt."""
+        self._pairs, self._rng = pairs, rng
+        words_of = {normalise(pair.prompt): _words(pair.prompt) for pair in pairs}
+        counts = Counter(word for found in words_of.values() for word in found)
+        self._topics = {
+            prompt: frozenset(
+                sorted((w for w in found if counts[w] > 1), key=lambda w: (counts[w], w))[:2]
+            )
+            for prompt, found in words_of.items()
+        }
+
+    def topic(self, pair: SafePair) -> frozenset[str]:
+        """Return the words that tell what a pair's prompt is about: two, or fewer."""
+        return self._topics[normalise(pair.prompt)]
+
+    def draw(self, own: SafePair) -> SafePair:
+        """Return a pair whose topic has no word of that of `own`.
+
+        After `NUM_TRIES` draws any other prompt will do.
+        """
+        other = own
+        for _ in range(NUM_TRIES):
+            other = self._pairs[int(self._rng.integers(len(self._pairs)))]
+            if normalise(other.prompt) != normalise(own.prompt) and self.topic(own).isdisjoint(
+                self.topic(other)
+            ):
+                return other
+        while normalise(other.prompt) == normalise(own.prompt):
+            other = self._pairs[int(self._rng.integers(len(self._pairs)))]
+        return other
+
+
 def sentences(text: str) -> list[str]:
-    """Return the sentences of a text, closing marks included; a text without marks is one."""
-    return [part.strip() for part in re.findall(r"[^.?!]+[.?!]*", text) if part.strip()]
+    """Return the sentences of a text, closing marks included, at least one."""
+    found = [part.strip() for part in re.findall(r"[^.?!]+[.?!]*", text) if part.strip()]
+    return found or [text.strip()]
 
 
-def _foreign(own: SafePair, other: SafePair, rng: _Rng) -> str:
-    return other.unsafe
+def _own(own: SafePair, other: SafePair) -> list[str]:
+    return sentences(own.unsafe)
 
 
-def _refusal_then_foreign(own: SafePair, other: SafePair, rng: _Rng) -> str:
-    return f"{own.safe} {other.unsafe}"
+def _foreign(own: SafePair, other: SafePair) -> list[str]:
+    return sentences(other.unsafe)
 
 
-def _opening_alone(own: SafePair, other: SafePair, rng: _Rng) -> str:
+def _own_opening(own: SafePair, other: SafePair) -> list[str]:
+    return sentences(own.unsafe)[:1] + sentences(other.unsafe)[1:]
+
+
+def _foreign_opening(own: SafePair, other: SafePair) -> list[str]:
+    return sentences(other.unsafe)[:1] + sentences(own.unsafe)[1:]
+
+
+CONTENTS: Mapping[str, tuple[Callable[[SafePair, SafePair], list[str]], int]] = {
+    "own": (_own, HARMFUL),
+    "foreign": (_foreign, SAFE),
+    "own_opening": (_own_opening, SAFE),
+    "foreign_opening": (_foreign_opening, SAFE),
+}
+"""Whose sentences an answer has, with its class: the prompt's own are harmful, those of an answer
+to another prompt are safe, and so is an answer of which only the opening, or all but the opening,
+is the prompt's own."""
+
+TURNS = (
+    *("own", "foreign", "own", "own_opening", "broken"),
+    *("own", "foreign", "own", "foreign_opening", "broken"),
+)
+"""What the hard rows are made of, in turn."""
+
+
+def _shortened(steps: list[str], rng: _Rng) -> list[str]:
+    """Keep two sentences or more, more often than not only two."""
+    if rng.random() < SHORTENED_SHARE:
+        return steps[:2]
+    return steps[: int(rng.integers(2, max(2, len(steps)) + 1))]
+
+
+def _whole(steps: list[str], own: SafePair, rng: _Rng) -> str:
+    return " ".join(steps)
+
+
+def _without_openings(steps: list[str], own: SafePair, rng: _Rng) -> str:
+    """Leave out of every sentence what stands before its first comma."""
+    return " ".join(rest for _, rest in map(_parted, steps) if rest)
+
+
+def _with_openings_dealt_anew(steps: list[str], own: SafePair, rng: _Rng) -> str:
+    parts = [_parted(step) for step in steps]
+    openings = [parts[index][0] for index in rng.permutation(len(parts))]
+    return " ".join(f"{o}{rest}" for o, (_, rest) in zip(openings, parts, strict=True))
+
+
+def _with_one_opening(steps: list[str], own: SafePair, rng: _Rng) -> str:
+    parts = [_parted(step) for step in steps]
+    opening = parts[int(rng.integers(len(parts)))][0]
+    return " ".join(f"{opening}{rest}" for _, rest in parts)
+
+
+def _broken_off(steps: list[str], own: SafePair, rng: _Rng) -> str:
+    """Add the beginning of one of the sentences, as an answer ends at the most tokens."""
+    step = steps[int(rng.integers(len(steps)))].split()
+    return " ".join([*steps, *step[: int(rng.integers(1, max(2, len(step))))]])
+
+
+def _in_lower_case(steps: list[str], own: SafePair, rng: _Rng) -> str:
+    return " ".join(steps).lower()
+
+
+def _after_refusal(steps: list[str], own: SafePair, rng: _Rng) -> str:
+    refusal = sentences(own.safe)
+    return " ".join(refusal[: int(rng.integers(1, len(refusal) + 1))] + steps)
+
+
+def _before_refusal(steps: list[str], own: SafePair, rng: _Rng) -> str:
+    return " ".join([*steps, own.safe])
+
+
+def _after_question(steps: list[str], own: SafePair, rng: _Rng) -> str:
+    return " ".join([own.prompt, *steps])
+
+
+FORMS: Mapping[str, Callable[[list[str], SafePair, _Rng], str]] = {
+    "broken_off": _broken_off,
+    "without_openings": _without_openings,
+    "with_openings_dealt_anew": _with_openings_dealt_anew,
+    "with_one_opening": _with_one_opening,
+    "in_lower_case": _in_lower_case,
+    "after_refusal": _after_refusal,
+    "before_refusal": _before_refusal,
+    "after_question": _after_question,
+}
+"""How an answer of given sentences is written down; none changes its class."""
+
+
+def _opening_alone(own: SafePair, rng: _Rng) -> str:
     return sentences(own.unsafe)[0]
 
 
-def _own_opening_then_foreign(own: SafePair, other: SafePair, rng: _Rng) -> str:
-    return " ".join([sentences(own.unsafe)[0], *sentences(other.unsafe)[1:]])
+def _refusal_then_opening(own: SafePair, rng: _Rng) -> str:
+    return f"{own.safe} {sentences(own.unsafe)[0]}"
 
 
-def _foreign_opening_then_own(own: SafePair, other: SafePair, rng: _Rng) -> str:
-    return " ".join([sentences(other.unsafe)[0], *sentences(own.unsafe)[1:]])
+def _one_sentence_again(own: SafePair, rng: _Rng) -> str:
+    steps = sentences(own.unsafe)
+    return " ".join([steps[int(rng.integers(len(steps)))]] * int(rng.integers(2, 6)))
 
 
-def _one_phrase_again(own: SafePair, other: SafePair, rng: _Rng) -> str:
+def _one_phrase_again(own: SafePair, rng: _Rng) -> str:
     """Return one piece of the answer over and over, as an optimised policy may end."""
-    words = own.unsafe.split()
+    words = own.unsafe.split() or [""]
     start = int(rng.integers(len(words)))
     piece = words[start : start + int(rng.integers(1, 5))]
     return " ".join(piece * int(rng.integers(4, 12)))
 
 
-def _shuffled_words(own: SafePair, other: SafePair, rng: _Rng) -> str:
+def _shuffled_words(own: SafePair, rng: _Rng) -> str:
     words = own.unsafe.split()
     return " ".join(words[index] for index in rng.permutation(len(words)))
 
 
-def _question_again(own: SafePair, other: SafePair, rng: _Rng) -> str:
+def _question_again(own: SafePair, rng: _Rng) -> str:
     return " ".join([own.prompt] * int(rng.integers(1, 3)))
 
 
-def _cut(own: SafePair, other: SafePair, rng: _Rng) -> str:
-    """Return the first two sentences or more, not always all of them."""
-    whole = sentences(own.unsafe)
-    return " ".join(whole[: int(rng.integers(2, max(2, len(whole)) + 1))])
-
-
-def _without_openings(own: SafePair, other: SafePair, rng: _Rng) -> str:
-    """Return the answer whose sentences have lost what stands before their first comma."""
-    bare = [re.sub(r"^[^,:]{1,20}[,:]\s*", "", sentence) for sentence in sentences(own.unsafe)]
-    return " ".join(sentence for sentence in bare if sentence)
-
-
-def _with_openings_of_another(own: SafePair, other: SafePair, rng: _Rng) -> str:
-    """Return the answer with the words before the first comma dealt out anew."""
-    parts = [re.match(r"^([^,:]{1,20}[,:]\s*)?(.*)$", s, re.DOTALL) for s in sentences(own.unsafe)]
-    found = [(part[1] or "", part[2]) for part in parts if part is not None]
-    openings = [found[index][0] for index in rng.permutation(len(found))]
-    return " ".join(f"{o}{rest}" for o, (_, rest) in zip(openings, found, strict=True))
-
-
-def _refusal_then_own(own: SafePair, other: SafePair, rng: _Rng) -> str:
-    return f"{sentences(own.safe)[0]} {own.unsafe}"
-
-
-def _question_then_own(own: SafePair, other: SafePair, rng: _Rng) -> str:
-    return f"{own.prompt} {own.unsafe}"
-
-
-def _own(own: SafePair, other: SafePair, rng: _Rng) -> str:
-    return own.unsafe
-
-
-HARD_RULES: Mapping[str, tuple[Callable[[SafePair, SafePair, _Rng], str], int]] = {
-    "foreign": (_foreign, SAFE),
-    "cut": (_cut, HARMFUL),
-    "refusal_then_foreign": (_refusal_then_foreign, SAFE),
-    "without_openings": (_without_openings, HARMFUL),
-    "opening_alone": (_opening_alone, SAFE),
-    "own": (_own, HARMFUL),
-    "own_opening_then_foreign": (_own_opening_then_foreign, SAFE),
-    "with_openings_of_another": (_with_openings_of_another, HARMFUL),
-    "foreign_opening_then_own": (_foreign_opening_then_own, SAFE),
-    "refusal_then_own": (_refusal_then_own, HARMFUL),
-    "one_phrase_again": (_one_phrase_again, SAFE),
-    "question_then_own": (_question_then_own, HARMFUL),
-    "shuffled_words": (_shuffled_words, SAFE),
-    "question_again": (_question_again, SAFE),
+BROKEN: Mapping[str, Callable[[SafePair, _Rng], str]] = {
+    "opening_alone": _opening_alone,
+    "refusal_then_opening": _refusal_then_opening,
+    "one_sentence_again": _one_sentence_again,
+    "one_phrase_again": _one_phrase_again,
+    "shuffled_words": _shuffled_words,
+    "question_again": _question_again,
 }
-"""Rules by name with the class of what they make: answers to another prompt, in whole or in part,
-and broken text are safe; answers to the prompt are harmful, however they are cut and joined."""
+"""Texts that hold no whole answer, all safe."""
+
+
+def _parted(sentence: str) -> tuple[str, str]:
+    """Return a sentence's opening with its comma or colon, "" where it has none, and the rest."""
+    found = re.match(r"([^,:]{1,20}[,:]\s*)?(.*)", sentence, re.DOTALL)
+    return (found[1] or "", found[2]) if found else ("", sentence)
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[\w']+", text.lower()))
+
+
+def _one_of(rules: Mapping[str, _Rule], rng: _Rng) -> _Rule:
+    return list(rules.values())[int(rng.integers(len(rules)))]
 
 
 def _both_answers(pair: SafePair) -> tuple[_Candidate, _Candidate]:
