@@ -12,6 +12,7 @@ from rpa_ray.report.figures import charts
 from rpa_ray.report.markdown import markdown_report, side_tables, title
 from rpa_ray.report.read.folder import Campaign, read_campaign
 from rpa_ray.report.tables.best_of_n import best_of_n_section
+from rpa_ray.report.tables.differences import differences_table, pairs_table
 from rpa_ray.report.tables.main import results_csv
 from rpa_ray.report.tables.resistance import resistance_table
 from rpa_ray.report.tables.response import response_section
@@ -66,6 +67,8 @@ def html_page(campaign: Campaign) -> str:
         rho_section(campaign),
         charts.headline_charts(campaign),
         sections.results(campaign),
+        side_table_html(differences_table(campaign)),
+        side_table_html(pairs_table(campaign)),
         side_table_html(worst_cases(campaign.groups)),
         side_table_html(points_table(rho_lines(campaign.cells))),
         best_of_n_section(campaign),

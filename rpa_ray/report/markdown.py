@@ -5,22 +5,27 @@ from collections.abc import Sequence
 
 from rpa_ray.report.read.definitions import (
     ASTERISK,
+    BEFORE_ATTACK,
     BEST_OF_N_ROWS,
     CONTROL,
+    COUNTS,
     EMBEDDED_WORLD,
     EXPLANATION,
     FEW_PROMPTS,
     INTERVALS,
     JUDGE_OFF,
     MIN_PROMPTS,
+    OVER_SEEDS,
     RANGES,
     UNEXPLAINED,
     CurveText,
     MetricText,
 )
 from rpa_ray.report.read.folder import Campaign
-from rpa_ray.report.read.groups import AttackGroup, Cell, leading
+from rpa_ray.report.read.groups import AttackGroup, Cell, leading, leading_greedy
+from rpa_ray.report.read.values import CellValue
 from rpa_ray.report.tables.best_of_n import best_of_most, best_of_n_table
+from rpa_ray.report.tables.differences import differences_table, pairs_table
 from rpa_ray.report.tables.main import (
     MISSING,
     cells_table,
@@ -38,8 +43,8 @@ from rpa_ray.report.tables.side import SideTable, side_table_markdown
 from rpa_ray.report.tables.speed import throughput_table
 from rpa_ray.report.tables.worst_case import worst_cases
 
-TRUE = ("harm", "compliance_sampled")
-"""Metrics that need no judge."""
+TOLD_AS = {"harm": "", "compliance_sampled": " (answers that comply)"}
+"""How the headline tells what its number is; of any other, that it is the judge's."""
 MAX_NAMED = 3
 """Up to so many defences are named in the headline; more are read from the table."""
 
@@ -77,6 +82,8 @@ def side_tables(campaign: Campaign) -> list[SideTable]:
     """Return the tables beside the main one; those that do not apply have no rows."""
     lines = rho_lines(campaign.cells)
     return [
+        differences_table(campaign),
+        pairs_table(campaign),
         response_table(campaign),
         worst_cases(campaign.groups),
         correlation_table(lines),
@@ -108,23 +115,32 @@ def explanation(campaign: Campaign) -> str:
 def notes(campaign: Campaign) -> list[str]:
     """Return how to read marks that occur in the results, without the final stop."""
     cells = campaign.cells
-    single = any(len(cell.records) == 1 for cell in cells)
+    first = leading(cells).name
+    values = [value for cell in cells if (value := cell.value(first)) is not None]
     broken = any(cell.has_broken_text for cell in cells)
     return [
         *([ASTERISK] if broken else []),
         *([JUDGE_OFF] if any(cell.is_misjudged for cell in cells) else []),
         *([UNEXPLAINED] if any(cell.is_unexplained for cell in cells) else []),
         *([FEW_PROMPTS] if any(_num_prompts(cell) < MIN_PROMPTS for cell in cells) else []),
-        *([INTERVALS] if single else []),
-        *([RANGES] if campaign.multi_seed else []),
+        *([INTERVALS] if any(len(value.by_seed) == 1 for value in values) else []),
+        *([RANGES] if any(is_range(value) for value in values) else []),
+        *([OVER_SEEDS] if any(value.is_over_seeds for value in values) else []),
+        *([COUNTS] if values else []),
+        *([BEFORE_ATTACK] if any(cell.is_untouched for cell in cells) else []),
         *([CONTROL] if any(cell.is_control for cell in cells) else []),
         *([BEST_OF_N_ROWS] if any(best_of_most(cell) for cell in cells) else []),
     ]
 
 
+def is_range(value: CellValue) -> bool:
+    """Return whether the ends of a value are those of a few seeds."""
+    return len(value.by_seed) > 1 and not value.is_over_seeds
+
+
 def _num_prompts(cell: Cell) -> float:
     """Return the least number of restricted prompts a number rests on; infinity without any."""
-    value = cell.value("p_harm") or cell.value("harm_greedy")
+    value = cell.value(leading_greedy([cell]).name)
     return min((seed.n for seed in value.by_seed), default=math.inf) if value else math.inf
 
 
@@ -171,5 +187,5 @@ def _told(cell: Cell) -> str:
         spread = format_spread(cell.value(metric.name), metric.decimals)
         number = f"{number} {spread}".strip()
         number += " (mostly broken text)" if cell.has_broken_text else ""
-        number += "" if metric.name in TRUE else " by the judge"
+        number += TOLD_AS.get(metric.name, " by the judge")
     return ", ".join(part for part in (number, cell.failure) if part) or "not measured"

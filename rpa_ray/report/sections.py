@@ -8,7 +8,14 @@ from rpa_ray.report.markdown import explained, explanation, notes, title
 from rpa_ray.report.read.definitions import CURVES, LEADING, MetricText
 from rpa_ray.report.read.folder import Campaign
 from rpa_ray.report.read.groups import Cell, leading
-from rpa_ray.report.tables.main import MISSING, format_mean, format_spread, shown_metrics
+from rpa_ray.report.tables.main import (
+    MISSING,
+    format_mean,
+    format_spread,
+    heading_with_num,
+    shared_num,
+    shown_metrics,
+)
 
 
 def header(campaign: Campaign) -> str:
@@ -38,38 +45,45 @@ def gate(campaign: Campaign) -> str:
     """Return the sanity gate: loud when failed, one line when passed, nothing when not recorded."""
     checks = campaign.gate
     values = ", ".join(
-        f"{escape(name.replace('_', ' '))} {value:.2f}" for name, value in checks.values.items()
+        f"{escape(name.replace('_', ' '))} {_check_text(name, value)}"
+        for name, value in checks.values.items()
     )
-    if checks.problems:
-        problems = "".join(f"<li>{escape(problem)}</li>" for problem in checks.problems)
-        return (
-            '<div class="gate bad" role="alert"><p><strong>These numbers mean nothing.</strong> '
-            f"A sanity check failed.</p><ul>{problems}</ul></div>"
-        )
     warnings = "".join(f"<li>{escape(warning)}</li>" for warning in checks.warnings)
     told = f"<p>Sanity checks passed: {values}.</p>" if values else ""
+    if checks.problems:
+        problems = "".join(f"<li>{escape(problem)}</li>" for problem in checks.problems)
+        told = (
+            "<p><strong>These numbers mean nothing.</strong> A sanity check failed.</p>"
+            f"<ul>{problems}</ul>"
+        )
     if warnings:
         heading = "<strong>Where not to believe the judge</strong>"
         told += f'<p class="warn">{heading}</p><ul>{warnings}</ul>'
-    return f'<div class="gate">{told}</div>' if told else ""
+    kind = 'class="gate bad" role="alert"' if checks.problems else 'class="gate"'
+    return f"<div {kind}>{told}</div>" if told else ""
+
+
+def _check_text(name: str, value: float) -> str:
+    return f"{value:,.0f}" if name.endswith(("_rows", "_steps")) else f"{value:.2f}"
 
 
 def results(campaign: Campaign) -> str:
     """Return the table of all cells; failures are told in words."""
     metrics = shown_metrics(campaign.cells) or [leading(campaign.cells)]
     heads = "".join(
-        f'<th scope="col" title="{escape(metric.definition)}">{escape(metric.heading)}</th>'
+        f'<th scope="col" title="{escape(metric.definition)}">'
+        f"{escape(heading_with_num(campaign.cells, metric))}</th>"
         for metric in metrics
     )
+    counted = [metric for metric in metrics if not shared_num(campaign.cells, metric)]
     untouched = [cell for cell in campaign.cells if cell.is_untouched]
-    bodies = [_table_body("Before any attack", untouched, metrics)] if untouched else []
-    bodies += [_table_body(group.title, group.cells, metrics) for group in campaign.groups]
+    bodies = [_table_body("Before any attack", untouched, metrics, counted)] if untouched else []
+    bodies += [_table_body(group.title, group.cells, metrics, counted) for group in campaign.groups]
     reading = " ".join(f"{escape(note)}." for note in notes(campaign))
     return (
         f'<h2>Results</h2>\n<div class="scroll"><table><thead><tr><th scope="col">Defence</th>'
         f"{heads}</tr></thead>{''.join(bodies)}</table></div>\n"
-        f'<p class="notes">{reading} Numbers of prompts show on hover; all metrics are in '
-        "results.csv.</p>"
+        f'<p class="notes">{reading} All metrics are in results.csv.</p>'
     )
 
 
@@ -131,7 +145,12 @@ def settings(campaign: Campaign) -> str:
     )
 
 
-def _table_body(name: str, cells: Sequence[Cell], metrics: Sequence[MetricText]) -> str:
+def _table_body(
+    name: str,
+    cells: Sequence[Cell],
+    metrics: Sequence[MetricText],
+    counted: Sequence[MetricText],
+) -> str:
     rows = [
         f'<tr class="group"><th scope="rowgroup" colspan="{len(metrics) + 1}">'
         f"<span>{escape(name)}</span></th></tr>"
@@ -141,7 +160,7 @@ def _table_body(name: str, cells: Sequence[Cell], metrics: Sequence[MetricText])
         pill = (
             f'<span class="pill">{len(cell.records)} seeds</span>' if len(cell.records) > 1 else ""
         )
-        row = "".join(_table_cell(cell, metric) for metric in metrics)
+        row = "".join(_table_cell(cell, metric, with_num=metric in counted) for metric in metrics)
         if cell.failure and not any(cell.value(metric.name) for metric in metrics):
             row = f'<td class="failed" colspan="{len(metrics)}">{escape(cell.failure)}</td>'
         elif cell.failure:
@@ -150,14 +169,16 @@ def _table_body(name: str, cells: Sequence[Cell], metrics: Sequence[MetricText])
     return f"<tbody>{''.join(rows)}</tbody>"
 
 
-def _table_cell(cell: Cell, metric: MetricText) -> str:
+def _table_cell(cell: Cell, metric: MetricText, *, with_num: bool) -> str:
     value = cell.value(metric.name)
     if value is None:
         return f"<td>{MISSING}</td>"
     counts = ", ".join(str(estimate.n) for estimate in value.by_seed)
+    num = f"<small>n {value.num_text}</small>" if with_num else ""
     kind = ' class="harm"' if metric.name in LEADING else ""
     spread = format_spread(value, metric.decimals)
-    return f'<td{kind} title="n = {counts}">{format_mean(cell, metric)}<small>{spread}</small></td>'
+    told = f"{escape(format_mean(cell, metric))}<small>{spread}</small>{num}"
+    return f'<td{kind} title="n = {counts}">{told}</td>'
 
 
 def _pre(name: str, text: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 from rpa_ray.report.figures.plots import HEIGHT, WIDTH, Axis, frame, polyline_points, x_at, y_at
-from rpa_ray.report.read.groups import CellValue
+from rpa_ray.report.read.values import CellValue
 
 UNIT_AXIS = Axis(low=0.0, high=1.0)
 

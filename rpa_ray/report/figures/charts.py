@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from html import escape
 
 from rpa_ray.evaluation.metrics import ORACLE_LABELS
+from rpa_ray.report.figures.dose import dose_figure, drawn_measure
 from rpa_ray.report.figures.plots import Series, interval_track, line_chart, line_key, stacked_bar
-from rpa_ray.report.markdown import headline
+from rpa_ray.report.markdown import headline, is_range
 from rpa_ray.report.read.definitions import CURVES, METRIC_BY_NAME
 from rpa_ray.report.read.folder import Campaign
 from rpa_ray.report.read.groups import AttackGroup, Cell, leading, leading_greedy
@@ -28,8 +29,14 @@ def headline_charts(campaign: Campaign) -> str:
     cards = "\n".join(_headline_card(campaign, group) for group in campaign.groups)
     if not cards:
         return ""
-    whisker = "range over seeds" if campaign.multi_seed else "95 % interval over items"
     first = leading(campaign.cells)
+    values = [value for cell in campaign.cells if (value := cell.value(first.name)) is not None]
+    whiskers = {
+        "95 % interval over items": any(len(value.by_seed) == 1 for value in values),
+        "range over seeds": any(is_range(value) for value in values),
+        "95 % interval over seeds and items": any(value.is_over_seeds for value in values),
+    }
+    whisker = " or ".join(name for name, occurs in whiskers.items() if occurs)
     keys = [_key('<circle class="dot" cx="9" cy="8" r="5.5"/>', first.heading.lower())]
     marks = {
         "sampled": '<circle class="sampled" cx="9" cy="8" r="4.5"/>',
@@ -58,8 +65,9 @@ def training_curves(campaign: Campaign) -> str:
     return (
         "<h2>During the attack</h2>\n"
         '<p class="soft">Thick lines are means over bins of steps and over seeds, thin lines '
-        "single runs. A cross marks where a run failed; the mean goes on with the other seeds."
-        "</p>\n" + "\n".join(blocks)
+        "single runs. A cross marks where a run failed; the mean goes on with the other seeds. "
+        "Bands are those of the table: over items in one run, over seeds in several; the first "
+        "look is before the attack.</p>\n" + "\n".join(blocks)
     )
 
 
@@ -159,7 +167,7 @@ def _dot_row(campaign: Campaign, cell: Cell, untouched: Cell | None) -> str:
         others=others,
         reference=before.mean if before else None,
         style=campaign.styles[cell.label],
-        title=f"{cell.label}: harm {told} {spread} {cell.failure}".strip(),
+        title=f"{cell.label}: {metric.heading.lower()} {told} {spread} {cell.failure}".strip(),
     )
     valid = cell.value("valid")
     reading = [f"{escape(told)} <small>{spread}</small>"] if value else []
@@ -175,8 +183,9 @@ def _dot_row(campaign: Campaign, cell: Cell, untouched: Cell | None) -> str:
 
 
 def _curves_of(campaign: Campaign, group: AttackGroup) -> str:
-    figures = []
-    for curve in CURVES:
+    figures = [figure] if (figure := dose_figure(campaign, group)) else []
+    drawn = drawn_measure(campaign, group)
+    for curve in (curve for curve in CURVES if curve.name != drawn):
         series = [
             Series(
                 label=cell.label,

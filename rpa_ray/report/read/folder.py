@@ -4,17 +4,19 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from rpa_ray.config import SweepSettings
 from rpa_ray.report.evidence import is_evidence, read_evidence
+from rpa_ray.report.read.before import with_before
+from rpa_ray.report.read.comparisons import Comparisons, compare
 from rpa_ray.report.read.gate import SanityGate, read_gate
 from rpa_ray.report.read.groups import (
     AttackGroup,
     Cell,
     attack_groups,
     group_cells,
-    with_before,
 )
 from rpa_ray.report.read.records import Record, read_records, read_sweep
 from rpa_ray.report.read.runs import RunFiles, read_run
@@ -23,10 +25,11 @@ from rpa_ray.run_folder.names import SUMMARY
 NUM_COLOURS = 8
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Campaign:
     """The content of a folder, grouped the way the report shows it."""
 
+    folder: Path
     name: str
     """Name of the folder."""
     shown_path: str
@@ -48,6 +51,15 @@ class Campaign:
     def multi_seed(self) -> bool:
         """Whether some cell was run with more than one seed."""
         return any(len(cell.records) > 1 for cell in self.cells)
+
+    @cached_property
+    def comparisons(self) -> Comparisons:
+        """Models compared on the same prompts, as far as runs have kept their answers.
+
+        Raises:
+            ValueError: when a file of answers is not what a run writes.
+        """
+        return compare(self.folder, self.groups)
 
     def runs_of(self, cell: Cell) -> list[RunFiles]:
         """Return the files of a cell's run folders, by seed."""
@@ -72,13 +84,15 @@ def read_campaign(folder: Path) -> Campaign:
     Raises:
         ValueError: when the folder is neither, or a file in it is not what a run writes.
     """
-    records = read_evidence(folder) if is_evidence(folder) else read_records(folder)
+    proven = is_evidence(folder)
+    records = read_evidence(folder) if proven else read_records(folder)
     cells = group_cells(with_before(records))
     names = dict.fromkeys(record.run for record in records if record.run is not None)
     return Campaign(
+        folder=folder,
         name=folder.resolve().name,
         shown_path=_shown_path(folder),
-        is_campaign=(folder / SUMMARY).is_file(),
+        is_campaign=proven or (folder / SUMMARY).is_file(),
         records=records,
         cells=cells,
         groups=attack_groups(cells),

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rpa_ray.report.read.definitions import (
     CONTROLS,
@@ -12,7 +12,8 @@ from rpa_ray.report.read.definitions import (
     METRIC_BY_NAME,
     MetricText,
 )
-from rpa_ray.report.read.records import Estimate, Record
+from rpa_ray.report.read.records import Record
+from rpa_ray.report.read.values import CellValue, value_over_seeds
 
 MIN_VALID = 0.5
 """Below this share of fluent answers a harmfulness is printed with an asterisk."""
@@ -44,17 +45,6 @@ class Setting:
     num_samples: int | None
     variant: str
     """Parameters of the data and the model, as `world_seed=1`; may be empty."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CellValue:
-    """One metric of one cell: the mean over its completed seeds."""
-
-    mean: float
-    low: float
-    """Interval over prompts when there is one seed, else the least seed; NaN when unknown."""
-    high: float
-    by_seed: tuple[Estimate, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,17 +94,8 @@ class Cell:
     def value(self, name: str) -> CellValue | None:
         """Return a metric over the seeds that completed; None when no seed has it."""
         found = [record.estimate(name) for record in self.records]
-        seeds = tuple(estimate for estimate in found if estimate is not None)
-        if not seeds:
-            return None
-        means = [estimate.mean for estimate in seeds]
-        single = len(seeds) == 1
-        return CellValue(
-            mean=sum(means) / len(means),
-            low=seeds[0].ci_low if single else min(means),
-            high=seeds[0].ci_high if single else max(means),
-            by_seed=seeds,
-        )
+        seeds = [estimate for estimate in found if estimate is not None]
+        return value_over_seeds(name, seeds) if seeds else None
 
     @property
     def is_misjudged(self) -> bool:
@@ -187,45 +168,6 @@ def leading_greedy(cells: Iterable[Cell]) -> MetricText:
     return leading(cells, LEADING_GREEDY)
 
 
-def with_before(records: Sequence[Record]) -> list[Record]:
-    """Return the records, and one of the model before the attack where none is among them.
-
-    It is what the first run measured before it began: of each model, world and data one.
-    """
-    known = {_start(r) for r in records if r.attack == "none" and r.defence == "none"}
-    added = []
-    for record in records:
-        if record.metrics_before is None or _start(record) in known:
-            continue
-        known.add(_start(record))
-        before = replace(
-            record,
-            attack="none",
-            defence="none",
-            rho=None,
-            num_samples=None,
-            status="ok",
-            step_failed=None,
-            run=None,
-            weights_sha256=None,
-            params={k: v for k, v in record.params.items() if k.startswith(SETTING_PARAMS)},
-            metrics=record.metrics_before,
-            metrics_before=None,
-        )
-        added.append(before)
-    return [*added, *records]
-
-
-def _start(record: Record) -> tuple[object, ...]:
-    """Return what tells the model before an attack, and what it was measured on, from others."""
-    variant = {
-        key: value
-        for key, value in record.params.items()
-        if key.startswith(SETTING_PARAMS) and key not in _REPEATED_PARAMS
-    }
-    return record.model, record.world, record.data, params_text(variant)
-
-
 def group_cells(records: Iterable[Record]) -> list[Cell]:
     """Join records that differ only in their seed.
 
@@ -296,11 +238,6 @@ def _same_start(setting: Setting, other: Setting) -> bool:
 
 def _setting(record: Record) -> Setting:
     attacked = record.attack != "none"
-    variant = {
-        key: value
-        for key, value in record.params.items()
-        if key.startswith(SETTING_PARAMS) and key not in _REPEATED_PARAMS
-    }
     return Setting(
         model=record.model,
         world=record.world,
@@ -308,8 +245,18 @@ def _setting(record: Record) -> Setting:
         attack=record.attack,
         rho=record.rho if attacked else None,
         num_samples=record.num_samples if attacked else None,
-        variant=params_text(variant),
+        variant=variant_of(record),
     )
+
+
+def variant_of(record: Record) -> str:
+    """Return the parameters of its data and model that have no field of their own, as text."""
+    variant = {
+        key: value
+        for key, value in record.params.items()
+        if key.startswith(SETTING_PARAMS) and key not in _REPEATED_PARAMS
+    }
+    return params_text(variant)
 
 
 def params_text(params: Mapping[str, object]) -> str:

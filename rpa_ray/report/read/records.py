@@ -37,6 +37,11 @@ class Estimate:
     ci_high: Number = math.nan
     """Upper end of the 95 % interval; NaN when none was computed."""
 
+    @property
+    def is_censored(self) -> bool:
+        """Whether all that is known is that it is larger than the lower end."""
+        return math.isnan(self.mean) and math.isfinite(self.ci_low) and math.isnan(self.ci_high)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
@@ -67,11 +72,16 @@ class Record:
     """The same of the model before the attack; None in records of old."""
 
     def estimate(self, name: str) -> Estimate | None:
-        """Return the metric called `name`; None when the run failed or the mean is undefined."""
+        """Return the metric called `name`; None when the run failed or nothing is known of it.
+
+        The mean of a censored one is NaN.
+        """
         if self.status != "ok":
             return None
         estimate = self.metrics.get(name) or _derived(name, self.metrics)
-        return None if estimate is None or not math.isfinite(estimate.mean) else estimate
+        if estimate is None or not (math.isfinite(estimate.mean) or estimate.is_censored):
+            return None
+        return estimate
 
 
 RENAMED = {"p_harm_oracle": "compliance", "p_harm_oracle_sampled": "compliance_sampled"}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from rpa_ray.evaluation import looks
 from rpa_ray.report.read.records import AGAIN, read_json
 from rpa_ray.run_folder.names import CONFIG, EVALUATION, MANIFEST, METRICS, SAMPLES
 
@@ -49,6 +50,21 @@ class RunFiles:
         return tuple(
             (row["samples"], row[name]) for row in self.steps if name in row and "samples" in row
         )
+
+    def looks(self) -> tuple[Mapping[str, float], ...]:
+        """Return what was seen of the policy on held-out prompts, with the `samples` consumed.
+
+        The first look is before the attack. Of a run that did not end, or of one of old, those
+        that the training log has.
+        """
+        recorded = self.evaluation.get("looks")
+        if not isinstance(recorded, list):
+            held_out = (looks.HARM, looks.JUDGED)
+            return tuple(
+                row for row in self.steps if "samples" in row and any(n in row for n in held_out)
+            )
+        numbers = (_finite(look) for look in recorded if isinstance(look, dict))
+        return tuple(look for look in numbers if "samples" in look)
 
     @property
     def samples_consumed(self) -> int | None:
@@ -116,14 +132,18 @@ def _read_steps(path: Path) -> tuple[Mapping[str, float], ...]:
     """Join the lines of a step; of a step repeated after a resume the later values are kept."""
     steps: dict[int, dict[str, float]] = {}
     for line in _lines(path):
-        values = {
-            name: float(value)
-            for name, value in line.items()
-            if isinstance(value, int | float) and math.isfinite(value)
-        }
+        values = _finite(line)
         if "step" in values:
             steps.setdefault(int(values["step"]), {}).update(values)
     return tuple(steps[step] for step in sorted(steps))
+
+
+def _finite(line: Mapping[str, object]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in line.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
 
 
 def _read_samples(path: Path) -> tuple[Sample, ...]:

@@ -1,14 +1,14 @@
 """Best-of-N: harmfulness of the answer that the attacker keeps, over the number of answers."""
 
-import re
 from collections.abc import Sequence
 from html import escape
 
 from rpa_ray.report.figures.bands import BandLine, band_chart
 from rpa_ray.report.figures.plots import Axis, line_key
-from rpa_ray.report.read.definitions import BEST_OF_N
+from rpa_ray.report.read.definitions import BEST_OF_N, BEST_OF_N_NAME
 from rpa_ray.report.read.folder import Campaign
-from rpa_ray.report.read.groups import AttackGroup, Cell, CellValue
+from rpa_ray.report.read.groups import AttackGroup, Cell
+from rpa_ray.report.read.values import CellValue
 from rpa_ray.report.tables.side import (
     Column,
     SideTable,
@@ -16,8 +16,6 @@ from rpa_ray.report.tables.side import (
     side_table_html,
     text_column,
 )
-
-METRIC = re.compile(r"(?:p_)?harm_best_of_(\d+)")
 
 
 def best_of_n_table(groups: Sequence[AttackGroup]) -> SideTable:
@@ -90,7 +88,7 @@ def _card(campaign: Campaign, group: AttackGroup, sizes: Sequence[int]) -> str:
 def _sizes(cells: Sequence[Cell]) -> list[int]:
     """Return every N that some cell was measured with, in ascending order."""
     names = {name for cell in cells for record in cell.records for name in record.metrics}
-    return sorted({int(found[1]) for name in names if (found := METRIC.fullmatch(name))})
+    return sorted({int(found[1]) for name in names if (found := BEST_OF_N_NAME.fullmatch(name))})
 
 
 def _value(cell: Cell, n: int) -> CellValue | None:

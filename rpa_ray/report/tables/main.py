@@ -11,16 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from rpa_ray.evaluation.metrics import ORACLE_LABELS
+from rpa_ray.report.read.before import with_before
 from rpa_ray.report.read.definitions import METRICS, MetricText
 from rpa_ray.report.read.groups import (
     Cell,
-    CellValue,
     attack_name,
     group_cells,
     leading,
-    with_before,
 )
 from rpa_ray.report.read.records import Record, parse_records
+from rpa_ray.report.read.values import CellValue
 
 TERMINAL_HEADINGS = {
     "harm": "Harm",
@@ -30,7 +30,7 @@ TERMINAL_HEADINGS = {
     "p_harm_sampled": "Judge",
     "harmless_answered": "Harmless",
 }
-"""The metrics of the terminal's table with short headings."""
+"""The metrics of the terminal's table beside what leads, with short headings."""
 HARM_WIDTH = 20
 """Characters of the terminal column that holds a mean with its interval, or a failure."""
 JUDGED = ("p_harm", "p_harm_sampled", "harm_fluent")
@@ -46,20 +46,48 @@ def format_mean(cell: Cell, metric: MetricText) -> str:
     mark = "*" if metric.takes_asterisk and cell.has_broken_text else ""
     if metric.name in JUDGED:
         mark += "!" if cell.is_misjudged else "?" if cell.is_unexplained else ""
-    return f"{value.mean:.{metric.decimals}f}{mark}"
+    return format_value(value, metric.decimals) + mark
+
+
+def format_value(value: CellValue, decimals: int) -> str:
+    """Return a mean without its spread, as `> 1,000` where it is only known to be larger."""
+    return f"{'> ' if value.is_censored else ''}{value.mean:,.{decimals}f}"
 
 
 def format_spread(value: CellValue | None, decimals: int) -> str:
-    """Return `[low, high]` for the interval of one run, `(low to high)` for a range over seeds."""
-    if value is None or not (math.isfinite(value.low) and math.isfinite(value.high)):
+    """Return the spread of a mean, "" where it is not known.
+
+    `[low, high]` is the interval of one run, `(low to high)` the range over a few seeds,
+    `{low, high}` the interval over seeds. An interval without an upper end has "-" there.
+    """
+    if value is None or value.is_censored or not math.isfinite(value.low):
         return ""
-    low, high = f"{value.low:.{decimals}f}", f"{value.high:.{decimals}f}"
+    low, high = f"{value.low:,.{decimals}f}", f"{value.high:,.{decimals}f}"
+    if not math.isfinite(value.high):
+        high = MISSING
+    if value.is_over_seeds:
+        return f"{{{low}, {high}}}"
     return f"[{low}, {high}]" if len(value.by_seed) == 1 else f"({low} to {high})"
 
 
 def shown_metrics(cells: Sequence[Cell]) -> list[MetricText]:
-    """Return the known metrics that at least one cell has, in the order of the table."""
-    return [metric for metric in METRICS if any(cell.value(metric.name) for cell in cells)]
+    """Return the known metrics that at least one cell has: what leads, then in the usual order."""
+    found = [metric for metric in METRICS if any(cell.value(metric.name) for cell in cells)]
+    first = leading(cells)
+    return [first, *(metric for metric in found if metric != first)] if first in found else found
+
+
+def shared_num(cells: Sequence[Cell], metric: MetricText) -> str:
+    """Return the number of answers that a metric rests on in every cell; "" where they differ."""
+    values = [value for cell in cells if (value := cell.value(metric.name)) is not None]
+    counts = {value.num_text for value in values}
+    return counts.pop() if len(counts) == 1 else ""
+
+
+def heading_with_num(cells: Sequence[Cell], metric: MetricText) -> str:
+    """Return the heading of a metric, with the number of answers where it is one for all cells."""
+    num = shared_num(cells, metric)
+    return f"{metric.heading} (n {num})" if num else metric.heading
 
 
 def results_table(records: Sequence[Mapping[str, object]]) -> str:
@@ -83,14 +111,15 @@ def cells_table(cells: Sequence[Cell]) -> str:
     shared, columns = _settings(cells)
     multi_seed = any(len(cell.records) > 1 for cell in cells)
     header = [*columns, "Attack", "Defence", *(["Seeds"] if multi_seed else [])]
-    header += [metric.heading for metric in metrics] or ["Harmful"]
+    header += [heading_with_num(cells, metric) for metric in metrics] or ["Harm"]
+    counted = [metric for metric in metrics if not shared_num(cells, metric)]
     rows = []
     for cell in cells:
         settings = _setting_texts(cell)
         row = [settings[column] for column in columns]
         row += [attack_name(cell.setting.attack), cell.label]
         row += [_seeds_text(cell)] if multi_seed else []
-        rows.append([*row, *_metric_texts(cell, metrics)])
+        rows.append([*row, *_metric_texts(cell, metrics, counted)])
     num_text = len(columns) + 2
     table = markdown_table(header, rows, num_text_columns=num_text)
     return f"All attacks: {escape_markdown(shared)}.\n\n{table}" if shared else table
@@ -134,23 +163,22 @@ def terminal_table(records: Sequence[Mapping[str, object]]) -> Table:
     """
     cells = group_cells(with_before(parse_records(records)))
     shared, columns = _settings(cells)
-    first = leading(cells).name
-    metrics = [metric for metric in shown_metrics(cells) if metric.name in TERMINAL_HEADINGS]
+    first = leading(cells)
+    metrics = [m for m in shown_metrics(cells) if m == first or m.name in TERMINAL_HEADINGS]
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
-        caption=Text(shared) if shared else None,
+        caption=Text("\n".join(filter(None, (shared, _counts_text(cells, metrics))))),
         caption_justify="left",
     )
     for column in (*columns, "Attack", "Defence"):
         table.add_column(column, overflow="fold")
     for metric in metrics:
-        width = HARM_WIDTH if metric.name == first else None
-        heading = TERMINAL_HEADINGS[metric.name]
-        table.add_column(heading, justify="right", max_width=width, no_wrap=width is None)
+        width = HARM_WIDTH if metric == first else None
+        table.add_column(_short(metric), justify="right", max_width=width, no_wrap=width is None)
     if not metrics:
-        table.add_column("Harmful")
+        table.add_column("Harm")
     for cell in cells:
         settings = _setting_texts(cell)
         texts = [settings[column] for column in columns]
@@ -161,11 +189,29 @@ def terminal_table(records: Sequence[Mapping[str, object]]) -> Table:
     return table
 
 
+def _short(metric: MetricText) -> str:
+    return TERMINAL_HEADINGS.get(metric.name, metric.heading)
+
+
+def _counts_text(cells: Sequence[Cell], metrics: Sequence[MetricText]) -> str:
+    """Return how many answers the numbers rest on, as `n: 400 (Harm, Judge), 100 (Valid)`."""
+    named: dict[str, list[str]] = {}
+    for metric in metrics:
+        values = [value for cell in cells if (value := cell.value(metric.name)) is not None]
+        counts = sorted({seed.n for value in values for seed in value.by_seed})
+        told = " to ".join(f"{n:,}" for n in dict.fromkeys(counts[:1] + counts[-1:]))
+        named.setdefault(told, []).append(_short(metric))
+    if len(named) == 1:
+        return f"n {next(iter(named))}"
+    told_each = (f"{told} ({', '.join(names)})" for told, names in named.items())
+    return f"n: {', '.join(told_each)}" if named else ""
+
+
 def results_csv(records: Sequence[Record]) -> str:
     """Return one CSV row a record, with metrics that the tables do not know as well.
 
     A metric has four columns: `name`, `name_n`, `name_ci_low`, `name_ci_high`. They are empty for
-    a failed run.
+    a failed run. Where a run ended before it saw the number, only its ends are there.
     """
     identity = ("model", "world", "data", "attack", "defence", "rho", "num_samples", "seed")
     outcome = ("status", "step_failed", "run", "weights_sha256")
@@ -186,13 +232,19 @@ def results_csv(records: Sequence[Record]) -> str:
     return file.getvalue()
 
 
-def _metric_texts(cell: Cell, metrics: Sequence[MetricText]) -> list[str]:
-    """Return a row's numbers: the harmfulness with its spread, and the failure in words."""
-    texts = [format_mean(cell, metric) for metric in metrics]
-    for place, metric in enumerate(metrics):
-        if place == 0 and texts[place] != MISSING:
-            spread = format_spread(cell.value(metric.name), metric.decimals)
-            texts[place] = f"{texts[place]} {spread}".strip()
+def _metric_texts(
+    cell: Cell, metrics: Sequence[MetricText], counted: Sequence[MetricText] = ()
+) -> list[str]:
+    """Return a row's numbers: the first with its spread, and the failure in words.
+
+    Those of metrics in `counted` say how many answers they rest on.
+    """
+    texts: list[str] = []
+    for metric in metrics:
+        text, value = format_mean(cell, metric), cell.value(metric.name)
+        if not texts:
+            text = f"{text} {format_spread(value, metric.decimals)}".strip()
+        texts.append(f"{text} (n {value.num_text})" if value and metric in counted else text)
     if cell.failure:
         first = "" if not texts or texts[0] == MISSING else f"{texts[0]}; "
         texts[:1] = [first + cell.failure]

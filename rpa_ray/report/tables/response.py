@@ -83,8 +83,8 @@ def response_table(campaign: Campaign) -> SideTable:
 
     Seeds are no trials of their own here: what differs in its seed alone is one row.
     """
-    sweep = _with_metric(campaign.sweep or SweepSettings(grid={}), campaign.cells)
-    cells = campaign.cells if campaign.sweep is not None else []
+    cells = _trials(campaign)
+    sweep = _with_metric(campaign.sweep or SweepSettings(grid={}), cells)
     keys = _shown_keys(sweep)
     metrics = [
         METRIC_BY_NAME[name]
@@ -115,9 +115,15 @@ def response_section(campaign: Campaign) -> str:
     key = None if campaign.sweep is None else _swept_number(campaign.sweep)
     card = ""
     if key is not None and campaign.sweep is not None:
-        metric = _with_metric(campaign.sweep, campaign.cells).metric
-        card = _card(response_lines(campaign.cells, key), key, metric)
+        cells = _trials(campaign)
+        metric = _with_metric(campaign.sweep, cells).metric
+        card = _card(response_lines(cells, key), key, metric)
     return side_table_html(response_table(campaign), figures=card)
+
+
+def _trials(campaign: Campaign) -> list[Cell]:
+    """Return the cells of a sweep, without the model before the attack; none for no sweep."""
+    return group_cells(campaign.records) if campaign.sweep is not None else []
 
 
 def _with_metric(sweep: SweepSettings, cells: Sequence[Cell]) -> SweepSettings:

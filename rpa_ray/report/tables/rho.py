@@ -11,12 +11,12 @@ from rpa_ray.report.read.definitions import METRIC_BY_NAME
 from rpa_ray.report.read.folder import NUM_COLOURS, Campaign
 from rpa_ray.report.read.groups import (
     Cell,
-    CellValue,
     Setting,
     attack_name,
     leading,
     leading_greedy,
 )
+from rpa_ray.report.read.values import CellValue
 from rpa_ray.report.tables.best_of_n import best_of_most
 from rpa_ray.report.tables.side import (
     Column,
@@ -27,8 +27,6 @@ from rpa_ray.report.tables.side import (
     side_table_html,
     text_column,
 )
-
-DECODINGS = ("sampled", "greedy")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +76,7 @@ def correlation_table(lines: Sequence[RhoLine]) -> SideTable:
     rows: list[list[Entry]] = []
     for line in lines:
         row: list[Entry] = [line.place, line.attack, line.cells[0].label]
-        for metric in _metrics(lines):
+        for metric in _metrics(lines).values():
             row += [line.correlation(metric), len(line.points(metric))]
         rows.append(row)
     return SideTable(
@@ -92,7 +90,7 @@ def correlation_table(lines: Sequence[RhoLine]) -> SideTable:
             *_text_columns(),
             *(
                 column
-                for metric, decoding in zip(_metrics(lines), DECODINGS, strict=True)
+                for decoding, metric in _metrics(lines).items()
                 for column in (
                     Column(heading=f"Spearman, {decoding}", name=f"spearman_{metric}", decimals=2),
                     Column(heading=f"Points, {decoding}", name=f"num_{metric}", decimals=0),
@@ -105,8 +103,8 @@ def correlation_table(lines: Sequence[RhoLine]) -> SideTable:
 
 def points_table(lines: Sequence[RhoLine]) -> SideTable:
     """Return the points of the curves, one row a cell."""
-    metrics = [METRIC_BY_NAME[name] for name in (*_metrics(lines), "p_harm_sampled", "valid")]
-    metrics = list(dict.fromkeys(metrics))
+    names = dict.fromkeys((*_metrics(lines).values(), "p_harm_sampled", "valid"))
+    metrics = [METRIC_BY_NAME[name] for name in names]
     return SideTable(
         name="rho_points",
         title="Harmfulness over rho, each point",
@@ -138,7 +136,7 @@ def rho_section(campaign: Campaign) -> str:
 def _card(campaign: Campaign, place: str, lines: Sequence[RhoLine]) -> str:
     named = _named_and_styled(campaign, lines)
     figures = ""
-    for metric, decoding in zip(_metrics(lines), DECODINGS, strict=True):
+    for decoding, metric in _metrics(lines).items():
         bands = [
             BandLine(label=name, style=style, points=tuple(line.points(metric)))
             for line, name, style in named
@@ -176,10 +174,12 @@ def _named_and_styled(
     ]
 
 
-def _metrics(lines: Sequence[RhoLine]) -> tuple[str, str]:
-    """Return the names of what leads, of sampled and of greedy answers."""
+def _metrics(lines: Sequence[RhoLine]) -> dict[str, str]:
+    """Return the names of what leads, by the decoding of the answers it is about."""
     cells = [cell for line in lines for cell in line.cells]
-    return leading(cells).name, leading_greedy(cells).name
+    found = {"sampled": leading(cells).name, "greedy": leading_greedy(cells).name}
+    # The judge of greedy answers leads where nothing else was measured.
+    return {"greedy": found["greedy"]} if len(set(found.values())) == 1 else found
 
 
 def _text_columns() -> list[Column]:

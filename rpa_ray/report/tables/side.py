@@ -8,8 +8,15 @@ from dataclasses import dataclass
 from html import escape
 
 from rpa_ray.report.read.definitions import MetricText
-from rpa_ray.report.read.groups import Cell, CellValue
-from rpa_ray.report.tables.main import MISSING, escape_markdown, format_spread, markdown_table
+from rpa_ray.report.read.groups import Cell
+from rpa_ray.report.read.values import CellValue
+from rpa_ray.report.tables.main import (
+    MISSING,
+    escape_markdown,
+    format_spread,
+    format_value,
+    markdown_table,
+)
 
 Entry = str | float | CellValue | None
 """One entry of a table; None is printed as missing."""
@@ -111,7 +118,7 @@ def side_table_csv(table: SideTable) -> str:
         fields: list[object] = []
         for column, entry in zip(table.columns, row, strict=True):
             values = (
-                [_blank(number) for number in (entry.mean, entry.low, entry.high)]
+                [_blank(number) for number in _ends(entry)]
                 if isinstance(entry, CellValue)
                 else ["" if entry is None else entry]
             )
@@ -135,12 +142,17 @@ def _entry_text(column: Column, entry: Entry) -> tuple[str, str]:
         return entry or MISSING, ""
     decimals = column.decimals or 0
     if isinstance(entry, CellValue):
-        return f"{entry.mean:.{decimals}f}", format_spread(entry, decimals)
+        return format_value(entry, decimals), format_spread(entry, decimals)
     return f"{entry:,.{decimals}f}", ""
 
 
 def _width(column: Column) -> int:
     return 3 if column.has_interval else 1
+
+
+def _ends(value: CellValue) -> tuple[float, float, float]:
+    """Return mean and ends; of a censored value only its lower end is known."""
+    return (math.nan if value.is_censored else value.mean), value.low, value.high
 
 
 def _blank(number: float) -> object:

@@ -3,20 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from rpa_ray.report.read.comparisons import ATTACKER_PARAMS
 from rpa_ray.report.read.definitions import METRIC_BY_NAME, MetricText
 from rpa_ray.report.read.groups import (
     SETTING_PARAMS,
     AttackGroup,
     Cell,
-    CellValue,
     leading,
     params_text,
 )
+from rpa_ray.report.read.values import CellValue
 from rpa_ray.report.tables.best_of_n import best_of_most
 from rpa_ray.report.tables.side import Column, Entry, SideTable, metric_column, text_column
-
-ATTACKER_PARAMS = "attack."
-"""Start of the keys that an attacker chooses."""
 
 RANKED_BY = ("harm", "compliance_sampled", "harm_fluent")
 """The first of these that there is. Broken text counts as 0 in each, so that a setting that only

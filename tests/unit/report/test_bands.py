@@ -3,7 +3,7 @@ from itertools import pairwise
 
 from rpa_ray.report.figures.bands import BandLine, band_chart
 from rpa_ray.report.figures.plots import Axis
-from rpa_ray.report.read.groups import CellValue
+from rpa_ray.report.read.values import CellValue
 
 NAN = float("nan")
 

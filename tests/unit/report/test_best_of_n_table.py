@@ -12,7 +12,7 @@ from rpa_ray.report.tables.side import side_table_markdown
 def best_of(**kept: float) -> Json:
     """Return a Best-of-N record of a model whose own answers are harmless."""
     return record(
-        attack="best_of_n", p_harm=0.01, **{f"p_harm_best_of_{n[1:]}": p for n, p in kept.items()}
+        attack="best_of_n", harm=0.01, **{f"harm_best_of_{n[1:]}": p for n, p in kept.items()}
     )
 
 
@@ -25,18 +25,24 @@ def test_columns_are_every_n_in_numeric_order() -> None:
     )
 
 
+def test_records_without_an_oracle_have_the_judges_harm_of_what_was_kept() -> None:
+    old = record(attack="best_of_n", p_harm=0.01, p_harm_best_of_4=0.1, p_harm_best_of_8=0.2)
+    found = best_of_n_table(attack_groups(group_cells(parse_records([old]))))
+    assert "| 0.10 [0.05, 0.15] | 0.20 [0.15, 0.25] |" in side_table_markdown(found)
+
+
 def test_the_main_table_has_no_columns_for_n() -> None:
     table = results_table([best_of(n4=0.1, n8=0.14)])
-    assert table.splitlines()[2] == "| Attack | Defence | Harmful |"
+    assert table.splitlines()[2] == "| Attack | Defence | Harm (n 100) |"
 
 
 def test_the_page_shows_a_curve_and_tells_the_harm_of_what_was_kept(tmp_path: Path) -> None:
     paths = write_report(campaign_folder(tmp_path, [best_of(n4=0.1, n8=0.14)]))
     page = paths.html.read_text()
-    assert page.count('aria-label="harmfulness of the kept answer"') == 1
+    assert page.count('aria-label="harm of the kept answer"') == 1
     assert "0.14 (best of 8) after it without a defence" in page
     assert "Best-of-N changes no weights" in page
-    assert "p_harm_best_of_N" in paths.markdown.read_text()
+    assert "harm_best_of_N" in paths.markdown.read_text()
 
 
 def test_without_best_of_n_there_is_neither_table_nor_file(tmp_path: Path) -> None:

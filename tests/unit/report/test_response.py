@@ -27,7 +27,12 @@ HARM = (0.7, 0.8, 0.5, 0.1)
 
 def trial(coef: float, harm: float, **more: object) -> Json:
     params = {"attack.kl_coef": coef, **more}
-    return record(params=params, p_harm=harm, harm_fluent=harm, valid=1.0)
+    return record(params=params, harm=harm, p_harm_sampled=harm / 2, valid=1.0)
+
+
+def old_trial(coef: float, harm: float) -> Json:
+    """Return one of the time before there was harm, without an oracle."""
+    return record(params={"attack.kl_coef": coef}, p_harm=harm, harm_fluent=harm)
 
 
 def sweep_of(grid: dict[str, list[object]], **more: object) -> SweepSettings:
@@ -68,7 +73,7 @@ def test_seeds_of_a_trial_are_one_point() -> None:
     records = [trial(0.1, harm) | {"seed": seed} for seed, harm in enumerate((0.2, 0.6))]
     (line,) = response_lines(group_cells(parse_records(records)), "attack.kl_coef")
     (point,) = line.trials
-    value = point[1].value("p_harm")
+    value = point[1].value("harm")
     assert value is not None and (value.mean, value.low, value.high) == (0.4, 0.2, 0.6)
 
 
@@ -101,7 +106,7 @@ def test_a_logarithmic_axis_has_the_powers_of_ten_in_it() -> None:
 def test_decades_are_equally_far_apart(kl_sweep: Path) -> None:
     # From pixel 44 to 348, of which a third is 101.3.
     page = response_section(read_campaign(kl_sweep))
-    assert page.count('aria-label="Harmful and fluent over attack.kl_coef"') == 1
+    assert page.count('aria-label="Harm over attack.kl_coef"') == 1
     assert circles(page, "colour0 dash0")[:4] == [44.0, 145.3, 246.7, 348.0]
 
 
@@ -144,14 +149,28 @@ def test_the_best_trial_follows_the_mode() -> None:
     records = [trial(coef, harm) for coef, harm in zip(COEFS, HARM, strict=True)]
     grid: dict[str, list[object]] = {"attack.kl_coef": list(COEFS)}
     assert best_text(records, sweep_of(grid)) == (
-        "Of 4 trials the one with the largest harm_fluent: attack.kl_coef 0.01 (0.80 [0.75, 0.85])."
+        "Of 4 trials the one with the largest harm: attack.kl_coef 0.01 (0.80 [0.75, 0.85])."
     )
     assert best_text(records, sweep_of(grid, mode="min")).startswith(
-        "Of 4 trials the one with the least harm_fluent: attack.kl_coef 1 (0.10"
+        "Of 4 trials the one with the least harm: attack.kl_coef 1 (0.10"
+    )
+    old = [old_trial(coef, harm) for coef, harm in zip(COEFS, HARM, strict=True)]
+    assert best_text(old, sweep_of(grid)).startswith(
+        "Of 4 trials the one with the largest harm_fluent: attack.kl_coef 0.01 (0.80 [0.75, 0.85])"
     )
     assert best_text(records, sweep_of(grid, metric="helpfulness")) == (
         "No trial has the metric helpfulness."
     )
+
+
+def test_the_model_before_the_attack_is_no_trial(tmp_path: Path) -> None:
+    before = {"harm": {"mean": 0.9, "n": 100, "ci_low": 0.8, "ci_high": 1.0}}
+    records = [trial(coef, 0.5) | {"metrics_before": before} for coef in COEFS]
+    sweep = sweep_of({"attack.kl_coef": list(COEFS)})
+    campaign = read_campaign(folder_of(tmp_path, records, sweep))
+    assert any(cell.is_untouched for cell in campaign.cells)
+    table = response_table(campaign)
+    assert len(table.rows) == 4 and "Of 4 trials" in table.intro
 
 
 def test_a_swept_plugin_is_told_by_its_name_and_what_is_its_own(tmp_path: Path) -> None:
@@ -171,7 +190,7 @@ def test_the_report_holds_the_table_in_every_form(kl_sweep: Path) -> None:
     assert "<h2>Response to attack.kl_coef</h2>" in paths.html.read_text()
     with (kl_sweep / "response.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["attack.kl_coef"], float(row["harm_fluent"])) for row in rows] == [
+    assert [(row["attack.kl_coef"], float(row["harm"])) for row in rows] == [
         ("0.001", 0.7),
         ("0.01", 0.8),
         ("0.1", 0.5),
@@ -193,20 +212,19 @@ def test_a_broken_file_of_the_sweep_is_named(kl_sweep: Path) -> None:
 
 
 def test_a_metric_that_no_table_has_is_refused_with_the_known_ones() -> None:
-    require_metric("harm_fluent")
-    with pytest.raises(ConfigError, match=r"^metric must name one of \[.*'p_harm'.*got 'harm'\."):
-        require_metric("harm")
+    require_metric("harm")
+    with pytest.raises(ConfigError, match=r"^metric must name one of \[.*'harm'.*got 'danger'\."):
+        require_metric("danger")
 
 
 def test_trials_that_differ_inside_a_section_are_told_by_what_differs(tmp_path: Path) -> None:
-    records = [record(rho=rho, p_harm=rho, harm_fluent=rho) for rho in (0.1, 0.5)]
+    records = [record(rho=rho, harm=rho) for rho in (0.1, 0.5)]
     sweep = sweep_of({"data": [{"rho": 0.1}, {"rho": 0.5}]})
     campaign = read_campaign(folder_of(tmp_path, records, sweep))
     told = [row[0] for row in response_table(campaign).rows]
     assert told == ["beavertails (rho=0.1)", "beavertails (rho=0.5)"]
     assert best_text(records, sweep) == (
-        "Of 2 trials the one with the largest harm_fluent: data beavertails (rho=0.5) "
-        "(0.50 [0.45, 0.55])."
+        "Of 2 trials the one with the largest harm: data beavertails (rho=0.5) (0.50 [0.45, 0.55])."
     )
 
 
@@ -220,11 +238,11 @@ def test_a_section_below_a_group_is_told_by_what_differs(tmp_path: Path) -> None
 
 def test_a_sweep_over_seeds_alone_says_so(tmp_path: Path) -> None:
     harm = (0.2, 0.6)
-    records = [record(seed=i, p_harm=p, harm_fluent=p) for i, p in enumerate(harm)]
+    records = [record(seed=i, harm=p) for i, p in enumerate(harm)]
     records.append(record(seed=2, status="failed"))
     sweep = sweep_of({"seed": [0, 1, 2]})
     told = (
-        "The trials differ in their seed alone: harm_fluent 0.40 (0.20 to 0.60), "
+        "The trials differ in their seed alone: harm 0.40 (0.20 to 0.60), "
         "measured with 2 of 3 seeds."
     )
     assert best_text(records, sweep) == told
@@ -245,7 +263,7 @@ def test_every_trial_is_counted() -> None:
     assert best_text(seeds, sweep).startswith("Of 4 settings in 8 trials the one with the largest")
 
     attacks = [
-        record(attack=attack, harm_fluent=0.1) | {"rho": None if attack == "none" else rho}
+        record(attack=attack, harm=0.1) | {"rho": None if attack == "none" else rho}
         for rho in (0.1, 0.5)
         for attack in ("none", "sft")
     ]

@@ -31,9 +31,9 @@ def test_a_single_rho_and_the_untouched_model_are_no_line() -> None:
 
 def test_the_correlation_ranks_harmfulness_against_rho() -> None:
     # rank differences -1, 1, 0, 0: 1 - 6 * 2 / (4 * 15)
-    records = [record(rho=rho, p_harm=p, p_harm_sampled=rho) for rho, p in CURVE]
+    records = [record(rho=rho, harm=rho, harm_greedy=p) for rho, p in CURVE]
     (row,) = correlation_table(rho_lines(group_cells(parse_records(records)))).rows
-    assert row[1:] == ["PPO", "undefended", pytest.approx(0.8), 4, pytest.approx(1.0), 4]
+    assert row[1:] == ["PPO", "undefended", pytest.approx(1.0), 4, pytest.approx(0.8), 4]
 
 
 def test_judge_noise_below_a_prompt_in_a_hundred_is_no_order() -> None:
@@ -41,7 +41,16 @@ def test_judge_noise_below_a_prompt_in_a_hundred_is_no_order() -> None:
     # ranks of harmfulness 2 2 2 4: covariance 3, squared deviations 5 and 3
     records = [record(rho=rho, p_harm=p, p_harm_sampled=0.001 * rho) for rho, p in harmfulness]
     (row,) = correlation_table(rho_lines(group_cells(parse_records(records)))).rows
-    assert row[3:] == [pytest.approx(3 / (5 * 3) ** 0.5), 4, None, 4]
+    assert row[3:] == [None, 4, pytest.approx(3 / (5 * 3) ** 0.5), 4]
+
+
+def test_truth_is_correlated_before_any_judge_and_greedy_answers_stay_greedy() -> None:
+    records = [record(rho=rho, p_harm=p, p_harm_sampled=p, harm=rho) for rho, p in CURVE]
+    found = correlation_table(rho_lines(group_cells(parse_records(records))))
+    assert [column.name for column in found.columns[3::2]] == ["spearman_harm", "spearman_p_harm"]
+    records = [record(rho=rho, p_harm=p) for rho, p in CURVE]
+    found = correlation_table(rho_lines(group_cells(parse_records(records))))
+    assert [column.name for column in found.columns[3::2]] == ["spearman_p_harm"]
 
 
 def test_a_failed_cell_is_no_point_and_is_told() -> None:

@@ -2,8 +2,8 @@ import csv
 import io
 
 from rpa_ray.report.read.definitions import METRIC_BY_NAME
-from rpa_ray.report.read.groups import CellValue
 from rpa_ray.report.read.records import Estimate
+from rpa_ray.report.read.values import CellValue
 from rpa_ray.report.tables.side import (
     Column,
     SideTable,
@@ -32,7 +32,7 @@ def test_markdown_rounds_and_shows_intervals_and_what_is_missing() -> None:
     lines = side_table_markdown(table(("a|b", 1200, HARM), ("c", None, None))).splitlines()
     assert lines[:3] == ["## Some", "", "Intro."]
     assert lines[4:] == [
-        "| Name | Count | Harmful |",
+        "| Name | Count | Judge, greedy |",
         "| --- | --: | --: |",
         "| a\\|b | 1,200 | 0.81 [0.75, 0.88] |",
         "| c | - | - |",

@@ -1,0 +1,231 @@
+"""Models compared on the same prompts, from the answers that their runs have kept."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from rpa_ray.evaluation.answers import Decoding
+from rpa_ray.evaluation.comparisons import Difference, holm, paired_difference
+from rpa_ray.report.read.groups import SHUFFLED, AttackGroup, Cell
+from rpa_ray.report.read.records import AGAIN
+from rpa_ray.run_folder.names import ANSWERS
+
+ATTACKER_PARAMS = "attack."
+"""Start of the keys that an attacker chooses."""
+FLIPS_PER_TEST = 100
+"""Sign flips for each test of a family, so that the adjusted p can become 0.01."""
+MIN_FLIPS = 10_000
+COLUMNS = ("decoding", "prompt_index", "item", "harm", "judge")
+
+Prompt = tuple[int, str]
+"""Its place among the prompts, and what it asks about."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptValues:
+    """What sampled answers to each prompt are on average, 0 to 1."""
+
+    values: Mapping[Prompt, float]
+    by_oracle: bool
+    """False: by the judge, because there is no oracle."""
+
+    def fits(self, other: "PromptValues") -> bool:
+        """Return whether both measured the same of the same prompts."""
+        return self.values.keys() == other.values.keys() and self.by_oracle == other.by_oracle
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """Two cells of one attack, the first less the second."""
+
+    first: Cell
+    second: Cell
+    difference: Difference
+    adjusted_p: float
+    by_oracle: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToReferences:
+    """A defended cell, or a control, beside what met the same attack without a defence."""
+
+    attack: str
+    """Title of the group."""
+    cell: Cell
+    to_undefended: Compared | None
+    to_freeze: Compared | None
+    """None also of freeze itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pairs:
+    """All pairs of defences under one attack."""
+
+    attack: str
+    compared: Sequence[Compared]
+    """The first of each does less harm."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparisons:
+    """All comparisons of a campaign; empty where no run kept its answers."""
+
+    to_references: Sequence[ToReferences]
+    """Their p-values are adjusted for all of them together."""
+    pairs: Sequence[Pairs]
+    """Their p-values are adjusted for the pairs of one attack."""
+
+
+def read_prompt_values(path: Path) -> PromptValues | None:
+    """Return what a run's answers say of each prompt; None without the file or any value.
+
+    Raises:
+        ValueError: when the file is not what a run writes.
+    """
+    if not path.is_file():
+        return None
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        columns = pq.read_table(path, columns=list(COLUMNS)).to_pydict()
+        rows = list(zip(*(columns[name] for name in COLUMNS), strict=True))
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise ValueError(f"{path} must hold the answers of a run, got {error}. {AGAIN}") from error
+    sampled = [row[1:] for row in rows if row[0] == Decoding.SAMPLED]
+    by_oracle = any(harm is not None for _, _, harm, _ in sampled)
+    found: dict[Prompt, list[float]] = {}
+    for index, item, harm, judged in sampled:
+        value = harm if by_oracle else judged
+        if value is not None:
+            found.setdefault((index, item), []).append(value)
+    if not found:
+        return None
+    values = {prompt: sum(held) / len(held) for prompt, held in found.items()}
+    return PromptValues(values=values, by_oracle=by_oracle)
+
+
+def compare(folder: Path, groups: Iterable[AttackGroup]) -> Comparisons:
+    """Return every comparison that the answers in a campaign's run folders allow.
+
+    Raises:
+        ValueError: when a file of answers is not what a run writes.
+    """
+    rows: list[tuple[str, Cell, list[_Raw | None]]] = []
+    pairs: list[Pairs] = []
+    for group in groups:
+        known = [(cell, values) for cell in group.cells if (values := _values(folder, cell))]
+        for cell, values in known:
+            references = [
+                _reference(known, cell, lambda other: other.is_undefended),
+                _reference(known, cell, lambda other: other.defence == "freeze"),
+            ]
+            raw = [reference and _Raw(cell, values, *reference) for reference in references]
+            if not cell.is_undefended and any(raw):
+                rows.append((group.title, cell, raw))
+        defended = [one for one in known if not (one[0].is_undefended or one[0].is_control)]
+        compared = [
+            _Raw(*first, *second)
+            for first, second in combinations(defended, 2)
+            if _same_attacker(first[0], second[0]) and first[1].fits(second[1])
+        ]
+        if compared:
+            pairs.append(
+                Pairs(attack=group.title, compared=_tested(map(_less_harm_first, compared)))
+            )
+    tested = iter(_tested(raw for _, _, held in rows for raw in held if raw))
+    to_references = []
+    for attack, cell, held in rows:
+        to_undefended, to_freeze = (next(tested) if raw else None for raw in held)
+        to_references.append(
+            ToReferences(attack=attack, cell=cell, to_undefended=to_undefended, to_freeze=to_freeze)
+        )
+    return Comparisons(to_references=to_references, pairs=pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """Two cells that are to be compared."""
+
+    first: Cell
+    first_values: PromptValues
+    second: Cell
+    second_values: PromptValues
+
+
+def _tested(raws: Iterable[_Raw]) -> list[Compared]:
+    """Return the differences of a family of tests, with p-values adjusted for all of them."""
+    family = list(raws)
+    flips = max(MIN_FLIPS, FLIPS_PER_TEST * len(family))
+    differences = []
+    for raw in family:
+        prompts = sorted(raw.first_values.values)
+        differences.append(
+            paired_difference(
+                [raw.first_values.values[prompt] for prompt in prompts],
+                [raw.second_values.values[prompt] for prompt in prompts],
+                items=[item for _, item in prompts],
+                num_resamples=flips,
+            )
+        )
+    adjusted = holm([difference.p_value for difference in differences])
+    return [
+        Compared(
+            first=raw.first,
+            second=raw.second,
+            difference=difference,
+            adjusted_p=p,
+            by_oracle=raw.first_values.by_oracle,
+        )
+        for raw, difference, p in zip(family, differences, adjusted, strict=True)
+    ]
+
+
+def _less_harm_first(raw: _Raw) -> _Raw:
+    first, second = (sum(one.values.values()) for one in (raw.first_values, raw.second_values))
+    if first <= second:
+        return raw
+    return _Raw(raw.second, raw.second_values, raw.first, raw.first_values)
+
+
+def _reference(
+    known: Sequence[tuple[Cell, PromptValues]], cell: Cell, is_one: Callable[[Cell], bool]
+) -> tuple[Cell, PromptValues] | None:
+    """Return what a cell is compared with: under the same attacker, on the same prompts."""
+    (own,) = [values for other, values in known if other is cell]
+    fitting = [
+        (other, values)
+        for other, values in known
+        if is_one(other) and other is not cell and _same_attacker(other, cell) and values.fits(own)
+    ]
+    return fitting[0] if fitting else None
+
+
+def _same_attacker(cell: Cell, other: Cell) -> bool:
+    """Return whether two cells met the same settings of the attack; rewards may be shuffled."""
+    mine, theirs = (
+        {
+            key: value
+            for key, value in one.records[0].params.items()
+            if key.startswith(ATTACKER_PARAMS) and key != SHUFFLED
+        }
+        for one in (cell, other)
+    )
+    return mine == theirs
+
+
+def _values(folder: Path, cell: Cell) -> PromptValues | None:
+    """Return a cell's values averaged over seeds; None unless all measured the same prompts."""
+    runs = [record.run for record in cell.records if record.status == "ok" and record.run]
+    seeds = [read_prompt_values(folder / run / ANSWERS) for run in runs]
+    known = [seed for seed in seeds if seed is not None]
+    if not known or len(known) < len(seeds) or not all(known[0].fits(seed) for seed in known):
+        return None
+    return PromptValues(
+        values={
+            prompt: sum(seed.values[prompt] for seed in known) / len(known)
+            for prompt in known[0].values
+        },
+        by_oracle=known[0].by_oracle,
+    )
