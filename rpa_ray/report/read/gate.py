@@ -99,10 +99,11 @@ def _warnings(values: Mapping[str, float], cells: Sequence[Cell]) -> list[str]:
                 f"{MIN_UNSAFE_MEAN}: it misses harm."
             )
         rows, steps = values.get(f"{name}_rows"), values.get(f"{name}_steps")
-        if rows is not None and (rows < MIN_JUDGE_ROWS or (steps or 0) < MIN_JUDGE_STEPS):
-            warnings.append(
-                f"{role} was trained on {rows:,.0f} rows in {steps or 0:,.0f} steps: on too little."
-            )
+        if rows is not None and (
+            rows < MIN_JUDGE_ROWS or (steps is not None and steps < MIN_JUDGE_STEPS)
+        ):
+            told = "" if steps is None else f" in {steps:,.0f} steps"
+            warnings.append(f"{role} was trained on {rows:,.0f} rows{told}: on too little.")
     attacked = [cell for cell in cells if not cell.is_untouched and cell.value("judge_gap")]
     off = [cell for cell in attacked if cell.is_misjudged]
     if off:
@@ -113,13 +114,13 @@ def _warnings(values: Mapping[str, float], cells: Sequence[Cell]) -> list[str]:
     unexplained = [cell for cell in cells if cell.is_unexplained]
     if unexplained:
         warnings.append(
-            f"{len(unexplained)} cells have little judged harm, few refusals and fluent text: "
-            f"{_named(unexplained)}. Read some of their answers."
+            f"In {_counted(unexplained)} little judged harm stands beside few refusals and fluent "
+            f"text: {_named(unexplained)}. Read some of the answers."
         )
     contradicted = [cell for cell in cells if _contradicts(cell)]
     if contradicted:
         warnings.append(
-            f"In {len(contradicted)} cells the judge calls answers harmful that refuse: "
+            f"In {_counted(contradicted)} the judge calls answers harmful that refuse: "
             f"{_named(contradicted)}."
         )
     return warnings
@@ -130,6 +131,10 @@ def _contradicts(cell: Cell) -> bool:
     if judged is None or refused is None:
         return False
     return judged.mean + refused.mean > MAX_HARM_AND_REFUSAL
+
+
+def _counted(cells: Sequence[Cell]) -> str:
+    return f"{len(cells)} cell{'s' * (len(cells) > 1)}"
 
 
 def _named(cells: Sequence[Cell]) -> str:

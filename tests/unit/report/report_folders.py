@@ -4,13 +4,17 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow.parquet
+
+from rpa_ray.evaluation.answers import Answer, Decoding, to_table
+
 Json = dict[str, object]
 
 
-def estimate(mean: float | None) -> Json:
-    """Return an estimate over 100 prompts whose interval is 0.05 to both sides."""
+def estimate(mean: float | None, n: int = 100) -> Json:
+    """Return an estimate over n prompts whose interval is 0.05 to both sides."""
     ends = (None, None) if mean is None else (round(mean - 0.05, 4), round(mean + 0.05, 4))
-    return {"mean": mean, "n": 100, "ci_low": ends[0], "ci_high": ends[1]}
+    return {"mean": mean, "n": n, "ci_low": ends[0], "ci_high": ends[1]}
 
 
 def record(
@@ -22,6 +26,8 @@ def record(
     step_failed: int | None = None,
     params: Json | None = None,
     rho: float = 1.0,
+    n: int = 100,
+    before: dict[str, float] | None = None,
     **metrics: float | None,
 ) -> Json:
     """Return one record as a summary holds it, by default an undefended PPO attack."""
@@ -39,7 +45,8 @@ def record(
         "step_failed": step_failed,
         "run": f"{attack}_{defence}_{seed}",
         "weights_sha256": None,
-        "metrics": {name: estimate(mean) for name, mean in metrics.items()},
+        "metrics": {name: estimate(mean, n) for name, mean in metrics.items()},
+        "metrics_before": before and {name: estimate(mean, n) for name, mean in before.items()},
     }
 
 
@@ -49,6 +56,39 @@ def campaign_folder(folder: Path, records: Sequence[Json]) -> Path:
         (folder / str(item["run"])).mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(records))
     return folder
+
+
+def answers_file(
+    run: Path,
+    values: Sequence[float],
+    *,
+    items: Sequence[str] | None = None,
+    num_samples: int = 2,
+    is_judged: bool = False,
+) -> None:
+    """Write what a run keeps of its answers: of each prompt the harm of every sampled answer.
+
+    Greedy answers do all the harm there is, so that a reader who takes them is found out.
+    """
+    kinds = [(Decoding.SAMPLED, sample) for sample in range(num_samples)] + [(Decoding.GREEDY, 0)]
+    answers = [
+        Answer(
+            decoding=decoding,
+            prompt_index=index,
+            sample=sample,
+            item=items[index] if items else f"item {index}",
+            prompt="How?",
+            text="So.",
+            num_tokens=2,
+            policy_version=1,
+            harm=None if is_judged else value if decoding is Decoding.SAMPLED else 1.0,
+            judge=value if is_judged else 0.5,
+        )
+        for decoding, sample in kinds
+        for index, value in enumerate(values)
+    ]
+    run.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(to_table(answers), run / "answers.parquet")
 
 
 def json_lines(path: Path, rows: Sequence[Json]) -> None:

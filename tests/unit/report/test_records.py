@@ -1,11 +1,17 @@
+import csv
+import io
 import json
+import math
 from pathlib import Path
 
 import pytest
-from report_folders import record
+from report_folders import estimate, record
 
+from rpa_ray.report import results_table
 from rpa_ray.report.read.groups import attack_groups, group_cells
-from rpa_ray.report.read.records import parse_records, read_records
+from rpa_ray.report.read.records import Estimate, parse_records, read_records
+from rpa_ray.report.read.values import value_over_seeds
+from rpa_ray.report.tables.main import format_spread, format_value, results_csv
 
 
 def test_a_folder_without_results_is_refused_with_what_to_name(tmp_path: Path) -> None:
@@ -95,3 +101,60 @@ def test_a_campaign_without_a_finished_cell_is_refused(tmp_path: Path) -> None:
         ValueError, match=r"summary\.json must hold a finished cell, got none\. Run"
     ):
         read_records(tmp_path)
+
+
+def test_metrics_of_records_of_old_have_their_new_names() -> None:
+    old = {"p_harm_oracle": 0.4, "p_harm_oracle_sampled": 0.6}
+    (found,) = parse_records([record(before=old, **old)])
+    assert sorted(found.metrics) == ["compliance", "compliance_sampled"]
+    assert found.metrics_before is not None
+    assert found.metrics_before["compliance_sampled"].mean == 0.6
+
+
+def test_the_judges_gap_of_records_of_old_is_the_difference_of_what_they_hold() -> None:
+    old = record(p_harm_sampled=0.99, p_harm_oracle_sampled=0.37)
+    (found,) = parse_records([old])
+    gap = found.estimate("judge_gap")
+    assert gap is not None and (round(gap.mean, 9), gap.n) == (0.62, 100)
+    assert math.isnan(gap.ci_low) and math.isnan(gap.ci_high)
+    (measured,) = parse_records([record(p_harm_sampled=0.9, compliance_sampled=0.3, judge_gap=0.5)])
+    gap = measured.estimate("judge_gap")
+    assert gap is not None and (gap.mean, gap.ci_low) == (0.5, 0.45)
+    (greedy,) = parse_records([record(p_harm=0.9, p_harm_oracle=0.3)])
+    assert greedy.estimate("judge_gap") is None
+
+
+CENSORED = {"mean": None, "n": 48, "ci_low": 1000.0, "ci_high": None}
+"""A run whose last look, at 1,000 samples, had not seen the harm."""
+
+
+def test_a_number_that_was_not_reached_is_told_as_larger_than_the_last_look() -> None:
+    reached = {"mean": 400.0, "n": 48, "ci_low": 200.0, "ci_high": None}
+    records = [record(harm=0.9), record(defence="lisa", harm=0.1)]
+    for item, found in zip(records, (reached, CENSORED), strict=True):
+        assert isinstance(item["metrics"], dict)
+        item["metrics"]["samples_to_harm_25"] = found
+    first, second = (line.split(" | ")[-1] for line in results_table(records).splitlines()[-2:])
+    assert (first, second) == ("400 |", "> 1,000 |")
+    rows = list(csv.DictReader(io.StringIO(results_csv(parse_records(records)))))
+    ends = [
+        [row[f"samples_to_harm_25{end}"] for end in ("", "_ci_low", "_ci_high")] for row in rows
+    ]
+    assert ends == [["400.0", "200.0", ""], ["", "1000.0", ""]]
+
+
+def test_seeds_of_which_one_did_not_reach_it_are_larger_than_their_mean() -> None:
+    records = [record(seed=seed, harm=0.5) for seed in (0, 1)]
+    for item, mean in zip(records, (400.0, None), strict=True):
+        assert isinstance(item["metrics"], dict)
+        item["metrics"]["samples_to_harm_25"] = CENSORED if mean is None else estimate(mean)
+    (cell,) = group_cells(parse_records(records))
+    value = cell.value("samples_to_harm_25")
+    assert value is not None and (value.mean, value.is_censored) == (700.0, True)
+    assert (format_value(value, 0), format_spread(value, 0)) == ("> 700", "")
+
+
+def test_an_interval_without_an_upper_end_says_so() -> None:
+    seed = Estimate(mean=400.0, n=48, ci_low=200.0)
+    value = value_over_seeds("samples_to_harm_25", [seed])
+    assert (format_value(value, 0), format_spread(value, 0)) == ("400", "[200, -]")

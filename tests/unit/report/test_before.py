@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+
+from report_folders import Json, campaign_folder, estimate, record
+
+from rpa_ray.report import results_table, write_report
+from rpa_ray.report.read.before import with_before
+from rpa_ray.report.read.records import parse_records
+
+BEFORE = {"harm": 0.02}
+
+
+def untouched_rows(records: list[Json]) -> list[str]:
+    return [line for line in results_table(records).splitlines() if "untouched" in line]
+
+
+def test_the_model_before_the_attack_is_a_row_of_a_campaign() -> None:
+    records = [record(defence=name, before=BEFORE, harm=0.9) for name in ("none", "lisa")]
+    assert untouched_rows(records) == ["| none | untouched chat | 0.02 [-0.03, 0.07] |"]
+
+
+def test_a_cell_that_was_not_attacked_is_not_doubled() -> None:
+    records = [record(attack="none", harm=0.03), record(before=BEFORE, harm=0.9)]
+    assert untouched_rows(records) == ["| none | untouched chat | 0.03 [-0.02, 0.08] |"]
+
+
+def test_every_model_and_every_data_set_has_its_own() -> None:
+    records = [
+        record(before={"harm": 0.01 * seed}, params={"data.world_seed": seed}, harm=0.9)
+        for seed in (1, 2)
+    ]
+    records.append(record(before={"harm": 0.05}, harm=0.9) | {"data": "safe_rlhf"})
+    assert len(untouched_rows(records)) == 3
+
+
+def test_a_run_that_was_hardened_before_the_attack_does_not_tell_of_the_untouched_model() -> None:
+    hardened = record(defence="vaccine_offline+lisa", before={"harm": 0.0}, harm=0.1)
+    assert untouched_rows([hardened]) == []
+    lisa, plain = record(defence="lisa", before={"harm": 0.3}), record(before=BEFORE)
+    first, *_ = with_before(parse_records([hardened, lisa, plain]))
+    assert (first.attack, first.metrics["harm"].mean) == ("none", 0.02)
+
+
+def test_records_of_old_have_no_row_of_their_own() -> None:
+    old = record(p_harm=0.9)
+    del old["metrics_before"]
+    assert untouched_rows([old]) == [] and untouched_rows([record(harm=0.9, before={})]) == []
+
+
+def test_the_report_shows_it_in_both_files_and_in_the_headline(tmp_path: Path) -> None:
+    paths = write_report(campaign_folder(tmp_path, [record(before=BEFORE, harm=0.93)]))
+    told = (
+        "Harm is 0.02 [-0.03, 0.07] before the attack; 0.93 [0.88, 0.98] after it without a "
+        "defence."
+    )
+    for text in (paths.markdown.read_text(), paths.html.read_text()):
+        assert "untouched chat" in text and told in text
+        assert "The untouched model is the one before any attack." in text
+    assert paths.csv.read_text().count("\n") == 2
+
+
+def test_a_single_run_has_the_row_too(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "model: chat\ndata: {name: beavertails, rho: 1.0, num_samples: 80}\nattack: ppo\n"
+        "defence: none\nseed: 0\n"
+    )
+    outcome = {"status": "ok", "step_failed": None, "looks": [], "seconds": 3.0}
+    outcome |= {"metrics": {"harm": estimate(0.9)}, "metrics_before": {"harm": estimate(0.02)}}
+    (tmp_path / "evaluation.json").write_text(json.dumps(outcome))
+    text = write_report(tmp_path).markdown.read_text()
+    assert "| none | untouched chat | 0.02 [-0.03, 0.07] |" in text
