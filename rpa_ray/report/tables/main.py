@@ -24,13 +24,18 @@ from rpa_ray.report.read.values import CellValue
 
 TERMINAL_HEADINGS = {
     "harm": "Harm",
-    "harm_greedy": "Greedy",
-    "compliance_sampled": "Complies",
     "valid": "Valid",
     "p_harm_sampled": "Judge",
+    "compliance_sampled": "Complies",
     "harmless_answered": "Harmless",
+    "harm_greedy": "Greedy",
 }
-"""The metrics of the terminal's table beside what leads, with short headings."""
+"""The metrics of the terminal's table beside what leads, with short headings: what is left out
+first where it has no room comes last."""
+TERMINAL_WIDTH = 78
+"""Characters between the edges of a table in a terminal of 80; columns are one apart."""
+DEFENCE_WIDTH = 16
+"""Characters of the terminal column of defences, whose names may go on on the next line."""
 HARM_WIDTH = 20
 """Characters of the terminal column that holds a mean with its interval, or a failure."""
 JUDGED = ("p_harm", "p_harm_sampled", "harm_fluent")
@@ -164,29 +169,49 @@ def terminal_table(records: Sequence[Mapping[str, object]]) -> Table:
     cells = group_cells(with_before(parse_records(records)))
     shared, columns = _settings(cells)
     first = leading(cells)
-    metrics = [m for m in shown_metrics(cells) if m == first or m.name in TERMINAL_HEADINGS]
+    metrics = _with_room(cells, columns)
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=0,
         caption=Text("\n".join(filter(None, (shared, _counts_text(cells, metrics))))),
         caption_justify="left",
     )
     for column in (*columns, "Attack", "Defence"):
         table.add_column(column, overflow="fold")
-    for metric in metrics:
-        width = HARM_WIDTH if metric == first else None
-        table.add_column(_short(metric), justify="right", max_width=width, no_wrap=width is None)
+    numbers = [_metric_texts(cell, metrics) for cell in cells]
+    for place, metric in enumerate(metrics):
+        longest = max([len(_short(metric)), *(len(texts[place]) for texts in numbers)])
+        width = min(HARM_WIDTH, longest) if metric == first else None
+        table.add_column(_short(metric), justify="right", width=width, no_wrap=width is None)
     if not metrics:
         table.add_column("Harm")
-    for cell in cells:
+    for cell, own in zip(cells, numbers, strict=True):
         settings = _setting_texts(cell)
         texts = [settings[column] for column in columns]
-        texts += [attack_name(cell.setting.attack), cell.label, *_metric_texts(cell, metrics)]
+        texts += [attack_name(cell.setting.attack), cell.label, *own]
         style = "dim" if cell.is_control else "red" if cell.failure else ""
         # Text, not str: rich would read a name in brackets as markup.
         table.add_row(*(Text(text) for text in texts), style=style)
     return table
+
+
+def _with_room(cells: Sequence[Cell], columns: Sequence[str]) -> list[MetricText]:
+    """Return the metrics of the terminal's table that have room beside the settings that differ."""
+    first = leading(cells)
+    shown = shown_metrics(cells)
+    room = TERMINAL_WIDTH - 1 - DEFENCE_WIDTH - 1 - HARM_WIDTH
+    for column in columns:
+        room -= 1 + max(len(column), *(len(_setting_texts(cell)[column]) for cell in cells))
+    room -= 1 + max(len("Attack"), *(len(attack_name(cell.setting.attack)) for cell in cells))
+    fitting = [first]
+    for name in TERMINAL_HEADINGS:
+        found = [metric for metric in shown if metric.name == name and metric != first]
+        for metric in found:
+            texts = [format_mean(cell, metric) for cell in cells]
+            room -= 1 + max(len(_short(metric)), *map(len, texts))
+            fitting += [metric] if room >= 0 else []
+    return [metric for metric in shown if metric in fitting]
 
 
 def _short(metric: MetricText) -> str:
