@@ -1,39 +1,40 @@
 """Set campaigns of configs/paper/table3.yaml beside tables 1 and 3 of arXiv:2409.12914.
 
 python -m rpa_ray.paper.compare runs/table3
+python -m rpa_ray.paper.compare benchmarks/table3          # the committed evidence
 python -m rpa_ray.paper.compare runs/table3 runs/table3_seed1  # a folder a seed
 
 The paper's numbers are those of Llama-2-7b-chat (rpa_ray/paper/table3.json); what can agree with
 those of another model is the order of the defences. Spearman's correlation is over the defences of
-one attack on one data set, the undefended attack among them, and over all rows at once; it ranks
-means to two decimals, as both tables print them. A run that failed has no harmfulness in either and
-is left out ("Runs", of several seeds, counts the others). In brackets are the ends of the interval
-over the prompts of one run or, of several seeds, the smallest and the largest.
+one attack on one data set, the undefended attack among them, and over all rows at once, with the
+interval over rows, the probability of an order within (data, attack) that agrees as well by chance,
+and the correlation of a null model that knows nothing: undefended 1, every defence 0. Means are
+ranked to two decimals, as both tables print them. A run that failed has no harm in either and is
+left out ("Runs", of several seeds, counts the others).
 """
 
 import argparse
-import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from rpa_ray.evaluation.rank_agreement import spearman_of_means
+from rpa_ray.evaluation.rank_agreement import RankAgreement, rank_agreement, spearman_of_means
 from rpa_ray.paper.numbers import numbers
-from rpa_ray.run_folder.names import SUMMARY
+from rpa_ray.report.evidence import is_evidence, read_evidence
+from rpa_ray.report.read.before import with_before
+from rpa_ray.report.read.definitions import METRIC_BY_NAME
+from rpa_ray.report.read.groups import Cell, group_cells, leading, leading_greedy
+from rpa_ray.report.read.records import Record, read_records
+from rpa_ray.report.tables.main import MISSING, format_mean, format_spread, markdown_table
 
 COLUMNS = (
-    ("p_harm", "Harmful", 2),
-    ("p_harm_sampled", "Sampled", 2),
-    ("harm_fluent", "Harmful, fluent", 2),
-    ("valid", "Valid", 2),
-    ("ppl_median", "PPL", 1),
-    ("kl_seq_rb", "KL", 1),
-    ("helpfulness", "Helpful", 2),
+    *("harm", "harm_greedy", "compliance_sampled", "compliance", "valid"),
+    *("p_harm_sampled", "judge_gap", "ppl_median", "kl_seq_rb", "helpfulness"),
 )
-CORRELATED = ("p_harm", "p_harm_sampled")
-Row = dict[str, Any]
+JUDGED = "p_harm_sampled"
 Key = tuple[str, str, str]
+Row = dict[str, Any]
 
 
 def main() -> int:
@@ -41,100 +42,130 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+", help="of the campaigns, one a seed")
     cells = cells_of(parser.parse_args().folders)
-    paper = {key_of(row): row for row in numbers("table3")}
-    print_rows(cells, paper)
-    print()
-    print_correlations(cells, paper)
+    print(rows_table(cells))
+    print(agreement_text(cells))
     return 0
 
 
-def cells_of(folders: list[Path]) -> list[list[Row]]:
-    """Return the rows of all folders, those together that differ in nothing but the seed."""
-    found: dict[tuple[Any, ...], dict[int, Row]] = {}
+def cells_of(folders: Sequence[Path]) -> list[Cell]:
+    """Return the cells of all folders; records that differ in nothing but the seed are one.
+
+    Raises:
+        SystemExit: two records of a cell have the same seed.
+    """
+    records: list[Record] = []
     for folder in folders:
-        for row in json.loads((folder / SUMMARY).read_text()):
-            seeds = found.setdefault((*key_of(row), row["model"], json.dumps(row["params"])), {})
-            if row["seed"] in seeds:
-                words = " ".join(key_of(row))
+        found = read_evidence(folder) if is_evidence(folder) else read_records(folder)
+        known = {_identity(record) for record in records}
+        for record in found:
+            if _identity(record) in known:
+                words = " ".join((record.data, record.attack, record.defence))
                 raise SystemExit(
-                    f"{folder} has {words} of seed {row['seed']} once more: name it once"
+                    f"{folder} has {words} of seed {record.seed} once more: name it once"
                 )
-            seeds[row["seed"]] = row
-    return [list(seeds.values()) for seeds in found.values()]
+        records += found
+    return group_cells(with_before(records))
 
 
-def key_of(row: Row) -> Key:
-    """Return data set, attack and defence of a row of either."""
-    return row.get("data") or row["dataset"], row["attack"], row["defence"]
+def _identity(record: Record) -> tuple[object, ...]:
+    params = tuple(sorted((key, str(value)) for key, value in record.params.items()))
+    return record.model, record.data, record.attack, record.defence, params, record.seed
 
 
-def print_rows(cells: list[list[Row]], paper: dict[Key, Row]) -> None:
-    """Print one line a cell, the paper's harmfulness before ours."""
-    several = max(len(cell) for cell in cells) > 1
-    headings = ["Data", "Attack", "Defence", "Paper", *(["Runs"] if several else [])]
-    headings += [heading for _, heading, _ in COLUMNS]
-    print("| " + " | ".join(headings) + " |")
-    print("| --- | --- | --- |" + " --: |" * (len(headings) - 3))
+def key_of(cell: Cell) -> Key:
+    """Return data set, attack and defence of a cell."""
+    return cell.setting.data, cell.setting.attack, cell.defence
+
+
+def paper_rows() -> dict[Key, Row]:
+    """Return the paper's rows by data set, attack and defence."""
+    return {(row["dataset"], row["attack"], row["defence"]): row for row in numbers("table3")}
+
+
+def rows_table(cells: Sequence[Cell]) -> str:
+    """Return one line a cell as Markdown, the paper's harmfulness before ours."""
+    paper = paper_rows()
+    several = any(len(cell.records) > 1 for cell in cells)
+    metrics = [METRIC_BY_NAME[name] for name in COLUMNS if any(cell.value(name) for cell in cells)]
+    with_ends = {leading(cells).name, leading_greedy(cells).name}
+    header = ["Data", "Attack", "Defence", "Paper", *(["Runs"] if several else [])]
+    header += [metric.heading for metric in metrics]
+    lines = []
     for cell in cells:
-        texts = [*key_of(cell[0]), told_by(paper.get(key_of(cell[0])))]
-        found = metrics_of(cell)
-        texts += [f"{len(found)} of {len(cell)}"] if several else []
-        if not found:
-            texts.append(f"{cell[0]['status'].replace('_', ' ')} at step {cell[0]['step_failed']}")
-            texts += [""] * (len(COLUMNS) - 1)
-        for name, _, digits in COLUMNS if found else ():
-            estimates = [metrics[name] for metrics in found if metrics[name]["mean"] is not None]
-            texts.append(text_of(estimates, digits, several, name in CORRELATED))
-        print("| " + " | ".join(texts) + " |")
+        num_ok = sum(record.status == "ok" for record in cell.records)
+        line = [*key_of(cell), told_by(paper.get(key_of(cell)))]
+        line += [f"{num_ok} of {len(cell.records)}"] if several else []
+        for metric in metrics:
+            spread = format_spread(cell.value(metric.name), metric.decimals)
+            text = format_mean(cell, metric)
+            line.append(f"{text} {spread}".strip() if metric.name in with_ends else text)
+        if not num_ok:
+            line[-len(metrics) :] = [cell.failure, *[MISSING] * (len(metrics) - 1)]
+        lines.append(line)
+    return markdown_table(header, lines, num_text_columns=3)
 
 
 def told_by(paper: Row | None) -> str:
     """Return the harmfulness that the paper has for a cell."""
     if paper is None:
-        return "-"
+        return MISSING
     return "failed" if paper["harmfulness"] is None else f"{paper['harmfulness']:.2f}"
 
 
-def metrics_of(cell: list[Row]) -> list[Row]:
-    """Return the metrics of the runs that did not fail."""
-    return [row["metrics"] for row in cell if row["status"] == "ok"]
+def agreement_text(cells: Sequence[Cell]) -> str:
+    """Return the correlations attack by attack as Markdown, and those over all rows in words."""
+    names = dict.fromkeys((leading(cells).name, leading_greedy(cells).name, JUDGED))
+    rows = compared_rows(cells)
+    groups = dict.fromkeys(group for group, _, _ in rows)
+    headings = [METRIC_BY_NAME[name].heading for name in names]
+    lines = []
+    for data, attack in groups:
+        held = [(theirs, cell) for group, theirs, cell in rows if group == (data, attack)]
+        line = [data, attack, str(len(held))]
+        for name in names:
+            means = [value.mean for _, cell in held if (value := cell.value(name))]
+            defined = len(means) == len(held)
+            rho = spearman_of_means([theirs for theirs, _ in held], means) if defined else None
+            line.append(MISSING if rho is None else f"{rho:.2f}")
+        lines.append(line)
+    header = ["Data", "Attack", "Rows", *(f"Spearman, {heading}" for heading in headings)]
+    table = markdown_table(header, lines, num_text_columns=2)
+    told = [f"- {METRIC_BY_NAME[name].heading}: {_told(agreement(cells, name))}" for name in names]
+    return "\n".join([table, "Over all rows:", "", *told])
 
 
-def text_of(estimates: list[Row], digits: int, several: bool, is_correlated: bool) -> str:
-    """Return the mean of a metric over runs, with an interval where there is one."""
-    if not estimates:
-        return "-"
-    means = [estimate["mean"] for estimate in estimates]
-    text = f"{fmean(means):.{digits}f}"
-    if several:
-        return f"{text} [{min(means):.{digits}f}, {max(means):.{digits}f}]"
-    if is_correlated:
-        low, high = estimates[0]["ci_low"], estimates[0]["ci_high"]
-        return f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
-    return text
-
-
-def print_correlations(cells: list[list[Row]], paper: dict[Key, Row]) -> None:
-    """Print Spearman's correlation of ours with the paper's, attack by attack and over all."""
-    pairs: dict[tuple[str, str], list[tuple[float, list[Row]]]] = {}
+def compared_rows(cells: Sequence[Cell]) -> list[tuple[tuple[str, str], float, Cell]]:
+    """Return the attacked cells that both tables have: their group, the paper's number, ours."""
+    paper = paper_rows()
+    found = []
     for cell in cells:
-        data, attack, _ = key = key_of(cell[0])
-        told, found = paper.get(key), metrics_of(cell)
-        if found and told is not None and told["harmfulness"] is not None and attack != "none":
-            pairs.setdefault((data, attack), []).append((told["harmfulness"], found))
-    print("| Data | Attack | rows | Spearman, greedy | Spearman, sampled |")
-    print("| --- | --- | --: | --: | --: |")
-    groups = [*pairs.items(), (("both", "all"), [pair for held in pairs.values() for pair in held])]
-    for (data, attack), held in groups:
-        values = [
-            spearman_of_means(
-                [harm for harm, _ in held],
-                [fmean(metrics[name]["mean"] for metrics in found) for _, found in held],
-            )
-            for name in CORRELATED
-        ]
-        numbers = " | ".join("-" if value is None else f"{value:.2f}" for value in values)
-        print(f"| {data} | {attack} | {len(held)} | {numbers} |")
+        theirs = paper.get(key_of(cell))
+        measured = cell.value(JUDGED) is not None or cell.value(leading(cells).name) is not None
+        if measured and theirs is not None and theirs["harmfulness"] is not None:
+            group = (cell.setting.data, cell.setting.attack)
+            if cell.setting.attack != "none":
+                found.append((group, float(theirs["harmfulness"]), cell))
+    return found
+
+
+def agreement(cells: Sequence[Cell], name: str) -> RankAgreement | None:
+    """Return how far a metric ranks all rows as the paper does, beside a model that knows nothing.
+
+    That calls the undefended attack harmful and every defence perfect.
+    """
+    rows = [
+        (group, theirs, value.mean, float(cell.is_undefended))
+        for group, theirs, cell in compared_rows(cells)
+        if (value := cell.value(name)) is not None
+    ]
+    if not rows:
+        return None
+    groups, theirs, ours, null = zip(*rows, strict=True)
+    return rank_agreement(ours, theirs, groups, null=null)
+
+
+def _told(found: RankAgreement | None) -> str:
+    return "nothing to rank" if found is None else f"{found.in_words()}."
 
 
 if __name__ == "__main__":

@@ -101,18 +101,30 @@ def read_evidence(folder: Path, *, num_resamples: int = 2_000) -> list[Record]:
 def read_cells(folder: Path) -> tuple[list[dict[str, Any]], dict[int, list[Answer]]]:
     """Return the cells of a folder's evidence, and the answers of each by its number."""
     table = _read_answers(folder / ANSWERS)
-    listed = (table.schema.metadata or {}).get(CELLS)
+    cells = cells_of(folder)
+    by_cell: dict[int, list[Answer]] = {}
+    numbers = table["cell"].to_pylist()
+    for number, answer in zip(numbers, from_table(table), strict=True):
+        by_cell.setdefault(number, []).append(answer)
+    return cells, by_cell
+
+
+def cells_of(folder: Path) -> list[dict[str, Any]]:
+    """Return what tells the cells of a folder's evidence apart, by their number.
+
+    Raises:
+        ValueError: the file does not list them.
+    """
+    import pyarrow.parquet as pq
+
+    listed = (pq.read_schema(folder / ANSWERS).metadata or {}).get(CELLS)
     if listed is None:
         raise ValueError(
             f"{folder / ANSWERS} must list its cells, got a table without them. "
             "Write it with `rpa-ray evidence`."
         )
     cells: list[dict[str, Any]] = json.loads(listed)
-    by_cell: dict[int, list[Answer]] = {}
-    numbers = table["cell"].to_pylist()
-    for number, answer in zip(numbers, from_table(table), strict=True):
-        by_cell.setdefault(number, []).append(answer)
-    return cells, by_cell
+    return cells
 
 
 def _cells_of(folder: Path, record: Record) -> list[tuple[dict[str, Any], Path | None]]:

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from rpa_ray.evaluation.answers import Decoding
 from rpa_ray.evaluation.comparisons import Difference, holm, paired_difference
+from rpa_ray.report.evidence import cells_of, is_evidence
 from rpa_ray.report.read.groups import SHUFFLED, AttackGroup, Cell
 from rpa_ray.report.read.records import AGAIN
 from rpa_ray.run_folder.names import ANSWERS
@@ -83,16 +85,21 @@ def read_prompt_values(path: Path) -> PromptValues | None:
     Raises:
         ValueError: when the file is not what a run writes.
     """
-    if not path.is_file():
-        return None
+    return _prompt_values(_read_rows(path, COLUMNS)) if path.is_file() else None
+
+
+def _read_rows(path: Path, names: Sequence[str]) -> list[tuple[Any, ...]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        columns = pq.read_table(path, columns=list(COLUMNS)).to_pydict()
-        rows = list(zip(*(columns[name] for name in COLUMNS), strict=True))
+        columns = pq.read_table(path, columns=list(names)).to_pydict()
+        return list(zip(*(columns[name] for name in names), strict=True))
     except (pa.ArrowException, KeyError, OSError) as error:
         raise ValueError(f"{path} must hold the answers of a run, got {error}. {AGAIN}") from error
+
+
+def _prompt_values(rows: Iterable[tuple[Any, ...]]) -> PromptValues | None:
     sampled = [row[1:] for row in rows if row[0] == Decoding.SAMPLED]
     by_oracle = any(harm is not None for _, _, harm, _ in sampled)
     found: dict[Prompt, list[float]] = {}
@@ -106,16 +113,33 @@ def read_prompt_values(path: Path) -> PromptValues | None:
     return PromptValues(values=values, by_oracle=by_oracle)
 
 
+def _of_evidence(folder: Path) -> dict[str, PromptValues | None]:
+    """Return the values of every run whose answers a folder's evidence holds, by its name."""
+    rows: dict[int, list[tuple[Any, ...]]] = {}
+    for number, *row in _read_rows(folder / ANSWERS, ("cell", *COLUMNS)):
+        rows.setdefault(number, []).append(tuple(row))
+    return {
+        cell["run"]: _prompt_values(rows.get(number, []))
+        for number, cell in enumerate(cells_of(folder))
+        if cell["run"] is not None
+    }
+
+
 def compare(folder: Path, groups: Iterable[AttackGroup]) -> Comparisons:
-    """Return every comparison that the answers in a campaign's run folders allow.
+    """Return every comparison that the answers of a campaign's runs allow.
 
     Raises:
         ValueError: when a file of answers is not what a run writes.
     """
+    proven = _of_evidence(folder) if is_evidence(folder) else None
+
+    def values_of(run: str) -> PromptValues | None:
+        return read_prompt_values(folder / run / ANSWERS) if proven is None else proven.get(run)
+
     rows: list[tuple[str, Cell, list[_Raw | None]]] = []
     pairs: list[Pairs] = []
     for group in groups:
-        known = [(cell, values) for cell in group.cells if (values := _values(folder, cell))]
+        known = [(cell, values) for cell in group.cells if (values := _values(values_of, cell))]
         for cell, values in known:
             references = [
                 _reference(known, cell, lambda other: other.is_undefended),
@@ -215,10 +239,10 @@ def _same_attacker(cell: Cell, other: Cell) -> bool:
     return mine == theirs
 
 
-def _values(folder: Path, cell: Cell) -> PromptValues | None:
+def _values(values_of: Callable[[str], PromptValues | None], cell: Cell) -> PromptValues | None:
     """Return a cell's values averaged over seeds; None unless all measured the same prompts."""
     runs = [record.run for record in cell.records if record.status == "ok" and record.run]
-    seeds = [read_prompt_values(folder / run / ANSWERS) for run in runs]
+    seeds = [values_of(run) for run in runs]
     known = [seed for seed in seeds if seed is not None]
     if not known or len(known) < len(seeds) or not all(known[0].fits(seed) for seed in known):
         return None
