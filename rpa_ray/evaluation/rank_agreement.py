@@ -132,12 +132,7 @@ def rank_agreement(
 
     Source: Spearman 1904; Bonett and Wright 2000 (standard error of Fisher's z).
     """
-    if not len(ours) == len(theirs) == len(groups) == len(theirs if null is None else null):
-        raise ValueError(
-            f"ours, theirs, groups and null must have one value a row each, got {len(ours)}, "
-            f"{len(theirs)}, {len(groups)} and {None if null is None else len(null)}. "
-            "Leave out rows that one side lacks."
-        )
+    _require_rows(ours, theirs, groups, null)
     own, other = require_finite(ours, name="ours"), require_finite(theirs, name="theirs")
     own = own if decimals is None else own.round(decimals)
     rho = spearman(own, other)
@@ -164,6 +159,17 @@ def rank_agreement(
         over_null_low=over_null.low,
         over_null_high=over_null.high,
     )
+
+
+def _require_rows(
+    ours: Values, theirs: Values, groups: Sequence[Hashable], null: Values | None
+) -> None:
+    if not len(ours) == len(theirs) == len(groups) == len(theirs if null is None else null):
+        raise ValueError(
+            f"ours, theirs, groups and null must have one value a row each, got {len(ours)}, "
+            f"{len(theirs)}, {len(groups)} and {None if null is None else len(null)}. "
+            "Leave out rows that one side lacks."
+        )
 
 
 def _resampled_rhos(

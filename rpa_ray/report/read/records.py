@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +11,7 @@ import yaml
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from rpa_ray.config import SweepSettings
+from rpa_ray.evaluation.statistics import share_interval
 from rpa_ray.run_folder.names import CONFIG, EVALUATION, SUMMARY, SWEEP
 
 AGAIN = "Run it again: finished cells are kept."
@@ -36,6 +37,9 @@ class Estimate:
     """Lower end of the 95 % interval; NaN when none was computed."""
     ci_high: Number = math.nan
     """Upper end of the 95 % interval; NaN when none was computed."""
+    num_items: int | None = None
+    """Independent items behind the interval; None in records of old, whose intervals take every
+    prompt for one."""
 
     @property
     def is_censored(self) -> bool:
@@ -79,6 +83,8 @@ class Record:
         if self.status != "ok":
             return None
         estimate = self.metrics.get(name) or _derived(name, self.metrics)
+        if estimate is not None and name in SHARES and estimate.num_items is None:
+            estimate = _with_width(estimate)
         if estimate is None or not (math.isfinite(estimate.mean) or estimate.is_censored):
             return None
         return estimate
@@ -94,6 +100,20 @@ def _derived(name: str, metrics: Mapping[str, Estimate]) -> Estimate | None:
     if name != "judge_gap" or judge is None or truth is None:
         return None
     return Estimate(mean=judge.mean - truth.mean, n=truth.n)
+
+
+SHARES = ("compliance", "compliance_sampled", "valid", "refusal_rate", "harmless_answered")
+"""Metrics of records of old whose intervals had no width where all prompts agreed."""
+
+
+def _with_width(estimate: Estimate) -> Estimate:
+    """Return an estimate of old with an interval that holds the exact one of its share."""
+    ends = (estimate.ci_low, estimate.ci_high)
+    if not (0.0 <= estimate.mean <= 1.0 and all(map(math.isfinite, ends))):
+        return estimate
+    exact = share_interval(estimate.mean * estimate.n, estimate.n)
+    low, high = min(ends[0], exact.low), max(ends[1], exact.high)
+    return replace(estimate, ci_low=low, ci_high=high)
 
 
 _RECORD = TypeAdapter(Record)

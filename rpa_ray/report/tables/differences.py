@@ -72,9 +72,10 @@ def pairs_table(campaign: Campaign) -> SideTable:
     return SideTable(
         name="pairs",
         title="Defences told apart",
-        intro="Pairs of defences under one attack whose harm differs (95 %, Holm over the pairs of "
-        f"that attack), of all pairs. {_measure(compared)} on the same {_counts(compared)}, the "
-        "first less the second. Within these seeds: random are items and prompts. [low, high] is "
+        intro="Which of two defences under one attack leaves less harm: the pairs that differ at "
+        "95 % after Holm's adjustment for all pairs of that attack. The difference is "
+        f"{_measure(compared).lower()} under the first less that under the second, on the same "
+        f"{_counts(compared)}. Within these seeds: random are items and prompts. [low, high] is "
         "the 95 % interval of one difference. A pair that is not listed was not told apart, which "
         "does not say that both are alike.",
         columns=(
