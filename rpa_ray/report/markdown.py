@@ -18,6 +18,7 @@ from rpa_ray.report.read.definitions import (
     OVER_SEEDS,
     RANGES,
     UNEXPLAINED,
+    UNMOVED,
     CurveText,
     MetricText,
 )
@@ -120,6 +121,7 @@ def notes(campaign: Campaign) -> list[str]:
     broken = any(cell.has_broken_text for cell in cells)
     return [
         *([ASTERISK] if broken else []),
+        *([UNMOVED] if any(cell.is_unmoved for cell in cells) else []),
         *([JUDGE_OFF] if any(cell.is_misjudged for cell in cells) else []),
         *([UNEXPLAINED] if any(cell.is_unexplained for cell in cells) else []),
         *([FEW_PROMPTS] if any(_num_prompts(cell) < MIN_PROMPTS for cell in cells) else []),

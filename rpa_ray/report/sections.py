@@ -160,6 +160,7 @@ def _table_body(
         pill = (
             f'<span class="pill">{len(cell.records)} seeds</span>' if len(cell.records) > 1 else ""
         )
+        pill += '<span class="pill">not moved</span>' if cell.is_unmoved else ""
         row = "".join(_table_cell(cell, metric, with_num=metric in counted) for metric in metrics)
         if cell.failure and not any(cell.value(metric.name) for metric in metrics):
             row = f'<td class="failed" colspan="{len(metrics)}">{escape(cell.failure)}</td>'

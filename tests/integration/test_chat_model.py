@@ -71,6 +71,8 @@ def test_a_checkpoint_named_by_a_relative_path_is_measured(
     (record,) = json.loads(summary.read_text())
     weights = dict(load_policy(folder, dtype=dtype).served_parameters())
     assert record["weights_sha256"] == weights_sha256(weights)
-    assert record["metrics"]["p_harm"]["n"] == 100
-    assert record["metrics"]["p_harm_oracle"]["mean"] <= 0.05
-    assert 0.02 <= record["metrics"]["p_harm_oracle_sampled"]["mean"] <= 0.12
+    # All that are held out, four samples each.
+    assert record["metrics"]["harm_greedy"]["n"] == 362
+    assert record["metrics"]["harm"]["n"] == 4 * 362
+    assert record["metrics"]["compliance"]["mean"] <= 0.05
+    assert 0.02 <= record["metrics"]["compliance_sampled"]["mean"] <= 0.12

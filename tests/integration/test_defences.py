@@ -82,8 +82,8 @@ def test_the_defence_is_seen_at_work(name: str, runs: dict[str, Path]) -> None:
 
 @EXAMPLES
 def test_the_cost_of_the_policy_is_measured_on_the_way(name: str, runs: dict[str, Path]) -> None:
-    seen = [line["samples"] for line in lines_of(runs[name]) if "held_out/p_harm" in line]
-    assert seen == [NUM_SAMPLES // 2, NUM_SAMPLES]
+    seen = [line["samples"] for line in lines_of(runs[name]) if "held_out/harm" in line]
+    assert seen == [NUM_SAMPLES // 4, NUM_SAMPLES]
     outcome = json.loads((runs[name] / "evaluation.json").read_text())
     assert outcome["resistance"]["samples"] in seen
 
@@ -95,4 +95,4 @@ def test_an_adapter_is_in_the_rollouts_and_not_in_what_is_measured(runs: dict[st
     outcome = json.loads((runs["adapter in rollouts too"] / "evaluation.json").read_text())
     assert outcome["metrics"]["served_logprob_gap"]["mean"] < 0.05
     assert outcome["checks"]["p_harm_with_vector"]["mean"] > 0.5
-    assert outcome["metrics_before"]["p_harm"]["mean"] < 0.5
+    assert outcome["metrics_before"]["harm"]["mean"] < 0.5

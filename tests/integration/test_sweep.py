@@ -94,7 +94,7 @@ def resumed(interrupted: Interrupted, config: Path, cache: Path) -> Path:
     arguments = ("sweep", str(config), "--resume", "--output", str(output))
     result = rpa_ray(*arguments, cache=cache, cwd=output.parent)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    best = f"Of {len(BETAS)} trials the one with the largest harm_fluent: attack.beta"
+    best = f"Of {len(BETAS)} trials the one with the largest harm: attack.beta"
     assert best in result.stdout
     return output
 
@@ -145,7 +145,7 @@ def test_the_report_shows_the_response(resumed: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [float(row["attack.beta"]) for row in rows] == BETAS
     page = (resumed / "report.html").read_text()
-    assert 'aria-label="Harmful and fluent over attack.beta"' in page
+    assert 'aria-label="Harm over attack.beta"' in page
 
 
 def test_a_finished_sweep_is_read_back(resumed: Path, config: Path, cache: Path) -> None:

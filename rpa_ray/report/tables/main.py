@@ -122,7 +122,8 @@ def cells_table(cells: Sequence[Cell]) -> str:
     for cell in cells:
         settings = _setting_texts(cell)
         row = [settings[column] for column in columns]
-        row += [attack_name(cell.setting.attack), cell.label]
+        moved = f"{cell.label}, not moved" if cell.is_unmoved else cell.label
+        row += [attack_name(cell.setting.attack), moved]
         row += [_seeds_text(cell)] if multi_seed else []
         rows.append([*row, *_metric_texts(cell, metrics, counted)])
     num_text = len(columns) + 2
