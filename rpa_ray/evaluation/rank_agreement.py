@@ -9,7 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rpa_ray.evaluation.clusters import drawn_items, outer_quantiles
-from rpa_ray.evaluation.statistics import RESOLUTION_DECIMALS, Interval, require_finite
+from rpa_ray.evaluation.statistics import (
+    NO_INTERVAL,
+    RESOLUTION_DECIMALS,
+    Interval,
+    require_finite,
+)
 
 Values = Sequence[float] | NDArray[np.float64]
 
@@ -111,9 +116,8 @@ def rank_agreement(
 
     The interval holds that of resampled rows and that of Fisher's z. The permutation test shuffles
     our rows within each group only, because rows of different groups (attacks, data) differ for
-    reasons that no method has to know: of all orders where there are no more than
-    ``num_resamples``, else of so many drawn ones with p = (1 + as high) / (1 + drawn). It is
-    one-sided: agreement is what is claimed.
+    reasons that no method has to know: in all orders where those are no more than
+    ``num_resamples``, else drawn ones with p = (1 + as high) / (1 + drawn). It is one-sided.
 
     Args:
         ours: One mean a row.
@@ -130,7 +134,7 @@ def rank_agreement(
     Raises:
         ValueError: If the lengths differ or some values are not finite.
 
-    Source: Spearman 1904; Bonett and Wright 2000 (standard error of Fisher's z).
+    Source: Bonett and Wright 2000 (standard error of Fisher's z).
     """
     _require_rows(ours, theirs, groups, null)
     own, other = require_finite(ours, name="ours"), require_finite(theirs, name="theirs")
@@ -138,16 +142,14 @@ def rank_agreement(
     rho = spearman(own, other)
     if rho is None:
         return None
-    rivals = own[None]
     null_rho = None if null is None else spearman(null, other)
-    if null is not None and null_rho is not None:
-        rivals = np.stack([own, require_finite(null, name="null")])
+    rivals = [own] if null_rho is None else [own, np.asarray(null, dtype=np.float64)]
     rng = np.random.default_rng(seed)
     resampled = _resampled_rhos(rivals, other, num_resamples, rng)
     ends = _defined_quantiles(resampled[0], level).around(_fisher_interval(rho, own.size, level))
-    over_null = _defined_quantiles(resampled[0] - resampled[-1], level)
-    if null_rho is None:
-        over_null = Interval(float("nan"), float("nan"))
+    over_null = NO_INTERVAL
+    if null_rho is not None:
+        over_null = _defined_quantiles(resampled[0] - resampled[1], level)
     return RankAgreement(
         rho=rho,
         ci_low=ends.low,
@@ -173,7 +175,7 @@ def _require_rows(
 
 
 def _resampled_rhos(
-    rivals: NDArray[np.float64],
+    rivals: Sequence[NDArray[np.float64]],
     theirs: NDArray[np.float64],
     num_resamples: int,
     rng: np.random.Generator,
@@ -202,7 +204,7 @@ def _centred_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _defined_quantiles(resampled: NDArray[np.float64], level: float) -> Interval:
     defined = resampled[~np.isnan(resampled)]
     if defined.size == 0:
-        return Interval(float("nan"), float("nan"))
+        return NO_INTERVAL
     return Interval(*outer_quantiles(defined, level))
 
 
