@@ -34,7 +34,7 @@ def test_a_judge_that_is_off_on_the_cells_own_answers_is_marked(gap: float, mark
 
 def test_the_gap_of_records_of_old_is_enough_for_the_mark() -> None:
     texts = row(record(p_harm_sampled=0.01, p_harm_oracle_sampled=0.83, refusal_rate=0.0))
-    assert texts[2:] == ["0.83 [0.78, 0.88]", "0.01!", "-0.82", "0.00"]
+    assert texts[2:] == ["0.83 [0.74, 0.90]", "0.01!", "-0.82", "0.00"]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_the_headline_tells_harm_and_says_when_it_is_something_else() -> None:
         "Harm is 0.93 [0.88, 0.98] after it without a defence."
     )
     assert told(record(p_harm_oracle_sampled=0.56, p_harm_sampled=1.0)) == (
-        "Harm is 0.56 [0.51, 0.61] (answers that comply) after it without a defence."
+        "Harm is 0.56 [0.46, 0.66] (answers that comply) after it without a defence."
     )
     assert told(record(p_harm_sampled=0.9), record(defence="lisa", p_harm_sampled=0.1)) == (
         "Harm is 0.90 [0.85, 0.95] by the judge after it without a defence; "

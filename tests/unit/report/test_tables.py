@@ -50,7 +50,7 @@ OLD_JUDGE = {"p_harm": 0.9, "p_harm_sampled": 0.8, "valid": 1.0}
     ("metrics", "first", "text"),
     [
         (OLD_JUDGE | {"harm": 0.3, "p_harm_oracle_sampled": 0.7}, "Harm", "0.30 [0.25, 0.35]"),
-        (OLD_JUDGE | {"p_harm_oracle_sampled": 0.7}, "Complies", "0.70 [0.65, 0.75]"),
+        (OLD_JUDGE | {"p_harm_oracle_sampled": 0.7}, "Complies", "0.70 [0.60, 0.79]"),
         (OLD_JUDGE, "Judge", "0.80 [0.75, 0.85]"),
         ({"p_harm": 0.9, "valid": 1.0}, "Judge, greedy", "0.90 [0.85, 0.95]"),
     ],
