@@ -77,6 +77,14 @@ def _check_judges(settings: ExperimentSettings, where: str) -> None:
             None,
             "A judge that is optimised against cannot be the one that is reported.",
         )
+    chosen_by = settings.data.refusals.judge
+    if chosen_by is not None and chosen_by == evaluation.judge.path:
+        raise ConfigError(
+            f"{where}data.refusals.judge",
+            "name another classifier than evaluation.judge.path",
+            chosen_by,
+            "A judge that chose what a model learns from cannot be the one that is reported.",
+        )
     second = evaluation.second_judge
     if second is not None and second.trained and second.path == evaluation.judge.path:
         raise ConfigError(
