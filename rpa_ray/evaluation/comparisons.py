@@ -129,7 +129,7 @@ def over_seeds(
         seed_means: One mean a seed (or one difference), finite.
         within: Interval of the mean over these seeds, from :func:`mean_estimate` or
             :func:`paired_difference` with every prompt averaged over seeds; None: the items are
-            all there are.
+            all there are, which near the ends of a scale covers less than it says.
         bounds: Ends of the scale, for means that have some: (0, 1), of differences (-1, 1).
         level: Coverage, in (0, 1).
 
