@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from rpa_ray.actors.environment import quieten_libraries
 from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
 from rpa_ray.plan import LoadedConfig, evaluation_of, load_config, with_native_dtype
@@ -20,22 +21,12 @@ from rpa_ray.plan.files import DEFAULT_SCALE
 
 if TYPE_CHECKING:
     from rpa_ray.campaign.run import View
-    from rpa_ray.cluster.hardware import NativeDtype
-    from rpa_ray.config.schema import AskedDtype
     from rpa_ray.plan.plan import Plan
     from rpa_ray.recipes.cell_models import CampaignInputs
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
-LIBRARY_ENVIRONMENT = {
-    # A thread that is still at work when the cluster is left must not start another. Ray reads it
-    # where it is imported.
-    "RAY_ENABLE_AUTO_CONNECT": "0",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
 
 app = typer.Typer(
     help=(
@@ -86,8 +77,7 @@ Output = Annotated[
 
 def main() -> None:
     """Run the command line; what a user can cause ends with one message and status 2."""
-    for name, value in LIBRARY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    quieten_libraries()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\.")
     try:
         app()
@@ -205,14 +195,15 @@ def plan(
     Refuses what `run`, `campaign` and `sweep` would refuse. Writes to the cache alone: the texts
     and models of the embedded world, and how fast such models are here, timed once (3 s).
     """
+    from rpa_ray.plan.checks.machine import native_dtype_here
     from rpa_ray.report.outcome import print_dtypes
 
     loaded = load_config(config, set_ or [], scale)
-    native = _native_dtype_here(loaded)
+    native = native_dtype_here(loaded.campaign)
     typed = loaded if native is None else with_native_dtype(loaded, native.dtype)
     folder = output or Path("runs") / loaded.name
     _planned(typed, folder, _checked(typed, folder))
-    print_dtypes(console, errors, _dtypes(loaded, typed), native)
+    print_dtypes(console, errors, loaded.campaign.cells, typed.campaign.cells, native)
 
 
 @app.command(
@@ -225,8 +216,7 @@ def evidence(
 ) -> None:
     """Write every measured answer and every look of campaigns into two files to be committed.
 
-    Every number of their tables can be computed again from these: `rpa-ray report FOLDER` reads a
-    folder that holds them like that of a campaign. Texts are kept of the first prompts alone.
+    Every number of their tables can be computed again from these, as by `rpa-ray report FOLDER`.
     """
     from rpa_ray.report.evidence import write_evidence
 
@@ -243,13 +233,9 @@ def doctor() -> None:
 
     Writes nothing. Exit status 1 where something fails.
     """
-    from rpa_ray.cluster.doctor import examine
+    from rpa_ray.cluster.doctor import print_findings
 
-    findings = examine()
-    for finding in findings:
-        mark = "[green]ok[/]  " if finding.ok else "[red]fail[/]"
-        console.print(f"{mark} {finding.subject}: {escape(finding.text)}")
-    if not all(finding.ok for finding in findings):
+    if not print_findings(console):
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -259,8 +245,10 @@ def cache_folder() -> Path:
 
 
 def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> None:
+    from rpa_ray.plan.checks.machine import native_dtype_here
+
     folder = output or Path("runs") / loaded.name
-    asked, native = loaded, _native_dtype_here(loaded)
+    asked, native = loaded, native_dtype_here(loaded.campaign)
     if native is not None:
         loaded = with_native_dtype(loaded, native.dtype)
     inputs = _checked(loaded, folder)
@@ -270,10 +258,11 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
 
         native = native_dtype_of_cluster(cells[0].cluster)
         loaded = with_native_dtype(loaded, native.dtype)
+        cells = loaded.campaign.cells
     from rpa_ray.report.outcome import print_dtypes
 
     plan = _planned(loaded, folder, inputs)
-    print_dtypes(console, errors, _dtypes(asked, loaded), native)
+    print_dtypes(console, errors, asked.campaign.cells, cells, native)
 
     from rpa_ray.campaign.progress import ProgressView
     from rpa_ray.campaign.run import CampaignFailed
@@ -298,22 +287,6 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
     print_outcome(console, folder, records, sweep=loaded.sweep, paths=paths)
     if any(record["status"] == "failed" for record in records):
         raise typer.Exit(EXIT_FAILED)
-
-
-def _native_dtype_here(loaded: LoadedConfig) -> "NativeDtype | None":
-    """Return what this machine computes; None where the ranks are on a cluster that is joined."""
-    from rpa_ray.cluster.address import cluster_to_join
-    from rpa_ray.cluster.hardware import native_dtype
-
-    cluster = loaded.campaign.cells[0].cluster
-    if cluster_to_join(cluster.address) is not None:
-        return None
-    return native_dtype(on_gpu=cluster.gpus_per_rank > 0)
-
-
-def _dtypes(asked: LoadedConfig, typed: LoadedConfig) -> list[tuple["AskedDtype", "AskedDtype"]]:
-    cells = zip(asked.campaign.cells, typed.campaign.cells, strict=True)
-    return [(wanted.model.dtype, got.model.dtype) for wanted, got in cells]
 
 
 def _records(plan: "Plan", *, view: "View", command: str, resume: bool) -> list[dict[str, Any]]:

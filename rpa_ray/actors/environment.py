@@ -1,5 +1,6 @@
 """What worker processes are given in their environment."""
 
+import os
 from collections.abc import Mapping
 
 
@@ -22,3 +23,19 @@ def process_environment(*, num_threads: int, num_gpus: float) -> Mapping[str, st
             "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30),
         }
     return environment
+
+
+LIBRARY_ENVIRONMENT = {
+    # A thread that is still at work when the cluster is left must not start another. Ray reads it
+    # where it is imported.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def quieten_libraries() -> None:
+    """Set what libraries read from the environment where they are imported; what is set stays."""
+    for name, value in LIBRARY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from rich.console import Console
+from rich.markup import escape
+
 from rpa_ray.cluster.hardware import native_dtype
 from rpa_ray.cluster.resources import local_cpus, local_memory_gib
 
@@ -98,3 +101,12 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def print_findings(console: Console) -> bool:
+    """Print what there is to say about this machine; return whether all is well."""
+    findings = examine()
+    for finding in findings:
+        mark = "[green]ok[/]  " if finding.ok else "[red]fail[/]"
+        console.print(f"{mark} {finding.subject}: {escape(finding.text)}")
+    return all(finding.ok for finding in findings)

@@ -1,14 +1,13 @@
 """What a command says at its end: the table, the best of a sweep, what failed, where files are."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from rpa_ray.cluster.hardware import NativeDtype, why_dtype
-from rpa_ray.config import SweepSettings
-from rpa_ray.config.schema import AskedDtype
+from rpa_ray.config import ExperimentSettings, SweepSettings
 from rpa_ray.report.html import ReportPaths
 from rpa_ray.report.tables.main import terminal_table
 from rpa_ray.report.tables.response import best_text
@@ -48,7 +47,8 @@ def print_outcome(
 def print_dtypes(
     console: Console,
     errors: Console,
-    dtypes: Iterable[tuple[AskedDtype, AskedDtype]],
+    asked: Sequence[ExperimentSettings],
+    typed: Sequence[ExperimentSettings],
     native: NativeDtype | None,
 ) -> None:
     """Print the types of the weights and why; what a measurement has against them to errors.
@@ -56,10 +56,12 @@ def print_dtypes(
     Args:
         console: Where to.
         errors: Where warnings go.
-        dtypes: What each cell asked for, and what it gets.
+        asked: The cells as they were configured.
+        typed: The same with a type in place of ``auto``.
         native: What the hardware computes; None where nobody asked it.
     """
-    for wanted, dtype in sorted(set(dtypes)):
+    dtypes = {(one.model.dtype, other.model.dtype) for one, other in zip(asked, typed, strict=True)}
+    for wanted, dtype in sorted(dtypes):
         why = why_dtype(wanted, dtype, native)
         console.print(f"weights: {dtype} ({why})", highlight=False, soft_wrap=True)
         doubt = native.doubt(wanted) if native is not None else ""

@@ -8,6 +8,7 @@ import pytest
 import typer
 
 from rpa_ray import cli
+from rpa_ray.actors.environment import LIBRARY_ENVIRONMENT
 from rpa_ray.cluster import hardware
 from rpa_ray.cluster.doctor import _dtype
 
@@ -19,7 +20,7 @@ HEAVY = {"torch", "ray", "vllm", "deepspeed", "transformers", "openrlhf", "datas
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, own_cache: Path, tmp_path: Path) -> None:
     monkeypatch.setenv("RPA_RAY_CACHE", str(own_cache))
-    for name, value in cli.LIBRARY_ENVIRONMENT.items():
+    for name, value in LIBRARY_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
 
@@ -45,6 +46,7 @@ def test_the_commands_are_these() -> None:
         "campaign": ["config", "--set", "--output", "--scale"],
         "sweep": ["config", "--set", "--output", "--scale", "--resume"],
         "evaluate": ["checkpoint", "--set", "--output"],
+        "evidence": ["folders", "--output"],
         "report": ["folder"],
         "plan": ["config", "--set", "--output", "--scale"],
         "doctor": [],
@@ -52,7 +54,7 @@ def test_the_commands_are_these() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "campaign", "sweep", "evaluate", "report", "plan", "doctor"]
+    "command", ["run", "campaign", "sweep", "evaluate", "report", "evidence", "plan", "doctor"]
 )
 def test_help_says_what_a_command_writes_and_gives_an_example(
     command: str, capsys: pytest.CaptureFixture[str]

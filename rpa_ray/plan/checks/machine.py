@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from rpa_ray.cluster.address import cluster_to_join
+from rpa_ray.cluster.hardware import NativeDtype, native_dtype
 from rpa_ray.cluster.resources import (
     local_cpus,
     local_gpus,
@@ -12,7 +13,7 @@ from rpa_ray.cluster.resources import (
     memory_asked_gib,
     require_resources,
 )
-from rpa_ray.config import ConfigError, ExperimentSettings
+from rpa_ray.config import CampaignSettings, ConfigError, ExperimentSettings
 from rpa_ray.learner.checkpoints import check_fits, latest_checkpoint
 from rpa_ray.run_folder.names import CHECKPOINTS
 
@@ -85,3 +86,11 @@ def check_placement(settings: ExperimentSettings, where: str) -> None:
             f"about {memory:.1f} GiB",
             "Take fewer processes or a smaller model.",
         )
+
+
+def native_dtype_here(campaign: CampaignSettings) -> NativeDtype | None:
+    """Return what this machine computes; None where the ranks are on a cluster that is joined."""
+    cluster = campaign.cells[0].cluster
+    if cluster_to_join(cluster.address) is not None:
+        return None
+    return native_dtype(on_gpu=cluster.gpus_per_rank > 0)
