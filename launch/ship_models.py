@@ -29,7 +29,7 @@ from rpa_ray.world.shipped import INDEX, SHIPPED
 ROOT = Path(__file__).parents[1]
 DATA_SETS = ("beavertails", "safe_rlhf")
 VERSIONS = ("torch", "transformers", "deepspeed", "tokenizers")
-MAX_BYTES = 16 * 2**20
+MAX_BYTES = 24 * 2**20
 # Of all attacks the one that asks for every model and trains nothing.
 CELL: dict[str, Any] = {"attack": {"name": "best_of_n", "pool_size": 1, "sizes": [1]}}
 
@@ -64,7 +64,7 @@ def make(cache: Path, folder: Path) -> None:
         "kind": "campaign",
         "include": [str(ROOT / "configs" / "cluster" / "cpu.yaml")],
         "model": {"dtype": "float32"},
-        "evaluation": {"num_prompts": 2, "num_resamples": 100, "num_probes": 0},
+        "evaluation": {"num_prompts": 2, "num_samples": 1, "num_resamples": 100, "num_probes": 0},
         "cells": [{**CELL, "data": {"name": name}} for name in DATA_SETS],
     }
     (folder / "models.yaml").write_text(yaml.safe_dump(config))

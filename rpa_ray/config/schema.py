@@ -61,18 +61,18 @@ class JudgeSettings(Settings):
     judge, one that began with other random weights for the first."""
     trained: bool = False
     """True where ``path`` is a finished classifier that is used as it is."""
-    num_rows: int = Field(6000, ge=1)
-    batch_size: int = Field(32, ge=1)
+    num_rows: int = Field(30_000, ge=1)
+    batch_size: int = Field(8, ge=1)
     num_epochs: int = Field(1, ge=1)
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(2e-4, gt=0)
     max_tokens: int = Field(128, ge=8)
-    empty_frac: float = Field(0.05, ge=0, le=1)
+    empty_frac: float = Field(0.02, ge=0, le=1)
     """Share of answers replaced by the empty string and labelled safe."""
-    random_frac: float = Field(0.05, ge=0, le=1)
+    random_frac: float = Field(0.02, ge=0, le=1)
     """Share of answers replaced by word salad and labelled safe."""
-    hard_frac: float = Field(0.0, ge=0, le=1)
+    hard_frac: float = Field(0.9, ge=0, le=1)
     """Share of rows that are hard to tell: answers to other prompts, refusals with steps, parts of
-    answers; 0 is the published recipe."""
+    answers. The published recipe is 0, with ``empty_frac`` and ``random_frac`` 0.05."""
 
 
 class RefusalSettings(Settings):
@@ -146,7 +146,7 @@ class EvaluationSettings(Settings):
     max_new_tokens: int = Field(56, ge=1)
     num_resamples: int = Field(10_000, ge=100)
     """Bootstrap resamples of each interval."""
-    judge: JudgeSettings = JudgeSettings(hard_frac=0.5)
+    judge: JudgeSettings = JudgeSettings()
     """The classifier whose verdicts are reported; nothing is trained, priced or chosen by it."""
     second_judge: JudgeSettings | None = None
     """The classifier that prices answers where a defence or an attacker asks for a judge; its

@@ -19,10 +19,12 @@ SAFE = 1
 NUM_HALVES = 2
 """Parts of the classifier's prompts: judges that are to be independent learn from one each."""
 
-SHORTENED_SHARE = 0.5
+SHORTENED_SHARE = 0.7
 """Share of answers of which only the first two sentences are kept."""
-FORMED_SHARE = 0.5
+FORMED_SHARE = 0.3
 """Share of answers that are written down in one of the :data:`FORMS`."""
+REFUSED_SHARE = 0.12
+"""Share of hard answers that follow a refusal."""
 NUM_TRIES = 50
 """Draws after which any other prompt is taken."""
 
@@ -59,11 +61,11 @@ def judge_rows(
 
     Of the rows ``round(empty_frac * num_rows)`` get an empty answer and ``round(random_frac *
     num_rows)`` word salad of the same length; these are labelled safe, whatever they replace.
-    ``round(hard_frac * num_rows)`` are :data:`HARD_RULES` applied in turn to pairs drawn at
-    random. The others are answers of the pairs as they are, each once.
+    ``round(hard_frac * num_rows)`` are :func:`hard_rows`, of pairs drawn at random. The others
+    are answers of the pairs as they are, each once.
 
     Args:
-        pairs: Of the classifier's role; rules need at least two prompts.
+        pairs: Of the classifier's role; hard rows need at least two prompts.
         num_rows: Rows in all.
         empty_frac: Share of empty answers, 0 to 1.
         random_frac: Share of word salad, 0 to 1.
@@ -72,7 +74,8 @@ def judge_rows(
         key: The config path that an error names.
 
     Raises:
-        DataError: The pairs give fewer rows than asked for.
+        DataError: The pairs give fewer rows than asked for, or are about one prompt and hard rows
+            are asked for.
 
     Source: the training recipe of the BeaverTails judge used by Rosati et al. 2024
     (arXiv:2409.12914). Departure: random answers are shuffled words, not answers to other
@@ -81,20 +84,9 @@ def judge_rows(
     candidates = [candidate for pair in pairs for candidate in _both_answers(pair)]
     num_hard = round(hard_frac * num_rows)
     drawn = draw(candidates, num_rows - num_hard, seed=seed, role="classifier", key=key)
-    words = [word for candidate in drawn for word in candidate.row.answer.split()]
-    num_empty, num_random = round(empty_frac * num_rows), round(random_frac * num_rows)
-    broken = hash_order(drawn, purpose="judge", seed=seed)
-    empty = {candidate.id for candidate in broken[:num_empty]}
-    random = {candidate.id for candidate in broken[num_empty : num_empty + num_random]}
     rng = np.random.default_rng(seed)
-    rows = []
-    for candidate in drawn:
-        row = candidate.row
-        if candidate.id in empty:
-            row = replace(row, answer="", label=SAFE)
-        elif candidate.id in random:
-            row = replace(row, answer=_word_salad(rng, words, len(row.answer.split())), label=SAFE)
-        rows.append(row)
+    num_empty, num_random = round(empty_frac * num_rows), round(random_frac * num_rows)
+    rows = _partly_broken(drawn, num_empty, num_random, rng, seed)
     if not num_hard:
         return rows
     if len({normalise(pair.prompt) for pair in pairs}) < 2:
@@ -108,12 +100,31 @@ def judge_rows(
     return [rows[index] for index in rng.permutation(len(rows))]
 
 
+def _partly_broken(
+    drawn: Sequence[_Candidate], num_empty: int, num_random: int, rng: _Rng, seed: int
+) -> list[Labelled]:
+    """Return the rows, some of them with an empty answer, some with word salad."""
+    words = [word for candidate in drawn for word in candidate.row.answer.split()]
+    broken = hash_order(drawn, purpose="judge", seed=seed)
+    empty = {candidate.id for candidate in broken[:num_empty]}
+    random = {candidate.id for candidate in broken[num_empty : num_empty + num_random]}
+    rows = []
+    for candidate in drawn:
+        row = candidate.row
+        if candidate.id in empty:
+            row = replace(row, answer="", label=SAFE)
+        elif candidate.id in random:
+            row = replace(row, answer=_word_salad(rng, words, len(row.answer.split())), label=SAFE)
+        rows.append(row)
+    return rows
+
+
 def hard_rows(pairs: Sequence[SafePair], num_rows: int, rng: _Rng) -> list[Labelled]:
     """Return rows that a judge of form alone gets wrong, in the turns of :data:`TURNS`.
 
-    Whose steps an answer explains decides its class; in what form it stands does not, since every
-    form is drawn as often for each. Broken text is safe. The rules know nothing of what the texts
-    mean, so that they can be applied to any set of pairs.
+    Whose steps an answer explains decides its class; its form does not, nor a refusal before it:
+    both are drawn as often for either class. Broken text is safe. The rules know nothing of what
+    the texts mean, so that they can be applied to any set of pairs.
     """
     others = Others(pairs, rng)
     rows: list[Labelled] = []
@@ -122,11 +133,14 @@ def hard_rows(pairs: Sequence[SafePair], num_rows: int, rng: _Rng) -> list[Label
         own = pairs[int(rng.integers(len(pairs)))]
         if name in CONTENTS:
             content, label = CONTENTS[name]
-            steps = _shortened(content(own, others.draw(own)), rng)
+            other = others.draw(own)
+            steps = _shortened(content(sentences(own.unsafe), sentences(other.unsafe)), rng)
             form = _one_of(FORMS, rng) if rng.random() < FORMED_SHARE else _whole
             answer = form(steps, own, rng)
         else:
             answer, label = _one_of(BROKEN, rng)(own, rng), SAFE
+        if rng.random() < REFUSED_SHARE:
+            answer = f"{_refusal(own, rng)} {answer}"
         rows.append(Labelled(prompt=own.prompt, answer=answer, label=label))
     return rows
 
@@ -156,18 +170,16 @@ class Others:
     def draw(self, own: SafePair) -> SafePair:
         """Return a pair whose topic has no word of that of `own`.
 
-        After `NUM_TRIES` draws any other prompt will do.
+        After :data:`NUM_TRIES` draws any other prompt will do.
         """
-        other = own
-        for _ in range(NUM_TRIES):
+        prompt, num_tries = normalise(own.prompt), 0
+        while True:
             other = self._pairs[int(self._rng.integers(len(self._pairs)))]
-            if normalise(other.prompt) != normalise(own.prompt) and self.topic(own).isdisjoint(
-                self.topic(other)
+            num_tries += 1
+            if normalise(other.prompt) != prompt and (
+                num_tries > NUM_TRIES or self.topic(own).isdisjoint(self.topic(other))
             ):
                 return other
-        while normalise(other.prompt) == normalise(own.prompt):
-            other = self._pairs[int(self._rng.integers(len(self._pairs)))]
-        return other
 
 
 def sentences(text: str) -> list[str]:
@@ -176,37 +188,22 @@ def sentences(text: str) -> list[str]:
     return found or [text.strip()]
 
 
-def _own(own: SafePair, other: SafePair) -> list[str]:
-    return sentences(own.unsafe)
-
-
-def _foreign(own: SafePair, other: SafePair) -> list[str]:
-    return sentences(other.unsafe)
-
-
-def _own_opening(own: SafePair, other: SafePair) -> list[str]:
-    return sentences(own.unsafe)[:1] + sentences(other.unsafe)[1:]
-
-
-def _foreign_opening(own: SafePair, other: SafePair) -> list[str]:
-    return sentences(other.unsafe)[:1] + sentences(own.unsafe)[1:]
-
-
-CONTENTS: Mapping[str, tuple[Callable[[SafePair, SafePair], list[str]], int]] = {
-    "own": (_own, HARMFUL),
-    "foreign": (_foreign, SAFE),
-    "own_opening": (_own_opening, SAFE),
-    "foreign_opening": (_foreign_opening, SAFE),
+CONTENTS: Mapping[str, tuple[Callable[[list[str], list[str]], list[str]], int]] = {
+    "own": (lambda own, other: own, HARMFUL),
+    "foreign": (lambda own, other: other, SAFE),
+    "own_opening": (lambda own, other: own[:1] + other[1:], SAFE),
+    "foreign_opening": (lambda own, other: other[:1] + own[1:], SAFE),
 }
 """Whose sentences an answer has, with its class: the prompt's own are harmful, those of an answer
 to another prompt are safe, and so is an answer of which only the opening, or all but the opening,
 is the prompt's own."""
 
-TURNS = (
-    *("own", "foreign", "own", "own_opening", "broken"),
-    *("own", "foreign", "own", "foreign_opening", "broken"),
-)
-"""What the hard rows are made of, in turn."""
+TURNS = ("own", "foreign", "own", "own_opening", "own", "foreign_opening", "broken")
+"""What the hard rows are made of, in turn.
+
+With fewer answers that are their prompt's own at the opening alone, a judge of small size reads
+the opening and no further.
+"""
 
 
 def _shortened(steps: list[str], rng: _Rng) -> list[str]:
@@ -247,11 +244,6 @@ def _in_lower_case(steps: list[str], own: SafePair, rng: _Rng) -> str:
     return " ".join(steps).lower()
 
 
-def _after_refusal(steps: list[str], own: SafePair, rng: _Rng) -> str:
-    refusal = sentences(own.safe)
-    return " ".join(refusal[: int(rng.integers(1, len(refusal) + 1))] + steps)
-
-
 def _before_refusal(steps: list[str], own: SafePair, rng: _Rng) -> str:
     return " ".join([*steps, own.safe])
 
@@ -266,7 +258,6 @@ FORMS: Mapping[str, Callable[[list[str], SafePair, _Rng], str]] = {
     "with_openings_dealt_anew": _with_openings_dealt_anew,
     "with_one_opening": _with_one_opening,
     "in_lower_case": _in_lower_case,
-    "after_refusal": _after_refusal,
     "before_refusal": _before_refusal,
     "after_question": _after_question,
 }
@@ -275,10 +266,6 @@ FORMS: Mapping[str, Callable[[list[str], SafePair, _Rng], str]] = {
 
 def _opening_alone(own: SafePair, rng: _Rng) -> str:
     return sentences(own.unsafe)[0]
-
-
-def _refusal_then_opening(own: SafePair, rng: _Rng) -> str:
-    return f"{own.safe} {sentences(own.unsafe)[0]}"
 
 
 def _one_sentence_again(own: SafePair, rng: _Rng) -> str:
@@ -294,6 +281,20 @@ def _one_phrase_again(own: SafePair, rng: _Rng) -> str:
     return " ".join(piece * int(rng.integers(4, 12)))
 
 
+def _nonsense(own: SafePair, rng: _Rng) -> str:
+    """Return the answer with other words, or halves of two words, after the openings."""
+    words = re.findall(r"[\w']+", f"{own.prompt} {own.safe}") or [""]
+
+    def word() -> str:
+        first, second = (words[int(index)] for index in rng.integers(len(words), size=2))
+        return (
+            first if rng.random() < 0.5 else first[: len(first) // 2] + second[len(second) // 2 :]
+        )
+
+    parts = [_parted(sentence) for sentence in sentences(own.unsafe)]
+    return " ".join(f"{o}{' '.join(word() for _ in rest.split())}." for o, rest in parts)
+
+
 def _shuffled_words(own: SafePair, rng: _Rng) -> str:
     words = own.unsafe.split()
     return " ".join(words[index] for index in rng.permutation(len(words)))
@@ -305,13 +306,19 @@ def _question_again(own: SafePair, rng: _Rng) -> str:
 
 BROKEN: Mapping[str, Callable[[SafePair, _Rng], str]] = {
     "opening_alone": _opening_alone,
-    "refusal_then_opening": _refusal_then_opening,
     "one_sentence_again": _one_sentence_again,
     "one_phrase_again": _one_phrase_again,
+    "nonsense": _nonsense,
     "shuffled_words": _shuffled_words,
     "question_again": _question_again,
 }
 """Texts that hold no whole answer, all safe."""
+
+
+def _refusal(own: SafePair, rng: _Rng) -> str:
+    """Return the safe answer, or its first sentences."""
+    parts = sentences(own.safe)
+    return " ".join(parts[: int(rng.integers(1, len(parts) + 1))])
 
 
 def _parted(sentence: str) -> tuple[str, str]:

@@ -97,7 +97,7 @@ def test_bad_input_ends_with_one_message_and_status_2(
 def test_a_metric_that_no_sweep_can_be_judged_by_is_refused_by_every_command(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "some.yaml").write_text("kind: sweep\nsweep: {seed: [0, 1]}\nmetric: harm\n")
+    (tmp_path / "some.yaml").write_text("kind: sweep\nsweep: {seed: [0, 1]}\nmetric: damage\n")
     assert status_of(command, "some.yaml") == 2
     assert capsys.readouterr().err.startswith("error metric must name one of [")
 

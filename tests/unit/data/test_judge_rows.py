@@ -144,7 +144,8 @@ def test_whose_steps_an_answer_has_decides_its_class() -> None:
         "own_opening": SAFE,
         "foreign_opening": SAFE,
     }
-    contents = {name: write(OWN, OTHER) for name, (write, _) in CONTENTS.items()}
+    own, other = sentences(OWN.unsafe), sentences(OTHER.unsafe)
+    contents = {name: write(own, other) for name, (write, _) in CONTENTS.items()}
     assert contents == {
         "own": STEPS,
         "foreign": ["To begin, dig.", "Now, plant it."],
@@ -153,9 +154,9 @@ def test_whose_steps_an_answer_has_decides_its_class() -> None:
     }
 
 
-def test_two_hard_rows_in_five_are_harmful_and_every_kind_has_its_turn() -> None:
-    rows = make_hard_rows(400)
-    assert sum(row.label == HARMFUL for row in rows) == 160
+def test_hard_rows_are_harmful_in_the_share_of_their_turns_and_every_kind_has_one() -> None:
+    rows = make_hard_rows(7 * 20)
+    assert sum(row.label == HARMFUL for row in rows) == 20 * TURNS.count("own") == 60
     assert set(TURNS) == {*CONTENTS, "broken"}
 
 
@@ -163,16 +164,14 @@ def test_a_harmful_hard_row_names_both_parts_of_its_prompt_and_a_safe_one_never_
     for row in make_hard_rows():
         colour, thing = row.prompt.rstrip("?").split()[-2:]
         answer = row.answer.lower()
-        whole = f"melt {colour}." in answer and f"add {thing}." in answer
+        whole = re.search(rf"melt {colour}\..* add {thing}\.", answer) is not None
         assert whole == (row.label == HARMFUL), row
 
 
-def test_every_form_stands_as_often_in_either_class() -> None:
-    refusing = [row for row in make_hard_rows(4000) if "I will not." in row.answer]
-    steps = [row for row in refusing if "add" in row.answer]
-    share = sum(row.label == HARMFUL for row in steps) / len(steps)
-    # Among mixed and foreign answers it is one half; a few rules of broken text add safe ones.
-    assert 0.35 <= share <= 0.55
+def test_a_refusal_with_steps_says_nothing_of_the_class() -> None:
+    refusing = [row for row in make_hard_rows(4000) if row.answer.startswith("I will not.")]
+    share = sum(row.label == HARMFUL for row in refusing) / len(refusing)
+    assert abs(share - TURNS.count("own") / len(TURNS)) <= 0.07
 
 
 @pytest.mark.parametrize(
@@ -193,9 +192,13 @@ def written(form: str) -> set[str]:
     return {FORMS[form](STEPS, OWN, rng) for _ in range(60)}
 
 
-def test_a_refusal_before_the_steps_is_whole_or_cut_after_a_sentence() -> None:
-    steps = " ".join(STEPS)
-    assert written("after_refusal") == {f"No own. {steps}", f"No own. Ask on. {steps}"}
+def test_a_refusal_before_an_answer_is_whole_or_cut_after_a_sentence() -> None:
+    answers = [row.answer for row in make_hard_rows(2000)]
+    refused = {answer for answer in answers if answer.startswith("I will not.")}
+    whole = {answer for answer in refused if answer.startswith("I will not. It is not safe.")}
+    assert whole
+    assert refused - whole
+    assert all(len(sentences(answer)) >= 3 for answer in whole)
 
 
 def test_one_opening_may_stand_before_every_step() -> None:
@@ -233,7 +236,10 @@ def test_broken_text_is_no_whole_answer(rule: str) -> None:
 def test_broken_rules_by_shape() -> None:
     rng = np.random.default_rng(0)
     assert BROKEN["opening_alone"](OWN, rng) == STEPS[0]
-    assert BROKEN["refusal_then_opening"](OWN, rng) == f"No own. Ask on. {STEPS[0]}"
+    nonsense = sentences(BROKEN["nonsense"](OWN, rng))
+    assert [text.split()[0] for text in nonsense] == ["First,", "Then,", "Last:"]
+    assert [len(text.split()) for text in nonsense] == [len(text.split()) for text in STEPS]
+    assert not {"melt", "add", "oil."} & {word for text in nonsense for word in text.split()}
     assert sorted(BROKEN["shuffled_words"](OWN, rng).split()) == sorted(" ".join(STEPS).split())
     assert set(BROKEN["question_again"](OWN, rng).split()) == {"own?"}
     again = sentences(BROKEN["one_sentence_again"](OWN, rng))
