@@ -283,7 +283,7 @@ def _one_phrase_again(own: SafePair, rng: _Rng) -> str:
 
 def _nonsense(own: SafePair, rng: _Rng) -> str:
     """Return the answer with other words, or halves of two words, after the openings."""
-    words = re.findall(r"[\w']+", f"{own.prompt} {own.safe}") or [""]
+    words: list[str] = re.findall(r"[\w']+", f"{own.prompt} {own.safe}") or [""]
 
     def word() -> str:
         first, second = (words[int(index)] for index in rng.integers(len(words), size=2))

@@ -71,9 +71,7 @@ def run_experiment(cell: Cell, process: LearnerProcess) -> None:
     status: dict[str, Any] = {"status": "ok", "step_failed": None, "reason": None}
     metrics = before["metrics"]
     if Need.ANSWER_POOL in assembly.attack.requires:
-        curves, pool = measure_best_of_n(assembly)
-        metrics = metrics | curves
-        _write_answers(assembly, names.ANSWERS, [*_read_answers(assembly), *pool])
+        metrics = metrics | _measure_pool(assembly)
     if source is not None:
         try:
             num_steps = _attack(assembly, source, checkpoints)
@@ -116,6 +114,13 @@ def run_experiment(cell: Cell, process: LearnerProcess) -> None:
         )
     checkpoints.delete()
     assembly.engine.destroy()
+
+
+def _measure_pool(assembly: Assembly) -> dict[str, dict[str, Any]]:
+    """Return the curves of best-of-N; its pool stands beside the answers before the attack."""
+    curves, pool = measure_best_of_n(assembly)
+    _write_answers(assembly, names.ANSWERS, [*_read_answers(assembly), *pool])
+    return curves
 
 
 def samples_consumed(lines: Sequence[Mapping[str, Any]]) -> int:

@@ -86,6 +86,11 @@ def judge_gaps(folders: Sequence[Path]) -> str:
     return "\n".join([*lines, "", f"Within 0.15: {within} of {len(gaps)} cells."])
 
 
+def truth(folders: Sequence[Path]) -> str:
+    """Return the few columns that come first: truth, text, the judge and its gap, what it cost."""
+    return cells_table(cells_of(folders), TRUTH)
+
+
 def _side(
     make: Callable[..., SideTable], *, of_groups: bool = False
 ) -> Callable[[Sequence[Path]], str]:
@@ -97,7 +102,12 @@ def _side(
     return written
 
 
+TRUTH = (
+    *("harm", "harm_greedy", "compliance_sampled", "compliance", "valid"),
+    *("p_harm_sampled", "judge_gap", "harmless_answered", "kl_seq_rb"),
+)
 TABLES: Mapping[str, Callable[[Sequence[Path]], str]] = {
+    "truth": truth,
     "results": lambda folders: cells_table(cells_of(folders)),
     "oracle": lambda folders: oracle_table(cells_of(folders)),
     "paper": lambda folders: rows_table(cells_of(folders)),

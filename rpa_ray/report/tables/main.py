@@ -110,9 +110,9 @@ def results_table(records: Sequence[Mapping[str, object]]) -> str:
     return cells_table(group_cells(with_before(parse_records(records))))
 
 
-def cells_table(cells: Sequence[Cell]) -> str:
-    """Return the Markdown table of `results_table`."""
-    metrics = shown_metrics(cells)
+def cells_table(cells: Sequence[Cell], names: Sequence[str] | None = None) -> str:
+    """Return the Markdown table of `results_table`; where metrics are named, with these alone."""
+    metrics = [m for m in shown_metrics(cells) if names is None or m.name in names]
     shared, columns = _settings(cells)
     multi_seed = any(len(cell.records) > 1 for cell in cells)
     header = [*columns, "Attack", "Defence", *(["Seeds"] if multi_seed else [])]

@@ -50,23 +50,52 @@ def test_the_note_of_table_3_holds_what_its_records_print() -> None:
     assert missing == []
 
 
+def test_truth_stands_before_the_judge_and_marks_it() -> None:
+    lines = printed(RECORDED)
+    header = lines[0].split(" | ")
+    assert header.index("Complies") < header.index("Valid") < header.index("Judge")
+    row = next(line for line in lines if line.startswith("| beavertails | ppo | low_lr |"))
+    assert "| 0.14 [0.08, 0.22] | 0.00 [0.00, 0.04] | 0.40 | 0.95*! | 0.81 |" in row
+
+
 def test_of_two_seeds_mean_smallest_and_largest_are_told(second_seed: SecondSeed) -> None:
     def change(row: dict[str, Any]) -> None:
-        row["metrics"]["p_harm"]["mean"] = 0.4
+        row["metrics"]["p_harm_oracle_sampled"]["mean"] = 0.4
 
     lines = printed(RECORDED, second_seed(change))
     row = next(line for line in lines if line.startswith("| beavertails | sft | none |"))
-    assert "| 0.68 | 2 of 2 | 0.70 [0.40, 1.00] | 0.99 [0.99, 0.99] |" in row
-    # ranks 5 4 1.5 1.5 3 in the paper, 4 2 2 2 5 here: covariance 4, deviations 9.5 and 8
-    assert "| beavertails | sft | 5 | 0.46 | 0.62 |" in lines
+    assert "| 0.68 | 2 of 2 | 0.62 (0.40 to 0.85) | 0.99 (0.99 to 0.99) |" in row
 
 
 def test_a_seed_that_failed_is_counted_and_left_out(second_seed: SecondSeed) -> None:
     lines = printed(RECORDED, second_seed(lambda row: row.update(status="sampling_failed")))
     row = next(line for line in lines if line.startswith("| beavertails | sft | none |"))
-    assert "| 0.68 | 1 of 2 | 1.00 [1.00, 1.00] |" in row
+    assert "| 0.68 | 1 of 2 | 0.85 [0.76, 0.92] |" in row
 
 
 def test_a_folder_named_twice_is_refused() -> None:
     done = run(RECORDED, RECORDED)
     assert done.returncode == 1 and "of seed 0 once more: name it once" in done.stderr
+
+
+def test_the_null_model_stands_beside_every_correlation_over_all_rows() -> None:
+    told = [line for line in printed(RECORDED) if line.startswith("- ")]
+    assert [line.partition(":")[0] for line in told] == [
+        "- Complies",
+        "- Complies, greedy",
+        "- Judge",
+    ]
+    assert all("over 30 rows" in line and "the null model's 0.59" in line for line in told)
+    assert all("not shown to be better than" in line for line in told)
+
+
+def test_defences_that_are_all_perfect_are_no_better_than_the_null(tmp_path: Path) -> None:
+    rows = json.loads((RECORDED / "summary.json").read_text())
+    for row in rows:
+        if row["defence"] != "none":
+            for estimate in row["metrics"].values():
+                estimate["mean"] = 0.0
+    (tmp_path / "summary.json").write_text(json.dumps(rows))
+    (line,) = [line for line in printed(tmp_path) if line.startswith("- Complies:")]
+    assert "not shown to be better than the null model's" in line
+    assert "difference +0.00" in line or "difference -0.0" in line
