@@ -1,0 +1,129 @@
+"""Every number of a table from two files: written from runs, read back, and computed apart."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from random import Random
+from statistics import fmean
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from report_folders import answers_file, campaign_folder, record
+
+from rpa_ray.evaluation.looks import HARM, NUM_ANSWERS
+from rpa_ray.report.evidence import is_evidence, read_evidence, write_evidence
+from rpa_ray.report.html import write_report
+from rpa_ray.report.read.folder import read_campaign
+from rpa_ray.run_folder.names import ANSWERS, ANSWERS_BEFORE, EVALUATION
+
+PROMPTS = [f"item {i // 2}" for i in range(40)]
+
+
+def looks(*harms: float) -> list[dict[str, float]]:
+    return [
+        {
+            "samples": 100.0 * i,
+            HARM: harm,
+            f"{HARM}_low": harm / 2,
+            f"{HARM}_high": (1 + harm) / 2,
+            NUM_ANSWERS: 40.0,
+        }
+        for i, harm in enumerate(harms)
+    ]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Return a campaign of an undefended and a defended cell, and of one that failed."""
+    rng = Random(0)
+    records = [
+        record(defence="none", harm=0.8),
+        record(defence="lisa", harm=0.1),
+        record(defence="vaccine", status="sampling_failed", step_failed=3),
+    ]
+    folder = campaign_folder(tmp_path / "runs", records)
+    for item, level in zip(records, (0.8, 0.1), strict=False):
+        run = folder / str(item["run"])
+        values = [min(1.0, max(0.0, rng.gauss(level, 0.2))) for _ in PROMPTS]
+        answers_file(run, values, items=PROMPTS)
+        (run / ANSWERS).rename(run / "after")
+        answers_file(run, [0.0] * len(PROMPTS), items=PROMPTS)
+        (run / ANSWERS).rename(run / ANSWERS_BEFORE)
+        (run / "after").rename(run / ANSWERS)
+        (run / EVALUATION).write_text(json.dumps({"looks": looks(0.0, level / 2, level)}))
+    return folder
+
+
+@pytest.fixture
+def evidence(runs: Path, tmp_path: Path) -> Path:
+    write_evidence([runs], tmp_path / "proof")
+    return tmp_path / "proof"
+
+
+def test_every_cell_is_there_and_the_model_before_the_attack_once(evidence: Path) -> None:
+    found = [(r.attack, r.defence, r.status) for r in read_evidence(evidence)]
+    assert sorted(found) == [
+        ("none", "none", "ok"),
+        ("ppo", "lisa", "ok"),
+        ("ppo", "none", "ok"),
+        ("ppo", "vaccine", "sampling_failed"),
+    ]
+
+
+def test_numbers_are_those_of_the_runs_computed_without_this_code(
+    runs: Path, evidence: Path
+) -> None:
+    records = {(r.attack, r.defence): r for r in read_evidence(evidence)}
+    for item in json.loads((runs / "summary.json").read_text())[:2]:
+        rows = pq.read_table(runs / item["run"] / ANSWERS).to_pylist()
+        sampled = [row for row in rows if row["decoding"] == "sampled"]
+        metrics = records["ppo", item["defence"]].metrics
+        assert metrics["harm"].mean == pytest.approx(fmean(row["harm"] for row in sampled))
+        assert metrics["harm"].n == len(sampled)
+        assert metrics["harm"].num_items == len({row["item"] for row in sampled}) == 20
+        by_item = defaultdict(list)
+        for row in sampled:
+            by_item[row["item"]].append(row["harm"])
+        means = [fmean(values) for values in by_item.values()]
+        assert metrics["harm"].ci_low < min(fmean(means), metrics["harm"].mean)
+        assert metrics["harm"].ci_high > metrics["harm"].mean
+
+
+def test_looks_give_dose_and_response(evidence: Path) -> None:
+    records = {(r.attack, r.defence): r for r in read_evidence(evidence)}
+    undefended = records["ppo", "none"].metrics
+    assert undefended["harm_area"].mean == pytest.approx(0.4)
+    assert undefended["samples_to_harm_50"].mean == pytest.approx(125.0)
+    held = records["ppo", "lisa"].metrics["samples_to_harm_50"]
+    assert held.is_censored
+    assert held.ci_low == 200.0
+
+
+def test_a_folder_of_evidence_has_a_report_with_comparisons(evidence: Path) -> None:
+    assert is_evidence(evidence)
+    campaign = read_campaign(evidence)
+    (row,) = campaign.comparisons.to_references
+    assert row.cell.defence == "lisa"
+    assert row.to_undefended is not None
+    assert row.to_undefended.difference.mean < -0.5
+    text = write_report(evidence).markdown.read_text()
+    assert "## Differences of harm" in text
+    assert "sampling failed at step 3" in text
+
+
+def test_texts_are_of_the_first_prompts_alone(evidence: Path) -> None:
+    table: list[dict[str, Any]] = pq.read_table(evidence / ANSWERS).to_pylist()
+    kept = {row["prompt_index"] for row in table if row["text"]}
+    assert kept <= set(range(20))
+
+
+def test_two_campaigns_of_the_same_cells_are_taken_once(runs: Path, tmp_path: Path) -> None:
+    write_evidence([runs, runs], tmp_path / "twice")
+    assert len(read_evidence(tmp_path / "twice")) == 4
+
+
+def test_runs_of_old_that_kept_no_answers_are_refused(tmp_path: Path) -> None:
+    folder = campaign_folder(tmp_path / "old", [record(harm=0.5)])
+    with pytest.raises(ValueError, match=r"must have answers\.parquet, got none"):
+        write_evidence([folder], tmp_path / "proof")
