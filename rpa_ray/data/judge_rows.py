@@ -77,9 +77,8 @@ def judge_rows(
         DataError: The pairs give fewer rows than asked for, or are about one prompt and hard rows
             are asked for.
 
-    Source: the training recipe of the BeaverTails judge used by Rosati et al. 2024
-    (arXiv:2409.12914). Departure: random answers are shuffled words, not answers to other
-    questions; a judge of small size otherwise doubts every short answer.
+    Source: the recipe of the BeaverTails judge of Rosati et al. 2024 (arXiv:2409.12914), whose
+    random answers are answers to other questions: small judges then doubt every short answer.
     """
     candidates = [candidate for pair in pairs for candidate in _both_answers(pair)]
     num_hard = round(hard_frac * num_rows)

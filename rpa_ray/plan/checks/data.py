@@ -73,9 +73,9 @@ def _check_rows(inputs: CellInputs) -> None:
         if not judge.trained:
             # Rows that are made by rules are as many as one likes; the others stand in the data.
             num_answers = 2 * len(half_of(safety.roles["classifier"], 1 - half))
-            num_rows = judge.num_rows - round(judge.hard_frac * judge.num_rows)
-            rows = "the answers of half the prompts of role 'classifier', beside hard_frac"
-            _require_rows(f"evaluation.{name}.num_rows", num_rows, num_answers, rows)
+            most = int(num_answers / max(1e-9, 1 - judge.hard_frac))
+            rows = "the answers of half the prompts of role 'classifier' are a share 1 - hard_frac"
+            _require_rows(f"evaluation.{name}.num_rows", judge.num_rows, most, rows)
     recipes = inputs.models.recipes()
     sizes = [r.job.batch_size for r in recipes if r.rows.kind in DEFENCE_ROWS]
     if needs & DEFENCE_BATCHES:

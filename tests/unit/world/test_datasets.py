@@ -139,7 +139,7 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(
     assert again == world_folder(0, tmp_path)
     assert again.name == folder.name != other.name
     files = sorted(path.relative_to(folder) for path in folder.rglob("*.*"))
-    assert len(files) == 14
+    assert len(files) == 17
     for file in files:
         assert (folder / file).read_bytes() == (again / file).read_bytes()
     assert (folder / "world.json").read_bytes() != (other / "world.json").read_bytes()

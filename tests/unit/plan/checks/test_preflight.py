@@ -64,7 +64,7 @@ def test_settings_that_fit_together_pass(world_cache: Path) -> None:
         ),
         (["data.reward_model.num_pairs=15"], "data.reward_model.num_pairs must fill one batch"),
         (["data.reward_model.num_pairs=80000"], "data.reward_model.num_pairs must be at most"),
-        (["evaluation.judge.num_rows=31"], "evaluation.judge.num_rows must fill one batch of 32"),
+        (["evaluation.judge.num_rows=7"], "evaluation.judge.num_rows must fill one batch of 8"),
         (["evaluation.judge.num_rows=80000"], "evaluation.judge.num_rows must be at most "),
         (["evaluation.judge.trained=true"], "evaluation.judge.path must be given where"),
         (["defence={name: refusal_loss, batch_size: 80000}"], "defence.batch_size must be at most"),
@@ -187,7 +187,7 @@ def test_a_cell_of_a_campaign_is_named(own_cache: Path, tmp_path: Path) -> None:
     for override in (
         "data.num_samples=17",
         "data.num_samples=80000",
-        "evaluation.judge.num_rows=31",
+        "evaluation.judge.num_rows=7",
     ):
         bad = [*cells, cell(2, [override])]
         with pytest.raises(ValueError, match=rf"^cells\[2\]\.{override.partition('=')[0]} must"):
