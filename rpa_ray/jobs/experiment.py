@@ -92,7 +92,7 @@ def run_experiment(cell: Cell, process: LearnerProcess) -> None:
     weights = assembly.engine.weights()
     if process.ranks.is_main:
         lines = _lines(cell.folder / METRICS)
-        looks = looks_of(before["look"], lines)
+        looks = looks_of(before.get("look"), lines)
         if cell.settings.keep_attacked_weights and assembly.num_steps:
             _keep_weights(assembly, weights)
         write_json(
