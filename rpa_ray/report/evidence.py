@@ -15,6 +15,7 @@ from rpa_ray.evaluation.answers import COLUMNS, Answer, Decoding, from_table
 from rpa_ray.evaluation.best_of_n import best_of_n_curves
 from rpa_ray.evaluation.looks import HELD_OUT, dose_metrics
 from rpa_ray.evaluation.metrics import metrics_of
+from rpa_ray.report.read.before import before_of, first_of_each
 from rpa_ray.report.read.records import Record, parse_records, read_json, read_records
 from rpa_ray.run_folder.files import write_parquet
 from rpa_ray.run_folder.names import ANSWERS, ANSWERS_BEFORE, EVALUATION, LOOKS
@@ -48,17 +49,18 @@ def write_evidence(folders: Sequence[Path], output: Path) -> tuple[Path, Path]:
     looks: list[dict[str, Any]] = []
     known: set[str] = set()
     for folder in folders:
-        for record in read_records(folder):
-            for cell, path in _cells_of(folder, record):
-                name = json.dumps([cell[key] for key in IDENTITY], sort_keys=True)
-                if name in known:
-                    continue
-                known.add(name)
-                number = len(cells)
-                cells.append(cell)
-                if path is not None:
-                    answers.append(_numbered(_read_answers(path), number))
-                    looks += _looks_of(path.parent, number, cell)
+        for record, path in _sources(folder, read_records(folder)):
+            cell = {key: getattr(record, key) for key in (*IDENTITY, *OUTCOME)}
+            cell["params"] = dict(record.params)
+            name = json.dumps([cell[key] for key in IDENTITY], sort_keys=True)
+            if name in known:
+                continue
+            known.add(name)
+            number = len(cells)
+            cells.append(cell)
+            if path is not None:
+                answers.append(_numbered(_read_answers(path), number))
+                looks += _looks_of(path.parent, number, cell)
     metadata = {CELLS: json.dumps(cells).encode()}
     table = pa.concat_tables([t.unify_dictionaries() for t in answers]).replace_schema_metadata(
         metadata
@@ -127,29 +129,31 @@ def cells_of(folder: Path) -> list[dict[str, Any]]:
     return cells
 
 
-def _cells_of(folder: Path, record: Record) -> list[tuple[dict[str, Any], Path | None]]:
-    """Return a record's cell with its file, and the model before the attack with its own."""
-    told = {key: getattr(record, key) for key in (*IDENTITY, *OUTCOME)}
-    told["params"] = dict(record.params)
-    run = folder / (record.run or ".")
-    attacked = record.attack != "none"
-    # Best-of-N changes no weights: its pool stands beside what was measured before.
-    after, before = run / ANSWERS, run / ANSWERS_BEFORE
-    found: list[tuple[dict[str, Any], Path | None]] = []
-    if attacked and before.is_file():
-        untouched = {"attack": "none", "defence": "none", "rho": None, "num_samples": None}
-        params = {k: v for k, v in told["params"].items() if k.startswith(("data.", "model."))}
-        same = {"params": {k: v for k, v in params.items() if k not in ("data.rho",)}, "run": None}
-        found.append(({**told, **untouched, **same, "status": "ok", "step_failed": None}, before))
-    if record.status != "ok":
-        return [*found, (told, None)]
-    path = after if attacked and after.is_file() else before
-    if not path.is_file():
-        raise ValueError(
-            f"{run} must have {ANSWERS}, got none: it is of a version that kept no answers. "
-            "Run it again."
-        )
-    return [*found, (told, path)]
+def _sources(folder: Path, records: Sequence[Record]) -> list[tuple[Record, Path | None]]:
+    """Return the records of a campaign and of the models before, each with its file of answers."""
+    found: list[tuple[Record, Path | None]] = []
+    has_before = [r for r in records if (_run(folder, r) / ANSWERS_BEFORE).is_file()]
+    for record in first_of_each(has_before, records):
+        found.append((before_of(record), _run(folder, record) / ANSWERS_BEFORE))
+    for record in records:
+        if record.status != "ok":
+            found.append((record, None))
+            continue
+        run = _run(folder, record)
+        # Best-of-N changes no weights: its pool stands beside what was measured before.
+        after = run / ANSWERS
+        path = after if after.is_file() else run / ANSWERS_BEFORE
+        if not path.is_file():
+            raise ValueError(
+                f"{run} must have {ANSWERS}, got none: it is of a version that kept no answers. "
+                "Run it again."
+            )
+        found.append((record, path))
+    return found
+
+
+def _run(folder: Path, record: Record) -> Path:
+    return folder / (record.run or ".")
 
 
 def _numbered(table: "pa.Table", number: int) -> "pa.Table":

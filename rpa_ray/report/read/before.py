@@ -17,17 +17,28 @@ def with_before(records: Sequence[Record]) -> list[Record]:
     It is what a run measured before it began, an undefended one where there is one: of each model,
     world and data one.
     """
-    known = {_start(r) for r in records if r.attack == "none" and r.defence == "none"}
-    added: dict[tuple[object, ...], Record] = {}
-    for record in sorted(records, key=lambda record: record.defence != "none"):
+    measured = first_of_each([record for record in records if record.metrics_before], records)
+    return [*map(before_of, measured), *records]
+
+
+def first_of_each(measured: Sequence[Record], among: Sequence[Record]) -> list[Record]:
+    """Return an attacked record of each start that was not measured on its own, undefended first.
+
+    Args:
+        measured: Records that know of the model before their attack.
+        among: All records; a model that was not attacked is known already.
+    """
+    known = {_start(r) for r in among if r.attack == "none" and r.defence == "none"}
+    found: dict[tuple[object, ...], Record] = {}
+    for record in sorted(measured, key=lambda record: record.defence != "none"):
         is_hardened = any(part.endswith(OFFLINE) for part in record.defence.split("+"))
-        start = _start(record)
-        if record.metrics_before and not is_hardened and start not in known:
-            added.setdefault(start, _before(record))
-    return [*added.values(), *records]
+        if record.attack != "none" and not is_hardened and _start(record) not in known:
+            found.setdefault(_start(record), record)
+    return list(found.values())
 
 
-def _before(record: Record) -> Record:
+def before_of(record: Record) -> Record:
+    """Return what an attacked record says of the model before its attack, as a record."""
     return replace(
         record,
         attack="none",

@@ -16,6 +16,12 @@ def test_the_tables_of_a_note_are_what_its_records_give(note: Path) -> None:
     assert with_tables(text, BENCHMARKS) == text
 
 
+def test_the_table_of_readme_is_what_its_evidence_gives() -> None:
+    text = (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
+    assert "<!-- table: truth benchmarks/quickstart" in text
+    assert with_tables(text, BENCHMARKS.parent) == text
+
+
 def test_most_notes_of_campaigns_have_such_tables() -> None:
     marked = [note.stem for note in NOTES if "<!-- table: " in note.read_text(encoding="utf-8")]
     assert len(marked) >= 8

@@ -1,41 +1,82 @@
-"""README's table of the quickstart, held to the records it was read from."""
+"""README's table of the quickstart, computed from the evidence by nothing of this package."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import pyarrow.parquet as pq
+import pytest
+
 ROOT = Path(__file__).parents[3]
-COLUMNS = ("p_harm", "valid", "p_harm_sampled", "p_harm_oracle", "harmless_answered", "kl_seq_rb")
-NAMED = ("p_harm_oracle", "p_harm_sampled", "valid", "kl_seq_rb")
-UNDEFENDED = 2
+EVIDENCE = ROOT / "benchmarks" / "quickstart" / "bfloat16"
+ROWS = {
+    "untouched base": ("base", "none", "none"),
+    "untouched chat": ("chat", "none", "none"),
+    "undefended": ("chat", "ppo", "none"),
+    "refusal_loss": ("chat", "ppo", "refusal_loss"),
+    "freeze (control), not moved": ("chat", "ppo", "freeze"),
+}
+Answer = dict[str, Any]
+NUMBERS: dict[str, tuple[str, Callable[[Answer], float]]] = {
+    "Harm (n 1,448)": ("sampled", lambda a: a["harm"]),
+    "Harm, greedy (n 362)": ("greedy", lambda a: a["harm"]),
+    "Complies (n 1,448)": ("sampled", lambda a: a["complies"]),
+    "Complies, greedy (n 362)": ("greedy", lambda a: a["complies"]),
+    "Valid (n 362)": ("greedy", lambda a: a["is_fluent"]),
+    "Judge (n 1,448)": ("sampled", lambda a: a["judge"]),
+    "Judge gap (n 1,448)": ("sampled", lambda a: a["judge"] - a["complies"]),
+    "Harmless answered (n 178)": ("harmless", lambda a: a["complies"]),
+}
 
 
-def records(dtype: str) -> list[dict[str, Any]]:
-    path = ROOT / "benchmarks" / "quickstart" / f"{dtype}.json"
-    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+@pytest.fixture(scope="module")
+def answers() -> dict[tuple[str, str, str], list[Answer]]:
+    table = pq.read_table(EVIDENCE / "answers.parquet")
+    cells = json.loads(table.schema.metadata[b"cells"])
+    found: dict[tuple[str, str, str], list[Answer]] = {}
+    for row in table.to_pylist():
+        cell = cells[row["cell"]]
+        key = (cell["model"], cell["attack"], cell["defence"])
+        found.setdefault(key, []).append(row)
     return found
 
 
-def row(record: dict[str, Any]) -> list[str]:
-    metrics = record["metrics"]
-    harm = metrics["p_harm"]
-    texts = [f"{harm['mean']:.2f} [{harm['ci_low']:.2f}, {harm['ci_high']:.2f}]"]
-    texts += [f"{metrics[name]['mean']:.2f}" for name in COLUMNS[1:-1]]
-    return [*texts, f"{metrics[COLUMNS[-1]]['mean']:.1f}"]
-
-
-def test_the_table_is_what_bfloat16_gave() -> None:
+@pytest.fixture(scope="module")
+def printed() -> dict[str, dict[str, str]]:
+    """Return the texts of README's table by the name of the row and the heading."""
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    head = next(i for i, line in enumerate(lines) if line.startswith("| | p_harm | valid |"))
-    table = [line.strip("| ").split(" | ")[1:] for line in lines[head + 2 : head + 7]]
-    assert table == [row(record) for record in records("bfloat16")]
+    head = next(i for i, line in enumerate(lines) if line.startswith("| Attack | Defence | Harm"))
+    header, _, *rows = [line.strip("| ").split(" | ") for line in lines[head : head + 7]]
+    return {row[1]: dict(zip(header, row, strict=True)) for row in rows}
 
 
-def test_float32_differs_by_what_is_said() -> None:
-    ours, others = records("bfloat16"), records("float32")
-    for i, (one, other) in enumerate(zip(ours, others, strict=True)):
-        for name in COLUMNS:
-            difference = abs(one["metrics"][name]["mean"] - other["metrics"][name]["mean"])
-            assert i == UNDEFENDED or round(difference, 2) <= 0.01, (i, name, difference)
-    texts = row(others[UNDEFENDED])
-    assert [texts[COLUMNS.index(name)] for name in NAMED] == ["0.83", "0.96", "0.98", "5.3"]
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("heading", NUMBERS)
+def test_a_number_is_the_mean_of_the_committed_answers(
+    row: str,
+    heading: str,
+    answers: dict[tuple[str, str, str], list[Answer]],
+    printed: dict[str, dict[str, str]],
+) -> None:
+    decoding, value = NUMBERS[heading]
+    values = [float(value(a)) for a in answers[ROWS[row]] if a["decoding"] == decoding]
+    text = printed[row][heading].partition(" [")[0].rstrip("!*")
+    assert float(text) == pytest.approx(fmean(values), abs=0.0051)
+    assert heading.endswith(f"(n {len(values):,})")
+
+
+def test_the_table_has_these_rows_and_no_others(printed: dict[str, dict[str, str]]) -> None:
+    assert list(printed) == list(ROWS)
+
+
+def test_curves_of_harm_end_where_the_attack_does() -> None:
+    rows = pq.read_table(EVIDENCE / "looks.parquet").to_pylist()
+    cells = json.loads(pq.read_schema(EVIDENCE / "looks.parquet").metadata[b"cells"])
+    attacked = [i for i, cell in enumerate(cells) if cell["attack"] == "ppo"]
+    assert {row["cell"] for row in rows} == set(attacked)
+    for cell in attacked:
+        samples = [row["samples"] for row in rows if row["cell"] == cell]
+        assert (samples[0], samples[-1], len(samples)) == (0.0, 1000.0, 11)
+        assert samples == sorted(samples)
