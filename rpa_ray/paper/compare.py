@@ -21,11 +21,11 @@ from typing import Any
 
 from rpa_ray.evaluation.rank_agreement import RankAgreement, rank_agreement, spearman_of_means
 from rpa_ray.paper.numbers import numbers
-from rpa_ray.report.evidence import is_evidence, read_evidence
+from rpa_ray.report.evidence import read_evidence
 from rpa_ray.report.read.before import with_before
 from rpa_ray.report.read.definitions import METRIC_BY_NAME
 from rpa_ray.report.read.groups import Cell, group_cells, leading, leading_greedy
-from rpa_ray.report.read.records import Record, read_records
+from rpa_ray.report.read.records import Record, is_evidence, read_records
 from rpa_ray.report.tables.main import MISSING, format_mean, format_spread, markdown_table
 
 COLUMNS = (

@@ -16,15 +16,20 @@ from rpa_ray.evaluation.best_of_n import best_of_n_curves
 from rpa_ray.evaluation.looks import HELD_OUT, dose_metrics
 from rpa_ray.evaluation.metrics import metrics_of
 from rpa_ray.report.read.before import before_of, first_of_each
-from rpa_ray.report.read.records import Record, parse_records, read_json, read_records
+from rpa_ray.report.read.records import (
+    CELLS,
+    Record,
+    cells_of,
+    parse_records,
+    read_json,
+    read_records,
+)
 from rpa_ray.run_folder.files import write_parquet
 from rpa_ray.run_folder.names import ANSWERS, ANSWERS_BEFORE, EVALUATION, LOOKS
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-CELLS = b"cells"
-"""Key of the metadata that lists the cells, by their number in the column ``cell``."""
 IDENTITY = ("model", "world", "data", "attack", "defence", "rho", "num_samples", "params", "seed")
 OUTCOME = ("status", "step_failed", "run", "weights_sha256")
 MAX_BYTES = 5 * 2**20
@@ -75,11 +80,6 @@ def write_evidence(folders: Sequence[Path], output: Path) -> tuple[Path, Path]:
     return paths
 
 
-def is_evidence(folder: Path) -> bool:
-    """Return whether a folder holds the two files."""
-    return (folder / LOOKS).is_file() and (folder / ANSWERS).is_file()
-
-
 def read_evidence(folder: Path, *, num_resamples: int = 2_000) -> list[Record]:
     """Return the records of a folder with every metric computed again from its two files.
 
@@ -109,24 +109,6 @@ def read_cells(folder: Path) -> tuple[list[dict[str, Any]], dict[int, list[Answe
     for number, answer in zip(numbers, from_table(table), strict=True):
         by_cell.setdefault(number, []).append(answer)
     return cells, by_cell
-
-
-def cells_of(folder: Path) -> list[dict[str, Any]]:
-    """Return what tells the cells of a folder's evidence apart, by their number.
-
-    Raises:
-        ValueError: the file does not list them.
-    """
-    import pyarrow.parquet as pq
-
-    listed = (pq.read_schema(folder / ANSWERS).metadata or {}).get(CELLS)
-    if listed is None:
-        raise ValueError(
-            f"{folder / ANSWERS} must list its cells, got a table without them. "
-            "Write it with `rpa-ray evidence`."
-        )
-    cells: list[dict[str, Any]] = json.loads(listed)
-    return cells
 
 
 def _sources(folder: Path, records: Sequence[Record]) -> list[tuple[Record, Path | None]]:

@@ -8,9 +8,8 @@ from typing import Any
 
 from rpa_ray.evaluation.answers import Decoding
 from rpa_ray.evaluation.comparisons import Difference, holm, paired_difference
-from rpa_ray.report.evidence import cells_of, is_evidence
 from rpa_ray.report.read.groups import SHUFFLED, AttackGroup, Cell
-from rpa_ray.report.read.records import AGAIN
+from rpa_ray.report.read.records import AGAIN, cells_of, is_evidence
 from rpa_ray.run_folder.names import ANSWERS
 
 ATTACKER_PARAMS = "attack."

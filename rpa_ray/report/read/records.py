@@ -5,16 +5,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from rpa_ray.config import SweepSettings
 from rpa_ray.evaluation.statistics import share_interval
-from rpa_ray.run_folder.names import CONFIG, EVALUATION, SUMMARY, SWEEP
+from rpa_ray.run_folder.names import ANSWERS, CONFIG, EVALUATION, LOOKS, SUMMARY, SWEEP
 
 AGAIN = "Run it again: finished cells are kept."
+CELLS = b"cells"
+"""Key of the metadata of evidence that lists its cells, by their number in the column ``cell``."""
 
 
 def _nan_for_null(value: object) -> object:
@@ -237,3 +239,26 @@ def _name(section: object) -> str:
     if isinstance(section, list):
         return "+".join(_name(part) for part in section) or "none"
     return "none" if section is None else str(section)
+
+
+def is_evidence(folder: Path) -> bool:
+    """Return whether a folder holds the two files."""
+    return (folder / LOOKS).is_file() and (folder / ANSWERS).is_file()
+
+
+def cells_of(folder: Path) -> list[dict[str, Any]]:
+    """Return what tells the cells of a folder's evidence apart, by their number.
+
+    Raises:
+        ValueError: the file does not list them.
+    """
+    import pyarrow.parquet as pq
+
+    listed = (pq.read_schema(folder / ANSWERS).metadata or {}).get(CELLS)
+    if listed is None:
+        raise ValueError(
+            f"{folder / ANSWERS} must list its cells, got a table without them. "
+            "Write it with `rpa-ray evidence`."
+        )
+    cells: list[dict[str, Any]] = json.loads(listed)
+    return cells

@@ -12,9 +12,10 @@ import pytest
 from report_folders import answers_file, campaign_folder, record
 
 from rpa_ray.evaluation.looks import HARM, NUM_ANSWERS
-from rpa_ray.report.evidence import is_evidence, read_evidence, write_evidence
+from rpa_ray.report.evidence import read_evidence, write_evidence
 from rpa_ray.report.html import write_report
 from rpa_ray.report.read.folder import read_campaign
+from rpa_ray.report.read.records import is_evidence
 from rpa_ray.run_folder.names import ANSWERS, ANSWERS_BEFORE, EVALUATION
 
 PROMPTS = [f"item {i // 2}" for i in range(40)]

@@ -13,7 +13,7 @@ from rpa_ray.world.datasets import build_world, world_folder
 from rpa_ray.world.shipped import INDEX, SHIPPED, place_shipped
 
 ROOT = Path(__file__).parents[3]
-MAX_BYTES = 16 * 2**20
+MAX_BYTES = 24 * 2**20
 CHAT = next(SHIPPED.glob("chat-*"))
 
 
