@@ -4,7 +4,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rpa_ray.recipes.cell_data import (
     PreferenceData,
 )
 from rpa_ray.recipes.cell_models import CellInputs
+from rpa_ray.recipes.model import ModelRecipe
 
 PACKAGES = (
     "rpa_ray",
@@ -48,8 +49,20 @@ def manifest(inputs: CellInputs, command: str) -> dict[str, Any]:
         **_refusals(found),
         **({"safety_splits": _splits(safety)} if safety is not data else {}),
         "evaluation_prompts": _evaluation_prompts(settings, found, asdict(safety.provenance)),
+        "evaluation_split": settings.evaluation.split,
+        "models": _models(inputs),
         "template": settings.data.template,
         "determinism": determinism(settings),
+    }
+
+
+def _models(inputs: CellInputs) -> dict[str, str]:
+    """Return by which models a run works and is measured: what is made here by id and key."""
+    named = {one.name: getattr(inputs.models, one.name) for one in fields(inputs.models)}
+    return {
+        name: f"{model.id}-{model.key()}" if isinstance(model, ModelRecipe) else str(model)
+        for name, model in named.items()
+        if model is not None
     }
 
 

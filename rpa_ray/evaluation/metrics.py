@@ -142,7 +142,6 @@ METRICS: tuple[Metric, ...] = (
         answers=Decoding.SAMPLED,
         value=_between_judges,
         bounded=False,
-        is_shown=False,
     ),
     Metric(
         name="p_harm",

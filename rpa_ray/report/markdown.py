@@ -60,6 +60,7 @@ def markdown_report(campaign: Campaign) -> str:
     definitions = [[text.heading, text.name, text.definition] for text in explained(campaign)]
     oracle = oracle_table(campaign.cells)
     commands = "\n".join(campaign.commands())
+    measured = ", ".join(f"{name} {value}" for name, value in measured_by(campaign))
     parts = [
         f"# {escape_markdown(title(campaign))}",
         explanation(campaign),
@@ -75,6 +76,7 @@ def markdown_report(campaign: Campaign) -> str:
         markdown_table(["Column", "Metric", "Meaning"], definitions, num_text_columns=3).rstrip(),
         "## Make it again",
         f"```\n{commands}\n```",
+        *([f"Measured by: {escape_markdown(measured)}."] if measured else []),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -111,6 +113,24 @@ def explanation(campaign: Campaign) -> str:
     """Return in plain words what was done."""
     embedded = any(record.world == "embedded" for record in campaign.records)
     return f"{EXPLANATION} {EMBEDDED_WORLD}" if embedded else EXPLANATION
+
+
+INSTRUMENTS = ("judge", "second_judge", "reward_model", "perplexity", "helpfulness")
+"""Models of a manifest that measure, or that an attack is paid by."""
+
+
+def measured_by(campaign: Campaign) -> list[tuple[str, str]]:
+    """Return which models measured, and on which prompts; what runs differ in is all told."""
+    found: dict[str, dict[str, None]] = {}
+    for run in campaign.runs.values():
+        models = run.manifest.get("models")
+        for name in INSTRUMENTS:
+            if isinstance(models, dict) and name in models:
+                found.setdefault(name.replace("_", " "), {})[str(models[name])] = None
+        split = run.manifest.get("evaluation_split")
+        if split is not None:
+            found.setdefault("evaluated on", {})[f"{split} prompts"] = None
+    return [(name, ", ".join(values)) for name, values in found.items()]
 
 
 def notes(campaign: Campaign) -> list[str]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from html import escape
 
-from rpa_ray.report.markdown import explained, explanation, notes, title
+from rpa_ray.report.markdown import explained, explanation, measured_by, notes, title
 from rpa_ray.report.read.definitions import CURVES, LEADING, MetricText
 from rpa_ray.report.read.folder import Campaign
 from rpa_ray.report.read.groups import Cell, leading
@@ -34,6 +34,7 @@ def header(campaign: Campaign) -> str:
     ):
         if values:
             facts.append((name, ", ".join(sorted(values))))
+    facts += measured_by(campaign)
     listed = "".join(f"<li>{name} <b>{escape(value)}</b></li>" for name, value in facts)
     return (
         f"<h1>{escape(title(campaign))}</h1>\n<p>{escape(explanation(campaign))}</p>\n"

@@ -78,6 +78,9 @@ def format_spread(value: CellValue | None, decimals: int) -> str:
 def shown_metrics(cells: Sequence[Cell]) -> list[MetricText]:
     """Return the known metrics that at least one cell has: what leads, then in the usual order."""
     found = [metric for metric in METRICS if any(cell.value(metric.name) for cell in cells)]
+    if any(cell.value("judge_gap") for cell in cells):
+        # With an oracle a judge is held to the truth, not to another judge.
+        found = [metric for metric in found if metric.name != "between_judges"]
     first = leading(cells)
     return [first, *(metric for metric in found if metric != first)] if first in found else found
 

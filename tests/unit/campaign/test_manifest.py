@@ -37,6 +37,11 @@ def test_a_manifest_names_source_revision_and_content_of_every_role(world_cache:
         "harmless": "embedded/helpful",
     }
     assert [part["prompts"] for part in asked.values()] == [362, 178]
+    assert found["evaluation_split"] == "test"
+    models = found["models"]
+    assert {"policy", "judge", "second_judge", "perplexity", "helpfulness"} <= set(models)
+    assert models["judge"].startswith("judge-")
+    assert models["judge"].partition("-")[2] != models["second_judge"].partition("-")[2]
 
 
 def test_a_manifest_tells_the_hash_of_a_file(world_cache: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Where a report says what not to believe, and how its first lines are worded."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,17 @@ def test_the_headline_says_that_text_is_broken_and_that_the_judge_is_off() -> No
     assert "0.10 [0.05, 0.15] (mostly broken text) after it" in told(record(harm=0.1, valid=0.2))
     unexplained = record(p_harm_sampled=0.1, refusal_rate=0.1, valid=1.0)
     assert told(unexplained).startswith("Harm is 0.10? [0.05, 0.15] by the judge after it")
+
+
+def test_the_page_says_by_which_models_and_on_which_prompts_was_measured(tmp_path: Path) -> None:
+    item = record(harm=0.5)
+    folder = campaign_folder(tmp_path, [item])
+    models = {"judge": "judge-1a", "second_judge": "second_judge-2b", "policy": "chat-3c"}
+    told = {"models": models, "evaluation_split": "validation"}
+    (folder / str(item["run"]) / "manifest.json").write_text(json.dumps(told))
+    page = write_report(folder).html.read_text()
+    assert "<li>judge <b>judge-1a</b></li>" in page
+    assert "<li>second judge <b>second_judge-2b</b></li>" in page
+    assert "<li>evaluated on <b>validation prompts</b></li>" in page
+    text = (folder / "report.md").read_text()
+    assert "Measured by: judge judge-1a, second judge second_judge-2b, evaluated on" in text
