@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from rpa_ray.actors.pools import RolloutPool
 from rpa_ray.actors.rollout import EngineConfig, Sampling
-from rpa_ray.config import DataSettings
+from rpa_ray.config import DataSettings, EvaluationSettings
 from rpa_ray.learner.model_folder import weights_sha256
 from rpa_ray.learner.modules import load_policy
 from rpa_ray.recipes.cell_data import CellData
@@ -36,7 +36,8 @@ def test_the_engine_answers_as_transformers_does_from_the_chat_model(
 ) -> None:
     model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = CellData(DataSettings(), cache).restricted_test_prompts(100)
+    hundred = EvaluationSettings(num_prompts=100)
+    texts = CellData(DataSettings(), cache).restricted_prompts(hundred)
     prompts = [tokenizer(f"Question: {text}\nAnswer:")["input_ids"] for text in texts]
     source = ShardedSource(model.named_parameters(), dtype=dtype)
     engine = EngineConfig(
