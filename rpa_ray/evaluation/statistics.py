@@ -140,13 +140,6 @@ def mean_estimate(
     )
 
 
-def bootstrap_mean(
-    values: Sequence[float] | NDArray[np.float64], *, num_resamples: int = 10_000
-) -> Estimate:
-    """Return :func:`mean_estimate` of values without bounds, every one an item of its own."""
-    return mean_estimate(values, bounded=False, num_resamples=num_resamples)
-
-
 def bootstrap_median(
     values: Sequence[float] | NDArray[np.float64],
     num_resamples: int,

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 IDENTITY = ("model", "world", "data", "attack", "defence", "rho", "num_samples", "params", "seed")
 OUTCOME = ("status", "step_failed", "run", "weights_sha256")
-MAX_BYTES = 5 * 2**20
-"""Of both files together, for a table that is committed."""
 
 
 def write_evidence(folders: Sequence[Path], output: Path) -> tuple[Path, Path]:
