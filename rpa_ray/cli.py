@@ -211,7 +211,9 @@ def plan(
     short_help="Write the two files that prove a campaign's tables.",
 )
 def evidence(
-    folders: Annotated[list[Path], typer.Argument(help="Of campaigns, merged by their cells.")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="Of campaigns or evidence, merged by cell.")
+    ],
     output: Annotated[Path, typer.Option("--output", help="Folder of the two files.")],
 ) -> None:
     """Write every measured answer and every look of campaigns into two files to be committed.

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rpa_ray.evaluation.answers import COLUMNS, Answer, Decoding, from_table
 from rpa_ray.evaluation.best_of_n import best_of_n_curves
@@ -20,6 +20,7 @@ from rpa_ray.report.read.records import (
     CELLS,
     Record,
     cells_of,
+    is_evidence,
     parse_records,
     read_json,
     read_records,
@@ -34,46 +35,53 @@ IDENTITY = ("model", "world", "data", "attack", "defence", "rho", "num_samples",
 OUTCOME = ("status", "step_failed", "run", "weights_sha256")
 
 
+class Measured(NamedTuple):
+    """One cell with what proves it."""
+
+    cell: dict[str, Any]
+    """What tells it apart, and how it ended."""
+    answers: "pa.Table | None"
+    """Its rows without their number; None where it failed."""
+    looks: list[dict[str, Any]]
+
+
 def write_evidence(folders: Sequence[Path], output: Path) -> tuple[Path, Path]:
     """Write the two files of campaigns into a folder, and return them.
 
     Args:
-        folders: Of campaigns whose runs have their answers; cells of one that stand in another too
-            are taken once.
-        output: Where to; made where it is not there.
+        folders: Of campaigns whose runs have their answers, or of evidence written before (seeds
+            measured on other days or machines); cells of one that stand in another too are taken
+            once, as the first has them.
+        output: Where to; made where it is not there, and may be one of ``folders``.
 
     Raises:
-        ValueError: a folder is no campaign's, or a run of it has no answers.
+        ValueError: a folder is neither, or a run of it has no answers.
     """
     import pyarrow as pa
 
-    cells: list[dict[str, Any]] = []
-    answers: list[pa.Table] = []
-    looks: list[dict[str, Any]] = []
-    known: set[str] = set()
+    measured: dict[str, Measured] = {}
     for folder in folders:
-        for record, path in _sources(folder, read_records(folder)):
-            cell = {key: getattr(record, key) for key in (*IDENTITY, *OUTCOME)}
-            cell["params"] = dict(record.params)
-            name = json.dumps([cell[key] for key in IDENTITY], sort_keys=True)
-            if name in known:
-                continue
-            known.add(name)
-            number = len(cells)
-            cells.append(cell)
-            if path is not None:
-                answers.append(_numbered(_read_answers(path), number))
-                looks += _looks_of(path.parent, number, cell)
-    metadata = {CELLS: json.dumps(cells).encode()}
-    table = pa.concat_tables([t.unify_dictionaries() for t in answers]).replace_schema_metadata(
-        metadata
+        for found in _of_evidence(folder) if is_evidence(folder) else _of_campaign(folder):
+            name = json.dumps([found.cell[key] for key in IDENTITY], sort_keys=True)
+            measured.setdefault(name, found)
+    metadata = {CELLS: json.dumps([found.cell for found in measured.values()]).encode()}
+    answers = pa.concat_tables(
+        [
+            _numbered(found.answers, number).unify_dictionaries()
+            for number, found in enumerate(measured.values())
+            if found.answers is not None
+        ]
     )
-    names = ("cell", "samples", *HELD_OUT)
-    columns = {name: [look.get(name) for look in looks] for name in names}
+    looks = [
+        {**look, "cell": number}
+        for number, found in enumerate(measured.values())
+        for look in found.looks
+    ]
+    columns = {name: [look.get(name) for look in looks] for name in ("cell", "samples", *HELD_OUT)}
     types = {"cell": pa.int32()}
-    schema = pa.schema([(n, types.get(n, pa.float32())) for n in names], metadata=metadata)
+    schema = pa.schema([(n, types.get(n, pa.float32())) for n in columns], metadata=metadata)
     paths = output / ANSWERS, output / LOOKS
-    write_parquet(paths[0], table)
+    write_parquet(paths[0], answers.replace_schema_metadata(metadata))
     write_parquet(paths[1], pa.Table.from_pydict(columns, schema=schema))
     return paths
 
@@ -107,6 +115,31 @@ def read_cells(folder: Path) -> tuple[list[dict[str, Any]], dict[int, list[Answe
     for number, answer in zip(numbers, from_table(table), strict=True):
         by_cell.setdefault(number, []).append(answer)
     return cells, by_cell
+
+
+def _of_evidence(folder: Path) -> list[Measured]:
+    """Return the cells of two files that were written before."""
+    import pyarrow.compute as pc
+
+    table, looks = _read_answers(folder / ANSWERS), _read_looks(folder)
+    found = []
+    for number, cell in enumerate(cells_of(folder)):
+        answers = table.filter(pc.equal(table["cell"], number))
+        found.append(Measured(cell, answers if answers.num_rows else None, looks.get(number, [])))
+    return found
+
+
+def _of_campaign(folder: Path) -> list[Measured]:
+    """Return the cells of a campaign and the models before them, from the files of their runs."""
+    found = []
+    for record, path in _sources(folder, read_records(folder)):
+        cell = {key: getattr(record, key) for key in (*IDENTITY, *OUTCOME)}
+        cell["params"] = dict(record.params)
+        if path is None:
+            found.append(Measured(cell, None, []))
+        else:
+            found.append(Measured(cell, _read_answers(path), _looks_of(path.parent, cell)))
+    return found
 
 
 def _sources(folder: Path, records: Sequence[Record]) -> list[tuple[Record, Path | None]]:
@@ -149,12 +182,11 @@ def _read_answers(path: Path) -> "pa.Table":
     return pq.read_table(path)
 
 
-def _looks_of(run: Path, number: int, cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _looks_of(run: Path, cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     if cell["attack"] == "none":
         return []
     evaluation = read_json(run / EVALUATION)
-    looks = evaluation.get("looks", []) if isinstance(evaluation, dict) else []
-    return [{"cell": number, **look} for look in looks]
+    return list(evaluation.get("looks", [])) if isinstance(evaluation, dict) else []
 
 
 def _read_looks(folder: Path) -> dict[int, list[dict[str, float]]]:

@@ -113,6 +113,20 @@ def test_a_folder_of_evidence_has_a_report_with_comparisons(evidence: Path) -> N
     assert "sampling failed at step 3" in text
 
 
+def test_seeds_measured_apart_are_joined_from_their_evidence(
+    runs: Path, evidence: Path, tmp_path: Path
+) -> None:
+    later = json.loads((runs / "summary.json").read_text())
+    (runs / "summary.json").write_text(json.dumps([{**item, "seed": 1} for item in later]))
+    write_evidence([runs], tmp_path / "later")
+    write_evidence([evidence, tmp_path / "later", evidence], tmp_path / "both")
+    parts = [*read_evidence(evidence), *read_evidence(tmp_path / "later")]
+    both = read_evidence(tmp_path / "both")
+    assert [(r.defence, r.seed, r.status, r.metrics) for r in both] == [
+        (r.defence, r.seed, r.status, r.metrics) for r in parts
+    ]
+
+
 def test_texts_are_of_the_first_prompts_alone(evidence: Path) -> None:
     table: list[dict[str, Any]] = pq.read_table(evidence / ANSWERS).to_pylist()
     kept = {row["prompt_index"] for row in table if row["text"]}
