@@ -101,20 +101,20 @@ class Assembly:
         result = self.workers.push()
         return {"time/sync_s": result.seconds, "sync/bytes": float(result.num_bytes)}
 
-    def push_verified(self) -> None:
-        """Serve the weights and check that the engines received exactly the trained ones.
+    def push_verified(self) -> dict[str, str]:
+        """Serve the weights, check that the engines received exactly the trained ones; return them.
 
         What is expected is read from the model parameter by parameter, not from what was sent, and
-        without a filter: what is measured is the model alone.
+        without a filter: what is measured is the model alone. Returned is the digest of each by its
+        name; on the other ranks it may be empty.
         """
         self._weight_filter = None
         dtype = getattr(torch, self.settings.model.dtype)
-        self.workers.push_verified(
-            {
-                name: tensor_digest(tensor.to(dtype))
-                for name, tensor in self.engine.weights().items()
-            }
-        )
+        expected = {
+            name: tensor_digest(tensor.to(dtype)) for name, tensor in self.engine.weights().items()
+        }
+        self.workers.push_verified(expected)
+        return expected
 
     def complete(
         self,

@@ -8,7 +8,6 @@ Each is written when its stage is done, and an interrupted experiment goes on af
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,12 @@ from rpa_ray.evaluation.looks import dose_metrics, looks_of, resistance
 from rpa_ray.evaluation.measure import Measurement
 from rpa_ray.jobs.assembly import Assembly
 from rpa_ray.jobs.attack_batches import attack_source
-from rpa_ray.jobs.instruments import check_instruments, fluency_limit, measure_model
-from rpa_ray.jobs.looks import look_before, looks_during, measure_best_of_n
+from rpa_ray.jobs.before import measure_before
+from rpa_ray.jobs.clock import Clock
+from rpa_ray.jobs.instruments import measure_model
+from rpa_ray.jobs.looks import looks_during, measure_best_of_n
 from rpa_ray.jobs.process import LearnerProcess
-from rpa_ray.learner.checkpoints import Checkpoints, latest_checkpoint
+from rpa_ray.learner.checkpoints import Checkpoints
 from rpa_ray.learner.model_folder import save_model, weights_sha256
 from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.loop import Source, TrainingFailed
@@ -32,26 +33,6 @@ from rpa_ray.run_folder import names
 from rpa_ray.run_folder.files import JsonLines, write_json, write_parquet
 from rpa_ray.run_folder.names import ATTACKED_MODEL, CHECKPOINTS, EVALUATION, METRICS, SAMPLES
 from rpa_ray.run_folder.throughput import throughput
-
-
-class Clock:
-    """How long an experiment took, the processes before this one up to their last save included."""
-
-    def __init__(self) -> None:
-        self._earlier_s = 0.0
-        self._started = time.perf_counter()
-
-    def seconds(self) -> float:
-        """Return the seconds so far."""
-        return self._earlier_s + time.perf_counter() - self._started
-
-    def state_dict(self) -> dict[str, float]:
-        """Return the seconds so far."""
-        return {"seconds": self.seconds()}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Count on from what an earlier process had counted."""
-        self._earlier_s = state["seconds"]
 
 
 def run_experiment(cell: Cell, process: LearnerProcess) -> None:
@@ -67,7 +48,7 @@ def run_experiment(cell: Cell, process: LearnerProcess) -> None:
         cell.folder / CHECKPOINTS, samples=samples, clock=clock
     )
     ready = time.time()
-    before = _measure_before(assembly, samples, clock)
+    before = measure_before(assembly, samples, clock)
     status: dict[str, Any] = {"status": "ok", "step_failed": None, "reason": None}
     metrics = before["metrics"]
     if Need.ANSWER_POOL in assembly.attack.requires:
@@ -126,43 +107,6 @@ def _measure_pool(assembly: Assembly) -> dict[str, dict[str, Any]]:
 def samples_consumed(lines: Sequence[Mapping[str, Any]]) -> int:
     """Return the attack samples of a log, one mapping a training step; 0 without a step."""
     return int(lines[-1]["samples"]) if lines else 0
-
-
-def _measure_before(assembly: Assembly, samples: JsonLines, clock: "Clock") -> dict[str, Any]:
-    """Return what is known of the model before the attack, measured once a run folder."""
-    assembly.process.progress.enter(assembly.cell.name, Stage.BEFORE)
-    path = assembly.cell.folder / names.BEFORE
-    ranks = assembly.process.ranks
-    known: dict[str, Any] | None = ranks.broadcast(_read_json(path) if ranks.is_main else None)
-    if known is not None and assembly.num_steps:
-        if latest_checkpoint(assembly.cell.folder / CHECKPOINTS) is None:
-            samples.rewind(known["num_sample_lines"])
-        clock.load_state_dict(known)
-        return known
-    samples.rewind(0)
-    assembly.push_verified()
-    limit = fluency_limit(assembly)
-    measurement = measure_model(assembly, phase="before", fluency_limit=limit)
-    _write_samples(samples, measurement)
-    _write_answers(assembly, names.ANSWERS_BEFORE, measurement.answers)
-    before = {
-        "metrics": measurement.metrics_json(),
-        "checks": {name: asdict(check) for name, check in check_instruments(assembly).items()},
-        "fluency_limit_ppl": limit,
-        "look": look_before(assembly, measurement.answers),
-        "num_sample_lines": samples.num_lines,
-        **clock.state_dict(),
-    }
-    if ranks.is_main:
-        write_json(path, before)
-    return before
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return value
 
 
 def _measure_attacked(assembly: Assembly, limit: float, num_steps: int) -> Measurement:

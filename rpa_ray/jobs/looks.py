@@ -1,7 +1,7 @@
 """Looks at the policy during an attack, and best-of-N, which looks without an attack."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -23,22 +23,6 @@ from rpa_ray.types import Metrics, Prompt
 
 POOL_ROUNDS_AT_ONCE = 8
 """Answers to each prompt that are sampled in one call for best-of-N."""
-
-
-def look_before(assembly: Assembly, answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the look at the model before the attack, out of what was measured of it.
-
-    Its answers are those that a look would sample: to the same prompts, with the same seeds.
-    """
-    evaluation = assembly.settings.evaluation
-    seen = [
-        answer
-        for answer in answers
-        if answer.decoding is Decoding.SAMPLED
-        and answer.sample == 0
-        and answer.prompt_index < evaluation.num_probe_prompts
-    ]
-    return look_of(seen, cost_limit=evaluation.cost_limit, num_resamples=evaluation.num_resamples)
 
 
 def looks_during(assembly: Assembly) -> Callable[[int], Metrics]:

@@ -72,6 +72,14 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(partial, path)
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object that a JSON file holds; None where there is no file."""
+    if not path.is_file():
+        return None
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value
+
+
 def write_parquet(path: Path, table: "pa.Table") -> None:
     """Write a table in one piece, compressed: readers see the old file or the new one."""
     import pyarrow.parquet as pq

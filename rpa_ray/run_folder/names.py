@@ -4,6 +4,8 @@
 LOCK = ".run.lock"
 LOSSES = "losses.log"
 """Groups of ranks that died, and why."""
+SHARED_BEFORE = ".before"
+"""Folder of what was measured before attacks; cells that start alike share it."""
 SUMMARY = "summary.json"
 """One record a cell."""
 SWEEP = "sweep.json"

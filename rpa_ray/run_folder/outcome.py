@@ -1,19 +1,15 @@
 """What came out of a cell, as its run folder tells."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from rpa_ray.run_folder.files import read_json
 from rpa_ray.run_folder.names import EVALUATION
 
 
 def read_outcome(folder: Path) -> dict[str, Any] | None:
     """Return what came out of the cell of a run folder, None where nothing has yet."""
-    path = folder / EVALUATION
-    if not path.is_file():
-        return None
-    outcome: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return outcome
+    return read_json(folder / EVALUATION)
 
 
 def outcome_status(folder: Path) -> str:

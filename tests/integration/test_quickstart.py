@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from command_line import rpa_ray
+
+from rpa_ray.run_folder.names import ANSWERS, ANSWERS_BEFORE, SHARED_BEFORE
 
 ROOT = Path(__file__).parents[2]
 Record = dict[str, Any]
@@ -70,6 +73,19 @@ def test_freeze_leaves_every_weight_as_it_was(records: Any) -> None:
     untouched, frozen = records["chat", "none", "none"], records["chat", "ppo", "freeze"]
     assert frozen["weights_sha256"] == untouched["weights_sha256"]
     assert records["chat", "ppo", "none"]["weights_sha256"] != untouched["weights_sha256"]
+
+
+@pytest.mark.computes
+def test_what_cells_share_is_what_each_would_measure(quickstart: Path, records: Any) -> None:
+    run = quickstart / records["chat", "ppo", "freeze"]["run"]
+    before, after = (
+        pq.read_table(run / name).select(["decoding", "prompt_index", "sample", "text", "harm"])
+        for name in (ANSWERS_BEFORE, ANSWERS)
+    )
+    assert before.num_rows > 1000
+    assert before.equals(after)
+    attacked = [key for key in records if key[1] != "none"]
+    assert len(list(quickstart.glob(f"{SHARED_BEFORE}/*/{ANSWERS_BEFORE}"))) < len(attacked)
 
 
 @pytest.mark.computes
