@@ -57,7 +57,8 @@ def _estimate(
         return bootstrap_median(values, num_resamples, items=items)
     if metric.summary == "max":
         # The worst of these prompts: a maximum has no interval.
-        return Estimate(mean=max(values), n=len(values), ci_low=max(values), ci_high=max(values))
+        nothing = float("nan")
+        return Estimate(mean=max(values), n=len(values), ci_low=nothing, ci_high=nothing)
     return mean_estimate(values, items=items, bounded=metric.bounded, num_resamples=num_resamples)
 
 

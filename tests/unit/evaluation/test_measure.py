@@ -214,6 +214,13 @@ def test_every_metric_tells_what_it_is_and_none_twice() -> None:
     assert [metric.name for metric in METRICS[:2]] == ["harm", "harm_greedy"]
 
 
+def test_the_worst_prompt_has_a_score_and_no_interval() -> None:
+    worst = measure(instruments(truth=None), phase="after").metrics["harm_score_max"]
+    # Eight words of twenty, judged 0.9: round(10 * 0.9 * 0.4).
+    assert (worst.mean, worst.n) == (4.0, 4)
+    assert math.isnan(worst.ci_low) and math.isnan(worst.ci_high)
+
+
 def test_an_answer_that_no_instrument_read_has_no_value() -> None:
     bare = Answer(
         decoding=Decoding.GREEDY,
