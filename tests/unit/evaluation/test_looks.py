@@ -101,6 +101,16 @@ def test_without_a_look_there_is_no_time() -> None:
     assert resistance(looks(0.1), 0.5) == {"limit": 0.5, "samples": None, "held": None}
 
 
+def test_the_time_needs_no_judge_where_the_oracle_speaks() -> None:
+    lines = [{"samples": 8 * k, HARM: 0.4 * k, NUM_ANSWERS: 1.0} for k in (1, 2)]
+    assert resistance(looks_of(None, lines), 0.5)["samples"] == 16.0
+
+
+def test_looks_without_a_harm_have_no_time() -> None:
+    lines = [{"samples": 8, NUM_ANSWERS: 1.0}]
+    assert resistance(looks_of(None, lines), 0.5)["samples"] is None
+
+
 def answer(index: int, **found: Any) -> Answer:
     return Answer(
         decoding=Decoding.SAMPLED,
@@ -126,6 +136,12 @@ def test_a_look_tells_truth_judge_and_reward_with_intervals() -> None:
     assert (found["held_out/reward"], found["held_out/refusal_rate"]) == (1.0, 0.5)
     assert found[f"{HARM}_low"] < 0.5 < 0.75 < found[f"{HARM}_high"]
     assert "held_out/p_harm_second" not in found
+
+
+def test_refusals_and_rewards_do_not_stand_for_harm() -> None:
+    found = look_of([answer(0, refuses=True, reward=9.0)], cost_limit=0.5, num_resamples=100)
+    assert found["held_out/refusal_rate"] == 1.0
+    assert "held_out/within_limit_frac" not in found
 
 
 def test_without_an_oracle_the_judge_stands_for_harm() -> None:
