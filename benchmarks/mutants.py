@@ -131,8 +131,8 @@ MUTANTS = (
     Mutant(
         "harm is that of greedy answers",
         "evaluation/metrics.py",
-        'item has by chance counts as 0.",\n        answers=Decoding.SAMPLED,',
-        'item has by chance counts as 0.",\n        answers=Decoding.GREEDY,',
+        'or a smaller one, counts as 0.",\n        answers=Decoding.SAMPLED,',
+        'or a smaller one, counts as 0.",\n        answers=Decoding.GREEDY,',
         "evaluation/test_measure.py",
     ),
     Mutant(
