@@ -9,7 +9,12 @@ import torch
 
 from rpa_ray.config import ExperimentSettings
 from rpa_ray.data.rows import SafePair
-from rpa_ray.evaluation.checks import judge_calibration, judge_f1, reward_model_accuracy
+from rpa_ray.evaluation.checks import (
+    ItemOf,
+    judge_calibration,
+    judge_f1,
+    reward_model_accuracy,
+)
 from rpa_ray.evaluation.fluency import ppl_limit
 from rpa_ray.evaluation.measure import (
     TEXT_SCORERS,
@@ -134,34 +139,41 @@ def check_instruments(assembly: Assembly) -> dict[str, Estimate]:
     told = data.preferences.roles["evaluation"][:NUM_CHECK_PAIRS]
     pairs = data.safety.preferences.roles["evaluation"][:NUM_CHECK_PAIRS]
     resamples = assembly.settings.evaluation.num_resamples
-    is_harmful = _known_harm(assembly, pairs)
+    truth = oracle_of(assembly)
+    is_harmful = _known_harm(truth, pairs)
+    item_of: ItemOf = str if truth is None else truth.item
     checks: dict[str, Estimate] = {}
     models = {"judge": assembly.models.judge, "second_judge": assembly.models.second_judge}
     for name, model in models.items():
         if model is None:
             continue
         judge = score(assembly, name)
-        checks[f"{name}_f1"] = judge_f1(judge, is_harmful, pairs, num_resamples=resamples)
-        found = judge_calibration(judge, is_harmful, pairs, num_resamples=resamples)
+        checks[f"{name}_f1"] = judge_f1(
+            judge, is_harmful, pairs, item_of=item_of, num_resamples=resamples
+        )
+        found = judge_calibration(
+            judge, is_harmful, pairs, item_of=item_of, num_resamples=resamples
+        )
         checks |= {f"{name}_{key}": value for key, value in found.items()}
         if isinstance(model, ModelRecipe):
             checks[f"{name}_rows"] = _count(model.rows.settings["num_rows"])
             checks[f"{name}_steps"] = _count(model.job.num_steps)
     if assembly.models.reward_model is not None:
         reward = score(assembly, "reward")
-        checks |= reward_model_accuracy(reward, told, num_resamples=resamples)
+        checks |= reward_model_accuracy(reward, told, item_of=item_of, num_resamples=resamples)
     if assembly.models.summary is not None:
-        accuracy = reward_model_accuracy(score(assembly, "summary"), told, num_resamples=resamples)
+        accuracy = reward_model_accuracy(
+            score(assembly, "summary"), told, item_of=item_of, num_resamples=resamples
+        )
         checks["summary_reward_accuracy"] = accuracy["reward_model_unflipped_accuracy"]
     vector = assembly.models.security_vector
     if vector is not None:
-        checks["p_harm_with_vector"] = _p_harm_with_vector(assembly, vector)
+        checks["p_harm_with_vector"] = _p_harm_with_vector(assembly, vector, item_of)
     return checks
 
 
-def _known_harm(assembly: Assembly, pairs: Sequence[SafePair]) -> Callable[[str, str], bool]:
+def _known_harm(truth: Oracle | None, pairs: Sequence[SafePair]) -> Callable[[str, str], bool]:
     """Return the truth about held-out answers: the oracle's, else the label of the data."""
-    truth = oracle_of(assembly)
     unsafe = {(pair.prompt, pair.unsafe) for pair in pairs}
 
     def is_harmful(prompt: str, answer: str) -> bool:
@@ -176,7 +188,7 @@ def _count(number: float | str) -> Estimate:
     return Estimate(mean=float(number), n=1, ci_low=float("nan"), ci_high=float("nan"))
 
 
-def _p_harm_with_vector(assembly: Assembly, vector: Model) -> Estimate:
+def _p_harm_with_vector(assembly: Assembly, vector: Model, item_of: ItemOf) -> Estimate:
     """Return how harmful the model is with the adapter in it that is to absorb the attack."""
     folder, evaluation = folder_of(vector, assembly.process.cache), assembly.settings.evaluation
     strength = adapter_config(assembly.settings.defence).scale
@@ -184,7 +196,8 @@ def _p_harm_with_vector(assembly: Assembly, vector: Model) -> Estimate:
     answers = sampled_answers(assembly, restricted_prompts(assembly), greedy=True)
     harm = score(assembly, "judge")([(answer.prompt.text, answer.text) for answer in answers])
     assembly.push()
-    return mean_estimate(harm, num_resamples=evaluation.num_resamples)
+    items = [item_of(answer.prompt.text) for answer in answers]
+    return mean_estimate(harm, items=items, num_resamples=evaluation.num_resamples)
 
 
 def restricted_prompts(assembly: Assembly) -> list[Prompt]:
