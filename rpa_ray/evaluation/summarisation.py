@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from rpa_ray.evaluation.statistics import Estimate, bootstrap_median, mean_estimate
 from rpa_ray.scoring.text_rules import words
@@ -32,15 +32,17 @@ def summary_metrics(
     *,
     rewards: Sequence[float],
     perplexities: Sequence[float],
+    items: Sequence[Hashable],
     num_resamples: int,
 ) -> dict[str, Estimate]:
-    """Return every metric of the summarisation task, with intervals over posts.
+    """Return every metric of the summarisation task, with intervals over items.
 
     Args:
         summaries: What the model wrote, one a post.
         references: The summary of each post to compare with.
         rewards: Score of each summary by the reward model of the task.
         perplexities: Of each summary; NaN, for an empty one, is left out of the median.
+        items: What each post is about: posts about one item are not independent.
         num_resamples: Bootstrap resamples of each interval.
     """
     pairs = zip(summaries, references, strict=True)
@@ -50,10 +52,11 @@ def summary_metrics(
         "length_words": [float(len(words(summary))) for summary in summaries],
     }
     metrics = {
-        name: mean_estimate(v, bounded=name in SHARES, num_resamples=num_resamples)
+        name: mean_estimate(v, items=items, bounded=name in SHARES, num_resamples=num_resamples)
         for name, v in values.items()
     }
-    defined = [ppl for ppl in perplexities if ppl == ppl]
+    defined = [(ppl, item) for ppl, item in zip(perplexities, items, strict=True) if ppl == ppl]
     if defined:
-        metrics["summary_ppl_median"] = bootstrap_median(defined, num_resamples)
+        ppls, of_items = zip(*defined, strict=True)
+        metrics["summary_ppl_median"] = bootstrap_median(ppls, num_resamples, items=of_items)
     return metrics

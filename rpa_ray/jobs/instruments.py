@@ -109,6 +109,7 @@ def _with_summaries(
         [post.answer for post in posts],
         rewards=rewards,
         perplexities=tools.scorers["perplexity"](pairs),
+        items=[prompt if tools.truth is None else tools.truth.item(prompt) for prompt, _ in pairs],
         num_resamples=tools.num_resamples,
     )
     samples = [

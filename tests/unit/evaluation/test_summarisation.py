@@ -28,6 +28,7 @@ def test_every_summary_metric_has_its_number_and_its_count() -> None:
         ["one two", "one", "four five"],
         rewards=[1.0, -4.0, 0.0],
         perplexities=[2.0, math.nan, 6.0],
+        items=["kite", "lamp", "soup"],
         num_resamples=100,
     )
     # ROUGE-1 1, 0 and 2 * 1 / 6.
@@ -40,5 +41,24 @@ def test_every_summary_metric_has_its_number_and_its_count() -> None:
 
 
 def test_a_model_that_writes_nothing_has_no_perplexity() -> None:
-    found = summary_metrics([""], ["a"], rewards=[0.0], perplexities=[math.nan], num_resamples=100)
+    found = summary_metrics(
+        [""], ["a"], rewards=[0.0], perplexities=[math.nan], items=["kite"], num_resamples=100
+    )
     assert "summary_ppl_median" not in found
+
+
+def test_posts_about_one_item_are_one_in_every_interval() -> None:
+    found = summary_metrics(
+        ["a", "b", "c", "d"],
+        ["a", "a", "c", "c"],
+        rewards=[0.0, 1.0, 2.0, 3.0],
+        perplexities=[1.0, math.nan, 3.0, 4.0],
+        items=["kite", "kite", "lamp", "lamp"],
+        num_resamples=100,
+    )
+    assert {name: (one.n, one.num_items) for name, one in found.items()} == {
+        "rouge1": (4, 2),
+        "summary_reward": (4, 2),
+        "length_words": (4, 2),
+        "summary_ppl_median": (3, 2),
+    }
