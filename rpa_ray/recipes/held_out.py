@@ -1,7 +1,7 @@
 """The held-out rows in two roles: what is reported, and what settings are chosen on.
 
-In the embedded world the two share neither item nor phrasing; of any other set the held-out prompts
-are divided by their hash.
+The two share neither item nor phrasing of the embedded questions, restricted or harmless. The
+held-out prompts of any other set, embedded posts among them, are divided by their hash.
 """
 
 from functools import lru_cache
