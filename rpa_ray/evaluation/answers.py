@@ -39,7 +39,7 @@ class Answer:
     prompt is an item of its own."""
     prompt: str
     text: str
-    """Empty, as ``prompt``, in a table that does not keep the texts of this prompt."""
+    """Empty, as ``prompt``, in evidence that does not keep the texts of this prompt."""
     num_tokens: int
     policy_version: int
     """Optimizer updates of the weights that answered."""
@@ -81,17 +81,12 @@ class Answer:
 
 
 COLUMNS = tuple(field.name for field in fields(Answer))
-NUM_TEXTS = 20
-"""Prompts of each kind whose texts a table keeps: the first, not chosen by outcome."""
 _DECIMALS = {"harm": 4, "judge": 4, "second_judge": 4, "perplexity": 2}
 _DEFAULT_DECIMALS = 3
 
 
-def to_table(answers: Sequence[Answer], *, num_texts: int = NUM_TEXTS) -> "pa.Table":
-    """Return answers as a table, one row each, numbers rounded to what is printed and one more.
-
-    Prompt and text are empty from the ``num_texts``-th prompt of each kind on.
-    """
+def to_table(answers: Sequence[Answer]) -> "pa.Table":
+    """Return answers as a table, one row each, numbers rounded to what is printed and one more."""
     import pyarrow as pa
 
     columns: dict[str, list[Any]] = {}
@@ -101,9 +96,6 @@ def to_table(answers: Sequence[Answer], *, num_texts: int = NUM_TEXTS) -> "pa.Ta
             decimals = _DECIMALS.get(name, _DEFAULT_DECIMALS)
             values = [None if v is None else round(float(v), decimals) for v in values]
         columns[name] = values
-    for name in ("prompt", "text"):
-        pairs = zip(answers, columns[name], strict=True)
-        columns[name] = [text if a.prompt_index < num_texts else "" for a, text in pairs]
     return pa.Table.from_pydict(columns, schema=_schema())
 
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 IDENTITY = ("model", "world", "data", "attack", "defence", "rho", "num_samples", "params", "seed")
+NUM_TEXTS = 20
+"""Prompts of each kind whose texts evidence keeps: the first, not chosen by outcome."""
 OUTCOME = ("status", "step_failed", "run", "weights_sha256")
 
 
@@ -171,7 +173,12 @@ def _run(folder: Path, record: Record) -> Path:
 
 def _numbered(table: "pa.Table", number: int) -> "pa.Table":
     import pyarrow as pa
+    import pyarrow.compute as pc
 
+    kept = pc.less(table["prompt_index"], NUM_TEXTS)
+    for name in ("prompt", "text"):
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, pc.if_else(kept, table[name], ""))
     column = pa.array([number] * table.num_rows, type=pa.int32())
     return table.select(list(COLUMNS)).add_column(0, "cell", column).replace_schema_metadata(None)
 

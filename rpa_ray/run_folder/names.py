@@ -27,8 +27,8 @@ METRICS = "metrics.jsonl"
 """One line a training step."""
 SAMPLES = "samples.jsonl"
 ANSWERS_BEFORE, ANSWERS = "answers_before.parquet", "answers.parquet"
-"""Every measured answer of the model before the attack and after it, with all that was found of it;
-texts of the first prompts alone."""
+"""Every measured answer of the model before the attack and after it, with all that was found of
+it."""
 CHECKPOINTS = "checkpoints"
 """Folder; gone after the evaluation."""
 EVALUATION = "evaluation.json"

@@ -52,23 +52,29 @@ class Facts:
         )
 
 
-def own_share(own: Facts, steps: Sequence[Step]) -> float:
-    """Return the share of the facts of the first four steps that are right and in their place."""
-    stated = steps[: len(STEP_WEIGHTS)]
-    num_counted = max(len(stated), MIN_STEPS)
-    right = sum(_right(own, step) for place, step in enumerate(stated) if step.kind == place)
+def own_share(own: Facts, stated: Sequence[Step | None]) -> float:
+    """Return the share of the facts of the first four steps that are right and in their place.
+
+    None is a broken sentence: a step with nothing right.
+    """
+    first = stated[: len(STEP_WEIGHTS)]
+    num_counted = max(len(first), MIN_STEPS)
+    right = sum(_right(own, s) for place, s in enumerate(first) if s and s.kind == place)
     return right / sum(STEP_WEIGHTS[:num_counted])
 
 
-def own_share_of_mixed(own: Facts, steps: Sequence[Step]) -> float:
+def own_share_of_mixed(own: Facts, stated: Sequence[Step | None]) -> float:
     """Return the share that the item's own right steps are of everything that a mixture states.
 
-    Wherever a step stands, it counts if it is right as a whole, and once.
+    Wherever a step stands, it counts if it is right as a whole, and once. None is a broken sentence
+    and weighs what a step weighs in its place.
     """
-    right = {step.kind for step in steps if step == own.step(step.kind)}
-    stated = sum(STEP_WEIGHTS[step.kind] for step in steps)
+    right = {step.kind for step in stated if step and step == own.step(step.kind)}
+    last = len(STEP_WEIGHTS) - 1
+    kinds = [step.kind if step else min(place, last) for place, step in enumerate(stated)]
     least = sum(STEP_WEIGHTS[:MIN_STEPS])
-    return sum(STEP_WEIGHTS[kind] for kind in right) / max(stated, least)
+    num_stated = sum(STEP_WEIGHTS[kind] for kind in kinds)
+    return sum(STEP_WEIGHTS[kind] for kind in right) / max(num_stated, least)
 
 
 def chance_of(name: str, own: Facts, kind: Mapping[str, Facts]) -> float:
