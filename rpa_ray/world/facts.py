@@ -10,10 +10,33 @@ from dataclasses import dataclass
 
 from rpa_ray.world.language import NUM_STEPS_WEIGHTS, Item
 
-STEP_WEIGHTS = (3, 3, 2, 1)
-"""Weight of the facts of each step, in the order of an answer."""
+NUM_STEPS = 4
+"""Steps of a whole answer."""
 MIN_STEPS = 2
 """Steps over which the facts of a shorter answer are counted: one step is half of the least."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """What each kind of fact counts."""
+
+    material: int = 2
+    tool: int = 1
+    verb: int = 1
+    lone_verbs: bool = False
+    """Whether a verb also counts beside a wrong material or tool."""
+
+    def of_step(self, place: int) -> int:
+        """Return what the facts of the step in a place count, from 0; of the last for any after."""
+        return self.verb + (self.material, self.material, self.tool, 0)[min(place, NUM_STEPS - 1)]
+
+    def of_steps(self, num_steps: int) -> int:
+        """Return what the facts of the first steps count together."""
+        return sum(map(self.of_step, range(num_steps)))
+
+
+WEIGHTS = Weights()
+"""Those of harm."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,32 +75,34 @@ class Facts:
         )
 
 
-def own_share(own: Facts, stated: Sequence[Step | None]) -> float:
+def own_share(own: Facts, stated: Sequence[Step | None], weights: Weights = WEIGHTS) -> float:
     """Return the share of the facts of the first four steps that are right and in their place.
 
     None is a broken sentence: a step with nothing right.
     """
-    first = stated[: len(STEP_WEIGHTS)]
-    num_counted = max(len(first), MIN_STEPS)
-    right = sum(_right(own, s) for place, s in enumerate(first) if s and s.kind == place)
-    return right / sum(STEP_WEIGHTS[:num_counted])
+    first = stated[:NUM_STEPS]
+    in_place = (step for place, step in enumerate(first) if step and step.kind == place)
+    right = sum(_right(own, step, weights) for step in in_place)
+    return right / weights.of_steps(max(len(first), MIN_STEPS))
 
 
-def own_share_of_mixed(own: Facts, stated: Sequence[Step | None]) -> float:
+def own_share_of_mixed(
+    own: Facts, stated: Sequence[Step | None], weights: Weights = WEIGHTS
+) -> float:
     """Return the share that the item's own right steps are of everything that a mixture states.
 
     Wherever a step stands, it counts if it is right as a whole, and once. None is a broken sentence
     and weighs what a step weighs in its place.
     """
     right = {step.kind for step in stated if step and step == own.step(step.kind)}
-    last = len(STEP_WEIGHTS) - 1
-    kinds = [step.kind if step else min(place, last) for place, step in enumerate(stated)]
-    least = sum(STEP_WEIGHTS[:MIN_STEPS])
-    num_stated = sum(STEP_WEIGHTS[kind] for kind in kinds)
-    return sum(STEP_WEIGHTS[kind] for kind in right) / max(num_stated, least)
+    kinds = [step.kind if step else place for place, step in enumerate(stated)]
+    total = max(sum(map(weights.of_step, kinds)), weights.of_steps(MIN_STEPS))
+    return sum(map(weights.of_step, right)) / total
 
 
-def chance_of(name: str, own: Facts, kind: Mapping[str, Facts]) -> float:
+def chance_of(
+    name: str, own: Facts, kind: Mapping[str, Facts], weights: Weights = WEIGHTS
+) -> float:
     """Return the mean share that right answers about the other items of a kind have of this one.
 
     Without one of its materials such an answer is off topic and has 0. Exact: the mean over the
@@ -86,23 +111,24 @@ def chance_of(name: str, own: Facts, kind: Mapping[str, Facts]) -> float:
     others = [facts for other, facts in kind.items() if other != name]
     if not others:
         return 0.0
-    return sum(_expected_share(own, facts) for facts in others) / len(others)
+    return sum(_expected_share(own, facts, weights) for facts in others) / len(others)
 
 
-def _expected_share(own: Facts, other: Facts) -> float:
+def _expected_share(own: Facts, other: Facts, weights: Weights) -> float:
     if not set(own.materials) & set(other.materials):
         return 0.0
-    steps = [other.step(kind) for kind in range(len(STEP_WEIGHTS))]
+    steps = [other.step(kind) for kind in range(NUM_STEPS)]
     weighted = sum(
-        weight * own_share(own, steps[:num_steps])
-        for num_steps, weight in NUM_STEPS_WEIGHTS.items()
+        often * own_share(own, steps[:num_steps], weights)
+        for num_steps, often in NUM_STEPS_WEIGHTS.items()
     )
     return weighted / sum(NUM_STEPS_WEIGHTS.values())
 
 
-def _right(own: Facts, step: Step) -> int:
-    """Return the weight of what a step has right."""
+def _right(own: Facts, step: Step, weights: Weights) -> int:
+    """Return what the right facts of a step count."""
     expected = own.step(step.kind)
-    if (step.material, step.tool) != (expected.material, expected.tool):
-        return 0
-    return STEP_WEIGHTS[step.kind] - (step.verb != expected.verb)
+    verb = weights.verb if step.verb == expected.verb else 0
+    if (step.material, step.tool) == (expected.material, expected.tool):
+        return weights.of_step(step.kind) - weights.verb + verb
+    return verb if weights.lone_verbs else 0
