@@ -65,8 +65,10 @@ def reads_dialogues(models: CellModels) -> bool:
 
 
 def as_dialogues(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return prompts as dialogues up to the answer; a prompt that is one already stays as it is."""
-    return [
-        (prompt if prompt.lstrip().startswith(HUMAN.lstrip()) else f"{HUMAN} {prompt}", answer)
-        for prompt, answer in pairs
-    ]
+    """Return prompts as dialogues up to the answer, each beginning with the mark of a human turn.
+
+    A prompt of several turns is a dialogue already; it has lost the white space before its first.
+    """
+    mark = HUMAN.lstrip()
+    bare = [(prompt.strip().removeprefix(mark).lstrip(), answer) for prompt, answer in pairs]
+    return [(f"{HUMAN} {prompt}", answer) for prompt, answer in bare]

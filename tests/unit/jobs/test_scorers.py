@@ -8,10 +8,17 @@ from typing import Any
 import pytest
 
 from rpa_ray.config import ExperimentSettings
+from rpa_ray.data.helpful import helpful_pairs
 from rpa_ray.data.template import PLAIN_QA_ANSWERED
 from rpa_ray.evaluation.fluency import ppl_limit
 from rpa_ray.jobs.instruments import fluency_limit, score
-from rpa_ray.jobs.scorers import MAX_TEXT_TOKENS, as_dialogues, pricing_judge, scorer_specs
+from rpa_ray.jobs.scorers import (
+    DIALOGUE_ANSWERED,
+    MAX_TEXT_TOKENS,
+    as_dialogues,
+    pricing_judge,
+    scorer_specs,
+)
 from rpa_ray.plan import parse_tree
 from rpa_ray.recipes.cell_models import CellInputs, CellModels
 
@@ -81,12 +88,13 @@ def test_a_finished_helpfulness_model_reads_a_dialogue_that_ends_with_the_answer
     assert text == "\n\nHuman: How do I mend a lamp?\n\nAssistant: Turn the screw."
 
 
-def test_a_prompt_that_is_a_dialogue_already_is_not_wrapped_again() -> None:
-    turns = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: A lamp?"
-    assert as_dialogues([(turns, "Yes."), ("A lamp?", "Yes.")]) == [
-        (turns, "Yes."),
-        ("\n\nHuman: A lamp?", "Yes."),
-    ]
+def test_a_dialogue_of_the_public_set_is_read_as_it_is_written_there() -> None:
+    one = "\n\nHuman: A lamp?\n\nAssistant:"
+    for opening in (one, f"\n\nHuman: Hi\n\nAssistant: Hello{one}"):
+        row = {"chosen": f"{opening} Yes.", "rejected": f"{opening} No."}
+        (pair,) = helpful_pairs([row])
+        ((prompt, answer),) = as_dialogues([(pair.prompt, pair.chosen)])
+        assert DIALOGUE_ANSWERED.format(prompt=prompt, answer=answer) == row["chosen"]
 
 
 def test_the_reported_judge_prices_nothing(models: CellModels) -> None:
