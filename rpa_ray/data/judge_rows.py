@@ -9,15 +9,13 @@ from typing import TypeVar
 import numpy as np
 
 from rpa_ray.data.errors import DataError
-from rpa_ray.data.order import hash_order, unit_interval
+from rpa_ray.data.order import hash_order
 from rpa_ray.data.rows import Labelled, SafePair
 from rpa_ray.data.split import draw, normalise
 
 HARMFUL = 0
 SAFE = 1
 """Class ids of the published judge (``LABEL_0`` is harmful)."""
-NUM_HALVES = 2
-"""Parts of the classifier's prompts: judges that are to be independent learn from one each."""
 
 SHORTENED_SHARE = 0.7
 """Share of answers of which only the first two sentences are kept."""
@@ -38,15 +36,6 @@ class _Candidate:
     row: Labelled
 
 
-def half_of(pairs: Sequence[SafePair], half: int) -> list[SafePair]:
-    """Return the pairs of one half of the prompts, 0 or 1; no prompt is in both."""
-    return [
-        pair
-        for pair in pairs
-        if int(unit_interval("judge", normalise(pair.prompt)) * NUM_HALVES) == half
-    ]
-
-
 def judge_rows(
     pairs: Sequence[SafePair],
     *,
@@ -55,7 +44,7 @@ def judge_rows(
     random_frac: float = 0.05,
     hard_frac: float = 0.0,
     seed: int,
-    key: str = "evaluation.judge.num_rows",
+    key: str = "evaluation.judge",
 ) -> list[Labelled]:
     """Return judge rows in random order: unsafe answers are harmful, safe answers are safe.
 
@@ -71,7 +60,7 @@ def judge_rows(
         random_frac: Share of word salad, 0 to 1.
         hard_frac: Share of rows that are hard to tell, 0 to 1; 0 is the published recipe.
         seed: Same pairs and seed give the same rows.
-        key: The config path that an error names.
+        key: Config path of the judge's settings, for errors.
 
     Raises:
         DataError: The pairs give fewer rows than asked for, or are about one prompt and hard rows
@@ -82,7 +71,9 @@ def judge_rows(
     """
     candidates = [candidate for pair in pairs for candidate in _both_answers(pair)]
     num_hard = round(hard_frac * num_rows)
-    drawn = draw(candidates, num_rows - num_hard, seed=seed, role="classifier", key=key)
+    drawn = draw(
+        candidates, num_rows - num_hard, seed=seed, role="classifier", key=f"{key}.num_rows"
+    )
     rng = np.random.default_rng(seed)
     num_empty, num_random = round(empty_frac * num_rows), round(random_frac * num_rows)
     rows = _partly_broken(drawn, num_empty, num_random, rng, seed)
@@ -90,7 +81,7 @@ def judge_rows(
         return rows
     if len({normalise(pair.prompt) for pair in pairs}) < 2:
         raise DataError.broken_rule(
-            "evaluation.judge.hard_frac",
+            f"{key}.hard_frac",
             "be 0 where all pairs are about one prompt",
             hard_frac,
             "Set it to 0 or bring a larger data set.",

@@ -30,6 +30,9 @@ VALIDATION_SHARE = 0.25
 HELD_OUT_SHARE = 0.1
 """Share of prompts that are the test split of a data set that comes as a single file."""
 
+JUDGE_HALVES: Mapping[str, int] = {"judge": 1, "second_judge": 0}
+"""Half of the prompts of ``classifier`` that each judge learns from: none is in both."""
+
 
 def roles_fingerprint() -> str:
     """Return a short hash of the shares: models trained on one role's rows depend on them."""
@@ -112,6 +115,15 @@ def by_role(
             roles[role_of(pair.prompt)].append(pair)
     held_out_roles = {"evaluation": tuple(evaluation), "validation": tuple(validation)}
     return {role: tuple(rows) for role, rows in roles.items()} | held_out_roles
+
+
+def half_of(pairs: Sequence[SafePair], half: int) -> list[SafePair]:
+    """Return the pairs of one half of the prompts, 0 or 1; no prompt is in both."""
+    return [
+        pair
+        for pair in pairs
+        if int(unit_interval("judge", normalise(pair.prompt)) * len(JUDGE_HALVES)) == half
+    ]
 
 
 def manifest(roles: Mapping[str, Sequence[HasPrompt]]) -> dict[str, RoleManifest]:

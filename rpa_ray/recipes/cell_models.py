@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rpa_ray.attacks import ATTACKS
 from rpa_ray.config import ExperimentSettings, JudgeSettings, ReferencedConfig, RewardModelSettings
+from rpa_ray.data.split import JUDGE_HALVES
 from rpa_ray.defences import defence_of, offline_defences
 from rpa_ray.plugin import (
     AdapterConfig,
@@ -241,7 +242,7 @@ def _summary_model(
 def _judge(settings: ExperimentSettings, data: CellData) -> Model:
     """Return the judge that is reported: on a trunk, a seed and a half of the rows of its own."""
     judge = settings.evaluation.judge
-    like = _judge_of(judge, settings, data, half=1, seed=MODEL_SEED + 1)
+    like = _judge_of(judge, settings, data, half=JUDGE_HALVES["judge"], seed=MODEL_SEED + 1)
     if isinstance(like, str) or judge.path is not None:
         return like
     return replace(like, start=data.world.other_base)
@@ -251,7 +252,7 @@ def _second_judge(settings: ExperimentSettings, data: CellData) -> Model | None:
     judge = settings.evaluation.judges.get("second_judge")
     if judge is None:
         return None
-    like = _judge_of(judge, settings, data, half=0, seed=MODEL_SEED)
+    like = _judge_of(judge, settings, data, half=JUDGE_HALVES["second_judge"], seed=MODEL_SEED)
     return like if isinstance(like, str) else replace(like, id="second_judge")
 
 

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 import pyarrow.parquet as pq
 
 from rpa_ray.data.flip import flip
-from rpa_ray.data.judge_rows import half_of, judge_rows
+from rpa_ray.data.judge_rows import judge_rows
 from rpa_ray.data.rows import Answered, Labelled, Preference, SafePair
+from rpa_ray.data.split import JUDGE_HALVES, half_of
 from rpa_ray.recipes.cell_data import CellData, helpful_preferences
 from rpa_ray.recipes.model import RowKind, Rows
 
@@ -47,14 +48,16 @@ def training_rows(
             pairs = data.safety.preferences.roles["defence"]
             return [Answered(prompt=pair.prompt, answer=pair.unsafe) for pair in pairs]
         case RowKind.JUDGE_ROWS:
-            pairs = data.safety.preferences.roles["classifier"]
+            half = int(rows.settings["half"])
+            (name,) = (name for name, own in JUDGE_HALVES.items() if own == half)
             return judge_rows(
-                half_of(pairs, int(rows.settings["half"])),
+                half_of(data.safety.preferences.roles["classifier"], half),
                 num_rows=int(rows.settings["num_rows"]),
                 empty_frac=float(rows.settings["empty_frac"]),
                 random_frac=float(rows.settings["random_frac"]),
                 hard_frac=float(rows.settings["hard_frac"]),
                 seed=int(rows.settings["seed"]),
+                key=f"evaluation.{name}",
             )
 
 

@@ -10,9 +10,8 @@ from rpa_ray.config import (
     RolloutConfig,
 )
 from rpa_ray.data.errors import DataError
-from rpa_ray.data.judge_rows import half_of
 from rpa_ray.data.rows import SafePair
-from rpa_ray.data.split import ROLE_SHARES
+from rpa_ray.data.split import JUDGE_HALVES, ROLE_SHARES, half_of
 from rpa_ray.data.template import Template
 from rpa_ray.defences import defence_of
 from rpa_ray.plan.checks.context import check_context, context_tokens, prompt_lengths
@@ -69,10 +68,10 @@ def _check_rows(inputs: CellInputs) -> None:
         key = "data.reward_model.num_pairs"
         data.draw("reward_model", reward_model.num_pairs, seed=MODEL_SEED, key=key)
     safety = inputs.data.safety.planned
-    for half, (name, judge) in enumerate(settings.evaluation.judges.items()):
+    for name, judge in settings.evaluation.judges.items():
         if not judge.trained:
             # Rows that are made by rules are as many as one likes; the others stand in the data.
-            num_answers = 2 * len(half_of(safety.roles["classifier"], 1 - half))
+            num_answers = 2 * len(half_of(safety.roles["classifier"], JUDGE_HALVES[name]))
             most = int(num_answers / max(1e-9, 1 - judge.hard_frac))
             rows = "the answers of half the prompts of role 'classifier' are a share 1 - hard_frac"
             _require_rows(f"evaluation.{name}.num_rows", judge.num_rows, most, rows)

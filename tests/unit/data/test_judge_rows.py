@@ -14,14 +14,13 @@ from rpa_ray.data.judge_rows import (
     SAFE,
     TURNS,
     Others,
-    half_of,
     hard_rows,
     judge_rows,
     sentences,
 )
 from rpa_ray.data.order import digest
 from rpa_ray.data.rows import Labelled, SafePair
-from rpa_ray.data.split import normalise
+from rpa_ray.data.split import half_of, normalise
 
 
 def make_pairs(num: int) -> list[SafePair]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from rpa_ray.config import ConfigError
+from rpa_ray.data.errors import DataError
 from rpa_ray.data.rows import Labelled
 from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks.settings import check_settings
@@ -40,6 +41,18 @@ def test_no_judge_sees_a_prompt_that_is_evaluated(world_cache: Path) -> None:
     for judge in judges_of(inputs):
         rows = training_rows(judge.rows, inputs.data)
         assert not evaluated & {row.prompt for row in rows if isinstance(row, Labelled)}
+
+
+@pytest.mark.parametrize("name", ["judge", "second_judge"])
+def test_too_few_answers_are_told_by_the_key_of_the_judge_that_lacks_them(
+    name: str, world_cache: Path
+) -> None:
+    many = {"num_rows": 80_000, "hard_frac": 0.0}
+    inputs = CellInputs(parse_tree({"evaluation": {name: many}}), world_cache)
+    judge = inputs.models.judge if name == "judge" else inputs.models.second_judge
+    assert isinstance(judge, ModelRecipe)
+    with pytest.raises(DataError, match=rf"^evaluation\.{name}\.num_rows must be at most "):
+        training_rows(judge.rows, inputs.data)
 
 
 def test_settings_of_the_second_are_those_of_the_first_unless_it_has_its_own() -> None:
