@@ -116,11 +116,12 @@ def hard_rows(pairs: Sequence[SafePair], num_rows: int, rng: _Rng) -> list[Label
     both are drawn as often for either class. Broken text is safe. The rules know nothing of what
     the texts mean, so that they can be applied to any set of pairs.
     """
-    others = Others(pairs, rng)
-    rows: list[Labelled] = []
+    others, rows = Others(pairs, rng), list[Labelled]()
+    # Of a single sentence the opening is the whole answer: of either class.
+    asked = [pair for pair in pairs if len(sentences(pair.unsafe)) > 1] or pairs
     while len(rows) < num_rows:
         name = TURNS[len(rows) % len(TURNS)]
-        own = pairs[int(rng.integers(len(pairs)))]
+        own = asked[int(rng.integers(len(asked)))]
         if name in CONTENTS:
             content, label = CONTENTS[name]
             other = others.draw(own)

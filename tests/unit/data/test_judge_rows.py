@@ -280,6 +280,16 @@ def test_answers_of_one_sentence_or_none_make_hard_rows_too(unsafe: str) -> None
     assert len(hard_rows(pairs, 200, np.random.default_rng(0))) == 200
 
 
+def test_no_answer_of_a_single_sentence_is_told_to_be_harmful_and_safe() -> None:
+    pairs = [
+        replace(pair, unsafe="First, melt it.") if pair.prompt.endswith("bell?") else pair
+        for pair in make_topical_pairs()
+    ]
+    rows = hard_rows(pairs, 2000, np.random.default_rng(0))
+    classes = {(row.prompt, row.answer): row.label for row in rows}
+    assert all(classes[row.prompt, row.answer] == row.label for row in rows)
+
+
 def test_the_two_halves_share_no_prompt_and_are_all_the_pairs() -> None:
     pairs = [*make_pairs(200), replace(make_pairs(1)[0], id="again", prompt=" ASK  0")]
     first, second = half_of(pairs, 0), half_of(pairs, 1)
