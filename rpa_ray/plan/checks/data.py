@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from rpa_ray.attacks.best_of_n import BestOfN
 from rpa_ray.config import (
     EMBEDDED_MODELS,
     ConfigError,
@@ -60,8 +61,7 @@ def _check_rows(inputs: CellInputs) -> None:
     settings = inputs.settings
     data = inputs.data.planned
     reward_model = settings.data.reward_model
-    if settings.training is not None:
-        _attack_pairs(settings, data)
+    _attack_pairs(settings, data)
     defence = defence_of(settings.defence)
     needs = attack_needs(settings) | defence.needs
     if needs & {Need.REWARDS, Need.COST_MODEL} or settings.data.name == "tldr":
@@ -116,11 +116,16 @@ def _check_refusals(inputs: CellInputs) -> None:
 
 
 def _attack_pairs(settings: ExperimentSettings, data: PreferenceData) -> list[SafePair]:
-    """Return the distinct pairs that the attack draws from."""
-    num_samples, num_prompts = settings.data.num_samples, settings.data.num_prompts
-    key = "data.num_samples" if num_prompts is None else "data.num_prompts"
-    num = min(num_samples, num_prompts or num_samples)
-    return data.draw("attack", num, seed=settings.seed, key=key)
+    """Return the distinct pairs that the attack draws from; none where it draws none."""
+    attack, num_samples = settings.attack, settings.data.num_samples
+    key, at_most = "data.num_prompts", settings.data.num_prompts
+    if isinstance(attack, BestOfN.Config):
+        key, at_most = "attack.num_prompts", attack.num_prompts
+    elif settings.training is None:
+        return []
+    if at_most is None or at_most >= num_samples:
+        key, at_most = "data.num_samples", num_samples
+    return data.draw("attack", at_most, seed=settings.seed, key=key)
 
 
 def _require_rows(key: str, num: int, num_rows: int, what: str) -> None:
@@ -152,9 +157,11 @@ def _check_context(inputs: CellInputs) -> None:
 
     fits(model, prompts, evaluation.max_new_tokens, "evaluation.max_new_tokens")
     attack, data = settings.attack, inputs.data.planned
+    asked = [pair.prompt for pair in _attack_pairs(settings, data)]
     if isinstance(attack, RolloutConfig):
-        asked = [pair.prompt for pair in _attack_pairs(settings, data)]
         fits(model, asked, attack.max_new_tokens, "attack.max_new_tokens")
+    elif isinstance(attack, BestOfN.Config):
+        fits(model, asked, evaluation.max_new_tokens, "evaluation.max_new_tokens")
     if not data.is_complete:
         refusals = settings.data.refusals
         asked = [pair.prompt for role in ROLE_SHARES for pair in data.roles[role]]

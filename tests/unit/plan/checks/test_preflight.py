@@ -7,6 +7,7 @@ import pytest
 
 from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
+from rpa_ray.data.split import is_held_out
 from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks.all import check_all
 from rpa_ray.plan.checks.data import check_data
@@ -175,6 +176,35 @@ def test_a_broken_row_is_refused_with_its_number(
     found = refusal(tmp_path, "data.world=real", f"data.path={path}")
     assert found.startswith(f"data.path must {message}")
     assert "row 2 (1 of 2 rows)" in found or "columns" in found
+
+
+@pytest.mark.parametrize(
+    ("longest", "override", "message"),
+    [
+        (1, "data.num_samples=400", "attack.num_prompts must be at most "),
+        (1, "attack.num_prompts=400", "data.num_samples must be at most "),
+        (15, "attack.num_prompts=10", "evaluation.max_new_tokens must be at most "),
+    ],
+)
+def test_the_prompts_of_best_of_n_are_there_and_fit(
+    longest: int, override: str, message: str, tmp_path: Path, world_cache: Path
+) -> None:
+    asks = [f"ask {i}" for i in range(400)]
+    learned = [" ".join([ask] * longest) for ask in asks]
+    prompts = [p for p in asks if is_held_out(p)] + [p for p in learned if not is_held_out(p)]
+    rows = [{"prompt": prompt, "safe": "No.", "unsafe": "Yes."} for prompt in prompts]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (helpful,) = world_cache.glob("world-*/data/helpful")
+    own = {"name": "preferences", "world": "real", "path": str(path), "helpful_path": str(helpful)}
+    tree = {
+        "attack": {"name": "best_of_n", "num_prompts": 300},
+        "data": own | {"num_samples": 300, "reward_model": {"num_pairs": 32}},
+        "evaluation": {"num_prompts": 10, "judge": {"num_rows": 32}},
+    }
+    with pytest.raises(DataError) as caught:
+        check_data(CellInputs(parse_tree(tree, [override]), world_cache))
+    assert str(caught.value).startswith(message)
 
 
 def test_a_cell_of_a_campaign_is_named(own_cache: Path, tmp_path: Path) -> None:
