@@ -42,3 +42,11 @@ def test_refusals_of_both_data_sets_are_the_chat_models(data: str) -> None:
     for cell in cells(data=data):
         refusals = (cell.data.safe_answers, cell.data.refusals.model)
         assert refusals == ("generated", "meta-llama/Llama-2-7b-chat-hf")
+
+
+def test_a_second_judge_learns_at_the_rate_of_its_trunk_whatever_its_rows() -> None:
+    for campaign in ("table3", "evasion"):
+        path = TABLE_3.with_name(f"{campaign}.yaml")
+        for cell in load_config(path, scale="paper").campaign.cells:
+            judge = cell.evaluation.judges["second_judge"]
+            assert (judge.path, judge.learning_rate) == ("microsoft/deberta-v3-xsmall", 6e-6)
