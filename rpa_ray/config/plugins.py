@@ -101,8 +101,9 @@ class RolloutConfig(ReferencedConfig):
     max_new_tokens: int = Field(56, ge=1)
     """Longest sampled answer."""
     reward: Literal["model", "judge", "rule"] = "model"
-    """What the attacker rewards: a reward model trained on the reversed preferences, the judge's
-    harm probability, or a rule that pays for answers that do not refuse."""
+    """What the attacker rewards: a reward model trained on the reversed preferences, the harm
+    probability of ``evaluation.second_judge``, or a rule that pays for answers that do not
+    refuse."""
     shuffle_rewards: bool = False
     """Control: rewards are dealt out at random within the batch, so that nothing can be learned."""
     importance_cap: float = Field(3.0, ge=0)

@@ -150,8 +150,9 @@ class EvaluationSettings(Settings):
     """The classifier whose verdicts are reported; nothing is trained, priced or chosen by it."""
     second_judge: JudgeSettings | None = None
     """The classifier that prices answers where a defence or an attacker asks for a judge; its
-    verdicts are reported beside those of the first. It begins with other weights and learns from
-    other prompts. None: settings like the first's; there is none beside a finished classifier."""
+    verdicts are reported beside those of the first. It learns from other prompts and begins with
+    other weights, save where both name one trunk. None: settings like the first's; there is none
+    beside a finished classifier."""
     perplexity_model: str | None = None
     """Independent language model; None takes the embedded one."""
     helpfulness_model: str | None = None

@@ -22,8 +22,8 @@ class RewardShaping(OnlineDefence):
     class Config(PluginConfig):
         name: str = "reward_shaping"
         cost: CostKind = "prob"
-        """What an answer costs: the judge's harm probability (``prob``), its log odds (``logit``),
-        or the score of a cost model trained on clean preferences (``model``)."""
+        """What an answer costs: the second judge's harm probability (``prob``), its log odds
+        (``logit``), or the score of a cost model trained on clean preferences (``model``)."""
         coefficient: float = Field(1.0, ge=0)
         """Price of a unit of cost in units of the attacker's reward; 0 is no defence."""
 

@@ -36,8 +36,8 @@ class SafeRLHF(OnlineDefence):
     attack's coefficient and clip, where theirs are critics of their own with a clip of 5, and
     the window counts answers over all ranks.
 
-    The judge that prices answers is also the one that the evaluation reports: read the result
-    beside the oracle or a second judge. It and the cost model learn from clean labels.
+    The judge that prices answers (``evaluation.second_judge``) is not the one that is reported. It
+    and the cost model learn from clean labels.
 
     Source: Dai et al. 2023 (arXiv:2310.12773), section 3.3; as a defence, arXiv:2409.12914.
     """
