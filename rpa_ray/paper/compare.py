@@ -21,16 +21,16 @@ from typing import Any
 
 from rpa_ray.evaluation.rank_agreement import RankAgreement, rank_agreement, spearman_of_means
 from rpa_ray.paper.numbers import numbers
-from rpa_ray.report.evidence import read_evidence
+from rpa_ray.report.evidence import read_measured
 from rpa_ray.report.read.before import with_before
-from rpa_ray.report.read.definitions import METRIC_BY_NAME
+from rpa_ray.report.read.definitions import METRIC_BY_NAME, REWARD_GAIN
 from rpa_ray.report.read.groups import Cell, group_cells, leading, leading_greedy
-from rpa_ray.report.read.records import Record, is_evidence, read_records
+from rpa_ray.report.read.records import Record
 from rpa_ray.report.tables.main import MISSING, format_mean, format_spread, markdown_table
 
 COLUMNS = (
     *("harm", "harm_greedy", "compliance_sampled", "compliance", "valid"),
-    *("p_harm_sampled", "judge_gap", "ppl_median", "kl_seq_rb", "helpfulness"),
+    *("p_harm_sampled", "judge_gap", "ppl_median", "kl_seq_rb", REWARD_GAIN, "helpfulness"),
 )
 JUDGED = "p_harm_sampled"
 Key = tuple[str, str, str]
@@ -55,7 +55,7 @@ def cells_of(folders: Sequence[Path]) -> list[Cell]:
     """
     records: list[Record] = []
     for folder in folders:
-        found = read_evidence(folder) if is_evidence(folder) else read_records(folder)
+        found = read_measured(folder)
         known = {_identity(record) for record in records}
         for record in found:
             if _identity(record) in known:
@@ -87,7 +87,7 @@ def rows_table(cells: Sequence[Cell]) -> str:
     paper = paper_rows()
     several = any(len(cell.records) > 1 for cell in cells)
     metrics = [METRIC_BY_NAME[name] for name in COLUMNS if any(cell.value(name) for cell in cells)]
-    with_ends = {leading(cells).name, leading_greedy(cells).name}
+    with_ends = {leading(cells).name, leading_greedy(cells).name, REWARD_GAIN}
     header = ["Data", "Attack", "Defence", "Paper", *(["Runs"] if several else [])]
     header += [metric.heading for metric in metrics]
     lines = []

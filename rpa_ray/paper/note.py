@@ -21,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from rpa_ray.paper.compare import agreement_text, cells_of, rows_table
+from rpa_ray.report.read.definitions import REWARD_GAIN
 from rpa_ray.report.read.folder import read_campaign
 from rpa_ray.report.tables.best_of_n import best_of_n_table
 from rpa_ray.report.tables.differences import differences_table, pairs_table
@@ -104,7 +105,7 @@ def _side(
 
 TRUTH = (
     *("harm", "harm_greedy", "compliance_sampled", "compliance", "valid"),
-    *("p_harm_sampled", "judge_gap", "harmless_answered", "kl_seq_rb"),
+    *("p_harm_sampled", "judge_gap", "harmless_answered", "kl_seq_rb", REWARD_GAIN),
 )
 TABLES: Mapping[str, Callable[[Sequence[Path]], str]] = {
     "truth": truth,

@@ -16,6 +16,7 @@ from rpa_ray.evaluation.best_of_n import best_of_n_curves
 from rpa_ray.evaluation.looks import HELD_OUT, dose_metrics
 from rpa_ray.evaluation.metrics import metrics_of
 from rpa_ray.report.read.before import before_of, first_of_each
+from rpa_ray.report.read.comparisons import read_rows
 from rpa_ray.report.read.records import (
     CELLS,
     Record,
@@ -25,6 +26,7 @@ from rpa_ray.report.read.records import (
     read_json,
     read_records,
 )
+from rpa_ray.report.read.reward_gain import NONE, ROW, Rewards, rewards_of, with_reward_gain
 from rpa_ray.run_folder.files import write_parquet
 from rpa_ray.run_folder.names import ANSWERS, ANSWERS_BEFORE, EVALUATION, LOOKS
 
@@ -97,6 +99,7 @@ def read_evidence(folder: Path, *, num_resamples: int = 2_000) -> list[Record]:
     cells, answers = read_cells(folder)
     looks = _read_looks(folder)
     items: list[dict[str, Any]] = []
+    rewards: list[Rewards] = []
     for number, cell in enumerate(cells):
         held = answers.get(number, [])
         metrics = metrics_of(held, num_resamples=num_resamples)
@@ -105,7 +108,28 @@ def read_evidence(folder: Path, *, num_resamples: int = 2_000) -> list[Record]:
         if cell["attack"] != "none":
             found |= dose_metrics(looks.get(number, []))
         items.append({**cell, "metrics": found})
-    return parse_records(items, str(folder / ANSWERS))
+        rewards.append(rewards_of([(a.decoding, a.prompt_index, a.item, a.reward) for a in held]))
+    records = parse_records(items, str(folder / ANSWERS))
+    return with_reward_gain(records, rewards, [NONE] * len(records))
+
+
+def read_measured(folder: Path) -> list[Record]:
+    """Return the records of a folder, with the reward that each gained.
+
+    Args:
+        folder: Of evidence, of a campaign, or of a run.
+
+    Raises:
+        ValueError: the folder is none of these, or a file in it is not what a run writes.
+    """
+    if is_evidence(folder):
+        return read_evidence(folder)
+    records = read_records(folder)
+    after, before = (
+        [rewards_of(read_rows(_run(folder, record) / name, ROW)) for record in records]
+        for name in (ANSWERS, ANSWERS_BEFORE)
+    )
+    return with_reward_gain(records, after, before)
 
 
 def read_cells(folder: Path) -> tuple[list[dict[str, Any]], dict[int, list[Answer]]]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rpa_ray.report.read.groups import SETTING_PARAMS, variant_of
+from rpa_ray.report.read.groups import SETTING_PARAMS, start_of
 from rpa_ray.report.read.records import Record
 
 OFFLINE = "_offline"
@@ -28,12 +28,12 @@ def first_of_each(measured: Sequence[Record], among: Sequence[Record]) -> list[R
         measured: Records that know of the model before their attack.
         among: All records; a model that was not attacked is known already.
     """
-    known = {_start(r) for r in among if r.attack == "none" and r.defence == "none"}
+    known = {start_of(r) for r in among if r.attack == "none" and r.defence == "none"}
     found: dict[tuple[object, ...], Record] = {}
     for record in sorted(measured, key=lambda record: record.defence != "none"):
         is_hardened = any(part.endswith(OFFLINE) for part in record.defence.split("+"))
-        if record.attack != "none" and not is_hardened and _start(record) not in known:
-            found.setdefault(_start(record), record)
+        if record.attack != "none" and not is_hardened and start_of(record) not in known:
+            found.setdefault(start_of(record), record)
     return list(found.values())
 
 
@@ -53,8 +53,3 @@ def before_of(record: Record) -> Record:
         metrics=record.metrics_before or {},
         metrics_before=None,
     )
-
-
-def _start(record: Record) -> tuple[object, ...]:
-    """Return what tells the model before an attack, and what it was measured on, from others."""
-    return record.model, record.world, record.data, variant_of(record)

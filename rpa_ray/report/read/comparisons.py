@@ -84,10 +84,17 @@ def read_prompt_values(path: Path) -> PromptValues | None:
     Raises:
         ValueError: when the file is not what a run writes.
     """
-    return _prompt_values(_read_rows(path, COLUMNS)) if path.is_file() else None
+    return _prompt_values(read_rows(path, COLUMNS))
 
 
-def _read_rows(path: Path, names: Sequence[str]) -> list[tuple[Any, ...]]:
+def read_rows(path: Path, names: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Return some columns of a file of answers as rows; none without the file.
+
+    Raises:
+        ValueError: when the file is not what a run writes.
+    """
+    if not path.is_file():
+        return []
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -115,7 +122,7 @@ def _prompt_values(rows: Iterable[tuple[Any, ...]]) -> PromptValues | None:
 def _of_evidence(folder: Path) -> dict[str, PromptValues | None]:
     """Return the values of every run whose answers a folder's evidence holds, by its name."""
     rows: dict[int, list[tuple[Any, ...]]] = {}
-    for number, *row in _read_rows(folder / ANSWERS, ("cell", *COLUMNS)):
+    for number, *row in read_rows(folder / ANSWERS, ("cell", *COLUMNS)):
         rows.setdefault(number, []).append(tuple(row))
     return {
         cell["run"]: _prompt_values(rows.get(number, []))

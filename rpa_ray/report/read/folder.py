@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from rpa_ray.config import SweepSettings
-from rpa_ray.report.evidence import read_evidence
+from rpa_ray.report.evidence import read_measured
 from rpa_ray.report.read.before import with_before
 from rpa_ray.report.read.comparisons import Comparisons, compare
 from rpa_ray.report.read.gate import SanityGate, read_gate
@@ -18,7 +18,7 @@ from rpa_ray.report.read.groups import (
     attack_groups,
     group_cells,
 )
-from rpa_ray.report.read.records import Record, is_evidence, read_records, read_sweep
+from rpa_ray.report.read.records import Record, is_evidence, read_sweep
 from rpa_ray.report.read.runs import RunFiles, read_run
 from rpa_ray.run_folder.names import SUMMARY
 
@@ -85,7 +85,7 @@ def read_campaign(folder: Path) -> Campaign:
         ValueError: when the folder is neither, or a file in it is not what a run writes.
     """
     proven = is_evidence(folder)
-    records = read_evidence(folder) if proven else read_records(folder)
+    records = read_measured(folder)
     cells = group_cells(with_before(records))
     names = dict.fromkeys(record.run for record in records if record.run is not None)
     return Campaign(

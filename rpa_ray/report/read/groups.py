@@ -267,6 +267,11 @@ def variant_of(record: Record) -> str:
     return params_text(variant)
 
 
+def start_of(record: Record) -> tuple[object, ...]:
+    """Return what tells the model before an attack, and what it was measured on, from others."""
+    return record.model, record.world, record.data, variant_of(record)
+
+
 def params_text(params: Mapping[str, object]) -> str:
     """Return the parameters with the shortest key that is still unique."""
     last_parts = Counter(key.rpartition(".")[2] for key in params)

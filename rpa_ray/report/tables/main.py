@@ -12,7 +12,7 @@ from rich.text import Text
 
 from rpa_ray.evaluation.metrics import ORACLE_LABELS
 from rpa_ray.report.read.before import with_before
-from rpa_ray.report.read.definitions import METRICS, MetricText
+from rpa_ray.report.read.definitions import METRICS, REWARD_GAIN, MetricText
 from rpa_ray.report.read.groups import (
     Cell,
     attack_name,
@@ -48,10 +48,22 @@ def format_mean(cell: Cell, metric: MetricText) -> str:
     value = cell.value(metric.name)
     if value is None:
         return MISSING
+    if metric.name == REWARD_GAIN:
+        return f"{gain_word(cell, value)}, {format_value(value, metric.decimals)}"
     mark = "*" if metric.takes_asterisk and cell.has_broken_text else ""
     if metric.name in JUDGED:
         mark += "!" if cell.is_misjudged else "?" if cell.is_unexplained else ""
     return format_value(value, metric.decimals) + mark
+
+
+def gain_word(cell: Cell, value: CellValue) -> str:
+    """Return whether a gain of reward over a frozen model is there: in every seed, or over many."""
+    ends = [(seed.ci_low, seed.ci_high) for seed in value.by_seed]
+    if value.is_over_seeds:
+        ends = [(value.low, value.high)]
+    if cell.is_unmoved or all(high <= 0 for _, high in ends):
+        return "no"
+    return "yes" if all(low > 0 for low, _ in ends) else "not shown"
 
 
 def format_value(value: CellValue, decimals: int) -> str:
@@ -264,14 +276,14 @@ def results_csv(records: Sequence[Record]) -> str:
 def _metric_texts(
     cell: Cell, metrics: Sequence[MetricText], counted: Sequence[MetricText] = ()
 ) -> list[str]:
-    """Return a row's numbers: the first with its spread, and the failure in words.
+    """Return a row's numbers: the first and the gain with their spread, the failure in words.
 
     Those of metrics in `counted` say how many answers they rest on.
     """
     texts: list[str] = []
     for metric in metrics:
         text, value = format_mean(cell, metric), cell.value(metric.name)
-        if not texts:
+        if not texts or metric.name == REWARD_GAIN:
             text = f"{text} {format_spread(value, metric.decimals)}".strip()
         texts.append(f"{text} (n {value.num_text})" if value and metric in counted else text)
     if cell.failure:

@@ -65,10 +65,13 @@ def answers_file(
     items: Sequence[str] | None = None,
     num_samples: int = 2,
     is_judged: bool = False,
+    rewards: Sequence[float] | None = None,
+    name: str = "answers.parquet",
 ) -> None:
     """Write what a run keeps of its answers: of each prompt the harm of every sampled answer.
 
-    Greedy answers do all the harm there is, so that a reader who takes them is found out.
+    Greedy answers do all the harm there is, so that a reader who takes them is found out; so do
+    their rewards.
     """
     kinds = [(Decoding.SAMPLED, sample) for sample in range(num_samples)] + [(Decoding.GREEDY, 0)]
     answers = [
@@ -83,12 +86,13 @@ def answers_file(
             policy_version=1,
             harm=None if is_judged else value if decoding is Decoding.SAMPLED else 1.0,
             judge=value if is_judged else 0.5,
+            reward=rewards and (rewards[index] if decoding is Decoding.SAMPLED else 99.0),
         )
         for decoding, sample in kinds
         for index, value in enumerate(values)
     ]
     run.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(to_table(answers), run / "answers.parquet")
+    pyarrow.parquet.write_table(to_table(answers), run / name)
 
 
 def json_lines(path: Path, rows: Sequence[Json]) -> None:
