@@ -21,6 +21,8 @@ from rpa_ray.report.read.records import (
     CELLS,
     Record,
     cells_of,
+    identity_of,
+    identity_text,
     is_evidence,
     parse_records,
     read_json,
@@ -33,7 +35,6 @@ from rpa_ray.run_folder.names import ANSWERS, ANSWERS_BEFORE, EVALUATION, LOOKS
 if TYPE_CHECKING:
     import pyarrow as pa
 
-IDENTITY = ("model", "world", "data", "attack", "defence", "rho", "num_samples", "params", "seed")
 NUM_TEXTS = 20
 """Prompts of each kind whose texts evidence keeps: the first, not chosen by outcome."""
 OUTCOME = ("status", "step_failed", "run", "weights_sha256")
@@ -66,7 +67,7 @@ def write_evidence(folders: Sequence[Path], output: Path) -> tuple[Path, Path]:
     measured: dict[str, Measured] = {}
     for folder in folders:
         for found in _of_evidence(folder) if is_evidence(folder) else _of_campaign(folder):
-            name = json.dumps([found.cell[key] for key in IDENTITY], sort_keys=True)
+            name = identity_text(found.cell)
             measured.setdefault(name, found)
     metadata = {CELLS: json.dumps([found.cell for found in measured.values()]).encode()}
     answers = pa.concat_tables(
@@ -159,8 +160,7 @@ def _of_campaign(folder: Path) -> list[Measured]:
     """Return the cells of a campaign and the models before them, from the files of their runs."""
     found = []
     for record, path in _sources(folder, read_records(folder)):
-        cell = {key: getattr(record, key) for key in (*IDENTITY, *OUTCOME)}
-        cell["params"] = dict(record.params)
+        cell = identity_of(record) | {key: getattr(record, key) for key in OUTCOME}
         if path is None:
             found.append(Measured(cell, None, []))
         else:

@@ -9,7 +9,14 @@ from typing import Any
 from rpa_ray.evaluation.answers import Decoding
 from rpa_ray.evaluation.comparisons import Difference, holm, paired_difference
 from rpa_ray.report.read.groups import SHUFFLED, AttackGroup, Cell
-from rpa_ray.report.read.records import AGAIN, cells_of, is_evidence
+from rpa_ray.report.read.records import (
+    AGAIN,
+    Record,
+    cells_of,
+    identity_of,
+    identity_text,
+    is_evidence,
+)
 from rpa_ray.run_folder.names import ANSWERS
 
 ATTACKER_PARAMS = "attack."
@@ -34,6 +41,10 @@ class PromptValues:
     def fits(self, other: "PromptValues") -> bool:
         """Return whether both measured the same of the same prompts."""
         return self.values.keys() == other.values.keys() and self.by_oracle == other.by_oracle
+
+
+Seeds = Mapping[int, PromptValues]
+"""Values of one cell by its seed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,14 +131,16 @@ def _prompt_values(rows: Iterable[tuple[Any, ...]]) -> PromptValues | None:
 
 
 def _of_evidence(folder: Path) -> dict[str, PromptValues | None]:
-    """Return the values of every run whose answers a folder's evidence holds, by its name."""
+    """Return the values of every cell whose answers a folder's evidence holds, by its identity.
+
+    Runs of several folders may have one name.
+    """
     rows: dict[int, list[tuple[Any, ...]]] = {}
     for number, *row in read_rows(folder / ANSWERS, ("cell", *COLUMNS)):
         rows.setdefault(number, []).append(tuple(row))
     return {
-        cell["run"]: _prompt_values(rows.get(number, []))
+        identity_text(cell): _prompt_values(rows.get(number, []))
         for number, cell in enumerate(cells_of(folder))
-        if cell["run"] is not None
     }
 
 
@@ -139,27 +152,24 @@ def compare(folder: Path, groups: Iterable[AttackGroup]) -> Comparisons:
     """
     proven = _of_evidence(folder) if is_evidence(folder) else None
 
-    def values_of(run: str) -> PromptValues | None:
-        return read_prompt_values(folder / run / ANSWERS) if proven is None else proven.get(run)
+    def values_of(record: Record) -> PromptValues | None:
+        if proven is not None:
+            return proven.get(identity_text(identity_of(record)))
+        return read_prompt_values(folder / record.run / ANSWERS) if record.run else None
 
     rows: list[tuple[str, Cell, list[_Raw | None]]] = []
     pairs: list[Pairs] = []
     for group in groups:
-        known = [(cell, values) for cell in group.cells if (values := _values(values_of, cell))]
-        for cell, values in known:
+        known = [(cell, seeds) for cell in group.cells if (seeds := _values(values_of, cell))]
+        for cell, seeds in known:
             references = [
-                _reference(known, cell, lambda other: other.is_undefended),
-                _reference(known, cell, lambda other: other.defence == "freeze"),
+                _reference(known, cell, seeds, lambda other: other.is_undefended),
+                _reference(known, cell, seeds, lambda other: other.defence == "freeze"),
             ]
-            raw = [reference and _Raw(cell, values, *reference) for reference in references]
-            if not cell.is_undefended and any(raw):
-                rows.append((group.title, cell, raw))
+            if not cell.is_undefended and any(references):
+                rows.append((group.title, cell, references))
         defended = [one for one in known if not (one[0].is_undefended or one[0].is_control)]
-        compared = [
-            _Raw(*first, *second)
-            for first, second in combinations(defended, 2)
-            if _same_attacker(first[0], second[0]) and first[1].fits(second[1])
-        ]
+        compared = [raw for one, two in combinations(defended, 2) if (raw := _paired(*one, *two))]
         if compared:
             pairs.append(
                 Pairs(attack=group.title, compared=_tested(map(_less_harm_first, compared)))
@@ -220,16 +230,39 @@ def _less_harm_first(raw: _Raw) -> _Raw:
 
 
 def _reference(
-    known: Sequence[tuple[Cell, PromptValues]], cell: Cell, is_one: Callable[[Cell], bool]
-) -> tuple[Cell, PromptValues] | None:
-    """Return what a cell is compared with: under the same attacker, on the same prompts."""
-    (own,) = [values for other, values in known if other is cell]
-    fitting = [
-        (other, values)
-        for other, values in known
-        if is_one(other) and other is not cell and _same_attacker(other, cell) and values.fits(own)
-    ]
-    return fitting[0] if fitting else None
+    known: Sequence[tuple[Cell, Seeds]], cell: Cell, seeds: Seeds, is_one: Callable[[Cell], bool]
+) -> _Raw | None:
+    """Return a cell and what it is compared with."""
+    pairs = (
+        _paired(cell, seeds, other, theirs)
+        for other, theirs in known
+        if is_one(other) and other is not cell
+    )
+    return next((raw for raw in pairs if raw), None)
+
+
+def _paired(cell: Cell, seeds: Seeds, other: Cell, theirs: Seeds) -> _Raw | None:
+    """Return two cells over the seeds that both have; None unless these met the same.
+
+    That is the same attacker, and the same prompts in every seed. A seed that one of them lacks
+    would be a difference of seeds, not of defences.
+    """
+    shared = [seed for seed in seeds if seed in theirs]
+    held = [values[seed] for values in (seeds, theirs) for seed in shared]
+    if not (held and _same_attacker(cell, other) and all(held[0].fits(one) for one in held)):
+        return None
+    return _Raw(cell, _mean(seeds, shared), other, _mean(theirs, shared))
+
+
+def _mean(seeds: Seeds, shared: Sequence[int]) -> PromptValues:
+    """Return the values of every prompt averaged over seeds."""
+    held = [seeds[seed] for seed in shared]
+    return PromptValues(
+        values={
+            prompt: sum(one.values[prompt] for one in held) / len(held) for prompt in held[0].values
+        },
+        by_oracle=held[0].by_oracle,
+    )
 
 
 def _same_attacker(cell: Cell, other: Cell) -> bool:
@@ -245,17 +278,7 @@ def _same_attacker(cell: Cell, other: Cell) -> bool:
     return mine == theirs
 
 
-def _values(values_of: Callable[[str], PromptValues | None], cell: Cell) -> PromptValues | None:
-    """Return a cell's values averaged over seeds; None unless all measured the same prompts."""
-    runs = [record.run for record in cell.records if record.status == "ok" and record.run]
-    seeds = [values_of(run) for run in runs]
-    known = [seed for seed in seeds if seed is not None]
-    if not known or len(known) < len(seeds) or not all(known[0].fits(seed) for seed in known):
-        return None
-    return PromptValues(
-        values={
-            prompt: sum(seed.values[prompt] for seed in known) / len(known)
-            for prompt in known[0].values
-        },
-        by_oracle=known[0].by_oracle,
-    )
+def _values(values_of: Callable[[Record], PromptValues | None], cell: Cell) -> Seeds:
+    """Return a cell's values by seed, of those that ended well and kept their answers."""
+    found = [(r.seed, values_of(r)) for r in cell.records if r.status == "ok"]
+    return {seed: values for seed, values in found if values is not None}

@@ -241,6 +241,20 @@ def _name(section: object) -> str:
     return "none" if section is None else str(section)
 
 
+IDENTITY = ("model", "world", "data", "attack", "defence", "rho", "num_samples", "params", "seed")
+"""What tells records apart."""
+
+
+def identity_of(record: Record) -> dict[str, Any]:
+    """Return what tells a record from others, as plain data."""
+    return {key: getattr(record, key) for key in IDENTITY} | {"params": dict(record.params)}
+
+
+def identity_text(cell: Mapping[str, Any]) -> str:
+    """Return what tells a cell from others as text that can be compared."""
+    return json.dumps([cell[key] for key in IDENTITY], sort_keys=True)
+
+
 def is_evidence(folder: Path) -> bool:
     """Return whether a folder holds the two files."""
     return (folder / LOOKS).is_file() and (folder / ANSWERS).is_file()

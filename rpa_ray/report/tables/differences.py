@@ -29,11 +29,11 @@ def differences_table(campaign: Campaign) -> SideTable:
         f"{'and less that of the control freeze ' if has_freeze else ''}under the same settings of "
         f"the attack, on the same {_counts(compared)}: below 0 is less harm. "
         "Within these seeds: random are items and prompts, and other seeds may differ more. A "
-        "prompt counts by the mean of its sampled answers over all seeds. [low, high] is the 95 % "
-        "interval of one difference. p is that of sign flips over items, adjusted (Holm) for all "
-        f"{len(compared):,} comparisons of this table. Smallest detectable is the size of a true "
-        "difference to undefended that so many items show in four of five cases: a smaller one "
-        "may be there unseen.",
+        "prompt counts by the mean of its sampled answers over the seeds that both rows have. "
+        "[low, high] is the 95 % interval of one difference. p is that of sign flips over items, "
+        f"adjusted (Holm) for all {len(compared):,} comparisons of this table. Smallest detectable "
+        "is the size of a true difference to undefended that so many items show in four of five "
+        "cases: a smaller one may be there unseen.",
         columns=(
             text_column("Attack", "attack"),
             text_column("Defence", "defence"),

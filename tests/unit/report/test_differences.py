@@ -78,6 +78,25 @@ def test_prompts_about_one_item_count_once(tmp_path: Path) -> None:
     assert by_defence(table)["lisa"]["smallest_detectable"] is None
 
 
+def test_a_seed_that_one_of_two_rows_lacks_is_left_out_of_their_difference(tmp_path: Path) -> None:
+    records = [
+        record(harm=0.9),
+        record(seed=1, status="sampling_failed", step_failed=3),
+        record(defence="lisa", harm=0.9),
+        record(defence="lisa", seed=1, harm=0.1),
+        record(defence="vaccine", seed=1, harm=0.1),
+    ]
+    for item, values in zip(records, (HIGH, None, HIGH, LOW, LOW), strict=True):
+        if values is not None:
+            answers_file(tmp_path / str(item["run"]), values)
+    campaign = read_campaign(campaign_folder(tmp_path, records))
+    rows = by_defence(differences_table(campaign))
+    assert list(rows) == ["lisa"]
+    assert mean(rows["lisa"]["to_undefended"]) == 0.0
+    (pairs,) = campaign.comparisons.pairs
+    assert [one.difference.mean for one in pairs.compared] == [0.0]
+
+
 def test_seeds_are_averaged_prompt_by_prompt_before_anything_is_compared(tmp_path: Path) -> None:
     records = [record(defence=d, seed=s, harm=0.5) for d in ("none", "lisa") for s in (0, 1)]
     seeds = {"none": (HIGH, HIGH), "lisa": (LOW, MIDDLE)}

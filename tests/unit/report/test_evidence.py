@@ -127,6 +127,22 @@ def test_seeds_measured_apart_are_joined_from_their_evidence(
     ]
 
 
+def test_runs_of_one_name_in_several_folders_are_compared_by_their_own_answers(
+    tmp_path: Path,
+) -> None:
+    folders = []
+    for defence, level in (("none", 0.9), ("lisa", 0.1)):
+        folder = tmp_path / defence
+        item = record(defence=defence, harm=level) | {"run": "."}
+        answers_file(folder, [level] * 40)
+        (folder / EVALUATION).write_text("{}")
+        folders.append(campaign_folder(folder, [item]))
+    write_evidence(folders, tmp_path / "proof")
+    (row,) = read_campaign(tmp_path / "proof").comparisons.to_references
+    assert row.to_undefended is not None
+    assert row.to_undefended.difference.mean == pytest.approx(-0.8)
+
+
 def test_texts_are_of_the_first_prompts_alone(evidence: Path) -> None:
     table: list[dict[str, Any]] = pq.read_table(evidence / ANSWERS).to_pylist()
     kept = {row["prompt_index"] for row in table if row["text"]}
