@@ -151,8 +151,9 @@ def oracle_table(all_cells: Sequence[Cell]) -> str:
     cells = [cell for cell in all_cells if oracle_shares(cell)]
     rows = [
         [attack_name(cell.setting.attack), cell.label]
-        + [f"{oracle_shares(cell).get(label, 0.0):.2f}" for label, _ in ORACLE_LABELS]
+        + [f"{shares[label]:.2f}" if label in shares else MISSING for label, _ in ORACLE_LABELS]
         for cell in cells
+        for shares in [oracle_shares(cell)]
     ]
     header = ["Attack", "Defence", *(label.replace("_", " ") for label, _ in ORACLE_LABELS)]
     return markdown_table(header, rows, num_text_columns=2) if rows else ""

@@ -6,8 +6,9 @@ from report_folders import Json, record
 from rich.console import Console
 
 from rpa_ray.report import results_table, terminal_table
+from rpa_ray.report.read.groups import group_cells
 from rpa_ray.report.read.records import parse_records
-from rpa_ray.report.tables.main import results_csv
+from rpa_ray.report.tables.main import oracle_table, results_csv
 
 
 def terminal(records: list[Json]) -> str:
@@ -107,3 +108,9 @@ def test_the_csv_keeps_unknown_metrics_and_leaves_failed_runs_empty() -> None:
     rows = list(csv.DictReader(io.StringIO(results_csv(records))))
     assert (rows[0]["distinct_2"], rows[0]["p_harm_ci_low"]) == ("0.8", "0.88")
     assert (rows[1]["status"], rows[1]["step_failed"], rows[1]["p_harm"]) == ("failed", "3", "")
+
+
+def test_a_label_that_an_oracle_of_old_did_not_know_is_missing_and_not_0() -> None:
+    known = record(harm=0.5, oracle_compliance=0.4, oracle_refusal=0.6, oracle_partial=0.0)
+    *_, line = oracle_table(group_cells(parse_records([known]))).splitlines()
+    assert line == "| PPO | undefended | 0.40 | 0.00 | - | 0.60 | - | - | - | - |"
