@@ -10,6 +10,7 @@ from rpa_ray.report import sections
 from rpa_ray.report.answers import answers_section
 from rpa_ray.report.figures import charts
 from rpa_ray.report.markdown import markdown_report, side_tables, title
+from rpa_ray.report.read.before import with_before
 from rpa_ray.report.read.folder import Campaign, read_campaign
 from rpa_ray.report.tables.best_of_n import best_of_n_section
 from rpa_ray.report.tables.differences import differences_table, pairs_table
@@ -48,7 +49,7 @@ def write_report(folder: Path) -> ReportPaths:
     )
     paths.html.write_text(html_page(campaign), encoding="utf-8")
     paths.markdown.write_text(markdown_report(campaign), encoding="utf-8")
-    paths.csv.write_text(results_csv(campaign.records), encoding="utf-8")
+    paths.csv.write_text(results_csv(with_before(campaign.records)), encoding="utf-8")
     for table in side_tables(campaign):
         path = folder / f"{table.name}.csv"
         if table.rows:

@@ -18,7 +18,23 @@ def with_before(records: Sequence[Record]) -> list[Record]:
     world and data one.
     """
     measured = first_of_each([record for record in records if record.metrics_before], records)
-    return [*map(before_of, measured), *records]
+    rows = [*map(before_of, measured), *records]
+    rhos: dict[tuple[object, ...], set[float | None]] = {}
+    for record in records:
+        if record.attack != "none":
+            rhos.setdefault(start_of(record), set()).add(record.rho)
+    return [
+        _without_reward(row)
+        if row.attack == "none" and len(rhos.get(start_of(row), ())) > 1
+        else row
+        for row in rows
+    ]
+
+
+def _without_reward(record: Record) -> Record:
+    """Return a record without the score by a reward model that is that of one rho among several."""
+    metrics = {name: found for name, found in record.metrics.items() if name != "reward"}
+    return replace(record, metrics=metrics)
 
 
 def first_of_each(measured: Sequence[Record], among: Sequence[Record]) -> list[Record]:

@@ -56,7 +56,8 @@ def test_the_report_shows_it_in_both_files_and_in_the_headline(tmp_path: Path) -
     for text in (paths.markdown.read_text(), paths.html.read_text()):
         assert "untouched chat" in text and told in text
         assert "The untouched model is the one before any attack." in text
-    assert paths.csv.read_text().count("\n") == 2
+    lines = paths.csv.read_text().splitlines()
+    assert [line.split(",")[3:5] for line in lines[1:]] == [["none", "none"], ["ppo", "none"]]
 
 
 def test_a_single_run_has_the_row_too(tmp_path: Path) -> None:
@@ -69,3 +70,11 @@ def test_a_single_run_has_the_row_too(tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text(json.dumps(outcome))
     text = write_report(tmp_path).markdown.read_text()
     assert "| none | untouched chat | 0.02 [-0.03, 0.07] |" in text
+
+
+def test_a_reward_by_one_of_several_reward_models_is_no_number_of_the_untouched_model() -> None:
+    rows = [
+        record(rho=rho, harm=rho, reward=9.0, before=BEFORE | {"reward": 5.0}) for rho in (0.5, 1.0)
+    ]
+    for records, told in ((rows, "-"), (rows[:1], "5.00")):
+        assert untouched_rows(records)[0].endswith(f" 0.02 [-0.03, 0.07] | {told} |")
