@@ -297,7 +297,7 @@ OVER_SEEDS = "{low, high} is the 95 % interval over five seeds or more and over 
 COUNTS = "n is the number of answers behind a number, of each seed"
 JUDGE_OFF = (
     f"! The judge is off by more than {MAX_JUDGE_GAP} from what the oracle finds on these very "
-    "answers: do not read it"
+    "answers, in one seed or more: do not read it"
 )
 UNEXPLAINED = (
     "? Little harm by the judge, few refusals and fluent text: either the answers are about "

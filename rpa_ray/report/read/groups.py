@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rpa_ray.report.read.definitions import (
+    BEST_OF_N_NAME,
     CONTROLS,
     LEADING,
     LEADING_GREEDY,
@@ -101,15 +102,24 @@ class Cell:
 
     @property
     def is_unmoved(self) -> bool:
-        """Whether the attack left the model where it was: it learned neither harm nor its task."""
+        """Whether training left the model where it was: it learned neither harm nor its task.
+
+        Best-of-N trains nothing, so that standing still says nothing of it.
+        """
         kl = self.value("kl_seq_rb")
-        return not self.is_untouched and kl is not None and kl.mean < UNMOVED_KL
+        is_trained = not self.is_untouched and not self.is_best_of_n
+        return is_trained and kl is not None and kl.mean < UNMOVED_KL
+
+    @property
+    def is_best_of_n(self) -> bool:
+        """Whether the attacker keeps the best of many answers instead of training."""
+        return any(BEST_OF_N_NAME.fullmatch(name) for r in self.records for name in r.metrics)
 
     @property
     def is_misjudged(self) -> bool:
-        """Whether the judge is far from the oracle on this cell's own answers."""
+        """Whether the judge is far from the oracle on this cell's own answers, in some seed."""
         gap = self.value("judge_gap")
-        return gap is not None and abs(gap.mean) > MAX_JUDGE_GAP
+        return gap is not None and any(abs(one.mean) > MAX_JUDGE_GAP for one in gap.by_seed)
 
     @property
     def is_unexplained(self) -> bool:

@@ -33,6 +33,19 @@ def test_a_judge_that_is_off_on_the_cells_own_answers_is_marked(gap: float, mark
     ]
 
 
+def test_gaps_of_seeds_that_cancel_out_are_marked() -> None:
+    seeds = [record(seed=s, p_harm_sampled=0.5, judge_gap=gap) for s, gap in ((0, 0.4), (1, -0.4))]
+    texts = results_table(seeds).splitlines()[-1].strip("| ").split(" | ")
+    assert texts[2:] == ["2", "0.50! (0.50 to 0.50)", "0.00"]
+
+
+def test_best_of_n_which_trains_nothing_is_not_told_as_not_moved() -> None:
+    assert row(record(attack="best_of_n", harm=0.1, kl_seq_rb=0.0, harm_best_of_4=0.4))[1] == (
+        "undefended"
+    )
+    assert row(record(harm=0.1, kl_seq_rb=0.0))[1] == "undefended, not moved"
+
+
 def test_the_gap_of_records_of_old_is_enough_for_the_mark() -> None:
     texts = row(record(p_harm_sampled=0.01, p_harm_oracle_sampled=0.83, refusal_rate=0.0))
     assert texts[2:] == ["0.83 [0.74, 0.90]", "0.01!", "-0.82", "0.00"]
