@@ -56,11 +56,12 @@ def write_evidence(folders: Sequence[Path], output: Path) -> tuple[Path, Path]:
     Args:
         folders: Of campaigns whose runs have their answers, or of evidence written before (seeds
             measured on other days or machines); cells of one that stand in another too are taken
-            once, as the first has them.
+            once.
         output: Where to; made where it is not there, and may be one of ``folders``.
 
     Raises:
-        ValueError: a folder is neither, or a run of it has no answers.
+        ValueError: a folder is neither, a run of it has no answers, or two folders have other
+            weights of what they call the same cell.
     """
     import pyarrow as pa
 
@@ -68,7 +69,7 @@ def write_evidence(folders: Sequence[Path], output: Path) -> tuple[Path, Path]:
     for folder in folders:
         for found in _of_evidence(folder) if is_evidence(folder) else _of_campaign(folder):
             name = identity_text(found.cell)
-            measured.setdefault(name, found)
+            _require_same(measured.setdefault(name, found).cell, found.cell, folder)
     metadata = {CELLS: json.dumps([found.cell for found in measured.values()]).encode()}
     answers = pa.concat_tables(
         [
@@ -89,6 +90,21 @@ def write_evidence(folders: Sequence[Path], output: Path) -> tuple[Path, Path]:
     write_parquet(paths[0], answers.replace_schema_metadata(metadata))
     write_parquet(paths[1], pa.Table.from_pydict(columns, schema=schema))
     return paths
+
+
+def _require_same(cell: Mapping[str, Any], other: Mapping[str, Any], folder: Path) -> None:
+    """Refuse two cells of one name that ended in different models.
+
+    A campaign tells of a cell only what differs within the campaign.
+    """
+    for key in ("status", "weights_sha256"):
+        if None not in (cell[key], other[key]) and cell[key] != other[key]:
+            words = " ".join(str(cell[name]) for name in ("model", "data", "attack", "defence"))
+            raise ValueError(
+                f"{key} of {words}, seed {cell['seed']}, must be the same in all folders, got "
+                f"{cell[key]} and, in {folder}, {other[key]}. Name one of the folders alone, or "
+                "run other settings as one campaign, which tells them apart."
+            )
 
 
 def read_evidence(folder: Path, *, num_resamples: int = 2_000) -> list[Record]:

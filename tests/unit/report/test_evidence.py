@@ -154,6 +154,23 @@ def test_two_campaigns_of_the_same_cells_are_taken_once(runs: Path, tmp_path: Pa
     assert len(read_evidence(tmp_path / "twice")) == 4
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("weights_sha256", "bb"), ("status", "sampling_failed")]
+)
+def test_two_models_that_are_called_the_same_cell_are_refused(
+    tmp_path: Path, key: str, value: str
+) -> None:
+    folders = []
+    for name, other in (("first", {}), ("second", {key: value})):
+        item = record(harm=0.5) | {"weights_sha256": "aa"} | other
+        folders.append(campaign_folder(tmp_path / name, [item]))
+        answers_file(folders[-1] / str(item["run"]), [0.5] * 4)
+        (folders[-1] / str(item["run"]) / EVALUATION).write_text("{}")
+    with pytest.raises(ValueError, match=f"^{key} of chat beavertails ppo none, seed 0, must be"):
+        write_evidence(folders, tmp_path / "proof")
+    assert not (tmp_path / "proof").exists()
+
+
 def test_runs_of_old_that_kept_no_answers_are_refused(tmp_path: Path) -> None:
     folder = campaign_folder(tmp_path / "old", [record(harm=0.5)])
     with pytest.raises(ValueError, match=r"must have answers\.parquet, got none"):
