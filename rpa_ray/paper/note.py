@@ -1,4 +1,4 @@
-"""Write the tables of a note from its evidence, so that none is written by hand.
+"""Write the tables and numbers of a note from its evidence, so that none is written by hand.
 
 python -m rpa_ray.paper.note benchmarks/table3_cpu2_202611.md
 python -m rpa_ray.paper.note --check benchmarks/table3_cpu2_202611.md   # changes nothing
@@ -11,31 +11,46 @@ A note names its tables between two lines:
 
 The first word is one of TABLES below, the others are folders beside the note: of the two files that
 `rpa-ray evidence` writes or, of campaigns before there were such, of a summary.json.
+
+A number in a sentence is named by metric, folder and row (data, attack, defence or label of the
+row; ` seed 1` behind it for one seed alone); `value` is the mean, `interval` has its ends too:
+
+it was <!-- value: harm table3 beavertails/ppo/none -->0.67<!-- end --> without a defence
 """
 
 import argparse
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from rpa_ray.paper.compare import agreement_text, cells_of, rows_table
-from rpa_ray.report.read.definitions import REWARD_GAIN
+from rpa_ray.paper.compare import agreement_text, cells_of, key_of, rows_table
+from rpa_ray.report.read.definitions import METRIC_BY_NAME, METRICS, REWARD_GAIN
 from rpa_ray.report.read.folder import read_campaign
+from rpa_ray.report.read.groups import Cell
 from rpa_ray.report.tables.best_of_n import best_of_n_table
 from rpa_ray.report.tables.differences import differences_table, pairs_table
-from rpa_ray.report.tables.main import cells_table, oracle_table
+from rpa_ray.report.tables.main import cells_table, format_spread, format_value, oracle_table
 from rpa_ray.report.tables.side import SideTable, side_table_markdown
 
 BLOCK = re.compile(
-    r"(?P<begin><!-- table: (?P<name>\w+)(?P<folders>( [\w./-]+)+) -->\n).*?(?P<end><!-- end of)",
+    r"(?P<begin><!-- table: (?P<name>\w+)(?P<folders>( [\w./-]+)+) -->\n)"
+    r"((?!<!-- table).)*?(?P<end><!-- end of)",
     re.DOTALL,
 )
+INLINE = re.compile(
+    r"(?P<begin><!-- (?P<kind>value|interval): (?P<metric>\w+) (?P<folder>[\w./-]+) "
+    r"(?P<row>.+?)( seed (?P<seed>\d+))? -->)[^<\n]*(?P<end><!-- end -->)"
+)
+BEGIN = re.compile(r"<!--\s*(table|value|interval)\b[^\n]*")
+"""What is meant to be one of both; one that is not as above would never be held to its records."""
 
 
 def main() -> int:
-    """Write the tables of notes; with ``--check`` only say whether they are as they would be."""
+    """Write tables and numbers of notes; with ``--check`` only say whether they are so already."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("notes", type=Path, nargs="+")
     parser.add_argument("--check", action="store_true")
@@ -43,7 +58,11 @@ def main() -> int:
     stale = 0
     for note in options.notes:
         text = note.read_text(encoding="utf-8")
-        written = with_tables(text, note.parent)
+        try:
+            written = with_tables(text, note.parent)
+        except ValueError as error:
+            print(f"{note}: {error}", file=sys.stderr)
+            return 2
         if written == text:
             continue
         stale += 1
@@ -56,11 +75,21 @@ def main() -> int:
 
 
 def with_tables(text: str, place: Path) -> str:
-    """Return a note with its tables written anew; ``place`` is where its folders lie.
+    """Return a note with tables and numbers written anew; ``place`` is where its folders lie.
 
     Raises:
-        ValueError: a table is unknown, or a folder has no records.
+        ValueError: a table, a metric or a row is unknown, a folder has no records, or a table or a
+            number is not marked as it should be.
     """
+    marked = {found.start() for form in (BLOCK, INLINE) for found in form.finditer(text)}
+    for begin in BEGIN.finditer(text):
+        if begin.start() not in marked:
+            raise ValueError(
+                "a mark must be `<!-- table: NAME FOLDER -->` on a line of its own, down to "
+                "`<!-- end of table -->`, or `<!-- value: METRIC FOLDER ROW -->` (or `interval`) "
+                f"up to `<!-- end -->` on the same line, got {begin[0]!r}. Mend the note."
+            )
+    cells = cache(lambda folder: cells_of([place / folder]))
 
     def written(found: re.Match[str]) -> str:
         make = TABLES.get(found["name"])
@@ -70,7 +99,42 @@ def with_tables(text: str, place: Path) -> str:
         folders = [place / folder for folder in found["folders"].split()]
         return f"{found['begin']}{make(folders).strip()}\n{found['end']}"
 
-    return BLOCK.sub(written, text)
+    def told(found: re.Match[str]) -> str:
+        cell = _cell(cells(found["folder"]), found["row"], found["seed"])
+        number = _number(cell, found["metric"], with_ends=found["kind"] == "interval")
+        return f"{found['begin']}{number}{found['end']}"
+
+    return INLINE.sub(told, BLOCK.sub(written, text))
+
+
+def _cell(cells: Sequence[Cell], row: str, seed: str | None) -> Cell:
+    """Return the one cell that a row names, of one seed where that is named."""
+    rows: dict[str, list[Cell]] = {}
+    for cell in cells:
+        for defence in dict.fromkeys((cell.defence, cell.label)):
+            rows.setdefault("/".join((*key_of(cell)[:2], defence)), []).append(cell)
+    alone = {name: held[0] for name, held in rows.items() if len(held) == 1}
+    if row not in alone:
+        raise ValueError(f"a row must be one of {', '.join(alone)}, got {row}. Mend the note.")
+    records = alone[row].records
+    of_seed = tuple(r for r in records if seed is None or r.seed == int(seed))
+    if not of_seed:
+        known = ", ".join(str(record.seed) for record in records)
+        raise ValueError(f"a seed of {row} must be one of {known}, got {seed}. Mend the note.")
+    return replace(alone[row], records=of_seed)
+
+
+def _number(cell: Cell, name: str, *, with_ends: bool) -> str:
+    """Return a metric of a cell as a table would print it, without marks."""
+    known = {metric.name: value for metric in METRICS if (value := cell.value(metric.name))}
+    if name not in known:
+        raise ValueError(
+            f"a metric of {cell.label} must be one of {', '.join(known)}, got {name}. "
+            "Mend the note."
+        )
+    decimals = METRIC_BY_NAME[name].decimals
+    spread = format_spread(known[name], decimals) if with_ends else ""
+    return f"{format_value(known[name], decimals)} {spread}".strip()
 
 
 def judge_gaps(folders: Sequence[Path]) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rpa_ray.paper.note import TABLES, with_tables
+from rpa_ray.paper.note import TABLES, main, with_tables
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 NOTES = sorted(BENCHMARKS.glob("*.md"))
@@ -40,3 +40,65 @@ def test_a_number_that_somebody_changed_is_written_anew() -> None:
 def test_an_unknown_table_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=f"table must be one of {', '.join(TABLES)}, got nothing"):
         with_tables("<!-- table: nothing table6 -->\n<!-- end of table -->", BENCHMARKS)
+
+
+ROW = "safe_rlhf/ppo/safe_rlhf (cost=logit, critics=two, dual=exp_sgd, lambda_lr=0.1)"
+
+
+TABLE = "<!-- table: truth table6 -->"
+
+
+def number(written: str, *, kind: str = "value", metric: str = "compliance", row: str = ROW) -> str:
+    return f"It is <!-- {kind}: {metric} cost_forms {row} -->{written}<!-- end --> or 0.99."
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"row": f"{ROW} seed 0"}, "0.87"),
+        ({"row": f"{ROW} seed 2", "metric": "p_harm"}, "0.01"),
+        ({"row": f"{ROW} seed 0", "kind": "interval"}, "0.87 [0.79, 0.93]"),
+        ({"row": "safe_rlhf/ppo/none", "kind": "interval"}, "0.90 (0.83 to 0.94)"),
+    ],
+)
+def test_a_number_in_a_sentence_is_that_of_the_records(asked: dict[str, str], told: str) -> None:
+    assert with_tables(number("0.12", **asked), BENCHMARKS) == number(told, **asked)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (number("", row="safe_rlhf/ppo/safe_rlhf"), "a row must be one of beavertails/ppo/none, "),
+        (
+            number("", row=f"{ROW} seed 7"),
+            "a seed of safe_rlhf/ppo/.* must be one of 0, 1, 2, got",
+        ),
+        (number("", metric="harm"), "a metric of safe_rlhf .* must be one of .*, got harm"),
+        ("<!-- value: harm table6 a/b/c -->0.5", "a mark must be .* got '<!-- value: harm table6"),
+        ("<!-- table: truth -->\n0.5\n<!-- end of table -->", "a mark must be"),
+        (f"{TABLE}\nlost\n{TABLE}\n<!-- end of table -->", "a mark must be"),
+    ],
+)
+def test_what_would_not_be_held_to_its_records_is_refused(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=f"^{why}"):
+        with_tables(text, BENCHMARKS)
+
+
+def test_a_check_finds_a_stale_number_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cost_forms").symlink_to(BENCHMARKS / "cost_forms")
+    note = tmp_path / "note.md"
+    codes = []
+    for text, options in (("0.12", ["--check"]), ("0.12", []), (None, ["--check"])):
+        if text is not None:
+            note.write_text(number(text, row=f"{ROW} seed 0"))
+        before = note.read_text()
+        monkeypatch.setattr("sys.argv", ["note", *options, str(note)])
+        codes.append(main())
+        assert ("--check" in options) == (note.read_text() == before)
+    assert codes == [1, 0, 0]
+    assert "not what its records give" in capsys.readouterr().err
+    note.write_text("<!-- value: nothing -->")
+    assert main() == 2
+    assert "note.md: a mark must be" in capsys.readouterr().err
