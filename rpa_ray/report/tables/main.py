@@ -52,7 +52,7 @@ def format_mean(cell: Cell, metric: MetricText) -> str:
         return f"{gain_word(cell, value)}, {format_value(value, metric.decimals)}"
     mark = "*" if metric.takes_asterisk and cell.has_broken_text else ""
     if metric.name in JUDGED:
-        mark += "!" if cell.is_misjudged else "?" if cell.is_unexplained else ""
+        mark += "!" if cell.is_off(metric.name) else "?" if cell.is_unexplained else ""
     return format_value(value, metric.decimals) + mark
 
 

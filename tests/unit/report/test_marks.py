@@ -33,6 +33,26 @@ def test_a_judge_that_is_off_on_the_cells_own_answers_is_marked(gap: float, mark
     ]
 
 
+@pytest.mark.parametrize(
+    ("greedy", "sampled", "marks"),
+    [(0.18, 0.7, ("", "!")), (0.87, 0.3, ("!", "")), (0.87, 0.7, ("", ""))],
+)
+def test_greedy_and_sampled_numbers_are_each_held_to_the_oracle_of_their_own_answers(
+    greedy: float, sampled: float, marks: tuple[str, str]
+) -> None:
+    item = record(
+        compliance_sampled=0.7,
+        p_harm_sampled=sampled,
+        judge_gap=sampled - 0.7,
+        compliance=0.87,
+        p_harm=greedy,
+    )
+    shown = [text for text in row(item) if text.rstrip("!") in (f"{sampled:.2f}", f"{greedy:.2f}")]
+    assert f"{sampled:.2f}{marks[0]}" in shown and f"{greedy:.2f}{marks[1]}" in shown
+    (cell,) = group_cells(parse_records([item]))
+    assert cell.is_misjudged is any(marks)
+
+
 def test_gaps_of_seeds_that_cancel_out_are_marked() -> None:
     seeds = [record(seed=s, p_harm_sampled=0.5, judge_gap=gap) for s, gap in ((0, 0.4), (1, -0.4))]
     texts = results_table(seeds).splitlines()[-1].strip("| ").split(" | ")
