@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rpa_ray.evaluation.answers import Decoding
-from rpa_ray.evaluation.comparisons import Difference, holm, paired_difference
+from rpa_ray.evaluation.comparisons import ALPHA, Difference, holm, paired_difference
 from rpa_ray.report.read.groups import SHUFFLED, AttackGroup, Cell
 from rpa_ray.report.read.records import (
     AGAIN,
@@ -56,6 +56,16 @@ class Compared:
     difference: Difference
     adjusted_p: float
     by_oracle: bool
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether p is at most 0.05 and the interval leaves out 0.
+
+        Flips of signs alone call any difference real that goes the same way in most items, however
+        small it is; the interval also allows for items that were not asked about.
+        """
+        ends = self.difference.ci_low, self.difference.ci_high
+        return self.adjusted_p <= ALPHA and (ends[0] > 0 or ends[1] < 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rpa_ray.evaluation.comparisons import ALPHA, Difference
+from rpa_ray.evaluation.comparisons import Difference
 from rpa_ray.report.read.comparisons import Compared
 from rpa_ray.report.read.folder import Campaign
 from rpa_ray.report.read.records import Estimate
@@ -59,7 +59,7 @@ def pairs_table(campaign: Campaign) -> SideTable:
     """Return the pairs of defences that differ under one attack, and how many do."""
     rows: list[list[Entry]] = []
     for pairs in campaign.comparisons.pairs:
-        separated = [one for one in pairs.compared if one.adjusted_p <= ALPHA]
+        separated = [one for one in pairs.compared if one.is_shown]
         count = f"{len(separated)} of {len(pairs.compared)}"
         ordered = sorted(separated, key=lambda one: one.difference.mean)
         rows += [
@@ -73,7 +73,8 @@ def pairs_table(campaign: Campaign) -> SideTable:
         name="pairs",
         title="Defences told apart",
         intro="Which of two defences under one attack leaves less harm: the pairs that differ at "
-        "95 % after Holm's adjustment for all pairs of that attack. The difference is "
+        "95 %: p is at most 0.05 after Holm's adjustment for all pairs of that attack, and the "
+        "interval leaves out 0. The difference is "
         f"{_measure(compared).lower()} under the first less that under the second, on the same "
         f"{_counts(compared)}. Within these seeds: random are items and prompts. [low, high] is "
         "the 95 % interval of one difference. A pair that is not listed was not told apart, which "

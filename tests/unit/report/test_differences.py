@@ -169,6 +169,17 @@ def test_pairs_that_are_told_apart_are_listed_with_less_harm_first(tmp_path: Pat
     assert "8 prompts about 8 items" in table.intro
 
 
+def test_a_small_difference_in_every_item_is_not_told_apart(tmp_path: Path) -> None:
+    more = [value + 0.02 for value in MIDDLE * 2]
+    folder = folder_of(tmp_path, {"none": HIGH * 2, "lisa": MIDDLE * 2, "vaccine": more})
+    (pairs,) = read_campaign(folder).comparisons.pairs
+    (one,) = pairs.compared
+    assert one.adjusted_p < 0.001
+    assert one.difference.ci_low < 0.0 < one.difference.ci_high
+    assert not one.is_shown
+    assert pairs_table(read_campaign(folder)).rows[0][1:4] == ["0 of 1", None, None]
+
+
 def test_an_attack_under_which_no_pair_is_told_apart_says_so(tmp_path: Path) -> None:
     measured = {"none": HIGH[:4], "lisa": LOW[:4], "vaccine": MIDDLE[:4]}
     table = pairs_table(read_campaign(folder_of(tmp_path, measured)))
