@@ -25,7 +25,7 @@ from rpa_ray.report.evidence import read_measured
 from rpa_ray.report.read.before import with_before
 from rpa_ray.report.read.definitions import METRIC_BY_NAME, REWARD_GAIN
 from rpa_ray.report.read.groups import Cell, group_cells, leading, leading_greedy
-from rpa_ray.report.read.records import Record
+from rpa_ray.report.read.records import Record, identity_of, identity_text
 from rpa_ray.report.tables.main import MISSING, format_mean, format_spread, markdown_table
 
 COLUMNS = (
@@ -41,7 +41,10 @@ def main() -> int:
     """Print both tables side by side, then how far their orders agree."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+", help="of the campaigns, one a seed")
-    cells = cells_of(parser.parse_args().folders)
+    try:
+        cells = cells_of(parser.parse_args().folders)
+    except ValueError as error:
+        parser.error(str(error))
     print(rows_table(cells))
     print(agreement_text(cells))
     return 0
@@ -51,25 +54,21 @@ def cells_of(folders: Sequence[Path]) -> list[Cell]:
     """Return the cells of all folders; records that differ in nothing but the seed are one.
 
     Raises:
-        SystemExit: two records of a cell have the same seed.
+        ValueError: two records of a cell have the same seed.
     """
     records: list[Record] = []
     for folder in folders:
         found = read_measured(folder)
-        known = {_identity(record) for record in records}
+        known = {identity_text(identity_of(record)) for record in records}
         for record in found:
-            if _identity(record) in known:
+            if identity_text(identity_of(record)) in known:
                 words = " ".join((record.data, record.attack, record.defence))
-                raise SystemExit(
-                    f"{folder} has {words} of seed {record.seed} once more: name it once"
+                raise ValueError(
+                    f"the seed of {words} must differ between folders, got {record.seed} in "
+                    f"{folder} once more. Name each run in one folder alone."
                 )
         records += found
     return group_cells(with_before(records))
-
-
-def _identity(record: Record) -> tuple[object, ...]:
-    params = tuple(sorted((key, str(value)) for key, value in record.params.items()))
-    return record.model, record.data, record.attack, record.defence, params, record.seed
 
 
 def key_of(cell: Cell) -> Key:

@@ -160,9 +160,15 @@ def _side(
     make: Callable[..., SideTable], *, of_groups: bool = False
 ) -> Callable[[Sequence[Path]], str]:
     def written(folders: Sequence[Path]) -> str:
-        campaigns = [read_campaign(folder) for folder in folders]
-        tables = [make(c.groups if of_groups else c) for c in campaigns]
-        return "\n\n".join(side_table_markdown(table).replace("## ", "### ") for table in tables)
+        if len(folders) > 1:
+            names = ", ".join(folder.name for folder in folders)
+            raise ValueError(
+                f"a table of comparisons must be of one folder, got {names}. Join them with "
+                "`rpa-ray evidence FOLDERS --output TO`."
+            )
+        campaign = read_campaign(folders[0])
+        table = make(campaign.groups if of_groups else campaign)
+        return side_table_markdown(table).replace("## ", "### ")
 
     return written
 

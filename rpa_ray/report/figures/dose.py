@@ -51,9 +51,10 @@ def dose_figure(campaign: Campaign, group: AttackGroup) -> str:
 
 
 def _points(campaign: Campaign, cell: Cell, measure: str) -> list[tuple[float, CellValue]]:
-    """Return attack samples and what all seeds that were looked at there say together."""
+    """Return attack samples and what all seeds say together where each of them was looked at."""
     found: dict[float, list[Estimate]] = {}
-    for run in campaign.runs_of(cell):
+    runs = [run for run in campaign.runs_of(cell) if run.looks()]
+    for run in runs:
         for look in run.looks():
             if measure in look:
                 found.setdefault(look["samples"], []).append(
@@ -64,4 +65,5 @@ def _points(campaign: Campaign, cell: Cell, measure: str) -> list[tuple[float, C
                         ci_high=look.get(f"{measure}_high", math.nan),
                     )
                 )
-    return [(samples, value_over_seeds(measure, found[samples])) for samples in sorted(found)]
+    whole = sorted(samples for samples, seeds in found.items() if len(seeds) == len(runs))
+    return [(samples, value_over_seeds(measure, found[samples])) for samples in whole]

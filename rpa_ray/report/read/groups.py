@@ -252,19 +252,14 @@ def attack_groups(cells: Sequence[Cell]) -> list[AttackGroup]:
 
 
 def _untouched_for(setting: Setting, cells: Sequence[Cell]) -> Cell | None:
-    """Find the model before the attack, measured on the same data where that was done."""
-    same_model = [
-        cell
-        for cell in cells
-        if cell.is_untouched and cell.defence == "none" and _same_start(cell.setting, setting)
-    ]
-    same_data = [cell for cell in same_model if cell.setting.data == setting.data]
-    return next(iter(same_data or same_model), None)
+    """Find the model before the attack, measured on the same data; None where that was not done."""
+    untouched = (cell for cell in cells if cell.is_untouched and cell.defence == "none")
+    return next((cell for cell in untouched if _same_start(cell.setting, setting)), None)
 
 
 def _same_start(setting: Setting, other: Setting) -> bool:
-    """Return whether both are about one and the same model before any attack."""
-    mine, theirs = ((s.model, s.world, s.variant) for s in (setting, other))
+    """Return whether both are about the same model before any attack, on the same data."""
+    mine, theirs = ((s.model, s.world, s.data, s.variant) for s in (setting, other))
     return mine == theirs
 
 

@@ -75,7 +75,7 @@ def test_a_seed_that_failed_is_counted_and_left_out(second_seed: SecondSeed) -> 
 
 def test_a_folder_named_twice_is_refused() -> None:
     done = run(RECORDED, RECORDED)
-    assert done.returncode == 1 and "of seed 0 once more: name it once" in done.stderr
+    assert done.returncode == 2 and "must differ between folders, got 0" in done.stderr
 
 
 def test_the_null_model_stands_beside_every_correlation_over_all_rows() -> None:
