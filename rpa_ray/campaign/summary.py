@@ -1,14 +1,10 @@
 """Records of summary.json, and the worst findings of the instrument checks."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from rpa_ray.plan.cells import PlannedCell
-from rpa_ray.run_folder.outcome import read_outcome
-
-LOWER_IS_BETTER = ("unflipped_accuracy", "_safe_mean", "brier")
-"""How the names of checks end whose worst value is the largest."""
+from rpa_ray.run_folder.outcome import read_outcome, worst_of
 
 
 def record(cell: PlannedCell) -> dict[str, Any]:
@@ -39,22 +35,12 @@ def record(cell: PlannedCell) -> dict[str, Any]:
 def worst_checks(cells: Sequence[PlannedCell]) -> dict[str, Any]:
     """Return the worst finding of each instrument check over all cells.
 
-    A reward model must disagree with the labels as they were only where all were reversed. A check
-    without a value is worse than any.
+    A reward model must disagree with the labels as they were only where all were reversed.
     """
-    worst: dict[str, Any] = {}
+    found = []
     for cell in cells:
-        outcome = read_outcome(cell.folder) or {}
-        for name, check in outcome.get("checks", {}).items():
-            if name.startswith("reward_model") and cell.settings.data.rho < 1:
-                continue
-            if name not in worst or _goodness(name, check) < _goodness(name, worst[name]):
-                worst[name] = check
-    return worst
-
-
-def _goodness(name: str, check: dict[str, Any]) -> float:
-    if check["mean"] is None:
-        return -math.inf
-    sign = -1.0 if name.endswith(LOWER_IS_BETTER) else 1.0
-    return sign * float(check["mean"])
+        checks = (read_outcome(cell.folder) or {}).get("checks", {})
+        is_reversed = cell.settings.data.rho >= 1
+        told = (name for name in checks if is_reversed or not name.startswith("reward_model"))
+        found.append({name: checks[name] for name in told})
+    return worst_of(found)

@@ -19,18 +19,21 @@ from rpa_ray.report.read.before import before_of, first_of_each
 from rpa_ray.report.read.comparisons import read_rows
 from rpa_ray.report.read.records import (
     CELLS,
+    FOUND,
     Record,
     cells_of,
     identity_of,
     identity_text,
     is_evidence,
     parse_records,
+    read_checks,
     read_json,
     read_records,
 )
 from rpa_ray.report.read.reward_gain import NONE, ROW, Rewards, rewards_of, with_reward_gain
 from rpa_ray.run_folder.files import write_parquet
 from rpa_ray.run_folder.names import ANSWERS, ANSWERS_BEFORE, EVALUATION, LOOKS
+from rpa_ray.run_folder.outcome import worst_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -70,7 +73,10 @@ def write_evidence(folders: Sequence[Path], output: Path) -> tuple[Path, Path]:
         for found in _of_evidence(folder) if is_evidence(folder) else _of_campaign(folder):
             name = identity_text(found.cell)
             _require_same(measured.setdefault(name, found).cell, found.cell, folder)
-    metadata = {CELLS: json.dumps([found.cell for found in measured.values()]).encode()}
+    metadata = {
+        CELLS: json.dumps([found.cell for found in measured.values()]).encode(),
+        FOUND: json.dumps(worst_of(map(read_checks, folders))).encode(),
+    }
     answers = pa.concat_tables(
         [
             _numbered(found.answers, number).unify_dictionaries()
@@ -147,6 +153,13 @@ def read_measured(folder: Path) -> list[Record]:
         for name in (ANSWERS, ANSWERS_BEFORE)
     )
     return with_reward_gain(records, after, before)
+
+
+def read_looks(folder: Path) -> dict[str, list[dict[str, float]]]:
+    """Return the looks at every cell of a folder's evidence, by the name of its run."""
+    looks = _read_looks(folder)
+    cells = enumerate(cells_of(folder))
+    return {cell["run"]: looks[number] for number, cell in cells if cell["run"] and number in looks}
 
 
 def read_cells(folder: Path) -> tuple[list[dict[str, Any]], dict[int, list[Answer]]]:

@@ -1,10 +1,15 @@
 """What came out of a cell, as its run folder tells."""
 
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rpa_ray.run_folder.files import read_json
 from rpa_ray.run_folder.names import EVALUATION
+
+LOWER_IS_BETTER = ("unflipped_accuracy", "_safe_mean", "brier")
+"""How the names of checks end whose worst value is the largest."""
 
 
 def read_outcome(folder: Path) -> dict[str, Any] | None:
@@ -21,3 +26,23 @@ def outcome_status(folder: Path) -> str:
 def ran_to_an_end(folder: Path) -> bool:
     """Return whether a cell has a result; a policy that broke is one, a failure is not."""
     return outcome_status(folder) != "failed"
+
+
+def worst_of(findings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the worst of several findings of each instrument check, by its name.
+
+    A check without a value is worse than any.
+    """
+    worst: dict[str, Any] = {}
+    for checks in findings:
+        for name, check in checks.items():
+            if name not in worst or _goodness(name, check) < _goodness(name, worst[name]):
+                worst[name] = check
+    return worst
+
+
+def _goodness(name: str, check: Mapping[str, Any]) -> float:
+    if check["mean"] is None:
+        return -math.inf
+    sign = -1.0 if name.endswith(LOWER_IS_BETTER) else 1.0
+    return sign * float(check["mean"])

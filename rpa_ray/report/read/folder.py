@@ -3,12 +3,12 @@
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from rpa_ray.config import SweepSettings
-from rpa_ray.report.evidence import read_measured
+from rpa_ray.report.evidence import read_looks, read_measured
 from rpa_ray.report.read.before import with_before
 from rpa_ray.report.read.comparisons import Comparisons, compare
 from rpa_ray.report.read.gate import SanityGate, read_gate
@@ -88,6 +88,10 @@ def read_campaign(folder: Path) -> Campaign:
     records = read_measured(folder)
     cells = group_cells(with_before(records))
     names = dict.fromkeys(record.run for record in records if record.run is not None)
+    runs = {name: read_run(folder / name) for name in names}
+    if proven:
+        seen = read_looks(folder)
+        runs = {n: replace(run, evaluation={"looks": seen.get(n, [])}) for n, run in runs.items()}
     return Campaign(
         folder=folder,
         name=folder.resolve().name,
@@ -96,7 +100,7 @@ def read_campaign(folder: Path) -> Campaign:
         records=records,
         cells=cells,
         groups=attack_groups(cells),
-        runs={name: read_run(folder / name) for name in names},
+        runs=runs,
         gate=read_gate(folder, records),
         styles=_styles(cells),
         sweep=read_sweep(folder),

@@ -12,11 +12,13 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from rpa_ray.config import SweepSettings
 from rpa_ray.evaluation.statistics import share_interval
-from rpa_ray.run_folder.names import ANSWERS, CONFIG, EVALUATION, LOOKS, SUMMARY, SWEEP
+from rpa_ray.run_folder.names import ANSWERS, CHECKS, CONFIG, EVALUATION, LOOKS, SUMMARY, SWEEP
 
 AGAIN = "Run it again: finished cells are kept."
 CELLS = b"cells"
 """Key of the metadata of evidence that lists its cells, by their number in the column ``cell``."""
+FOUND = b"checks"
+"""Key of the metadata of evidence that holds the worst finding of each instrument check."""
 
 
 def _nan_for_null(value: object) -> object:
@@ -258,6 +260,27 @@ def identity_text(cell: Mapping[str, Any]) -> str:
 def is_evidence(folder: Path) -> bool:
     """Return whether a folder holds the two files."""
     return (folder / LOOKS).is_file() and (folder / ANSWERS).is_file()
+
+
+def read_checks(folder: Path) -> dict[str, Any]:
+    """Return the worst finding of each instrument check of a campaign or of evidence, by its name.
+
+    Empty where none was recorded.
+
+    Raises:
+        ValueError: the file is not what a campaign writes.
+    """
+    import pyarrow.parquet as pq
+
+    path = folder / CHECKS
+    if is_evidence(folder):
+        path = folder / ANSWERS
+        found = json.loads((pq.read_schema(path).metadata or {}).get(FOUND, b"{}"))
+    else:
+        found = read_json(path) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object of checks, got {found!r}. {AGAIN}")
+    return found
 
 
 def cells_of(folder: Path) -> list[dict[str, Any]]:

@@ -13,10 +13,11 @@ from report_folders import answers_file, campaign_folder, record
 
 from rpa_ray.evaluation.looks import HARM, NUM_ANSWERS
 from rpa_ray.report.evidence import read_evidence, write_evidence
+from rpa_ray.report.figures.dose import dose_figure
 from rpa_ray.report.html import write_report
 from rpa_ray.report.read.folder import read_campaign
 from rpa_ray.report.read.records import is_evidence
-from rpa_ray.run_folder.names import ANSWERS, ANSWERS_BEFORE, EVALUATION
+from rpa_ray.run_folder.names import ANSWERS, ANSWERS_BEFORE, CHECKS, EVALUATION
 
 PROMPTS = [f"item {i // 2}" for i in range(40)]
 
@@ -111,6 +112,22 @@ def test_a_folder_of_evidence_has_a_report_with_comparisons(evidence: Path) -> N
     text = write_report(evidence).markdown.read_text()
     assert "## Differences of harm" in text
     assert "sampling failed at step 3" in text
+
+
+def test_evidence_tells_checks_and_looks_as_its_campaign_does(runs: Path, tmp_path: Path) -> None:
+    checks = {"judge_unsafe_mean": {"mean": 0.7, "n": 9}, "judge_safe_mean": {"mean": 0.01, "n": 9}}
+    (runs / CHECKS).write_text(json.dumps(checks))
+    write_evidence([runs], tmp_path / "one")
+    worse = {"judge_unsafe_mean": {"mean": 0.6, "n": 9}, "judge_safe_mean": {"mean": 0.00, "n": 9}}
+    (runs / CHECKS).write_text(json.dumps(worse))
+    write_evidence([tmp_path / "one", runs], tmp_path / "both")
+    campaign = read_campaign(tmp_path / "both")
+    assert campaign.gate.values == {"judge_unsafe_mean": 0.6, "judge_safe_mean": 0.01}
+    assert any("harmful 0.60 on average" in warning for warning in campaign.gate.warnings)
+    (group,) = campaign.groups
+    assert "over attack samples" in dose_figure(campaign, group)
+    shown = [run.looks()[-1][HARM] for run in campaign.runs.values() if run.looks()]
+    assert sorted(shown) == pytest.approx([0.1, 0.8])
 
 
 def test_seeds_measured_apart_are_joined_from_their_evidence(
