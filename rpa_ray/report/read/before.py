@@ -11,6 +11,10 @@ OFFLINE = "_offline"
 the attack is the hardened model."""
 
 
+REWARD = "reward"
+"""Mean score by the attacker's reward model."""
+
+
 def with_before(records: Sequence[Record]) -> list[Record]:
     """Return the records, and one of the model before the attack where none is among them.
 
@@ -38,7 +42,10 @@ def _without_reward(record: Record) -> Record:
 
 
 def first_of_each(measured: Sequence[Record], among: Sequence[Record]) -> list[Record]:
-    """Return an attacked record of each start that was not measured on its own, undefended first.
+    """Return an attacked record of each start that was not measured on its own.
+
+    One that knows the reward of the start is preferred (not every attack has a reward model), then
+    an undefended one.
 
     Args:
         measured: Records that know of the model before their attack.
@@ -46,11 +53,15 @@ def first_of_each(measured: Sequence[Record], among: Sequence[Record]) -> list[R
     """
     known = {start_of(r) for r in among if r.attack == "none" and r.defence == "none"}
     found: dict[tuple[object, ...], Record] = {}
-    for record in sorted(measured, key=lambda record: record.defence != "none"):
+    for record in sorted(measured, key=_preference):
         is_hardened = any(part.endswith(OFFLINE) for part in record.defence.split("+"))
         if record.attack != "none" and not is_hardened and start_of(record) not in known:
             found.setdefault(start_of(record), record)
     return list(found.values())
+
+
+def _preference(record: Record) -> tuple[bool, bool]:
+    return REWARD not in (record.metrics_before or {}), record.defence != "none"
 
 
 def before_of(record: Record) -> Record:

@@ -78,3 +78,14 @@ def test_a_reward_by_one_of_several_reward_models_is_no_number_of_the_untouched_
     ]
     for records, told in ((rows, "-"), (rows[:1], "5.00")):
         assert untouched_rows(records)[0].endswith(f" 0.02 [-0.03, 0.07] | {told} |")
+
+
+def test_the_model_before_is_told_with_its_reward_where_an_attack_knows_it() -> None:
+    records = parse_records(
+        [
+            record(attack="dpo", before={"harm": 0.1}),
+            record(defence="lisa", before={"harm": 0.1, "reward": -3.0}),
+        ]
+    )
+    untouched = with_before(records)[0]
+    assert (untouched.attack, untouched.metrics["reward"].mean) == ("none", -3.0)
