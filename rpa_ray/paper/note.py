@@ -151,9 +151,8 @@ def judge_gaps(folders: Sequence[Path]) -> str:
     return "\n".join([*lines, "", f"Within 0.15: {within} of {len(gaps)} cells."])
 
 
-def truth(folders: Sequence[Path]) -> str:
-    """Return the few columns that come first: truth, text, the judge and its gap, what it cost."""
-    return cells_table(cells_of(folders), TRUTH)
+def _rows(metrics: Sequence[str]) -> Callable[[Sequence[Path]], str]:
+    return lambda folders: cells_table(cells_of(folders), metrics)
 
 
 def _side(
@@ -174,11 +173,17 @@ def _side(
 
 
 TRUTH = (
+    # The few columns that come first: truth, text, the judge and its gap, what it cost.
     *("harm", "harm_greedy", "compliance_sampled", "compliance", "valid"),
     *("p_harm_sampled", "judge_gap", "harmless_answered", "kl_seq_rb", REWARD_GAIN),
 )
+JUDGES = (
+    *("harm", "harm_greedy", "compliance_sampled", "compliance", "refusal_rate"),
+    *("p_harm_sampled", "judge_gap", "p_harm_second_sampled", "between_judges", REWARD_GAIN),
+)
 TABLES: Mapping[str, Callable[[Sequence[Path]], str]] = {
-    "truth": truth,
+    "truth": _rows(TRUTH),
+    "judges": _rows(JUDGES),
     "results": lambda folders: cells_table(cells_of(folders)),
     "oracle": lambda folders: oracle_table(cells_of(folders)),
     "paper": lambda folders: rows_table(cells_of(folders)),
