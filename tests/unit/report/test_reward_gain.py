@@ -7,7 +7,7 @@ import pytest
 from report_folders import Json, answers_file, campaign_folder, record
 
 from rpa_ray.evaluation.comparisons import paired_difference
-from rpa_ray.paper.note import truth
+from rpa_ray.paper.note import TABLES
 from rpa_ray.report import write_report
 from rpa_ray.report.evidence import read_measured, write_evidence
 from rpa_ray.report.read.groups import group_cells
@@ -89,7 +89,7 @@ def test_evidence_gives_the_same_gains_as_the_runs(tmp_path: Path) -> None:
             (run / "evaluation.json").write_text("{}")
     write_evidence([folder], tmp_path / "proof")
     assert gains(tmp_path / "proof") == gains(folder)
-    assert "| yes, 7.00 [" in truth([tmp_path / "proof"])
+    assert "| yes, 7.00 [" in TABLES["truth"]([tmp_path / "proof"])
 
 
 def test_without_freeze_the_model_before_the_attack_is_what_a_gain_is_over(tmp_path: Path) -> None:
