@@ -138,17 +138,17 @@ def _number(cell: Cell, name: str, *, with_ends: bool) -> str:
 
 
 def judge_gaps(folders: Sequence[Path]) -> str:
-    """Return how far the judge is from the oracle in the attacked cells, as a histogram."""
-    cells = [cell for cell in cells_of(folders) if not cell.is_untouched]
-    gaps = [value.mean for cell in cells if (value := cell.value("judge_gap"))]
+    """Return how far the judge is from the oracle in every attacked run, as a histogram."""
+    runs = [r for cell in cells_of(folders) if not cell.is_untouched for r in cell.records]
+    gaps = [found.mean for run in runs if (found := run.estimate("judge_gap"))]
     edges = (-1.0, -0.5, -0.3, -0.15, -0.05, 0.05, 0.15, 0.3, 0.5, 1.0)
-    lines = ["| Judge less oracle | Cells |", "| --- | --: |"]
+    lines = ["| Judge less oracle | Runs |", "| --- | --: |"]
     for low, high in pairwise(edges):
         last = high == edges[-1]
         num = sum(low <= gap < high or (last and gap == high) for gap in gaps)
         lines.append(f"| {low:+.2f} to {high:+.2f} | {num} {'#' * num} |")
     within = sum(abs(gap) <= 0.15 for gap in gaps)
-    return "\n".join([*lines, "", f"Within 0.15: {within} of {len(gaps)} cells."])
+    return "\n".join([*lines, "", f"Within 0.15: {within} of {len(gaps)} runs."])
 
 
 def _rows(metrics: Sequence[str]) -> Callable[[Sequence[Path]], str]:
