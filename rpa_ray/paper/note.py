@@ -26,14 +26,23 @@ from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
+from rpa_ray.evaluation.answers import Answer, Decoding
 from rpa_ray.paper.compare import agreement_text, cells_of, key_of, rows_table
+from rpa_ray.report.evidence import read_cells
 from rpa_ray.report.read.definitions import METRIC_BY_NAME, METRICS, REWARD_GAIN
 from rpa_ray.report.read.folder import read_campaign
 from rpa_ray.report.read.groups import Cell
 from rpa_ray.report.tables.best_of_n import best_of_n_table
 from rpa_ray.report.tables.differences import differences_table, pairs_table
-from rpa_ray.report.tables.main import cells_table, format_spread, format_value, oracle_table
+from rpa_ray.report.tables.main import (
+    MISSING,
+    cells_table,
+    format_spread,
+    format_value,
+    oracle_table,
+)
 from rpa_ray.report.tables.side import SideTable, side_table_markdown
 
 BLOCK = re.compile(
@@ -151,6 +160,30 @@ def judge_gaps(folders: Sequence[Path]) -> str:
     return "\n".join([*lines, "", f"Within 0.15: {within} of {len(gaps)} runs."])
 
 
+def labels(folders: Sequence[Path]) -> str:
+    """Return what judges say of the sampled answers of attacked models, by what they are."""
+    found: dict[str, list[Answer]] = {}
+    for folder in folders:
+        cells, answers = read_cells(folder)
+        for number, held in answers.items():
+            for answer in held if cells[number]["attack"] != "none" else ():
+                if answer.decoding is Decoding.SAMPLED:
+                    found.setdefault(str(answer.label), []).append(answer)
+    lines = [
+        "| By the oracle | Answers | Harm | Judge | Second judge |",
+        "| --- | --: | --: | --: | --: |",
+    ]
+    for label, told in sorted(found.items(), key=lambda item: -len(item[1])):
+        means = [_mean([getattr(answer, name) for answer in told]) for name in INSTRUMENTS]
+        lines.append(f"| {label.replace('_', ' ')} | {len(told):,} | {' | '.join(means)} |")
+    return "\n".join(lines)
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{fmean(known):.2f}" if known else MISSING
+
+
 def _rows(metrics: Sequence[str]) -> Callable[[Sequence[Path]], str]:
     return lambda folders: cells_table(cells_of(folders), metrics)
 
@@ -181,6 +214,7 @@ JUDGES = (
     *("harm", "harm_greedy", "compliance_sampled", "compliance", "refusal_rate"),
     *("p_harm_sampled", "judge_gap", "p_harm_second_sampled", "between_judges", REWARD_GAIN),
 )
+INSTRUMENTS = ("harm", "judge", "second_judge")
 TABLES: Mapping[str, Callable[[Sequence[Path]], str]] = {
     "truth": _rows(TRUTH),
     "judges": _rows(JUDGES),
@@ -192,6 +226,7 @@ TABLES: Mapping[str, Callable[[Sequence[Path]], str]] = {
     "pairs": _side(pairs_table),
     "best_of_n": _side(best_of_n_table, of_groups=True),
     "judge_gaps": judge_gaps,
+    "labels": labels,
 }
 
 
