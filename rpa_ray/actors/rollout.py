@@ -285,7 +285,7 @@ def _cpu_kv_cache_bytes(config: EngineConfig) -> int:
     import torch
     from transformers import AutoConfig
 
-    model = AutoConfig.from_pretrained(config.model_path).get_text_config()
+    model = AutoConfig.from_pretrained(config.model_path, trust_remote_code=False).get_text_config()
     num_heads = model.num_attention_heads
     head_width = getattr(model, "head_dim", None) or model.hidden_size // num_heads
     num_kv_heads = getattr(model, "num_key_value_heads", None) or num_heads

@@ -41,7 +41,9 @@ class Assembly:
         self.inputs = CellInputs(cell.settings, process.cache)
         self.models: CellModels = self.inputs.models
         self.path = folder_of(self.models.policy, process.cache)
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.path)
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            self.path, trust_remote_code=False
+        )
         self.template = Template(self.settings.data.template)
         self.defence = defence_of(self.settings.defence)
         attack = self.settings.attack

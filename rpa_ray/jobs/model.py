@@ -66,7 +66,7 @@ def make_model(job: ModelJob, process: LearnerProcess) -> Path:
     recipe, settings = job.recipe, job.recipe.job
     folder = recipe.folder(process.cache)
     process.progress.start(job.name, settings.num_steps)
-    tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer, trust_remote_code=False)
     training = _training(job, tokenizer, process)
     source = _source(job, tokenizer, process)
     checkpoints = training.checkpoints(process.cache / "checkpoints" / folder.name)
@@ -271,7 +271,7 @@ def _margins(
     if recipe.ranked_by is None:
         return None
     folder = folder_of(recipe.ranked_by, process.cache)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = load_policy(folder, dtype=getattr(torch, recipe.job.dtype)).to(process.ranks.device)
 
     def encode(prompt: str, answer: str) -> TokenRow:

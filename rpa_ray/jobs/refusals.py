@@ -132,7 +132,9 @@ class _Writer:
     def __init__(self, job: RefusalJob, process: LearnerProcess) -> None:
         data, cache = job.data, process.cache
         path = folder_of(CellData(data, cache).language_model(data.refusals.model), cache)
-        self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+        self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, trust_remote_code=False
+        )
         self._template = Template(data.template)
         self._process = process
         self._max_new_tokens = data.refusals.max_new_tokens

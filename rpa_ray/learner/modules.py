@@ -116,6 +116,7 @@ def load_policy(
         dtype=dtype,
         attn_implementation=attention_implementation(),
         use_safetensors=True,
+        trust_remote_code=False,
     )
     return PolicyModel(without_dropout(model), value_head_seed=value_head_seed)
 
@@ -199,6 +200,8 @@ def load_score_model(
         num_labels=num_labels,
         dtype=dtype,
         attn_implementation=attention_implementation(),
+        use_safetensors=True,
+        trust_remote_code=False,
         pad_token_id=pad_token_id,
     )
     return ScoreModel(without_dropout(model))

@@ -98,7 +98,11 @@ def _timed(
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
-        config = AutoConfig.from_pretrained(folder) if folder else LlamaConfig(**shapes)
+        config = (
+            AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            if folder
+            else LlamaConfig(**shapes)
+        )
         return _time_model(config, getattr(torch, dtype))
     except Exception:  # an estimate is no reason to refuse a model, whatever it is
         return None

@@ -64,9 +64,11 @@ class PerplexityScorer:
         self._max_length = max_length
         self._batch_size = batch_size
         self._device = device
-        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         self._first_token_id = _first_token_id(self._tokenizer)
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
         self._model = model.eval().to(device)
 
     def score(self, texts: Sequence[tuple[str, str]]) -> list[float]:

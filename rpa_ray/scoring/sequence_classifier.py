@@ -48,7 +48,7 @@ class SequenceClassifierScorer:
         self._max_length = max_length
         self._batch_size = batch_size
         self._device = device
-        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         self._model = _load_classifier(path, _NUM_LABELS[mode]).to(device)
         self._pad_token_id = self._padding()
 
@@ -99,7 +99,11 @@ class SequenceClassifierScorer:
 
 def _load_classifier(path: Path, num_labels: int) -> PreTrainedModel:
     model, loading = AutoModelForSequenceClassification.from_pretrained(
-        path, dtype=torch.float32, output_loading_info=True
+        path,
+        dtype=torch.float32,
+        output_loading_info=True,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     if model.config.num_labels != num_labels:
         raise ValueError(

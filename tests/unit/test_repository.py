@@ -107,6 +107,21 @@ def test_imports_run_downwards() -> None:
     assert upward_imports() == []
 
 
+def test_models_are_read_without_their_code_and_weights_from_safetensors_alone() -> None:
+    calls = [
+        (path.relative_to(PACKAGE), node)
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("from_pretrained")
+    ]
+    assert len(calls) >= 13
+    for path, call in calls:
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert given.get("trust_remote_code") == "False", f"{path}:{call.lineno}"
+        if not ast.unparse(call.func).startswith(("AutoTokenizer.", "AutoConfig.")):
+            assert given.get("use_safetensors") == "True", f"{path}:{call.lineno}"
+
+
 def test_the_house_has_few_rooms_and_no_circle() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 8
     assert len({part_of(path) for path in MODULES}) <= 30

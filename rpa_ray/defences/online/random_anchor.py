@@ -45,7 +45,12 @@ class RandomAnchor(Proximal):
             ValueError: it has no weight of a name and a shape that are trained.
         """
         own: Any = model.policy
-        other = type(own).from_pretrained(folders[Need.COMPARED_WEIGHTS], dtype=own.dtype)
+        other = type(own).from_pretrained(
+            folders[Need.COMPARED_WEIGHTS],
+            dtype=own.dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
         # Tied weights come once, under the name that they have in the trained model.
         weights = {f"policy.{name}": weight.detach() for name, weight in other.named_parameters()}
         for name, parameter in parameters_of(model):

@@ -22,7 +22,7 @@ def prompt_lengths(folder: Path, template: Template, prompts: Sequence[str]) -> 
     if template is Template.MODEL_CHAT:
         from transformers import AutoTokenizer
 
-        chat = AutoTokenizer.from_pretrained(folder)
+        chat = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         texts = [prompt_text(template, prompt, chat) for prompt in prompts]
         return [len(ids) for ids in chat(texts, add_special_tokens=False)["input_ids"]]
     from tokenizers import Tokenizer

@@ -18,7 +18,8 @@ from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import CellInputs, own_reference
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+WEIGHT_FILES = ("*.safetensors",)
+"""Of pickles (``pytorch_model.bin``) nothing is read: they can run code."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -82,11 +83,11 @@ def _check_model(path: str, key: str) -> None:
         rule = "be a model folder with a config.json that can be read"
         require_json_object(folder / "config.json", key, rule)
         _refuse_foreign_code(folder / "config.json", key)
+        _refuse_foreign_tokenizer(folder / "tokenizer_config.json", key)
         for what, patterns in (("weights", WEIGHT_FILES), ("a tokenizer", TOKENIZER_FILES)):
             if not any(file for pattern in patterns for file in folder.glob(pattern)):
-                raise ConfigError(
-                    key, f"hold {what} ({', '.join(patterns)})", path, "Save the model again."
-                )
+                remedy = "Save the model again, its weights as safetensors."
+                raise ConfigError(key, f"hold {what} ({', '.join(patterns)})", path, remedy)
     elif HUB_ID.fullmatch(path) and not path.startswith("."):
         require_hub_model(path, key)
     else:
@@ -113,6 +114,26 @@ def _refuse_foreign_code(config: Path, key: str) -> None:
             key,
             "be of an architecture that transformers has itself",
             f"model_type {settings.get('model_type')!r} in {config}",
+            "Code that comes with a model is not run: take another model.",
+        )
+
+
+def _refuse_foreign_tokenizer(config: Path, key: str) -> None:
+    """Refuse a tokenizer that only code of its own can read; one without a config is plain."""
+    if not config.is_file():
+        return
+    require_json_object(config, key, "be a model folder with a tokenizer_config.json to read")
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    if "auto_map" not in settings:
+        return
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    name = str(settings.get("tokenizer_class"))
+    if tokenizer_class_from_name(name) is None:
+        raise ConfigError(
+            key,
+            "have a tokenizer that transformers has itself",
+            f"tokenizer_class {name!r} in {config}",
             "Code that comes with a model is not run: take another model.",
         )
 

@@ -114,7 +114,7 @@ def test_rows_that_only_an_attack_needs_are_not_asked_for_without_one(world_cach
     ("without", "message"),
     [
         ("config.json", "be a model folder with a config.json that can be read"),
-        ("model.safetensors", "hold weights (*.safetensors, pytorch_model*.bin)"),
+        ("model.safetensors", "hold weights (*.safetensors)"),
         ("tokenizer_config.json", "hold a tokenizer (tokenizer.json, "),
     ],
 )
@@ -137,6 +137,26 @@ def test_a_model_that_brings_its_own_code_is_refused(tmp_path: Path) -> None:
     # A known architecture whose release brings code too: transformers' own is taken.
     model_folder(folder, config=json.dumps(config | {"model_type": "llama"}))
     check_settings(parse_tree(PPO, [f"model.path={folder}"]))
+
+
+def test_a_tokenizer_that_brings_its_own_code_is_refused(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model")
+    own = {"auto_map": {"AutoTokenizer": ["tokenization.Own", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(own | {"tokenizer_class": "Own"}))
+    rule = "model.path must have a tokenizer that transformers has itself"
+    assert refusal(tmp_path, f"model.path={folder}").startswith(rule)
+    # A known class whose release brings code too: transformers' own is taken.
+    known = own | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(known))
+    check_settings(parse_tree(PPO, [f"model.path={folder}"]))
+
+
+def test_weights_that_are_pickled_are_refused(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", without="model.safetensors")
+    (folder / "pytorch_model.bin").touch()
+    for key in ("model.path", "evaluation.judge.path", "data.reward_model.path"):
+        found = refusal(tmp_path, f"{key}={folder}")
+        assert found.startswith(f"{key} must hold weights (*.safetensors)")
 
 
 def test_the_context_is_that_of_the_model(world_cache: Path, tmp_path: Path) -> None:
