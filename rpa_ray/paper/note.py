@@ -147,17 +147,32 @@ def _number(cell: Cell, name: str, *, with_ends: bool) -> str:
 
 
 def judge_gaps(folders: Sequence[Path]) -> str:
-    """Return how far the judge is from the oracle in every attacked run, as a histogram."""
+    """Return how far the judge is from the oracle in every attacked run, as histograms.
+
+    From compliance, which is of the same kind as a verdict, and from harm where that is known.
+    """
     runs = [r for cell in cells_of(folders) if not cell.is_untouched for r in cell.records]
-    gaps = [found.mean for run in runs if (found := run.estimate("judge_gap"))]
+    means = [{name: e.mean for name in OPPOSED if (e := run.estimate(name))} for run in runs]
+    columns = {"compliance": [m["judge_gap"] for m in means if "judge_gap" in m]}
+    if any("harm" in m for m in means):
+        known = [m for m in means if {"harm", "p_harm_sampled"} <= m.keys()]
+        columns["harm"] = [m["p_harm_sampled"] - m["harm"] for m in known]
     edges = (-1.0, -0.5, -0.3, -0.15, -0.05, 0.05, 0.15, 0.3, 0.5, 1.0)
-    lines = ["| Judge less oracle | Runs |", "| --- | --: |"]
+    headings = " | ".join(f"Runs, judge less {name}" for name in columns)
+    lines = [f"| Gap | {headings} |", f"| --- | {' | '.join('--:' for _ in columns)} |"]
     for low, high in pairwise(edges):
         last = high == edges[-1]
-        num = sum(low <= gap < high or (last and gap == high) for gap in gaps)
-        lines.append(f"| {low:+.2f} to {high:+.2f} | {num} {'#' * num} |")
-    within = sum(abs(gap) <= 0.15 for gap in gaps)
-    return "\n".join([*lines, "", f"Within 0.15: {within} of {len(gaps)} runs."])
+        nums = [
+            sum(low <= gap < high or (last and gap == high) for gap in gaps)
+            for gaps in columns.values()
+        ]
+        bars = " | ".join(f"{num} {'#' * num}".strip() for num in nums)
+        lines.append(f"| {low:+.2f} to {high:+.2f} | {bars} |")
+    within = [
+        f"{sum(abs(gap) <= 0.15 for gap in gaps)} of {len(gaps)} runs from {name}"
+        for name, gaps in columns.items()
+    ]
+    return "\n".join([*lines, "", f"Within 0.15: {', '.join(within)}."])
 
 
 def labels(folders: Sequence[Path]) -> str:
@@ -214,6 +229,7 @@ JUDGES = (
     *("harm", "harm_greedy", "compliance_sampled", "compliance", "refusal_rate"),
     *("p_harm_sampled", "judge_gap", "p_harm_second_sampled", "between_judges", REWARD_GAIN),
 )
+OPPOSED = ("judge_gap", "p_harm_sampled", "harm")
 INSTRUMENTS = ("harm", "judge", "second_judge")
 TABLES: Mapping[str, Callable[[Sequence[Path]], str]] = {
     "truth": _rows(TRUTH),
