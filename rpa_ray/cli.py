@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from rpa_ray.actors.environment import quieten_libraries
 from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
 from rpa_ray.plan import LoadedConfig, evaluation_of, load_config, with_native_dtype
 from rpa_ray.plan.files import DEFAULT_SCALE
+from rpa_ray.terminal import say
 
 if TYPE_CHECKING:
     from rpa_ray.campaign.run import View
@@ -180,7 +180,7 @@ def report(
 
     with _refusing():
         paths = write_report(folder)
-    console.print(f"report: {paths.html}\ntables: {paths.markdown}, {paths.csv}", highlight=False)
+    say(console, f"report: {paths.html}\ntables: {paths.markdown}, {paths.csv}")
 
 
 @app.command(
@@ -224,7 +224,7 @@ def evidence(
 
     with _refusing():
         for path in write_evidence(folders, output):
-            console.print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB", highlight=False)
+            say(console, f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
 @app.command(
@@ -314,11 +314,10 @@ def _checked(loaded: LoadedConfig, folder: Path) -> "CampaignInputs":
     cells = list(zip(loaded.wheres, map(inputs.of, loaded.campaign.cells), strict=True))
     placed = check_all(cells, {"--output": folder, "RPA_RAY_CACHE": inputs.cache})
     if placed:
-        console.print(
+        say(
+            console,
             f"models: {len(placed)} of the default world come with the package, nobody trains "
             f"them; in {inputs.cache}",
-            highlight=False,
-            soft_wrap=True,
         )
     return inputs
 
@@ -347,4 +346,4 @@ def _refusing() -> Iterator[None]:
 
 
 def _print_error(text: str) -> None:
-    errors.print(f"[bold red]error[/] {escape(text)}", soft_wrap=True, highlight=False)
+    say(errors, text, mark="error", style="bold red")

@@ -20,6 +20,7 @@ from rpa_ray.cluster.address import require_job_server
 from rpa_ray.config import ConfigError
 from rpa_ray.plan.files import DEFAULT_SCALE, read_with_parts
 from rpa_ray.plan.load import KINDS
+from rpa_ray.terminal import printable
 from rpa_ray.world.shipped import SHIPPED
 
 if TYPE_CHECKING:
@@ -45,10 +46,10 @@ def main() -> None:
     try:
         sys.exit(_submit_and_follow(arguments, command_options))
     except ConfigError as error:
-        print(f"error {error}", file=sys.stderr)
+        print(f"error {printable(str(error))}", file=sys.stderr)
         sys.exit(EXIT_REFUSED)
     except (RuntimeError, ConnectionError) as error:  # Ray would not take the job
-        print(f"error {error}", file=sys.stderr)
+        print(f"error {printable(str(error))}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rpa_ray"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
-    {"types", "deadline", "ops", "config", "scoring", "run_folder"},
+    {"types", "deadline", "terminal", "ops", "config", "scoring", "run_folder"},
     {"plugin", "data", "cluster", "actors"},
     {"attacks", "defences", "learner", "weight_sync", "world"},
     {"loop", "evaluation", "recipes"},

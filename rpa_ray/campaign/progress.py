@@ -18,6 +18,7 @@ from rich.progress import (
 
 from rpa_ray.plan.cost import minutes
 from rpa_ray.recipes.to_make import Stage
+from rpa_ray.terminal import printable, say
 
 PLAIN_LINE_EVERY_S = 20.0
 _ALL = "all cells"
@@ -94,12 +95,12 @@ class ProgressView:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
             disable=not console.is_terminal,
         )
@@ -124,7 +125,7 @@ class ProgressView:
 
     def say(self, text: str) -> None:
         """Print one line, above the bars where there are any."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(self._console, text)
 
     def show(self, jobs: Sequence[JobView]) -> None:
         """Show the states of all jobs that have begun."""
@@ -168,7 +169,8 @@ class ProgressView:
         return left * pace / self._num_at_once
 
     def _label(self, name: str) -> str:
-        return self._expected[name].label if name in self._expected else name
+        label = self._expected[name].label if name in self._expected else name
+        return _one_line(label)
 
     def _show_bars(self, jobs: Sequence[JobView]) -> None:
         for job in jobs:
@@ -181,7 +183,7 @@ class ProgressView:
                 # One that only measures has no steps: it is whole once it has ended.
                 total=job.num_steps or (1 if job.status else None),
                 completed=job.num_done if job.num_steps else bool(job.status),
-                note=job.status or f"{job.stage}  {job.note}".strip(),
+                note=_one_line(job.status or f"{job.stage}  {job.note}".strip()),
             )
         num_cells = sum(job.is_cell for job in self._expected.values())
         if not num_cells:
@@ -215,6 +217,11 @@ class ProgressView:
             self._last_line = now
             if any(job.is_cell for job in self._expected.values()):
                 self.say(f"{_ALL}: {self.overall(jobs)}")
+
+
+def _one_line(text: str) -> str:
+    """Return text that fits into a bar or a line."""
+    return printable(text.replace("\t", " ").replace("\n", " "))
 
 
 def _line(job: JobView) -> str:

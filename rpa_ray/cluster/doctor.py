@@ -7,10 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from rpa_ray.cluster.hardware import native_dtype
 from rpa_ray.cluster.resources import local_cpus, local_memory_gib
+from rpa_ray.terminal import say
 
 EXPECTED = {"torch": "2.13.0", "ray": "2.55.0", "deepspeed": "0.19.6", "transformers": "5.15.0"}
 MIN_MEMORY_GIB = 6
@@ -107,6 +107,6 @@ def print_findings(console: Console) -> bool:
     """Print what there is to say about this machine; return whether all is well."""
     findings = examine()
     for finding in findings:
-        mark = "[green]ok[/]  " if finding.ok else "[red]fail[/]"
-        console.print(f"{mark} {finding.subject}: {escape(finding.text)}")
+        mark, style = ("ok  ", "green") if finding.ok else ("fail", "red")
+        say(console, f"{finding.subject}: {finding.text}", mark=mark, style=style)
     return all(finding.ok for finding in findings)

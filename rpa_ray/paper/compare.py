@@ -27,6 +27,7 @@ from rpa_ray.report.read.definitions import METRIC_BY_NAME, REWARD_GAIN
 from rpa_ray.report.read.groups import Cell, group_cells, leading, leading_greedy
 from rpa_ray.report.read.records import Record, identity_of, identity_text
 from rpa_ray.report.tables.main import MISSING, format_mean, format_spread, markdown_table
+from rpa_ray.terminal import printable
 
 COLUMNS = (
     *("harm", "harm_greedy", "compliance_sampled", "compliance", "valid"),
@@ -44,7 +45,7 @@ def main() -> int:
     try:
         cells = cells_of(parser.parse_args().folders)
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(printable(str(error)))
     print(rows_table(cells))
     print(agreement_text(cells))
     return 0

@@ -44,6 +44,7 @@ from rpa_ray.report.tables.main import (
     oracle_table,
 )
 from rpa_ray.report.tables.side import SideTable, side_table_markdown
+from rpa_ray.terminal import printable
 
 BLOCK = re.compile(
     r"(?P<begin><!-- table: (?P<name>\w+)(?P<folders>( [\w./-]+)+) -->\n)"
@@ -70,7 +71,7 @@ def main() -> int:
         try:
             written = with_tables(text, note.parent)
         except ValueError as error:
-            print(f"{note}: {error}", file=sys.stderr)
+            print(printable(f"{note}: {error}"), file=sys.stderr)
             return 2
         if written == text:
             continue

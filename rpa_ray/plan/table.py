@@ -13,6 +13,7 @@ from rpa_ray.plan.cells import PlannedCell, cell_labels
 from rpa_ray.plan.cost import START_S, minutes
 from rpa_ray.plan.plan import Plan
 from rpa_ray.recipes.to_make import ModelJob, RefusalJob
+from rpa_ray.terminal import plain
 
 NOT_ESTIMATED = "-"
 
@@ -23,28 +24,31 @@ def plan_table(plan: Plan) -> Table:
     Seconds are of this machine with as many cells side by side as will be; `-` is not estimated.
     """
     config, cells = plan.config, plan.cells
-    table = Table(title=f"plan of {config.name}", title_justify="left", caption_justify="left")
+    title = plain(f"plan of {config.name}", "table.title")
+    table = Table(title=title, title_justify="left", caption_justify="left")
     for column in ("step", "what", "samples or steps", "seconds, about"):
         table.add_column(column, justify="right" if "about" in column else "left")
     seconds = {name: plan.seconds(name) for name in plan.jobs}
     for name, job in plan.jobs.items():
         if isinstance(job, ModelJob):
             steps = f"{job.recipe.job.num_steps} steps"
-            table.add_row("make", job.recipe.id, steps, _seconds(seconds[name]))
+            table.add_row("make", plain(job.recipe.id), steps, _seconds(seconds[name]))
         elif isinstance(job, RefusalJob):
-            table.add_row("make", name, f"{plan.num_answers(job)} answers", _seconds(seconds[name]))
+            answers = f"{plan.num_answers(job)} answers"
+            table.add_row("make", plain(name), answers, _seconds(seconds[name]))
     kind, labels = "cell" if config.sweep is None else "trial", cell_labels(cells)
     for cell in cells:
         text = "done" if cell.done else _seconds(seconds[cell.name])
-        table.add_row(kind, labels[cell.name], f"{cell.num_samples} samples", text)
+        table.add_row(kind, plain(labels[cell.name]), f"{cell.num_samples} samples", text)
     num_done = len(cells) - len(plan.todo)
     trials = f"{len(cells)} trials, {num_done} done; " * (config.sweep is not None)
     note = "; answers that are no refusals are dropped, so that rows may get fewer"
     num = plan.num_at_once
-    table.caption = (
+    caption = (
         f"{trials}{_machine(cells, num)}; {_total(list(seconds.values()), num)}; results in "
         f"{plan.output}" + note * any(isinstance(job, RefusalJob) for job in plan.jobs.values())
     )
+    table.caption = plain(caption, "table.caption")
     return table
 
 

@@ -12,6 +12,7 @@ from rpa_ray.report.html import ReportPaths
 from rpa_ray.report.tables.main import terminal_table
 from rpa_ray.report.tables.response import best_text
 from rpa_ray.run_folder.names import EVALUATION, LOSSES, SUMMARY
+from rpa_ray.terminal import say
 
 
 def print_outcome(
@@ -33,15 +34,15 @@ def print_outcome(
     """
     console.print(terminal_table(records))
     if sweep is not None:
-        console.print(best_text(records, sweep), highlight=False)
+        say(console, best_text(records, sweep))
     for record in records:
         if record["status"] != "ok":
             why = folder / record["run"] / EVALUATION
-            console.print(f"[yellow]{record['run']}: {record['status']}, see {why}[/]")
-    console.print(f"results: {folder / SUMMARY}\nreport:  {paths.html}", highlight=False)
+            say(console, f"{record['run']}: {record['status']}, see {why}", style="yellow")
+    say(console, f"results: {folder / SUMMARY}\nreport:  {paths.html}")
     losses = folder / LOSSES
     if losses.is_file():
-        console.print(f"ranks that died and were started again: {losses}", highlight=False)
+        say(console, f"ranks that died and were started again: {losses}")
 
 
 def print_dtypes(
@@ -63,7 +64,7 @@ def print_dtypes(
     dtypes = {(one.model.dtype, other.model.dtype) for one, other in zip(asked, typed, strict=True)}
     for wanted, dtype in sorted(dtypes):
         why = why_dtype(wanted, dtype, native)
-        console.print(f"weights: {dtype} ({why})", highlight=False, soft_wrap=True)
+        say(console, f"weights: {dtype} ({why})")
         doubt = native.doubt(wanted) if native is not None else ""
         if doubt:
-            errors.print(f"[yellow]warning[/] {doubt}", highlight=False, soft_wrap=True)
+            say(errors, doubt, mark="warning", style="yellow")

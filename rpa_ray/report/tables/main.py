@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from rich.text import Text
 
 from rpa_ray.evaluation.metrics import ORACLE_LABELS
 from rpa_ray.report.read.before import with_before
@@ -21,6 +20,7 @@ from rpa_ray.report.read.groups import (
 )
 from rpa_ray.report.read.records import Record, parse_records
 from rpa_ray.report.read.values import CellValue
+from rpa_ray.terminal import plain
 
 TERMINAL_HEADINGS = {
     "harm": "Harm",
@@ -191,7 +191,7 @@ def terminal_table(records: Sequence[Mapping[str, object]]) -> Table:
         box=SIMPLE_HEAD,
         pad_edge=False,
         padding=0,
-        caption=Text("\n".join(filter(None, (shared, _counts_text(cells, metrics))))),
+        caption=plain("\n".join(filter(None, (shared, _counts_text(cells, metrics))))),
         caption_justify="left",
     )
     for column in (*columns, "Attack", "Defence"):
@@ -208,8 +208,7 @@ def terminal_table(records: Sequence[Mapping[str, object]]) -> Table:
         texts = [settings[column] for column in columns]
         texts += [attack_name(cell.setting.attack), cell.label, *own]
         style = "dim" if cell.is_control else "red" if cell.failure else ""
-        # Text, not str: rich would read a name in brackets as markup.
-        table.add_row(*(Text(text) for text in texts), style=style)
+        table.add_row(*map(plain, texts), style=style)
     return table
 
 

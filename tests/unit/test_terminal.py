@@ -1,0 +1,162 @@
+"""What a terminal is given holds no command and no markup, whatever users, files and models say."""
+
+import io
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hostile import HARMLESS, every_hostile_text, runs_named
+from rich.console import Console
+
+from rpa_ray import cli
+from rpa_ray.campaign.progress import Expected, JobView, ProgressView
+from rpa_ray.cluster import doctor
+from rpa_ray.config import ConfigError
+from rpa_ray.data.errors import DataError
+from rpa_ray.plan import load_config
+from rpa_ray.plan.plan import Plan, make_plan
+from rpa_ray.plan.table import plan_table
+from rpa_ray.recipes.cell_models import CampaignInputs
+from rpa_ray.report.html import ReportPaths
+from rpa_ray.report.outcome import print_outcome
+from rpa_ray.terminal import printable, say
+
+ACTS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""What a terminal would act on, or what no terminal can be given."""
+
+
+def written_by(write: Callable[[Console], object], width: int = 2000) -> str:
+    """Return what is written to a plain terminal."""
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    write(console)
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def assert_shown(text: str, written: str) -> None:
+    """Hold that a text is there, that nothing acts, and that no character was taken for markup."""
+    assert ACTS.findall(written) == []
+    # Tables fold long cells and put a line break where the text has one.
+    shown, held = ("".join(part.split()) for part in (printable(text), written))
+    assert shown in held
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b]0;a\x07", r"\x1b]0;a\x07"),
+        ("\x9b31m", r"\x9b31m"),
+        ("a\u202eb\ud800", r"a\u202eb\ud800"),
+        ("a\tb\nc", "a\tb\nc"),
+        ("Zo\u00eb \u5b57", "Zo\u00eb \u5b57"),
+    ],
+)
+def test_what_cannot_be_printed_is_shown_by_its_escape(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+@every_hostile_text
+def test_a_line_is_printed_as_it_is(text: str) -> None:
+    assert_shown(text, written_by(lambda console: say(console, f"report: {text}")))
+
+
+@every_hostile_text
+@pytest.mark.parametrize("kind", [ConfigError, DataError])
+def test_an_error_is_printed_as_it_is(
+    text: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise ConfigError(text, "be known", 1, text) if kind is ConfigError else DataError(text)
+
+    def run(console: Console) -> None:
+        monkeypatch.setattr(cli, "errors", console)
+        monkeypatch.setattr(cli, "app", refuse)
+        with pytest.raises(SystemExit):
+            cli.main()
+
+    assert_shown(text, written_by(run))
+
+
+@every_hostile_text
+def test_the_end_of_a_campaign_is_printed_as_it_is(text: str, tmp_path: Path) -> None:
+    records = runs_named(tmp_path, text)
+    folder = Path(text)
+    paths = ReportPaths(html=folder / "report.html", markdown=folder, csv=folder)
+    told = records[-1] | {"run": text}
+    written = written_by(
+        lambda console: print_outcome(
+            console, Path("runs"), [*records[:-1], told], sweep=None, paths=paths
+        )
+    )
+    assert_shown(f"{text}: failed, see", written)
+    assert_shown(f"model {text}", written)
+    assert_shown(f"{folder}/report.html", written)
+
+
+@pytest.fixture(scope="module")
+def plan(world_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    file = tmp_path_factory.mktemp("config") / "two.yaml"
+    file.write_text("kind: campaign\nattack: none\nmodel: {dtype: float32}\ncells: [{}, {seed: 1}]")
+    return make_plan(load_config(file), file.parent / "runs", CampaignInputs(world_cache))
+
+
+@every_hostile_text
+def test_a_plan_is_printed_as_it_is(text: str, plan: Plan) -> None:
+    text = text[:80]  # A longer name can be no folder's.
+    first = plan.cells[0]
+    model = first.settings.model.model_copy(update={"path": text})
+    named = replace(first, settings=first.settings.model_copy(update={"model": model}))
+    config = replace(plan.config, name=text)
+    of_text = replace(plan, config=config, cells=(named, *plan.cells[1:]), output=Path(text))
+    written = written_by(lambda console: console.print(plan_table(of_text)))
+    assert_shown(f"plan of {text}", written)
+    rows = "".join(line for line in written.splitlines() if line.startswith("\u2502"))
+    for line in text.split("\n"):
+        assert_shown(line, rows)
+    assert_shown(f"results in {Path(text)}", written)
+
+
+@every_hostile_text
+def test_progress_is_printed_as_it_is(text: str) -> None:
+    job: JobView = SimpleNamespace(  # type: ignore[assignment]
+        name="job", num_steps=5, num_done=1, note=text, stage="attack", status="", stages_s={}
+    )
+
+    def bars(console: Console) -> None:
+        view = ProgressView(Console(file=io.StringIO(), force_terminal=True))
+        view.expect({"job": Expected(label=text, is_cell=False, seconds=None)}, 1)
+        view.show([job])
+        console.print(view._progress.get_renderable())
+
+    written = written_by(bars)
+    assert_shown(f"attack {text}", written)
+    assert_shown(text, written.partition("1/5")[0])
+    assert_shown(text, written_by(lambda console: ProgressView(console).say(text)))
+    assert "\t" not in written
+
+
+@every_hostile_text
+def test_findings_about_a_machine_are_printed_as_they_are(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [doctor.Finding(subject="device", ok=True, text=text)]
+    monkeypatch.setattr(doctor, "examine", lambda: found)
+    assert_shown(f"ok device: {text}", written_by(doctor.print_findings))
+
+
+@pytest.mark.parametrize("name", ["x[/y]", "[bold]", "[/x]"])
+def test_a_report_on_a_folder_with_brackets_ends_well(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs_named(tmp_path / name, HARMLESS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["rpa-ray", "report", name])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code in (None, 0)
+    assert f"report: {name}/report.html" in capsys.readouterr().out
