@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, TypeAdapter, ValidationError
 
 from rpa_ray.config import SweepSettings
 from rpa_ray.evaluation.statistics import share_interval
@@ -23,6 +23,13 @@ FOUND = b"checks"
 
 def _nan_for_null(value: object) -> object:
     return math.nan if value is None else value
+
+
+def _one_part(name: str) -> str:
+    """Refuse what leads out of the folder that it is a name in."""
+    if name in ("", "..") or {"/", "\0"} & set(name):
+        raise ValueError("a name must be one part of a path")
+    return name
 
 
 Number = Annotated[float, BeforeValidator(_nan_for_null)]
@@ -71,8 +78,8 @@ class Record:
     seed: int
     status: Literal["ok", "sampling_failed", "failed"]
     step_failed: int | None = None
-    run: str | None = None
-    """Run folder, relative to the campaign folder."""
+    run: Annotated[str, AfterValidator(_one_part)] | None = None
+    """Name of the run folder in the campaign folder; "." where both are one."""
     weights_sha256: str | None = None
     metrics: Mapping[str, Estimate]
     """Estimates by metric name; empty when the run failed."""

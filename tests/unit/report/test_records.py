@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from report_folders import estimate, record
 
-from rpa_ray.report import results_table
+from rpa_ray.report import results_table, write_report
 from rpa_ray.report.read.groups import attack_groups, group_cells
 from rpa_ray.report.read.records import Estimate, parse_records, read_records
 from rpa_ray.report.read.values import value_over_seeds
@@ -158,3 +158,16 @@ def test_an_interval_without_an_upper_end_says_so() -> None:
     seed = Estimate(mean=400.0, n=48, ci_low=200.0)
     value = value_over_seeds("samples_to_harm_25", [seed])
     assert (format_value(value, 0), format_spread(value, 0)) == ("400", "[200, -]")
+
+
+@pytest.mark.parametrize("run", ["../secret", "..", "/etc", "a/b", "a/", "", "a\0b"])
+def test_a_run_that_leads_out_of_its_folder_is_refused(tmp_path: Path, run: str) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "config.yaml").write_text("model: secret-model")
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps([record(p_harm=0.9) | {"run": run}]))
+    with pytest.raises(ValueError, match=r"summary.json\[0\].run must be .* one part of a path"):
+        write_report(folder)
+    assert [file.name for file in folder.iterdir()] == ["summary.json"]
