@@ -21,6 +21,7 @@ from rpa_ray.report.tables.rho import points_table, rho_lines, rho_section
 from rpa_ray.report.tables.side import side_table_csv, side_table_html
 from rpa_ray.report.tables.speed import throughput_table
 from rpa_ray.report.tables.worst_case import worst_cases
+from rpa_ray.run_folder.files import write_text
 from rpa_ray.run_folder.names import REPORT_CSV, REPORT_MARKDOWN, REPORT_PAGE
 
 
@@ -47,13 +48,13 @@ def write_report(folder: Path) -> ReportPaths:
     paths = ReportPaths(
         html=folder / REPORT_PAGE, markdown=folder / REPORT_MARKDOWN, csv=folder / REPORT_CSV
     )
-    paths.html.write_text(html_page(campaign), encoding="utf-8")
-    paths.markdown.write_text(markdown_report(campaign), encoding="utf-8")
-    paths.csv.write_text(results_csv(with_before(campaign.records)), encoding="utf-8")
+    write_text(paths.html, html_page(campaign))
+    write_text(paths.markdown, markdown_report(campaign))
+    write_text(paths.csv, results_csv(with_before(campaign.records)))
     for table in side_tables(campaign):
         path = folder / f"{table.name}.csv"
         if table.rows:
-            path.write_text(side_table_csv(table), encoding="utf-8")
+            write_text(path, side_table_csv(table))
         else:
             path.unlink(missing_ok=True)
     return paths

@@ -65,10 +65,20 @@ def write_json(path: Path, value: Any) -> None:
     Numbers that are not finite are written as null, the others with all their digits.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(_finite(value), indent=1, sort_keys=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8 in one piece: readers see the old one or the new one.
+
+    A symbolic link of that name is replaced, and what it leads to is left alone. Halves of
+    characters (surrogates), which UTF-8 does not have, are written as escapes.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(
-        json.dumps(_finite(value), indent=1, sort_keys=False) + "\n", encoding="utf-8"
-    )
+    partial.unlink(missing_ok=True)
+    # A new file or none: also of the partial one there may be a link in a folder of others.
+    with partial.open("xb") as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
     os.replace(partial, path)
 
 

@@ -116,3 +116,19 @@ def test_several_undefended_settings_are_told_as_a_range(tmp_path: Path) -> None
     records = [record(params={"attack.learning_rate": r}, p_harm=r) for r in (0.1, 0.9)]
     page = write_report(campaign_folder(tmp_path, records)).html.read_text()
     assert "0.10 to 0.90 after it without a defence (2 settings of the attack)" in page
+
+
+def test_a_report_is_not_written_through_links(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "runs", tmp_path / "outside"
+    campaign_folder(folder, [record(attack="none", p_harm=0.1), record(p_harm=0.9)])
+    outside.write_text("mine")
+    names = [path.name for path in folder.iterdir()]
+    write_report(folder)
+    written = [path for path in folder.iterdir() if path.name not in names]
+    assert {path.suffix for path in written} == {".html", ".md", ".csv"}
+    for path in written:
+        path.unlink()
+        path.symlink_to(outside)
+    write_report(folder)
+    assert outside.read_text() == "mine"
+    assert not any(path.is_symlink() for path in written)

@@ -1,9 +1,11 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
+from hostile import every_hostile_text
 
-from rpa_ray.run_folder.files import JsonLines, write_json
+from rpa_ray.run_folder.files import JsonLines, write_json, write_text
 
 
 def read(path: Path) -> list[dict[str, object]]:
@@ -105,3 +107,21 @@ def test_a_list_in_a_line_has_null_for_what_is_not_finite(tmp_path: Path) -> Non
     log = JsonLines(tmp_path / "m.jsonl", enabled=True)
     log.write({"rewards": [float("nan"), 0.5]})
     assert (tmp_path / "m.jsonl").read_text() == '{"rewards": [null, 0.5]}\n'
+
+
+@pytest.mark.parametrize("name", ["results.json", ".results.json.{pid}"])
+def test_a_link_is_replaced_and_what_it_leads_to_is_left_alone(tmp_path: Path, name: str) -> None:
+    other = tmp_path / "other"
+    other.write_text("mine")
+    (tmp_path / name.format(pid=os.getpid())).symlink_to(other)
+    write_text(tmp_path / "results.json", "new")
+    assert other.read_text() == "mine"
+    assert not (tmp_path / "results.json").is_symlink()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["other", "results.json"]
+    assert (tmp_path / "results.json").read_text() == "new"
+
+
+@every_hostile_text
+def test_any_text_can_be_written(tmp_path: Path, text: str) -> None:
+    write_text(tmp_path / "a.txt", text)
+    assert (tmp_path / "a.txt").read_bytes() == text.encode("utf-8", "backslashreplace")
