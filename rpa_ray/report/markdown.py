@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from rpa_ray.report.escape import escape_markdown, fenced
 from rpa_ray.report.read.definitions import (
     ASTERISK,
     BEFORE_ATTACK,
@@ -30,7 +31,6 @@ from rpa_ray.report.tables.differences import differences_table, pairs_table
 from rpa_ray.report.tables.main import (
     MISSING,
     cells_table,
-    escape_markdown,
     format_mean,
     format_spread,
     markdown_table,
@@ -64,8 +64,14 @@ def markdown_report(campaign: Campaign) -> str:
     parts = [
         f"# {escape_markdown(title(campaign))}",
         explanation(campaign),
-        *(f"> **WARNING: these numbers mean nothing.** {p}" for p in campaign.gate.problems),
-        *(f"> Where not to believe the judge: {warning}" for warning in campaign.gate.warnings),
+        *(
+            f"> **WARNING: these numbers mean nothing.** {escape_markdown(problem)}"
+            for problem in campaign.gate.problems
+        ),
+        *(
+            f"> Where not to believe the judge: {escape_markdown(warning)}"
+            for warning in campaign.gate.warnings
+        ),
         headlines.rstrip(),
         "## Results",
         cells_table(campaign.cells).rstrip(),
@@ -75,7 +81,7 @@ def markdown_report(campaign: Campaign) -> str:
         "## What the columns mean",
         markdown_table(["Column", "Metric", "Meaning"], definitions, num_text_columns=3).rstrip(),
         "## Make it again",
-        f"```\n{commands}\n```",
+        fenced(commands),
         *([f"Measured by: {escape_markdown(measured)}."] if measured else []),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

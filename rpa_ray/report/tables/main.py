@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from rpa_ray.evaluation.metrics import ORACLE_LABELS
+from rpa_ray.report.escape import escape_markdown
 from rpa_ray.report.read.before import with_before
 from rpa_ray.report.read.definitions import METRICS, REWARD_GAIN, MetricText
 from rpa_ray.report.read.groups import (
@@ -321,9 +322,3 @@ def _settings(cells: Sequence[Cell]) -> tuple[str, list[str]]:
         if name not in columns and texts[0][name] != MISSING
     ]
     return ", ".join(shared), [name for name in order if name in columns]
-
-
-def escape_markdown(text: str) -> str:
-    """Return text on one line with nothing that Markdown tables or HTML would act on."""
-    flat = " ".join(text.split())
-    return flat.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from rpa_ray.report.escape import escape_markdown
 from rpa_ray.report.read.definitions import MetricText
 from rpa_ray.report.read.groups import Cell
 from rpa_ray.report.read.values import CellValue
 from rpa_ray.report.tables.main import (
     MISSING,
-    escape_markdown,
     format_spread,
     format_value,
     markdown_table,
@@ -78,7 +78,7 @@ def side_table_markdown(table: SideTable) -> str:
         texts,
         num_text_columns=sum(column.decimals is None for column in table.columns),
     )
-    return f"## {table.title}\n\n{escape_markdown(table.intro)}\n\n{shown}"
+    return f"## {escape_markdown(table.title)}\n\n{escape_markdown(table.intro)}\n\n{shown}"
 
 
 def side_table_html(table: SideTable, *, figures: str = "") -> str:
