@@ -63,7 +63,11 @@ def test_the_page_loads_nothing_and_forbids_scripts(tmp_path: Path) -> None:
     loading = {"src", "href", "xlink:href", "srcset", "action", "data"}
     assert not [attrs for _, attrs in Tags(page).seen if loading & set(attrs)]
     assert not re.search(r"@import|url\(", page)
-    assert "default-src 'none'; style-src 'unsafe-inline'" in page
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy.split("; ") == [
+        *("default-src 'none'", "style-src 'unsafe-inline'", "base-uri 'none'"),
+        "form-action 'none'",
+    ]
 
 
 def test_every_tag_is_closed(tmp_path: Path) -> None:
