@@ -14,6 +14,8 @@ _KEPT_OR_ESCAPED = re.compile(
     rf"({_MARKED_MEAN}|{_INTERVAL}|{_INSIDE_A_WORD})|[\\`*_\[\]|~]|!(?=\[)|(?<!\S)#"
 )
 
+_BEGINS_A_FORMULA = ("=", "+", "-", "@", "\t", "\n")
+
 
 def escape_markdown(text: str) -> str:
     """Return text on one line that Markdown shows as it is: no table, link, image, HTML or style.
@@ -23,6 +25,24 @@ def escape_markdown(text: str) -> str:
     flat = printable(" ".join(text.split()))
     marked = _KEPT_OR_ESCAPED.sub(lambda found: found[1] or f"\\{found[0]}", flat)
     return marked.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def spreadsheet_text(entry: object) -> object:
+    """Return an entry of a CSV file; text that a spreadsheet would run gets an apostrophe before.
+
+    Numbers stay numbers, also where they are given as text. Control characters are escaped: some
+    readers begin a row at a carriage return.
+    """
+    if not isinstance(entry, str):
+        return entry
+    text = printable(entry)
+    if not text.startswith(_BEGINS_A_FORMULA):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
 
 
 def fenced(text: str) -> str:

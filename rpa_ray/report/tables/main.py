@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from rpa_ray.evaluation.metrics import ORACLE_LABELS
-from rpa_ray.report.escape import escape_markdown
+from rpa_ray.report.escape import escape_markdown, spreadsheet_text
 from rpa_ray.report.read.before import with_before
 from rpa_ray.report.read.definitions import METRICS, REWARD_GAIN, MetricText
 from rpa_ray.report.read.groups import (
@@ -261,7 +261,8 @@ def results_csv(records: Sequence[Record]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     suffixes = ("", "_n", "_ci_low", "_ci_high")
-    writer.writerow([*identity, "params", *outcome, *(n + s for n in names for s in suffixes)])
+    header = [*identity, "params", *outcome, *(n + s for n in names for s in suffixes)]
+    writer.writerow(map(spreadsheet_text, header))
     for record in records:
         row: list[object] = [getattr(record, field) for field in identity]
         row.append(json.dumps(dict(record.params), sort_keys=True))
@@ -270,7 +271,7 @@ def results_csv(records: Sequence[Record]) -> str:
             found = record.estimate(name)
             numbers = (found.mean, found.n, found.ci_low, found.ci_high) if found else ("",) * 4
             row += ["" if number != number else number for number in numbers]
-        writer.writerow(row)
+        writer.writerow(map(spreadsheet_text, row))
     return file.getvalue()
 
 

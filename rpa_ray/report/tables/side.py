@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from rpa_ray.report.escape import escape_markdown
+from rpa_ray.report.escape import escape_markdown, spreadsheet_text
 from rpa_ray.report.read.definitions import MetricText
 from rpa_ray.report.read.groups import Cell
 from rpa_ray.report.read.values import CellValue
@@ -113,7 +113,7 @@ def side_table_csv(table: SideTable) -> str:
     names: list[str] = []
     for column in table.columns:
         names += [column.name + suffix for suffix in ("", "_low", "_high")[: _width(column)]]
-    writer.writerow(names)
+    writer.writerow(map(spreadsheet_text, names))
     for row in table.rows:
         fields: list[object] = []
         for column, entry in zip(table.columns, row, strict=True):
@@ -123,7 +123,7 @@ def side_table_csv(table: SideTable) -> str:
                 else ["" if entry is None else entry]
             )
             fields += values + [""] * (_width(column) - len(values))
-        writer.writerow(fields)
+        writer.writerow(map(spreadsheet_text, fields))
     return file.getvalue()
 
 

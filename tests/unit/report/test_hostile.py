@@ -1,5 +1,7 @@
 """Reports show the texts of others as text, in every format, and are built as with plain names."""
 
+import csv
+import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,7 +13,7 @@ from markdown_it import MarkdownIt
 from rpa_ray.paper.note import with_tables
 from rpa_ray.report import write_report
 from rpa_ray.report.escape import escape_markdown, fenced
-from rpa_ray.report.tables.side import SideTable, side_table_markdown, text_column
+from rpa_ray.report.tables.side import SideTable, side_table_csv, side_table_markdown, text_column
 from rpa_ray.terminal import printable
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
@@ -118,6 +120,37 @@ def test_a_note_is_built_as_with_plain_names(report: tuple[str, Path], plain: Pa
     assert structure(written) == structure(with_tables(NOTE, plain.parent))
     assert words(text) in shown_by(written)
     assert with_tables(written, folder.parent) == written
+
+
+def assert_no_formula(table: str) -> list[list[str]]:
+    """Return the rows of a CSV file; hold that they are of one length and run nothing."""
+    rows = list(csv.reader(io.StringIO(table, newline="")))
+    assert {len(row) for row in rows} == {len(rows[0])}
+    texts = [field for row in rows for field in row if not re.fullmatch(r"-?[\d.e-]+", field)]
+    assert [text for text in texts if text.startswith(tuple("=+-@\t\r\n"))] == []
+    return rows
+
+
+def test_results_csv_runs_nothing_and_loses_nothing(report: tuple[str, Path], plain: Path) -> None:
+    text, folder = report
+    rows, as_plain = (
+        assert_no_formula((one / "results.csv").read_bytes().decode()) for one in (folder, plain)
+    )
+    assert (len(rows), len(rows[0])) == (len(as_plain), len(as_plain[0]))
+    held = printable(text)
+    by_name = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    assert {row["model"].removeprefix("'") for row in by_name} == {held.removeprefix("'")}
+    assert held in [name.removeprefix("'") for name in rows[0]]
+
+
+@every_hostile_text
+def test_a_side_table_runs_nothing_as_csv_and_loses_nothing(text: str) -> None:
+    columns = [text_column(text, text), text_column("b", "b")]
+    rows = [(text, "-0.5"), (f"-{text}", "x")]
+    table = SideTable(name="some", title="a", intro="b", columns=columns, rows=rows)
+    header, first, second = assert_no_formula(side_table_csv(table))
+    assert [field.removeprefix("'") for field in (header[0], first[0])] == [printable(text)] * 2
+    assert (first[1], second[1]) == ("-0.5", "x")
 
 
 class Tags(HTMLParser):
