@@ -1,7 +1,7 @@
 """The one error a user's configuration can cause."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 MAX_SHOWN_CHARS = 200
 """A value that prints longer than this is cut in the message."""
@@ -19,10 +19,45 @@ class ConfigError(ValueError):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        shown = repr(self.value)
-        if len(shown) > MAX_SHOWN_CHARS:
-            shown = f"{shown[:MAX_SHOWN_CHARS]}..."
-        return f"{self.key} must {self.rule}, got {shown}. {self.remedy}"
+        return f"{self.key} must {self.rule}, got {short(self.value)}. {self.remedy}"
+
+
+def short(value: object) -> str:
+    """Return a value as Python writes it, cut; no more of it is read than is shown.
+
+    Aliases of YAML make values of some lines that would be written in gigabytes.
+    """
+    text = ""
+    for part in _parts(value):
+        text += part
+        if len(text) > MAX_SHOWN_CHARS:
+            return f"{text[:MAX_SHOWN_CHARS]}..."
+    return text
+
+
+def _parts(value: object) -> Iterator[str]:
+    """Yield what a value is written as, piece by piece."""
+    if isinstance(value, Mapping):
+        yield "{"
+        for place, (key, inner) in enumerate(value.items()):
+            yield ", " if place else ""
+            yield from _parts(key)
+            yield ": "
+            yield from _parts(inner)
+        yield "}"
+    elif isinstance(value, list | tuple):
+        yield "[" if isinstance(value, list) else "("
+        for place, inner in enumerate(value):
+            yield ", " if place else ""
+            yield from _parts(inner)
+        yield "]" if isinstance(value, list) else ",)" if len(value) == 1 else ")"
+    elif isinstance(value, str):
+        yield repr(value[: MAX_SHOWN_CHARS + 1])
+    else:
+        try:
+            yield repr(value)
+        except ValueError:  # an integer of more digits than Python writes
+            yield f"a large {type(value).__name__}"
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

@@ -14,10 +14,15 @@ PLUGIN_KEYS = ("attack", "defence")
 DEPARTURE_KEYS = ("cells", "grid")
 """Keys of a campaign that hold departures from what its cells share."""
 DEFAULT_SCALE = "tiny"
+MAX_VALUES = 1_000_000
+"""Of a file with all its aliases; ten thousand cells that depart in ten settings have a tenth."""
 
 
 class _Loader(yaml.SafeLoader):
     """Reads 5e-5 as a number, and refuses a key that is no text or stands twice."""
+
+    num_keys = 0
+    """Of all mappings so far, those merged into them among them."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -31,6 +36,14 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        # Before a mapping is merged into another, so that merges of merges end in time.
+        self.num_keys += len(node.value)
+        if self.num_keys > MAX_VALUES:
+            problem = f"more than {MAX_VALUES:,} keys, each merge counted"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
 # YAML 1.1 wants a dot and a signed exponent in a float and reads 5e-5 as a text.
@@ -50,7 +63,10 @@ def read_with_parts(path: Path, scale: str = DEFAULT_SCALE) -> Tree:
     Raises:
         ConfigError: a file cannot be read, is no mapping, or includes itself.
     """
-    return _read(path, key="config", above=(), scale=scale)
+    try:
+        return _read(path, key="config", above=(), scale=scale)
+    except RecursionError:
+        raise _too_deep("config", str(path)) from None
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
@@ -93,9 +109,11 @@ def parse_override(override: str) -> tuple[list[str], Any]:
     if not separator or not all(keys):
         raise ConfigError("--set", "have the form key=value", override, "Write --set data.rho=0.5.")
     try:
-        return keys, yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+        return keys, _parsed(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError("--set", f"hold YAML ({_reason(error)})", override, "Quote it.") from None
+    except RecursionError:
+        raise _too_deep("--set", override) from None
 
 
 def _merge_plugin(old: Any, new: Any) -> Any:
@@ -114,7 +132,11 @@ def _merge_plugin(old: Any, new: Any) -> Any:
 
 
 def _read(path: Path, *, key: str, above: tuple[Path, ...], scale: str) -> Tree:
-    if path.resolve() in above:
+    try:
+        resolved = path.resolve()
+    except (OSError, RuntimeError, ValueError):  # links in a circle, characters no name can have
+        raise ConfigError(key, "be a path that can be", str(path), "Correct it.") from None
+    if resolved in above:
         raise ConfigError("include", "not include itself", str(path), "Remove the circle.")
     tree = _read_one(path, key)
 
@@ -125,9 +147,7 @@ def _read(path: Path, *, key: str, above: tuple[Path, ...], scale: str) -> Tree:
         merged: Tree = {}
         for part in parts:
             file = path.parent / part.replace("{scale}", scale)
-            merged = merge(
-                merged, _read(file, key=where, above=(*above, path.resolve()), scale=scale)
-            )
+            merged = merge(merged, _read(file, key=where, above=(*above, resolved), scale=scale))
         return merge(merged, node)
 
     def in_departures(value: Any, where: str) -> Any:
@@ -146,7 +166,7 @@ def _read(path: Path, *, key: str, above: tuple[Path, ...], scale: str) -> Tree:
 
 def _read_one(path: Path, key: str) -> Tree:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        tree = _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             key,
@@ -158,7 +178,7 @@ def _read_one(path: Path, key: str) -> Tree:
         raise ConfigError(
             key, "name a text file in UTF-8", str(path), "Check the path or convert it."
         ) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(
             key, f"hold valid YAML ({_reason(error)})", str(path), "Correct that line."
         ) from None
@@ -167,7 +187,40 @@ def _read_one(path: Path, key: str) -> Tree:
     return tree or {}
 
 
-def _reason(error: yaml.YAMLError) -> str:
+def _too_deep(key: str, value: str) -> ConfigError:
+    return ConfigError(
+        key, "be nested less deeply", value, "Write it flat, and no alias inside what it names."
+    )
+
+
+def _parsed(text: str) -> Any:
+    """Return the value of a YAML text.
+
+    Raises:
+        ValueError: aliases of it stand for more values than any experiment has, or a value is
+            none, such as a date of a thirteenth month.
+    """
+    value = yaml.load(text, Loader=_Loader)
+    if _num_values(value, {}) > MAX_VALUES:
+        raise ValueError(f"more than {MAX_VALUES:,} values, each alias counted")
+    return value
+
+
+def _num_values(value: Any, known: dict[int, int]) -> int:
+    """Return how many values there are in a value; ``known`` holds those of each list or mapping.
+
+    Raises:
+        RecursionError: it holds itself.
+    """
+    if not isinstance(value, list | dict):
+        return 1
+    if id(value) not in known:
+        inner = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_num_values(one, known) for one in inner)
+    return known[id(value)]
+
+
+def _reason(error: yaml.YAMLError | ValueError) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         return " ".join(str(error).split())

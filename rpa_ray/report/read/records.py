@@ -201,7 +201,7 @@ def read_json(path: Path) -> object:
     """Return the content of a JSON file.
 
     Raises:
-        ValueError: when the file is not JSON.
+        ValueError: when the file is not JSON, or is nested more deeply than Python can read.
     """
     try:
         loaded: object = json.loads(path.read_text(encoding="utf-8"))
@@ -209,6 +209,8 @@ def read_json(path: Path) -> object:
         raise ValueError(
             f"{path} must be JSON, got {error.msg.lower()} at line {error.lineno}. {AGAIN}"
         ) from error
+    except RecursionError:
+        raise ValueError(f"{path} must be nested less deeply, got more levels. {AGAIN}") from None
     return loaded
 
 

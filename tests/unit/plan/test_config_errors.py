@@ -5,6 +5,7 @@ import pytest
 from pydantic import Field, ValidationError, field_validator
 
 from rpa_ray.config import ConfigError, PluginConfig, Settings
+from rpa_ray.config.errors import MAX_SHOWN_CHARS, short
 from rpa_ray.plan.explain import explain
 
 
@@ -48,6 +49,28 @@ def test_an_error_that_is_pickled_is_the_same_error() -> None:
 
 def test_a_long_value_is_cut() -> None:
     assert len(str(ConfigError("a", "be short", "x" * 10_000, "Cut it."))) < 300
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, 1.5, True, "it's", 'say "no"', "a\nb", [], {}, (), [1], (1,), (1, "b")),
+        *({"a": [1, {"b": None}]}, list(range(500)), {str(i): i for i in range(500)}, {1, 2}),
+    ],
+)
+def test_a_value_is_shown_as_python_writes_it(value: object) -> None:
+    written = repr(value)
+    cut = f"{written[:MAX_SHOWN_CHARS]}..." if len(written) > MAX_SHOWN_CHARS else written
+    assert short(value) == cut
+
+
+def test_a_value_of_many_aliases_is_cut_before_it_is_written() -> None:
+    value: list[object] = ["x"]
+    for _ in range(30):
+        value = [value] * 10
+    value.append(value)
+    assert len(short(value)) == MAX_SHOWN_CHARS + len("...")
+    assert short({"a": 16**5000}) == "{'a': a large int}"
 
 
 @pytest.mark.parametrize(

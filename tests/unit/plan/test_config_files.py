@@ -107,3 +107,45 @@ def test_an_override_without_a_key_or_a_value_is_refused(override: str) -> None:
 def test_an_override_that_is_no_yaml_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^--set must hold YAML \(line 1, column 2: "):
         parse_override("seed=[")
+
+
+def bomb(first: str, level: str) -> str:
+    """Return a short text of ten levels that each name the one before ten times."""
+    levels = [level.format(i, ", ".join([f"*l{i - 1}"] * 10)) for i in range(1, 10)]
+    return "\n".join([first, *levels])
+
+
+HOSTILE_YAML = {
+    "nested": ("attack: " + "[" * 2_000, "config must be nested less deeply"),
+    "alias of itself": ("cells: &a [*a]", "config must be nested less deeply"),
+    "aliases": (
+        bomb("l0: &l0 [x]", "l{0}: &l{0} [{1}]") + "\ncells: [*l9]",
+        "more than 1,000,000 values, each alias counted",
+    ),
+    "merges": (
+        bomb("l0: &l0 {x: 1, y: 2}", "l{0}: &l{0} {{<<: [{1}]}}"),
+        "more than 1,000,000 keys, each merge counted",
+    ),
+    "no date": ("seed: 2026-13-01", "hold valid YAML (month must be in 1..12)"),
+    "no number": (f"seed: {'9' * 5000}", "hold valid YAML (Exceeds the limit"),
+    "tag": ("seed: !!python/object/apply:os.system [x]", "hold valid YAML"),
+    "escape": ("seed: \x1b", "hold valid YAML"),
+    "nul in a part": ('include: ["a\\0.yaml"]', "include must be a path that can be"),
+    "half a character": ('include: ["\\ud800.yaml"]', "include must be a path that can be"),
+    "long part": (f"include: [{'x' * 300}.yaml]", "include must name a YAML file that can be"),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("text", "message"), HOSTILE_YAML.values(), ids=HOSTILE_YAML.keys())
+def test_a_file_that_is_made_to_harm_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    write(tmp_path, top=text)
+    with pytest.raises(ConfigError) as refused:
+        read_with_parts(tmp_path / "top.yaml")
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("value", ["[" * 2_000, "2026-13-01", "9" * 5000, "&a [*a]"])
+def test_a_setting_that_is_made_to_harm_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--set must (hold YAML|be nested less deeply)"):
+        parse_override(f"seed={value}")

@@ -171,3 +171,9 @@ def test_a_run_that_leads_out_of_its_folder_is_refused(tmp_path: Path, run: str)
     with pytest.raises(ValueError, match=r"summary.json\[0\].run must be .* one part of a path"):
         write_report(folder)
     assert [file.name for file in folder.iterdir()] == ["summary.json"]
+
+
+def test_json_that_is_nested_too_deeply_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("[" * 200_000)
+    with pytest.raises(ValueError, match=r"summary\.json must be nested less deeply"):
+        read_records(tmp_path)
