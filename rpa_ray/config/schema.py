@@ -1,5 +1,6 @@
 """Typed, frozen settings of an experiment and of a campaign; defaults live here and only here."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -273,7 +274,7 @@ def with_local_paths(
         if isinstance(value, tuple):  # the parts of a composed defence
             return tuple(walked(part, name) for part in value)
         names_a_path = name.endswith(PATH_FIELDS) and value not in EMBEDDED_MODELS
-        if names_a_path and isinstance(value, str | Path) and Path(value).exists():
+        if names_a_path and isinstance(value, str | Path) and os.path.exists(value):
             return type(value)(replaced(Path(value)))
         return value
 

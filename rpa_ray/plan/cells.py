@@ -13,7 +13,7 @@ import yaml
 from rpa_ray.config import ComposedConfig, ExperimentSettings, PluginConfig, with_local_paths
 from rpa_ray.plan import LoadedConfig
 from rpa_ray.recipes.content import content_key
-from rpa_ray.run_folder.names import CONFIG
+from rpa_ray.run_folder.names import CONFIG, MAX_NAME_BYTES, cut_to_bytes
 from rpa_ray.run_folder.outcome import ran_to_an_end
 
 
@@ -96,14 +96,16 @@ def cell_labels(cells: Sequence[PlannedCell]) -> dict[str, str]:
 def cell_name(settings: ExperimentSettings) -> str:
     """Return a readable folder name that two different cells never share.
 
-    Two cells also differ where other weights or data lie under the same path.
+    Two cells also differ where other weights or data lie under the same path. Of a name that no
+    file system would take the readable part is cut.
     """
     # What lies under local paths counts, not the paths.
     identity = json.dumps(_identity(with_local_paths(settings, content_key)), sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()
     model = "".join(c if c.isalnum() else "-" for c in Path(settings.model.path).name)
     defence = settings.defence.name.replace("+", "_")
-    return "_".join([model, settings.attack.name, defence, f"seed{settings.seed}", digest[:8]])
+    readable = "_".join([model, settings.attack.name, defence, f"seed{settings.seed}"])
+    return f"{cut_to_bytes(readable, MAX_NAME_BYTES - 9)}_{digest[:8]}"
 
 
 _RECORD_KEYS = frozenset(

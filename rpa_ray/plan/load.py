@@ -1,6 +1,7 @@
 """From a config file to typed cells: resolve plug-ins, expand cells, refuse what cannot be run."""
 
 import itertools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from rpa_ray.plan.methods import (
     refuse_impossible_pair,
 )
 from rpa_ray.recipes.content import content_key
+from rpa_ray.run_folder.names import MAX_NAME_BYTES, cut_to_bytes
 
 Kind: TypeAlias = Literal["run", "campaign", "sweep"]
 KINDS: tuple[Kind, ...] = ("run", "campaign", "sweep")
@@ -139,8 +141,8 @@ def evaluation_of(checkpoint: str, overrides: Iterable[str] = ()) -> LoadedConfi
         ConfigError: an override cannot be.
     """
     cell = parse_tree({"model": {"path": checkpoint}, "attack": "none"}, overrides)
-    name = f"evaluate-{Path(checkpoint).name}"
-    if checkpoint not in EMBEDDED_MODELS and Path(checkpoint).exists():
+    name = cut_to_bytes(f"evaluate-{Path(checkpoint).name}", MAX_NAME_BYTES - 9)
+    if checkpoint not in EMBEDDED_MODELS and os.path.exists(checkpoint):
         name += f"-{content_key(checkpoint)[:8]}"
     campaign = CampaignSettings(name=name, cells=(cell,))
     return LoadedConfig(kind="run", name=name, campaign=campaign, wheres=("",))

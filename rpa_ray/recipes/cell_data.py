@@ -1,5 +1,6 @@
 """Which rows a cell works with: where data lie and who may see which prompt."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -312,7 +313,7 @@ def _source_key(source: DataSource) -> str:
 
 def _absolute(path: str) -> str:
     """Return an existing folder's own path, a Hub id as it is."""
-    return str(Path(path).resolve()) if Path(path).exists() else path
+    return str(Path(path).resolve()) if os.path.exists(path) else path
 
 
 @lru_cache(maxsize=8)

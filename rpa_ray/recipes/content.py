@@ -1,6 +1,7 @@
 """What lies under a local path, as a short key: other content at the same path is another model."""
 
 import hashlib
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def content_key(path: str | Path) -> str:
     reading all of them. Names within a folder count, the folder's own does not.
     """
     root = Path(path)
-    if not root.exists():
+    if not os.path.exists(root):  # False also for a name that no file system would take
         return str(path)
     files = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
     stamps = []

@@ -1,5 +1,15 @@
 """The names of every file of a campaign folder and of the run folders in it."""
 
+MAX_NAME_BYTES = 255
+"""Of a folder's name, as file systems take it."""
+
+
+def cut_to_bytes(name: str, num_bytes: int) -> str:
+    """Return the longest beginning of a name that has at most so many bytes in UTF-8."""
+    data = name.encode("utf-8", "surrogatepass")
+    return name if len(data) <= num_bytes else data[:num_bytes].decode("utf-8", "ignore")
+
+
 # Of a campaign, in the order in which they are written.
 LOCK = ".run.lock"
 LOSSES = "losses.log"

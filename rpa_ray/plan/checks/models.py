@@ -79,7 +79,7 @@ def _check_refusing_model(settings: ExperimentSettings, where: str) -> None:
 def _check_model(path: str, key: str) -> None:
     """Refuse a path that is neither a complete Hugging Face folder nor a model of the Hub."""
     folder = Path(path)
-    if folder.exists():
+    if os.path.exists(folder):
         rule = "be a model folder with a config.json that can be read"
         require_json_object(folder / "config.json", key, rule)
         _refuse_foreign_code(folder / "config.json", key)

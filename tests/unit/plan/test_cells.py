@@ -1,12 +1,16 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from hostile import every_hostile_text
 
 from rpa_ray.campaign.summary import record, worst_checks
-from rpa_ray.plan import load_config, parse_tree
+from rpa_ray.config import ConfigError
+from rpa_ray.plan import evaluation_of, load_config, parse_tree
 from rpa_ray.plan.cells import cell_labels, cell_name, plan_cells
+from rpa_ray.plan.checks.models import check_models
 
 
 @pytest.fixture
@@ -192,3 +196,42 @@ def test_cells_that_differ_in_nothing_else_are_called_by_their_attack_and_defenc
     path.write_text("kind: campaign\ncells: [{attack: sft}, {attack: dpo, defence: freeze}]\n")
     labels = cell_labels(plan_cells(load_config(path), tmp_path))
     assert list(labels.values()) == ["sft none", "dpo freeze"]
+
+
+@every_hostile_text
+def test_a_cell_has_a_name_that_any_file_system_takes(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A model may be called `..`: then what lies there counts.
+    folder = tmp_path / "models" / "runs"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    names = [cell_name(parse_tree({"model": {"path": text}, "seed": seed})) for seed in (0, 1)]
+    assert names[0] != names[1]
+    for name in names:
+        assert re.fullmatch(r"[\w-]+_[0-9a-f]{8}", name)
+        (folder / name).mkdir()
+
+
+@pytest.mark.parametrize(("num_letters", "is_cut"), [(230, False), (231, True), (255, True)])
+def test_only_a_name_that_is_too_long_is_cut(num_letters: int, is_cut: bool) -> None:
+    name = cell_name(parse_tree({"model": {"path": "x" * num_letters}}))
+    assert len(name) == 255
+    assert name.startswith("x" * min(num_letters, 246))
+    assert ("_none_seed0_" not in name) == is_cut
+
+
+@pytest.mark.parametrize("letter", ["x", "\u5b57"])
+def test_the_output_of_an_evaluation_can_be_made(letter: str, tmp_path: Path) -> None:
+    model = tmp_path / (letter * (255 // len(letter.encode())))
+    model.mkdir()
+    name = evaluation_of(str(model)).name
+    (tmp_path / name).mkdir()
+    assert name.startswith(f"evaluate-{letter * 50}")
+
+
+@every_hostile_text
+def test_a_model_that_is_none_is_refused_by_its_key(text: str, tmp_path: Path) -> None:
+    settings = parse_tree({"model": {"path": f"a:{text}"}})
+    with pytest.raises(ConfigError, match=r"^model\.path must be chat, base"):
+        check_models(settings, "")
