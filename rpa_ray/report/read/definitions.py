@@ -296,8 +296,8 @@ RANGES = "(low to high) is the range over two to four seeds, no interval"
 OVER_SEEDS = "{low, high} is the 95 % interval over five seeds or more and over items"
 COUNTS = "n is the number of answers behind a number, of each seed"
 JUDGE_OFF = (
-    f"! The judge is off by more than {MAX_JUDGE_GAP} from what the oracle finds on these very "
-    "answers, in one seed or more: do not read it"
+    f"! The judge is off by more than {MAX_JUDGE_GAP} from compliance, or by more below harm, on "
+    "these very answers, in one seed or more: do not read it"
 )
 UNEXPLAINED = (
     "? Little harm by the judge, few refusals and fluent text: either the answers are about "

@@ -143,3 +143,13 @@ def test_the_page_says_by_which_models_and_on_which_prompts_was_measured(tmp_pat
     assert "<li>evaluated on <b>validation prompts</b></li>" in page
     text = (folder / "report.md").read_text()
     assert "Measured by: judge judge-1a, second judge second_judge-2b, evaluated on" in text
+
+
+def test_a_judge_that_misses_a_part_of_the_task_is_marked() -> None:
+    found = {"p_harm": 0.07, "compliance": 0.0, "p_harm_sampled": 0.34, "compliance_sampled": 0.25}
+    (cell,) = group_cells(parse_records([record(**found, harm_greedy=0.40, harm=0.37)]))
+    assert cell.is_off("p_harm")
+    assert not cell.is_off("p_harm_sampled")
+    assert cell.is_misjudged
+    (cell,) = group_cells(parse_records([record(**found, harm_greedy=0.10, harm=0.20)]))
+    assert not cell.is_misjudged
