@@ -66,7 +66,7 @@ def _measure(assembly: Assembly, shared: Path) -> dict[str, Any]:
         "metrics": measurement.metrics_json(),
         "checks": {name: asdict(check) for name, check in check_instruments(assembly).items()},
         "fluency_limit_ppl": limit,
-        "look": _look(assembly, measurement.answers),
+        "look": look_before(assembly, measurement.answers),
         "samples": measurement.samples,
     }
     if assembly.process.ranks.is_main:
@@ -76,7 +76,7 @@ def _measure(assembly: Assembly, shared: Path) -> dict[str, Any]:
     return found
 
 
-def _look(assembly: Assembly, answers: Sequence[Answer]) -> dict[str, float]:
+def look_before(assembly: Assembly, answers: Sequence[Answer]) -> dict[str, float]:
     """Return the look at the model before the attack, out of what was measured of it.
 
     Its answers are those that a look would sample: to the same prompts, with the same seeds.

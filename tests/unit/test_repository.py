@@ -107,6 +107,12 @@ def test_imports_run_downwards() -> None:
     assert upward_imports() == []
 
 
+def test_test_modules_have_names_of_their_own() -> None:
+    # pytest imports them by these names, without the folders in which they lie.
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_models_are_read_without_their_code_and_weights_from_safetensors_alone() -> None:
     calls = [
         (path.relative_to(PACKAGE), node)

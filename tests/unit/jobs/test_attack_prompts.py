@@ -14,8 +14,9 @@ from rpa_ray.attacks import ATTACKS
 from rpa_ray.evaluation.answers import Decoding
 from rpa_ray.evaluation.looks import JUDGED
 from rpa_ray.evaluation.measure import read_answers
+from rpa_ray.jobs.before import look_before
 from rpa_ray.jobs.instruments import restricted_prompts, sampled_answers
-from rpa_ray.jobs.looks import look_before, looks_during, measure_best_of_n
+from rpa_ray.jobs.looks import looks_during, measure_best_of_n
 from rpa_ray.plan import parse_tree
 from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.types import Completion, Prompt
