@@ -84,8 +84,8 @@ def test_what_cells_share_is_what_each_would_measure(quickstart: Path, records: 
     )
     assert before.num_rows > 1000
     assert before.equals(after)
-    attacked = [key for key in records if key[1] != "none"]
-    assert len(list(quickstart.glob(f"{SHARED_BEFORE}/*/{ANSWERS_BEFORE}"))) < len(attacked)
+    # The base model and the chat model alone, and one for all three attacks on it.
+    assert len(list(quickstart.glob(f"{SHARED_BEFORE}/*/{ANSWERS_BEFORE}"))) == 3
 
 
 @pytest.mark.computes
