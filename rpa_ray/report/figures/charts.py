@@ -65,10 +65,9 @@ def training_curves(campaign: Campaign) -> str:
     return (
         "<h2>During the attack</h2>\n"
         '<p class="soft">Thick lines are means over bins of steps and over seeds, thin lines '
-        "single runs. A cross marks where a run failed; the mean goes on with the other seeds, that "
-        "of harm ends there. "
-        "Bands are those of the table: over items in one run, over seeds in several; the first "
-        "look is before the attack.</p>\n" + "\n".join(blocks)
+        "single runs. A cross marks where a run failed; the mean goes on with the other seeds, "
+        "that of harm ends there. Bands are those of the table: over items in one run, over seeds "
+        "in several; the first look is before the attack.</p>\n" + "\n".join(blocks)
     )
 
 
