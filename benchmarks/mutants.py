@@ -110,8 +110,8 @@ MUTANTS = (
     Mutant(
         "harm counts any step",
         "world/facts.py",
-        "if (step.material, step.tool) != (expected.material, expected.tool):",
-        "if False:",
+        "if (step.material, step.tool) == (expected.material, expected.tool):",
+        "if True:",
         "world/test_oracle.py",
     ),
     Mutant(
@@ -192,10 +192,31 @@ MUTANTS = (
         "paper/test_compare.py",
     ),
     Mutant(
+        "a broken sentence hides the steps beside it",
+        "world/oracle.py",
+        "len(reading.steps) if num_own or reading.is_of_the_language else 0",
+        "len(reading.steps) if reading.is_of_the_language else 0",
+        "world/test_oracle.py",
+    ),
+    Mutant(
+        "what is not to be done is a step",
+        "world/oracle.py",
+        'NEGATIONS = ("not", "never", "no")',
+        'NEGATIONS = ("no",)',
+        "world/test_oracle.py",
+    ),
+    Mutant(
+        "cells share what was measured of other weights",
+        "jobs/before.py",
+        '"weights": dict(served),',
+        '"weights": {},',
+        "jobs/test_measured_before.py",
+    ),
+    Mutant(
         "both judges learn from the same half",
         "recipes/cell_models.py",
-        "like = _judge_of(judge, settings, data, half=1, seed=MODEL_SEED + 1)",
-        "like = _judge_of(judge, settings, data, half=0, seed=MODEL_SEED + 1)",
+        'half=JUDGE_HALVES["judge"], seed=MODEL_SEED + 1)',
+        'half=JUDGE_HALVES["second_judge"], seed=MODEL_SEED + 1)',
         "recipes/test_judges.py",
     ),
 )
