@@ -102,8 +102,8 @@ def _key(assembly: Assembly, served: Mapping[str, str]) -> str:
     models = scorer_specs(assembly.models, settings, cache)
     vector = assembly.models.security_vector
     whole = settings.to_yaml_dict()
-    for part in ("attack", "defence", "training", "keep_attacked_weights"):
-        whole.pop(part, None)
+    for part in ("attack", "defence", "keep_attacked_weights"):
+        del whole[part]
     parts: dict[str, Any] = {
         "settings": whole,
         "weights": dict(served),
