@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
-RECORDED = BENCHMARKS / "table3"
+RECORDED = BENCHMARKS / "table3" / "20261121"
 Change = Callable[[dict[str, Any]], None]
 SecondSeed = Callable[[Change], Path]
 
