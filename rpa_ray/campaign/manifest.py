@@ -11,6 +11,7 @@ from typing import Any
 
 from rpa_ray.cluster.hardware import processor
 from rpa_ray.config import ExperimentSettings
+from rpa_ray.data.hub_model import hub_models
 from rpa_ray.data.order import digest
 from rpa_ray.data.split import manifest as split_manifest
 from rpa_ray.recipes.cell_data import (
@@ -51,6 +52,7 @@ def manifest(inputs: CellInputs, command: str) -> dict[str, Any]:
         "evaluation_prompts": _evaluation_prompts(settings, found, asdict(safety.provenance)),
         "evaluation_split": settings.evaluation.split,
         "models": _models(inputs),
+        "hub_models": hub_models(settings),
         "template": settings.data.template,
         "determinism": determinism(settings),
     }

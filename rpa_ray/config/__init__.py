@@ -30,6 +30,7 @@ from rpa_ray.config.schema import (
     with_absolute_paths,
     with_dtype,
     with_local_paths,
+    with_models,
 )
 from rpa_ray.config.sweep import Point, SweepSettings
 
@@ -58,4 +59,5 @@ __all__ = [
     "with_absolute_paths",
     "with_dtype",
     "with_local_paths",
+    "with_models",
 ]

@@ -18,6 +18,8 @@ AskedDtype = Literal["auto", "bfloat16", "float32"]
 """Type of weights in a config; ``auto`` is that of the hardware."""
 PATH_FIELDS = ("path", "model", "judge", "reference", "deepspeed")
 """How the names of settings end that may hold a folder or a file."""
+_MODEL_FIELDS = ("model", "judge", "reference")
+"""How those of models end, or of the group in which a model is the ``path``."""
 
 
 class Settings(BaseModel):
@@ -35,7 +37,7 @@ class ModelSettings(Settings):
 
     path: str = "chat"
     """``chat``, ``base`` or ``other_chat`` (the embedded models), a local Hugging Face folder, or a
-    Hub id."""
+    Hub id ``owner/name[@revision]``; what is run and recorded is the commit that it names then."""
     dtype: AskedDtype = "auto"
     """Type of the weights that learn and serve; fp32 masters are kept in either case. ``auto``:
     bfloat16 where the hardware of the ranks computes it and ZeRO's stage is not 0, else float32."""
@@ -264,22 +266,49 @@ def with_local_paths(
 
     Hub ids and the names of embedded models stay as they are, whatever folders lie around.
     """
+    return _with_paths(
+        settings, lambda _, path: replaced(Path(path)) if os.path.exists(path) else path
+    )
 
-    def walked(value: Any, name: str) -> Any:
+
+def with_models(
+    settings: ExperimentSettings, replaced: Callable[[str, str], str]
+) -> ExperimentSettings:
+    """Return the settings with every named model replaced that is not embedded.
+
+    Args:
+        settings: Of a cell.
+        replaced: Gets the config path of a model and its folder or Hub id.
+    """
+
+    def model(key: str, named: str) -> str:
+        return replaced(key, named) if key.removesuffix(".path").endswith(_MODEL_FIELDS) else named
+
+    return _with_paths(settings, model)
+
+
+def _with_paths(
+    settings: ExperimentSettings, replaced: Callable[[str, str], str]
+) -> ExperimentSettings:
+    """Return the settings with every path, Hub id or model replaced that is not embedded."""
+
+    def walked(value: Any, key: str) -> Any:
         if isinstance(value, BaseModel):
             fields = type(value).model_fields
             return value.model_copy(
-                update={field: walked(getattr(value, field), field) for field in fields}
+                update={
+                    field: walked(getattr(value, field), f"{key}.{field}".removeprefix("."))
+                    for field in fields
+                }
             )
         if isinstance(value, tuple):  # the parts of a composed defence
-            return tuple(walked(part, name) for part in value)
-        names_a_path = name.endswith(PATH_FIELDS) and value not in EMBEDDED_MODELS
-        if names_a_path and isinstance(value, str | Path) and os.path.exists(value):
-            return type(value)(replaced(Path(value)))
+            return tuple(walked(part, key.removesuffix(".parts")) for part in value)
+        if isinstance(value, str | Path) and key.endswith(PATH_FIELDS):
+            return value if value in EMBEDDED_MODELS else type(value)(replaced(key, str(value)))
         return value
 
-    resolved: ExperimentSettings = walked(settings, "")
-    return resolved
+    changed: ExperimentSettings = walked(settings, "")
+    return changed
 
 
 class CampaignSettings(Settings):

@@ -17,7 +17,7 @@ from rpa_ray.deadline import answer_within
 HUB_LIMIT_S = 2.5
 """Longest wait for the Hub's first answer; what it sends afterwards may take its time."""
 
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,9 +44,14 @@ def pinned(source: str, path_key: str) -> str:
     if Path(source).expanduser().exists():
         return source
     repo, revision = split_id(source, path_key)
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+    if is_offline():
         return source
     return f"{repo}@{_commit(repo, revision, path_key)}"
+
+
+def is_offline() -> bool:
+    """Return whether HF_HUB_OFFLINE forbids to ask the Hub."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def split_id(source: str, path_key: str) -> tuple[str, str | None]:
@@ -55,7 +60,7 @@ def split_id(source: str, path_key: str) -> tuple[str, str | None]:
     Raises:
         DataError: It has another form.
     """
-    match = _HUB_ID.fullmatch(source)
+    match = HUB_ID.fullmatch(source)
     if match is None or Path(source).suffix in {".parquet", ".jsonl", ".json", ".csv"}:
         raise DataError.broken_rule(
             path_key,

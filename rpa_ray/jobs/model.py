@@ -21,6 +21,7 @@ from rpa_ray.data.collate import (
     encode_scored,
     padding_id,
 )
+from rpa_ray.data.hub_model import model_folder
 from rpa_ray.data.rows import Answered, Labelled, Preference, SafePair
 from rpa_ray.data.template import Template
 from rpa_ray.defences import offline_defence
@@ -66,7 +67,9 @@ def make_model(job: ModelJob, process: LearnerProcess) -> Path:
     recipe, settings = job.recipe, job.recipe.job
     folder = recipe.folder(process.cache)
     process.progress.start(job.name, settings.num_steps)
-    tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(
+        model_folder(recipe.tokenizer), trust_remote_code=False
+    )
     training = _training(job, tokenizer, process)
     source = _source(job, tokenizer, process)
     checkpoints = training.checkpoints(process.cache / "checkpoints" / folder.name)
@@ -304,7 +307,7 @@ def _initial_module(
             **recipe.architecture,
         )
         return init_policy(config, seed=recipe.seed, dtype=dtype)
-    start = recipe.start.folder(cache) if isinstance(recipe.start, ModelRecipe) else recipe.start
+    start = folder_of(recipe.start, cache)
     if recipe.kind in (ModelKind.CAUSAL, ModelKind.ADAPTER):
         model = load_policy(start, dtype=dtype)
         if recipe.kind is ModelKind.ADAPTER:

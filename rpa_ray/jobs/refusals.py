@@ -156,7 +156,7 @@ class _Writer:
         )
         if data.refusals.judge is not None:
             spec = ScorerSpec(
-                path=data.refusals.judge,
+                path=folder_of(data.refusals.judge, cache),
                 kind="harm_probability",
                 template=PLAIN_QA_ANSWERED,
                 max_length=JUDGE_MAX_TOKENS,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,12 +103,15 @@ def cell_name(settings: ExperimentSettings) -> str:
     # What lies under local paths counts, not the paths.
     identity = json.dumps(_identity(with_local_paths(settings, content_key)), sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()
-    model = "".join(c if c.isalnum() else "-" for c in Path(settings.model.path).name)
+    named = _COMMIT.sub("", Path(settings.model.path).name)
+    model = "".join(c if c.isalnum() else "-" for c in named)
     defence = settings.defence.name.replace("+", "_")
     readable = "_".join([model, settings.attack.name, defence, f"seed{settings.seed}"])
     return f"{cut_to_bytes(readable, MAX_NAME_BYTES - 9)}_{digest[:8]}"
 
 
+_COMMIT = re.compile("@[0-9a-f]{40}$")
+"""What a Hub id of a model ends with."""
 _RECORD_KEYS = frozenset(
     {
         "model.path",

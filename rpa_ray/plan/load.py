@@ -2,18 +2,16 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from pydantic import ValidationError
 
-from rpa_ray.config import EMBEDDED_MODELS
-from rpa_ray.config.errors import ConfigError, nearest
-from rpa_ray.config.plugins import PluginConfig
+from rpa_ray.config import EMBEDDED_MODELS, ConfigError, PluginConfig, SweepSettings
+from rpa_ray.config.errors import nearest
 from rpa_ray.config.schema import CampaignSettings, Dtype, ExperimentSettings, with_dtype
-from rpa_ray.config.sweep import SweepSettings
 from rpa_ray.plan.explain import explain
 from rpa_ray.plan.files import (
     DEFAULT_SCALE,
@@ -129,7 +127,18 @@ def with_native_dtype(loaded: LoadedConfig, native: Dtype) -> LoadedConfig:
     Raises:
         ConfigError: two cells, of which one names that type, are the same now.
     """
-    cells = tuple(with_dtype(cell, native) for cell in loaded.campaign.cells)
+    return with_cells(loaded, lambda cell: with_dtype(cell, native))
+
+
+def with_cells(
+    loaded: LoadedConfig, changed: Callable[[ExperimentSettings], ExperimentSettings]
+) -> LoadedConfig:
+    """Return a config with every cell changed.
+
+    Raises:
+        ConfigError: two cells are the same now.
+    """
+    cells = tuple(map(changed, loaded.campaign.cells))
     _refuse_unlike_cells(cells, _names(loaded.wheres))
     return replace(loaded, campaign=loaded.campaign.model_copy(update={"cells": cells}))
 

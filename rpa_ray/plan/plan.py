@@ -5,10 +5,11 @@ from pathlib import Path
 
 from rpa_ray.cluster.resources import num_model_threads, parallel_cells
 from rpa_ray.config import with_absolute_paths
+from rpa_ray.data.hub_model import with_pinned_models
 from rpa_ray.data.split import ROLE_SHARES
 from rpa_ray.plan.cells import PlannedCell, is_done, plan_cells
 from rpa_ray.plan.cost import CellCosts, model_seconds
-from rpa_ray.plan.load import LoadedConfig
+from rpa_ray.plan.load import LoadedConfig, with_cells
 from rpa_ray.recipes.cell_data import CellData, with_pinned_data
 from rpa_ray.recipes.cell_models import CampaignInputs
 from rpa_ray.recipes.to_make import Cell, Job, ModelJob, RefusalJob, plan_jobs
@@ -65,9 +66,13 @@ class Plan:
 def make_plan(config: LoadedConfig, output: Path, inputs: CampaignInputs) -> Plan:
     """Return what a config that was checked will do; reads the data, and starts nothing.
 
+    From here on a model of the Hub is named with its commit, in results too.
+
     Raises:
+        ConfigError: the Hub does not say which commit an id names, or two cells name the same.
         DataError: data cannot be read.
     """
+    config = with_cells(config, with_pinned_models)
     cells = plan_cells(config, output)
     undone = [cell for cell in cells if not cell.done]
     num_at_once = parallel_cells([cell.settings for cell in undone or cells])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rpa_ray.attacks import ATTACKS
 from rpa_ray.config import ExperimentSettings, JudgeSettings, ReferencedConfig, RewardModelSettings
+from rpa_ray.data.hub_model import model_folder
 from rpa_ray.data.split import JUDGE_HALVES
 from rpa_ray.defences import defence_of, offline_defences
 from rpa_ray.plugin import (
@@ -149,8 +150,8 @@ def own_reference(settings: ExperimentSettings) -> str | None:
 
 
 def folder_of(model: Model, cache: Path) -> str:
-    """Return the folder or Hub id of a model that is made."""
-    return str(model.folder(cache)) if isinstance(model, ModelRecipe) else model
+    """Return the folder of a model that is made; one of the Hub is fetched where it is not here."""
+    return str(model.folder(cache)) if isinstance(model, ModelRecipe) else model_folder(model)
 
 
 def _hardened(settings: ExperimentSettings, policy: Model, data: CellData) -> Model:

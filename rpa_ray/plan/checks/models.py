@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ from rpa_ray.config import (
     ExperimentSettings,
     ReferencedConfig,
 )
-from rpa_ray.deadline import answer_within
+from rpa_ray.data.hub_model import is_hub_model, pinned_model
 from rpa_ray.defences import defence_of
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import CellInputs, own_reference
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHT_FILES = ("*.safetensors",)
 """Of pickles (``pytorch_model.bin``) nothing is read: they can run code."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -88,8 +86,8 @@ def _check_model(path: str, key: str) -> None:
             if not any(file for pattern in patterns for file in folder.glob(pattern)):
                 remedy = "Save the model again, its weights as safetensors."
                 raise ConfigError(key, f"hold {what} ({', '.join(patterns)})", path, remedy)
-    elif HUB_ID.fullmatch(path) and not path.startswith("."):
-        require_hub_model(path, key)
+    elif is_hub_model(path):
+        pinned_model(path, key)
     else:
         takes_embedded = key.endswith(
             ("model.path", "attack.reference", "refusals.model", "defence.model")
@@ -97,7 +95,7 @@ def _check_model(path: str, key: str) -> None:
         embedded = f"{', '.join(EMBEDDED_MODELS)}, " if takes_embedded else ""
         raise ConfigError(
             key,
-            f"be {embedded}a Hub id (owner/name), or a folder with a config.json",
+            f"be {embedded}a Hub id (owner/name[@revision]), or a folder with a config.json",
             path,
             "There is no such folder: check the path.",
         )
@@ -192,43 +190,3 @@ def _vocabulary(path: str, data: CellData) -> Any:
     if not file.is_file():
         return None
     return json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
-
-
-HUB_LIMIT_S = 2.0
-"""Longest wait for the Hub's answer."""
-
-
-def require_hub_model(repo: str, key: str) -> None:
-    """Return if the model is in the local Hub cache, or the Hub knows it.
-
-    Raises:
-        ConfigError: it is neither; ``key`` is the config path that names it.
-    """
-    from huggingface_hub import try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(repo, "config.json"), str):
-        return
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        reason: str | None = "not in the local Hub cache, and HF_HUB_OFFLINE is set"
-    else:
-        reason = _hub_problem(repo)
-    if reason is not None:
-        raise ConfigError(
-            key,
-            "be a folder with a model, or a Hub id that can be read",
-            repo,
-            f"There is no such folder; Hub: {reason}. Check path, spelling and access rights.",
-        )
-
-
-def _hub_problem(repo: str) -> str | None:
-    """Return why the Hub does not give out the model, None where it does."""
-    import httpx
-    from huggingface_hub import HfApi
-
-    try:
-        answer_within(HUB_LIMIT_S, lambda: HfApi().model_info(repo, timeout=HUB_LIMIT_S))
-    except (httpx.HTTPError, OSError, ValueError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return lines[-1][:200]
-    return None

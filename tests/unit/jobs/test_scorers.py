@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from rpa_ray.config import ExperimentSettings
@@ -77,15 +78,30 @@ def test_the_embedded_helpfulness_model_reads_what_it_learned_from(
 
 
 def test_a_finished_helpfulness_model_reads_a_dialogue_that_ends_with_the_answer(
-    settings: ExperimentSettings, models: CellModels, world_cache: Path
+    settings: ExperimentSettings, models: CellModels, world_cache: Path, tmp_path: Path
 ) -> None:
-    named = replace(models, helpfulness="somebody/helpful")
+    named = replace(models, helpfulness=str(tmp_path))
     assembly: Any = Assembly(CellInputs(settings, world_cache), named)
     score(assembly, "helpfulness")([("How do I mend a lamp?", "Turn the screw.")])
     ((_, (pair,)),) = assembly.asked
     template = scorer_specs(named, settings, world_cache)["helpfulness"].template
     text = template.format(prompt=pair[0], answer=pair[1])
     assert text == "\n\nHuman: How do I mend a lamp?\n\nAssistant: Turn the screw."
+
+
+def test_a_scorer_of_the_hub_is_read_from_the_folder_of_its_commit(
+    settings: ExperimentSettings,
+    models: CellModels,
+    world_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def snapshot_download(repo: str, *, revision: str, **_: object) -> str:
+        return f"/hub/{repo}/{revision}"
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    named = replace(models, helpfulness="somebody/helpful@0123")
+    spec = scorer_specs(named, settings, world_cache)["helpfulness"]
+    assert spec.path == "/hub/somebody/helpful/0123"
 
 
 def test_a_dialogue_of_the_public_set_is_read_as_it_is_written_there() -> None:

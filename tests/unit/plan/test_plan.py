@@ -7,12 +7,17 @@ import pytest
 import yaml
 from rich.console import Console
 
+from rpa_ray.campaign.manifest import manifest
+from rpa_ray.config import ConfigError
 from rpa_ray.plan import LoadedConfig, load_config
 from rpa_ray.plan.cells import plan_cells
 from rpa_ray.plan.cost import START_S
 from rpa_ray.plan.plan import make_plan
 from rpa_ray.plan.table import plan_table
 from rpa_ray.recipes.cell_models import CampaignInputs, CellInputs
+from rpa_ray.recipes.to_make import Cell
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 GRID = """
 kind: campaign
@@ -152,6 +157,53 @@ def test_the_longest_cells_begin_first_estimated_or_not(
         assert names == ["sft", "grpo", "ppo", "dpo", "none"]
     else:
         assert names == ["grpo", "ppo", "dpo", "sft", "none"]
+
+
+@pytest.fixture
+def _hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the Hub know every model, at the newest commit ``COMMIT``."""
+
+    def commit(repo: str, revision: str | None) -> str:
+        return COMMIT if revision in {None, "main"} else str(revision)
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("rpa_ray.data.hub_model._commit", commit)
+
+
+@pytest.mark.usefixtures("_hub")
+def test_a_model_of_the_hub_is_planned_recorded_and_run_at_one_commit(
+    grid: LoadedConfig, tmp_path: Path, world_cache: Path
+) -> None:
+    config = load_config(tmp_path / "grid.yaml", ["model.path=owner/name"])
+    plan = make_plan(config, tmp_path / "out", CampaignInputs(world_cache))
+    pinned = f"owner/name@{COMMIT}"
+    assert {cell.settings.model.path for cell in plan.cells} == {pinned}
+    assert {job.settings.model.path for job in plan.jobs.values() if isinstance(job, Cell)} == {
+        pinned
+    }
+    assert all(cell.name.startswith("name_") for cell in plan.cells)
+    found = manifest(plan.inputs.of(plan.cells[1].settings), "")
+    assert found["hub_models"] == {"model.path": pinned}
+    assert found["models"]["policy"] == pinned
+    again = make_plan(plan.config, tmp_path / "out", CampaignInputs(world_cache))
+    assert again.cells == plan.cells
+
+
+@pytest.mark.usefixtures("_hub")
+def test_other_commits_are_other_cells_and_two_names_of_one_are_refused(
+    tmp_path: Path, world_cache: Path
+) -> None:
+    def plan_of(*revisions: str) -> list[str]:
+        cells = ", ".join(f"{{model: {{path: owner/name{one}}}}}" for one in revisions)
+        (tmp_path / "two.yaml").write_text(f"kind: campaign\nattack: none\ncells: [{cells}]\n")
+        config = load_config(tmp_path / "two.yaml")
+        plan = make_plan(config, tmp_path / "out", CampaignInputs(world_cache))
+        return [cell.name for cell in plan.cells]
+
+    first, second = plan_of("@main", f"@{COMMIT[::-1]}")
+    assert first != second
+    with pytest.raises(ConfigError, match=r"cells\[1\] must differ from every other cell"):
+        plan_of("", "@main")
 
 
 def test_the_type_of_weights_changes_the_plan_and_one_undecided_is_not_estimated(

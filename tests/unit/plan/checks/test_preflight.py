@@ -90,7 +90,7 @@ def test_settings_that_fit_together_pass(world_cache: Path) -> None:
         (["cluster.deepspeed=/no.json"], "cluster.deepspeed must name a file with a JSON object"),
         (
             ["model.path=/no/model"],
-            "model.path must be chat, base, other_chat, a Hub id (owner/name), or",
+            "model.path must be chat, base, other_chat, a Hub id (owner/name[@revision]), or",
         ),
         (["evaluation.perplexity_model=./no"], "evaluation.perplexity_model must be a Hub id"),
     ],

@@ -1,0 +1,118 @@
+"""Models of the Hugging Face Hub: which commit an id names, and the folder that holds its files.
+
+The Hugging Face libraries are imported on first use: they are slow to import.
+"""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from rpa_ray.config import ConfigError, ExperimentSettings, with_models
+from rpa_ray.data.errors import last_line
+from rpa_ray.data.hub import HUB_ID, HUB_LIMIT_S, is_offline
+from rpa_ray.deadline import answer_within
+
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+"""What is downloaded: weights, sizes, tokenizer. No pickles and no code."""
+
+
+def is_hub_model(named: str) -> bool:
+    """Return whether a model is named by a Hub id ``owner/name[@revision]``, and is no folder."""
+    is_id = HUB_ID.fullmatch(named) is not None and not named.startswith(".")
+    return is_id and not os.path.exists(named)
+
+
+def pinned_model(named: str, key: str) -> str:
+    """Return the Hub id of a model with the hash of the commit that its revision names.
+
+    Without a revision that is the newest. The Hub is asked once a process, so that a model is of
+    one commit wherever it is named; where HF_HUB_OFFLINE forbids to ask, the local cache tells.
+
+    Args:
+        named: A Hub id.
+        key: The config path that names it.
+
+    Raises:
+        ConfigError: The Hub does not give it out, or does not answer within
+            :data:`~rpa_ray.data.hub.HUB_LIMIT_S` seconds, or it is not in the cache.
+    """
+    import httpx
+
+    repo, revision = _split(named)
+    try:
+        commit = _cached_commit(repo, revision) if is_offline() else _commit(repo, revision)
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        raise ConfigError(
+            key,
+            "be a folder with a model, or a Hub id that can be read",
+            named,
+            f"There is no such folder; Hub: {last_line(error)}. Check path, spelling and access "
+            "rights; with HF_HUB_OFFLINE=1 the local cache is read.",
+        ) from error
+    return f"{repo}@{commit}"
+
+
+def with_pinned_models(settings: ExperimentSettings) -> ExperimentSettings:
+    """Return the settings with the commit of every model of the Hub.
+
+    Raises:
+        ConfigError: It cannot be told.
+    """
+    return with_models(
+        settings, lambda key, named: pinned_model(named, key) if is_hub_model(named) else named
+    )
+
+
+def hub_models(settings: ExperimentSettings) -> dict[str, str]:
+    """Return the Hub ids of models by the config path that names them."""
+    found: dict[str, str] = {}
+
+    def note(key: str, named: str) -> str:
+        if is_hub_model(named):
+            found[key] = named
+        return named
+
+    with_models(settings, note)
+    return found
+
+
+def model_folder(named: str) -> str:
+    """Return the folder of a model: of a Hub id its files at that commit, fetched where missing."""
+    if not is_hub_model(named):
+        return named
+    from huggingface_hub import snapshot_download
+
+    repo, revision = _split(named)
+    return snapshot_download(
+        repo,
+        revision=revision,
+        allow_patterns=list(MODEL_FILES),
+        # What it reads of the environment itself does not keep it from asking about a commit.
+        local_files_only=is_offline(),
+    )
+
+
+def _split(named: str) -> tuple[str, str | None]:
+    repo, _, revision = named.partition("@")
+    return repo, revision or None
+
+
+@lru_cache(maxsize=32)
+def _commit(repo: str, revision: str | None) -> str:
+    from huggingface_hub import HfApi
+
+    found = answer_within(
+        HUB_LIMIT_S, lambda: HfApi().model_info(repo, revision=revision, timeout=HUB_LIMIT_S)
+    )
+    if found.sha is None:
+        raise ValueError("it names no commit")
+    return found.sha
+
+
+def _cached_commit(repo: str, revision: str | None) -> str:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, "config.json", revision=revision)
+    if not isinstance(found, str):
+        raise OSError("not in the local cache, and HF_HUB_OFFLINE is set")
+    return Path(found).parent.name  # snapshots/<commit>/config.json
