@@ -12,6 +12,9 @@ PLAIN_QA = "Question: {prompt}\nAnswer:"
 PLAIN_QA_ANSWERED = PLAIN_QA + " {answer}"
 """Prompt and answer as a reward model, a cost model and a judge read them."""
 
+MAX_ADDED_CHARS = 2**16
+"""What a chat template, a program that comes with a model, may add to the turns, in characters."""
+
 
 class Template(StrEnum):
     """The ids of ``data.template``."""
@@ -45,7 +48,8 @@ def prompt_text(template: Template, prompt: str, tokenizer: ChatTokenizer) -> st
     """Return the text after which the model answers.
 
     Raises:
-        DataError: The template is ``model_chat`` and the tokenizer has no chat template.
+        DataError: The template is ``model_chat`` and the tokenizer has no chat template, or one
+            that adds more than :data:`MAX_ADDED_CHARS` characters.
     """
     if template is Template.PLAIN_QA:
         return PLAIN_QA.format(prompt=prompt)
@@ -59,8 +63,8 @@ def answer_text(template: Template, prompt: str, answer: str, tokenizer: ChatTok
     template has none, so the caller adds the end-of-sequence id.
 
     Raises:
-        DataError: The tokenizer has no chat template, or one whose answered conversation does not
-            begin with the unanswered one.
+        DataError: As :func:`prompt_text` does, or the answered conversation does not begin with the
+            unanswered one.
     """
     answer = answer.strip()
     if template is Template.PLAIN_QA:
@@ -103,8 +107,17 @@ def _chat(
             Template.MODEL_CHAT,
             "Set data.template: plain_qa or take a chat model.",
         )
-    return str(
+    text = str(
         tokenizer.apply_chat_template(
             list(turns), tokenize=False, add_generation_prompt=add_generation_prompt
         )
     )
+    num_added = len(text) - sum(len(turn["content"]) for turn in turns)
+    if num_added > MAX_ADDED_CHARS:
+        raise DataError.broken_rule(
+            "data.template",
+            f"be plain_qa for a chat template that adds more than {MAX_ADDED_CHARS:,} characters",
+            f"{num_added:,}",
+            "Set data.template: plain_qa or take another model.",
+        )
+    return text

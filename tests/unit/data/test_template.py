@@ -4,7 +4,13 @@ import sys
 import pytest
 
 from rpa_ray.data.errors import DataError
-from rpa_ray.data.template import PLAIN_QA_ANSWERED, Template, answer_text, prompt_text
+from rpa_ray.data.template import (
+    MAX_ADDED_CHARS,
+    PLAIN_QA_ANSWERED,
+    Template,
+    answer_text,
+    prompt_text,
+)
 
 
 class BracketTokenizer:
@@ -42,6 +48,18 @@ class RewritingTokenizer(BracketTokenizer):
         )
 
 
+class LongTokenizer(BracketTokenizer):
+    """Writes a text of its own around the conversation, so that it has ``num_added`` characters."""
+
+    def __init__(self, num_added: int) -> None:
+        self.num_added = num_added
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], /, *, tokenize: bool, add_generation_prompt: bool
+    ) -> str:
+        return "".join(turn["content"] for turn in conversation) + "x" * self.num_added
+
+
 def test_plain_template_keeps_braces_and_joins_by_one_space() -> None:
     tokenizer = BareTokenizer()
     start = prompt_text(Template.PLAIN_QA, "use {x}?", tokenizer)
@@ -75,3 +93,11 @@ def test_importing_the_package_loads_no_large_library() -> None:
     code = f"import sys, rpa_ray.data; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_what_a_chat_template_adds_is_bounded_whatever_the_prompt() -> None:
+    prompt = "long " * MAX_ADDED_CHARS
+    text = prompt_text(Template.MODEL_CHAT, prompt, LongTokenizer(MAX_ADDED_CHARS))
+    assert len(text) == len(prompt) + MAX_ADDED_CHARS
+    with pytest.raises(DataError, match=r"^data\.template must be plain_qa .*, got 65,537\. "):
+        prompt_text(Template.MODEL_CHAT, "hi", LongTokenizer(MAX_ADDED_CHARS + 1))
