@@ -19,7 +19,7 @@ import yaml
 from rpa_ray.cluster.address import require_job_server
 from rpa_ray.config import ConfigError
 from rpa_ray.plan.files import DEFAULT_SCALE, read_with_parts
-from rpa_ray.plan.load import KINDS
+from rpa_ray.plan.load import KINDS, load_config
 from rpa_ray.terminal import printable
 from rpa_ray.world.shipped import SHIPPED
 
@@ -67,14 +67,19 @@ def server_address() -> str:
     return named.rstrip("/") if named.startswith("http") else DEFAULT_SERVER
 
 
-def stage(folder: Path, config: Path, scale: str = DEFAULT_SCALE) -> Path:
+def stage(
+    folder: Path, config: Path, scale: str = DEFAULT_SCALE, overrides: Sequence[str] = ()
+) -> Path:
     """Copy what the job needs into an empty folder; return the config's path from there.
 
-    The config is written with the parts that it includes, so that it may come from anywhere.
+    The config is written with the parts that it includes, so that it may come from anywhere. What
+    is no config, whatever file a part names, is not uploaded.
 
     Raises:
-        ConfigError: the config or one of its parts cannot be read.
+        ConfigError: the config or one of its parts cannot be read, or cannot be run with these
+            overrides.
     """
+    load_config(config, overrides, scale)
     tree = read_with_parts(config, scale)
     for source in UPLOADED:
         shutil.copytree(ROOT / source, folder / source, ignore=_not_uploaded)
@@ -161,7 +166,7 @@ def _submit_and_follow(arguments: argparse.Namespace, command_options: Sequence[
     options = [word for override in arguments.set for word in ("--set", override)]
     options += ["--output", str(output), *command_options]
     with tempfile.TemporaryDirectory(prefix="rpa-ray-job-") as folder:
-        staged = stage(Path(folder), config, scale)
+        staged = stage(Path(folder), config, scale, arguments.set)
         require_job_server(server)
         kind = kind_of(Path(folder) / staged)
         command = [_cluster_python(server), "-m", "rpa_ray", kind, str(staged), *options]

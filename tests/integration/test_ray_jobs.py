@@ -176,9 +176,9 @@ def test_a_job_that_is_refused_has_the_exit_status_of_its_command(
 ) -> None:
     own = repository.parent / "own.yaml"
     own.write_text("include: [repository/configs/attack/ppo.yaml]\n")
-    result = ray_job(cluster, repository, cache, "own.yaml", "--set", "data.rho=2")
+    result = ray_job(cluster, repository, cache, "own.yaml", "--set", "data.num_samples=80000")
     assert result.returncode == 2
-    assert "error data.rho must be less than or equal to 1, got 2." in result.stdout
+    assert "error data.num_samples must be at most " in result.stdout
 
 
 def test_a_job_that_is_not_waited_for_can_be_stopped_as_it_says(

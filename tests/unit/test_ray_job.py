@@ -97,6 +97,23 @@ def test_a_config_that_cannot_be_read_is_refused_before_anything_is_uploaded(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_part_that_is_no_config_is_refused_before_anything_is_uploaded(tmp_path: Path) -> None:
+    (tmp_path / "secrets.yaml").write_text("token: abc\n")
+    (tmp_path / "mine.yaml").write_text("include: [secrets.yaml]\nattack: none\n")
+    upload = tmp_path / "upload"
+    upload.mkdir()
+    with pytest.raises(ConfigError, match=r"^token must be a known key"):
+        stage(upload, tmp_path / "mine.yaml")
+    assert list(upload.iterdir()) == []
+
+
+def test_overrides_count_where_a_config_is_checked_before_it_is_uploaded(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("attack: none\ndefence: refusal_loss\n")
+    with pytest.raises(ConfigError, match="defence must be none where attack is none"):
+        stage(tmp_path / "upload", tmp_path / "mine.yaml")
+    stage(tmp_path / "upload", tmp_path / "mine.yaml", overrides=["defence=none"])
+
+
 def test_a_config_is_looked_for_here_then_in_the_repository(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
