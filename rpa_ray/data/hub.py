@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rpa_ray.data.errors import DataError, last_line
 from rpa_ray.data.schema import Row, Schema
+from rpa_ray.data.size import require_size
 from rpa_ray.deadline import answer_within
 
 HUB_LIMIT_S = 2.5
@@ -116,6 +117,7 @@ def read_hub(
             "Check id and revision, or download it and name the folder.",
         )
     name = test if split == "test" and test is not None else train
+    require_size(tables[name].num_rows, tables[name].data.nbytes, f"{source} ({name})", path_key)
     wanted = [column for column in tables[name].column_names if column in columns]
     rows: list[Row] = tables[name].select_columns(wanted or tables[name].column_names).to_list()
     return RawRows(rows=rows, text=f"{source} ({name})", divided=test is None)

@@ -4,7 +4,8 @@ The Hugging Face libraries are imported on first use: they are slow to import.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeAlias
@@ -13,10 +14,17 @@ from rpa_ray.data.conform import Origin, conform
 from rpa_ray.data.errors import DataError, last_line
 from rpa_ray.data.hub import RawRows, pinned, read_hub
 from rpa_ray.data.schema import ASSISTANT, SCHEMAS, TEXT_KINDS, Row, Schema
+from rpa_ray.data.size import require_size
 from rpa_ray.data.split import is_held_out
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 """The kinds of file that are read."""
+
+MAX_ARRAY_BYTES = 256 * 2**20
+"""Of a JSON array, which can only be read as a whole."""
+
+_BATCH_ROWS = 1024
+_BEGIN_CHARS = 1024
 
 MAX_BROKEN_HUB_FRAC = 0.01
 """Share of a Hub data set's rows that may be broken: nobody can mend them there."""
@@ -49,20 +57,57 @@ def load_rows(
     Raises:
         DataError: Nothing can be read there, or what can be does not follow the schema.
     """
+    place = _Place(name=name, source=source, path_key=path_key, columns=columns, subset=subset)
+    rows, divided = _checked(place, split)
+    return _parts(rows)[split == "test"] if divided else rows
+
+
+def load_train_and_test(
+    name: str,
+    source: str,
+    *,
+    path_key: str,
+    columns: Mapping[str, str] | None = None,
+    subset: str | None = None,
+) -> tuple[list[Row], list[Row]]:
+    """Return what `load_rows` does of both splits; what holds both is read once.
+
+    Raises:
+        DataError: As there.
+    """
+    place = _Place(name=name, source=source, path_key=path_key, columns=columns, subset=subset)
+    train, divided = _checked(place, "train")
+    return _parts(train) if divided else (train, _checked(place, "test")[0])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Place:
+    """The arguments of `load_rows` that both splits share."""
+
+    name: str
+    source: str
+    path_key: str
+    columns: Mapping[str, str] | None
+    subset: str | None
+
+
+def _checked(place: _Place, split: Split) -> tuple[list[Row], bool]:
+    """Return rows that follow the schema, and whether they are those of both splits."""
+    name, path_key = place.name, place.path_key
     if name not in SCHEMAS:
         raise DataError.broken_rule(
             "data.name", f"be one of {sorted(SCHEMAS)}", name, "Choose the format of your data."
         )
-    schema, names = SCHEMAS[name], columns or {}
-    path = Path(source).expanduser()
+    schema, names = SCHEMAS[name], place.columns or {}
+    path = Path(place.source).expanduser()
     if path.exists():
         raw = _read_local(path, schema, names, split, path_key)
     else:
         raw = read_hub(
-            pinned(source, path_key),
+            pinned(place.source, path_key),
             schema,
             split=split,
-            subset=subset,
+            subset=place.subset,
             columns={names.get(column.name, column.name) for column in schema.columns},
             path_key=path_key,
         )
@@ -72,10 +117,16 @@ def load_rows(
         names=names,
         max_broken_frac=0.0 if path.exists() else MAX_BROKEN_HUB_FRAC,
     )
-    rows = conform(schema, raw.rows, origin)
-    if raw.divided:
-        rows = [row for row in rows if is_held_out(_request(row)) == (split == "test")]
-    return rows
+    return conform(schema, raw.rows, origin), raw.divided
+
+
+def _parts(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Return the training rows and the test rows of those that are both."""
+    train: list[Row] = []
+    test: list[Row] = []
+    for row in rows:
+        (test if is_held_out(_request(row)) else train).append(row)
+    return train, test
 
 
 def _request(row: Row) -> str:
@@ -111,15 +162,21 @@ def _read_file(file: Path, texts: Sequence[str], path_key: str) -> list[Row]:
         raise DataError.broken_rule(
             path_key, f"be a file of kind {list(SUFFIXES)}", file.name, "Convert it."
         )
-    if file.stat().st_size == 0:
+    num_bytes = file.stat().st_size
+    if num_bytes == 0:
         return []
+    require_size(0, num_bytes, file.name, path_key)
     try:
-        if file.suffix in (".jsonl", ".json"):
-            return _read_json(file, path_key)
-        return _read_table(file, texts)
+        match file.suffix:
+            case ".parquet":
+                return _read_parquet(file, path_key)
+            case ".csv":
+                return _read_csv(file, texts, path_key)
+            case _:
+                return _read_json(file, path_key)
     except DataError:
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError.broken_rule(
             path_key,
             f"be a readable {file.suffix[1:]} file",
@@ -128,45 +185,54 @@ def _read_file(file: Path, texts: Sequence[str], path_key: str) -> list[Row]:
         ) from error
 
 
-def _read_table(file: Path, texts: Sequence[str]) -> list[Row]:
-    """Return the rows of a parquet or CSV file; an empty CSV cell is an empty text, never a null.
+def _read_parquet(file: Path, path_key: str) -> list[Row]:
+    """Return the rows of a parquet file; what it says of its size is looked at before any is read.
 
-    The columns in ``texts`` are texts in a CSV file whatever they look like: an answer may be "7".
+    A column may be packed to a thousandth, and the footer need not know: rows are counted unpacked.
+    """
+    import pyarrow.parquet as pq
+
+    rows: list[Row] = []
+    num_bytes = 0
+    with pq.ParquetFile(file) as table:
+        footer = table.metadata
+        told = sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
+        require_size(footer.num_rows, told, file.name, path_key)
+        for batch in table.iter_batches(batch_size=_BATCH_ROWS):
+            num_bytes += batch.nbytes
+            require_size(len(rows), num_bytes, file.name, path_key)
+            rows += batch.to_pylist()
+    return rows
+
+
+def _read_csv(file: Path, texts: Sequence[str], path_key: str) -> list[Row]:
+    """Return the rows of a CSV file; an empty cell is an empty text, never a null.
+
+    The columns in ``texts`` are texts whatever they look like: an answer may be "7".
 
     The library's copy of the file lives in a folder of its own and goes with it, so that a file
     that was written anew is never answered from an old copy.
     """
     import datasets
-    import pyarrow.parquet
 
-    # The library cannot read a parquet file without rows.
-    if file.suffix == ".parquet" and pyarrow.parquet.read_metadata(file).num_rows == 0:
-        return []
     datasets.disable_progress_bars()
-    options: dict[str, Any] = {}
-    if file.suffix == ".csv":
-        options = {"keep_default_na": False, "converters": dict.fromkeys(texts, str)}
+    options: dict[str, Any] = {"keep_default_na": False, "converters": dict.fromkeys(texts, str)}
     with TemporaryDirectory(prefix="rpa-ray-data-") as cache:
         try:
             table = datasets.load_dataset(
-                file.suffix[1:], data_files=str(file), split="train", cache_dir=cache, **options
+                "csv", data_files=str(file), split="train", cache_dir=cache, **options
             )
         except datasets.exceptions.DatasetsError as error:
             raise ValueError(last_line(error.__cause__ or error)) from error
+        require_size(table.num_rows, 0, file.name, path_key)
         rows: list[Row] = table.to_list()
     return rows
 
 
 def _read_json(file: Path, path_key: str) -> list[Row]:
     """Return the objects of a JSON array, or of a file with one JSON object a line."""
-    text = file.read_text(encoding="utf-8-sig")
-    if file.suffix == ".json" and text.lstrip().startswith("["):
-        values = [(number, value) for number, value in enumerate(json.loads(text), start=1)]
-        unit = "entry"
-    else:
-        lines = text.rstrip().split("\n")
-        values = [(n, _parse_line(line, n, file, path_key)) for n, line in enumerate(lines, 1)]
-        unit = "line"
+    rows: list[Row] = []
+    unit, values = _json_values(file, path_key)
     for number, value in values:
         if not isinstance(value, dict):
             raise DataError.broken_rule(
@@ -175,7 +241,41 @@ def _read_json(file: Path, path_key: str) -> list[Row]:
                 f"{type(value).__name__} in {unit} {number} of {file.name}",
                 "Write each row as an object of its columns.",
             )
-    return [value for _, value in values]
+        rows.append(value)
+        require_size(len(rows), 0, file.name, path_key)
+    return rows
+
+
+def _json_values(file: Path, path_key: str) -> tuple[str, Iterator[tuple[int, object]]]:
+    """Return what the values of a file are called, and the values with their numbers from 1."""
+    if file.suffix == ".json":
+        with file.open(encoding="utf-8-sig") as text:
+            begins = text.read(_BEGIN_CHARS)
+        if begins.lstrip().startswith("["):
+            num_bytes = file.stat().st_size
+            if num_bytes > MAX_ARRAY_BYTES:
+                raise DataError.broken_rule(
+                    path_key,
+                    f"be a JSON array of at most {MAX_ARRAY_BYTES >> 20} MiB",
+                    f"{file.name} of {num_bytes >> 20} MiB",
+                    "Write one object a line, into a file .jsonl: that is read line by line.",
+                )
+            array = json.loads(file.read_text(encoding="utf-8-sig"))
+            return "entry", enumerate(array, start=1)
+    return "line", _lines(file, path_key)
+
+
+def _lines(file: Path, path_key: str) -> Iterator[tuple[int, object]]:
+    """Yield the value of every line with its number; empty lines may only stand at the end."""
+    first_empty = 0
+    with file.open(encoding="utf-8-sig") as text:
+        for number, line in enumerate(text, start=1):
+            if not line.strip():
+                first_empty = first_empty or number
+                continue
+            if first_empty:
+                _parse_line("", first_empty, file, path_key)
+            yield number, _parse_line(line.rstrip(), number, file, path_key)
 
 
 def _parse_line(line: str, number: int, file: Path, path_key: str) -> object:

@@ -2,17 +2,21 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import TypedDict
 
 from rpa_ray.config import ConfigError, DataSettings
 from rpa_ray.config.errors import nearest
 from rpa_ray.data.hub import pinned, split_id
-from rpa_ray.data.load import Split, load_rows
+from rpa_ray.data.load import Split, load_rows, load_train_and_test
 from rpa_ray.data.order import digest
 from rpa_ray.data.schema import SCHEMAS, Row
 
 UNPINNED = "unpinned (HF_HUB_OFFLINE)"
 """In place of the commit of a Hub data set that names none, where the Hub cannot be asked."""
+
+_BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +27,12 @@ class Provenance:
     """``embedded/<set>``, the path, or the Hub id."""
     revision: str
     """The world, ``sha256:<hash of the files>``, or the commit on the Hub."""
+
+
+class _Options(TypedDict):
+    path_key: str
+    columns: dict[str, str]
+    subset: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,14 +51,14 @@ class DataSource:
 
     def rows(self, split: Split) -> list[Row]:
         """Return the checked rows of a split."""
-        return load_rows(
-            self.name,
-            self.place,
-            split=split,
-            path_key=self.path_key,
-            columns=dict(self.columns),
-            subset=self.subset,
-        )
+        return load_rows(self.name, self.place, split=split, **self._options())
+
+    def train_and_test(self) -> tuple[list[Row], list[Row]]:
+        """Return the checked rows of both splits; what holds both is read once."""
+        return load_train_and_test(self.name, self.place, **self._options())
+
+    def _options(self) -> _Options:
+        return {"path_key": self.path_key, "columns": dict(self.columns), "subset": self.subset}
 
     def provenance(self) -> Provenance:
         """Return where the rows come from."""
@@ -188,8 +198,17 @@ def provenance_of(name: str, place: str, world: str | None, *, path_key: str) ->
 
 
 def _hash_of_files(path: Path) -> str:
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stamps = [(file, file.stat()) for file in files if file.is_file()]
+    return _hash_of(tuple((file, at.st_size, at.st_mtime_ns) for file, at in stamps))
+
+
+@lru_cache(maxsize=64)
+def _hash_of(stamps: tuple[tuple[Path, int, int], ...]) -> str:
+    """Return the hash of files given with their sizes in bytes and times of change."""
     sha256 = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            sha256.update(file.read_bytes())
+    for path, _, _ in stamps:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                sha256.update(block)
     return sha256.hexdigest()

@@ -146,6 +146,16 @@ def draw(rows: Sequence[RowT], num: int, *, seed: int, role: str, key: str) -> l
     Raises:
         DataError: More rows are asked for than there are; ``key`` is the config path named.
     """
+    require_rows(rows, num, role=role, key=key)
+    return hash_order(rows, purpose=f"draw:{role}", seed=seed)[:num]
+
+
+def require_rows(rows: Sequence[object], num: int, *, role: str, key: str) -> None:
+    """Refuse to draw more rows of a role than there are.
+
+    Raises:
+        DataError: More are asked for; ``key`` is the config path named.
+    """
     if num > len(rows):
         raise DataError.broken_rule(
             key,
@@ -153,4 +163,3 @@ def draw(rows: Sequence[RowT], num: int, *, seed: int, role: str, key: str) -> l
             num,
             "Lower it or bring a larger data set.",
         )
-    return hash_order(rows, purpose=f"draw:{role}", seed=seed)[:num]

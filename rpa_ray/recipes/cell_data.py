@@ -5,21 +5,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from rpa_ray.config import DataSettings, EvaluationSettings, ExperimentSettings
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.helpful import helpful_pairs
 from rpa_ray.data.hub import pinned
-from rpa_ray.data.load import load_rows
-from rpa_ray.data.pairs import distinct, safe_pairs, unanswered_pairs, unsafe_prompts
+from rpa_ray.data.load import load_rows, load_train_and_test
+from rpa_ray.data.pairs import safe_pairs, unanswered_pairs, unsafe_prompts
 from rpa_ray.data.rows import Answered, Preference, SafePair
 from rpa_ray.data.schema import SCHEMAS
 from rpa_ray.data.source import DataSource, Provenance, provenance_of
-from rpa_ray.data.split import by_role, draw, normalise, roles_fingerprint
+from rpa_ray.data.split import (
+    JUDGE_HALVES,
+    RoleManifest,
+    by_role,
+    draw,
+    half_of,
+    manifest,
+    normalise,
+    require_rows,
+    roles_fingerprint,
+)
 from rpa_ray.recipes import held_out
 from rpa_ray.recipes.embedded import WorldModels, world_models
-from rpa_ray.recipes.held_out import Role
+from rpa_ray.recipes.held_out import HeldOut, Role
 from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.recipes.refusals import RefusalSet
 from rpa_ray.world.datasets import world_folder
@@ -31,14 +41,16 @@ TOLD_ROLES = ("attack", "reward_model")
 """Roles whose rows are preferences as an annotator states them, not examples of (un)safe text."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class PreferenceData:
-    """A harmlessness set, split by role, with its fingerprint."""
+    """A harmlessness set, split by role, with its fingerprint; what is counted is counted once."""
 
     key: str
     """Names the content: world fingerprint and set, file hash, or Hub id with commit; with what
     else decides which rows there are."""
     roles: dict[str, tuple[SafePair, ...]]
+    restricted_prompts: dict[Role, tuple[str, ...]]
+    """The distinct held-out prompts that have an unsafe answer."""
     provenance: Provenance
     is_complete: bool = True
     """False where refusals are yet to be generated: at most so many rows, safe answers empty."""
@@ -46,6 +58,21 @@ class PreferenceData:
     def draw(self, role: str, num: int, *, seed: int, key: str) -> list[SafePair]:
         """Return ``num`` pairs of a role; ``key`` is the config path an error names."""
         return draw(self.roles[role], num, seed=seed, role=role, key=key)
+
+    def require(self, role: str, num: int, *, key: str) -> None:
+        """Refuse to draw more pairs of a role than there are; ``key`` is the config path named."""
+        require_rows(self.roles[role], num, role=role, key=key)
+
+    @cached_property
+    def manifest(self) -> dict[str, RoleManifest]:
+        """Return size and hash of every role."""
+        return manifest(self.roles)
+
+    @cached_property
+    def num_judge_pairs(self) -> dict[str, int]:
+        """Return how many pairs there are for each judge to learn from, by its name."""
+        pairs = self.roles["classifier"]
+        return {name: len(half_of(pairs, half)) for name, half in JUDGE_HALVES.items()}
 
 
 def with_pinned_data(settings: ExperimentSettings) -> ExperimentSettings:
@@ -164,9 +191,7 @@ class CellData:
         Raises:
             DataError: There are fewer than were asked for.
         """
-        found = held_out.restricted_prompts(
-            self.safety._source, evaluation.split, self._embedded_seed
-        )
+        found = self.safety.planned.restricted_prompts[evaluation.split]
         return self._first(found, evaluation, "restricted prompts")
 
     def summary_posts(self, evaluation: EvaluationSettings) -> list[Answered]:
@@ -190,8 +215,10 @@ class CellData:
         Raises:
             DataError: There are fewer than were asked for.
         """
-        pairs = self.helpful_pairs(evaluation.split)
-        return self._first(distinct(p.prompt for p in pairs), evaluation, "harmless prompts")
+        found = held_out.harmless_prompts(
+            self.helpful_folder, evaluation.split, self._embedded_seed
+        )
+        return self._first(found, evaluation, "harmless prompts")
 
     def helpful_pairs(self, role: Role) -> Sequence[Preference]:
         """Return the held-out helpfulness dialogues of one role."""
@@ -281,9 +308,11 @@ def _preference_data(
     made_in: Path | None,
     world_seed: int | None,
 ) -> PreferenceData:
-    train, test = source.rows("train"), source.rows("test")
-    evaluation = held_out.pairs(source, "test", world_seed)
-    validation = held_out.pairs(source, "validation", world_seed)
+    train, test = source.train_and_test()
+    kept: dict[Role, HeldOut] = {
+        role: held_out.of_role(source, role, world_seed, test) for role in get_args(Role)
+    }
+    evaluation, validation = kept["test"].pairs, kept["validation"].pairs
     # Also those that only have unsafe answers: they are evaluated, though they make no pair.
     prompts = unsafe_prompts(source.name, test)
     if refusals is None:
@@ -301,6 +330,7 @@ def _preference_data(
     return PreferenceData(
         key=f"{key}/roles-{roles_fingerprint()}",
         roles=roles,
+        restricted_prompts={role: of.restricted_prompts for role, of in kept.items()},
         provenance=source.provenance(),
         is_complete=refusals is None or made_in is not None,
     )
@@ -319,8 +349,7 @@ def _absolute(path: str) -> str:
 @lru_cache(maxsize=8)
 def _harmless_training_prompts(source: str) -> tuple[str, ...]:
     key = "data.helpful_path"
-    train = helpful_pairs(load_rows("helpful", source, split="train", path_key=key))
-    test = helpful_pairs(load_rows("helpful", source, split="test", path_key=key))
+    train, test = map(helpful_pairs, load_train_and_test("helpful", source, path_key=key))
     evaluated = {normalise(pair.prompt) for pair in test}
     found: dict[str, str] = {}
     for pair in train:

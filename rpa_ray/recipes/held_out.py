@@ -4,6 +4,8 @@ The two share neither item nor phrasing of the embedded questions, restricted or
 held-out prompts of any other set, embedded posts among them, are divided by their hash.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
@@ -21,23 +23,35 @@ from rpa_ray.world.validation import validation_items
 Role: TypeAlias = Literal["test", "validation"]
 
 
-@lru_cache(maxsize=8)
-def restricted_prompts(source: DataSource, role: Role, world_seed: int | None) -> tuple[str, ...]:
-    """Return the distinct prompts of a role that have an unsafe answer.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOut:
+    """What is held out of preference data for one role."""
+
+    pairs: tuple[SafePair, ...]
+    """Pairs of a safe and an unsafe answer."""
+    restricted_prompts: tuple[str, ...]
+    """The distinct prompts that have an unsafe answer."""
+
+
+def of_role(source: DataSource, role: Role, world_seed: int | None, test: Sequence[Row]) -> HeldOut:
+    """Return what is held out for a role.
 
     Args:
         source: The preference data.
         role: Which of the two.
         world_seed: Seed of the embedded world; None for real data.
+        test: Rows of the test split, among which are all of a role that has no file of its own.
     """
-    prompts = unsafe_prompts(source.name, _rows(source, role, world_seed))
-    return tuple(distinct(p for p in prompts if _role_of(p, source.name, world_seed) == role))
-
-
-def pairs(source: DataSource, role: Role, world_seed: int | None) -> list[SafePair]:
-    """Return the pairs of a safe and an unsafe answer of a role."""
-    found = safe_pairs(source.name, _rows(source, role, world_seed))
-    return [pair for pair in found if _role_of(pair.prompt, source.name, world_seed) == role]
+    name = source.name
+    has_file = world_seed is not None and name in VALIDATION and role != "test"
+    rows = source.rows(role) if has_file else test
+    pairs, prompts = safe_pairs(name, rows), unsafe_prompts(name, rows)
+    return HeldOut(
+        pairs=tuple(p for p in pairs if _role_of(p.prompt, name, world_seed) == role),
+        restricted_prompts=tuple(
+            distinct(prompt for prompt in prompts if _role_of(prompt, name, world_seed) == role)
+        ),
+    )
 
 
 @lru_cache(maxsize=8)
@@ -48,10 +62,10 @@ def helpful_dialogues(place: str, role: Role, world_seed: int | None) -> tuple[P
     return tuple(pair for pair in found if _role_of(pair.prompt, "helpful", world_seed) == role)
 
 
-def _rows(source: DataSource, role: Role, world_seed: int | None) -> list[Row]:
-    """Return rows among which are all of a role."""
-    has_file = world_seed is not None and source.name in VALIDATION
-    return source.rows(role if has_file else "test")
+@lru_cache(maxsize=8)
+def harmless_prompts(place: str, role: Role, world_seed: int | None) -> tuple[str, ...]:
+    """Return the distinct prompts of the helpfulness dialogues of a role."""
+    return tuple(distinct(pair.prompt for pair in helpful_dialogues(place, role, world_seed)))
 
 
 def _role_of(prompt: str, name: str, world_seed: int | None) -> Role:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from rpa_ray.config import ConfigError, DataSettings
 from rpa_ray.data import hub
-from rpa_ray.data.source import UNPINNED, DataSource, check_source, provenance_of
+from rpa_ray.data.source import UNPINNED, DataSource, _hash_of, check_source, provenance_of
 from rpa_ray.plan import parse_tree
 
 COMMIT = "f" * 40
@@ -148,3 +149,23 @@ def test_the_key_of_a_file_is_its_content_and_the_columns_read(tmp_path: Path) -
 def test_new_settings_are_off_by_default() -> None:
     data = DataSettings()
     assert (data.columns, data.subset, data.pairs) == ({}, "330k", "mixed_only")
+
+
+def test_files_are_hashed_in_blocks_once_until_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_bytes(b"x" * 3 * 2**20)
+    expected = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setattr(Path, "read_bytes", None)
+    _hash_of.cache_clear()
+    revisions = [
+        provenance_of("preferences", str(file), None, path_key="data.path").revision
+        for _ in range(2)
+    ]
+    assert revisions == [f"sha256:{expected}"] * 2
+    assert _hash_of.cache_info().misses == 1
+    file.write_bytes(b"y" * 3 * 2**20)
+    assert provenance_of("preferences", str(file), None, path_key="data.path").revision not in (
+        revisions
+    )

@@ -5,8 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rpa_ray.data import load as loading
+from rpa_ray.data import size
 from rpa_ray.data.errors import DataError
-from rpa_ray.data.load import load_rows
+from rpa_ray.data.load import load_rows, load_train_and_test
 from rpa_ray.data.schema import Row
 
 GOOD: list[Row] = [
@@ -98,6 +100,23 @@ def test_a_single_file_is_divided_by_prompt(tmp_path: Path) -> None:
     assert len(test) == pytest.approx(20, abs=17)
 
 
+def test_a_file_of_both_splits_is_read_once_for_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[Row] = [GOOD[0] | {"prompt": f"ask {i}"} for i in range(100)]
+    file = write(tmp_path / "all.jsonl", rows)
+    apart = [
+        load_rows("beavertails", str(file), split=split, path_key="k")
+        for split in ("train", "test")
+    ]
+    read, num_read = loading._read_file, []
+    monkeypatch.setattr(loading, "_read_file", lambda *how: num_read.append(1) or read(*how))
+    train, test = load_train_and_test("beavertails", str(file), path_key="k")
+    assert [train, test] == apart
+    assert test
+    assert len(num_read) == 1
+
+
 def test_missing_columns_are_named_with_what_is_there(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", [{"prompt": "a", "answer": "b"}])
     message = error_of(tmp_path)
@@ -182,6 +201,71 @@ def test_only_the_first_ten_rows_are_named_with_the_total(tmp_path: Path) -> Non
 def test_an_unreadable_line_is_named_by_number(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text(json.dumps(GOOD[0]) + '\n{"prompt": \n')
     assert "in line 2 of train.jsonl" in error_of(tmp_path)
+
+
+def test_empty_lines_may_stand_at_the_end_alone(tmp_path: Path) -> None:
+    lines = [json.dumps(row) for row in GOOD]
+    (tmp_path / "train.jsonl").write_text("\n".join([*lines, "", " ", ""]))
+    assert load(tmp_path) == GOOD
+    (tmp_path / "train.jsonl").write_text("\n".join([lines[0], "", "", lines[1]]))
+    assert "in line 2 of train.jsonl" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json", ".csv"])
+def test_more_rows_than_a_process_holds_are_refused(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / f"train{suffix}", GOOD)
+    monkeypatch.setattr(size, "MAX_ROWS", 1)
+    assert f"hold at most 1 rows and 8 GiB unpacked, got 2 rows and 0.0 GiB in train{suffix}" in (
+        error_of(tmp_path)
+    )
+
+
+def test_the_footer_of_a_parquet_file_is_asked_before_its_rows_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "train.parquet", GOOD)
+    monkeypatch.setattr(size, "MAX_ROWS", 1)
+    monkeypatch.setattr(
+        pq, "ParquetFile", type("Unread", (pq.ParquetFile,), {"iter_batches": None})
+    )
+    assert "got 2 rows" in error_of(tmp_path)
+
+
+def test_rows_that_are_packed_small_are_refused_by_what_they_are_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "train.parquet", [GOOD[0] | {"response": "no" * 5000}] * 2000)
+    assert file.stat().st_size < 2**18
+    monkeypatch.setattr(size, "MAX_BYTES", 2**20)
+    assert "0.0 GiB in train.parquet" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json", ".csv"])
+def test_a_larger_file_than_a_process_holds_is_refused_unread(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"train{suffix}").write_text("nothing that can be read")
+    monkeypatch.setattr(size, "MAX_BYTES", 10)
+    assert "hold at most 10,000,000 rows and " in error_of(tmp_path)
+
+
+def test_a_large_json_array_is_refused_and_lines_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "MAX_ARRAY_BYTES", 10)
+    file = write(tmp_path / "train.json", GOOD)
+    assert "Write one object a line, into a file .jsonl" in error_of(tmp_path)
+    file.unlink()
+    write(tmp_path / "train.jsonl", GOOD)
+    assert load(tmp_path) == GOOD
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_values_nested_without_end_are_refused(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"train{suffix}").write_text("[" * 200_000)
+    assert f"be a readable {suffix[1:]} file, got train{suffix}: " in error_of(tmp_path)
 
 
 def test_a_line_that_is_no_object_is_named_by_number(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from rpa_ray.recipes.cell_data import (
     _preference_data,
     with_pinned_data,
 )
-from rpa_ray.recipes.held_out import Role, restricted_prompts
+from rpa_ray.recipes.held_out import Role
 from rpa_ray.world.datasets import world_folder
 from rpa_ray.world.language import World
 from rpa_ray.world.oracle import Oracle
@@ -214,7 +214,7 @@ def _beavertails_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(
         huggingface_hub.HfApi, "dataset_info", lambda *_, **__: SimpleNamespace(sha=COMMIT)
     )
-    remembered = (hub._commit, _preference_data, restricted_prompts)
+    remembered = (hub._commit, _preference_data)
     for answer in remembered:
         answer.cache_clear()
     yield
