@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from rpa_ray.cluster.hardware import processor
 from rpa_ray.config import ExperimentSettings
 from rpa_ray.data.hub_model import hub_models
 from rpa_ray.data.order import digest
-from rpa_ray.data.split import manifest as split_manifest
 from rpa_ray.recipes.cell_data import (
     CellData,
     PreferenceData,
@@ -86,7 +86,7 @@ def _splits(data: PreferenceData) -> dict[str, Any]:
     source = asdict(data.provenance)
     return {
         role: source | {"rows": m.num_rows, "prompts": m.num_prompts, "sha256": m.sha256}
-        for role, m in split_manifest(data.roles).items()
+        for role, m in data.manifest.items()
     }
 
 
@@ -147,6 +147,7 @@ def determinism(settings: ExperimentSettings) -> dict[str, Any]:
     }
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -154,6 +155,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def _git_commit() -> str | None:
     """Return the commit of the source checkout, marked where it was changed."""
     here = Path(__file__).parent

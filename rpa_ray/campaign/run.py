@@ -41,6 +41,9 @@ from rpa_ray.run_folder.names import (
 )
 from rpa_ray.run_folder.outcome import read_outcome
 
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+"""The one written in C takes a part of the time."""
+
 
 class View(Protocol):
     """Shows how far a campaign is."""
@@ -130,7 +133,7 @@ def _begin_folder(cell: PlannedCell, inputs: CellInputs, command: str) -> None:
     cell.folder.mkdir(parents=True, exist_ok=True)
     # A failure of an earlier run: ranks take a finished cell for one of this run's.
     (cell.folder / EVALUATION).unlink(missing_ok=True)
-    text = yaml.safe_dump(cell.settings.to_yaml_dict(), sort_keys=False)
+    text = yaml.dump(cell.settings.to_yaml_dict(), Dumper=_Dumper, sort_keys=False)
     (cell.folder / CONFIG).write_text(text, encoding="utf-8")
     write_json(cell.folder / MANIFEST, manifest(inputs, command))
 

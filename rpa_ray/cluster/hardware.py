@@ -4,6 +4,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,6 +125,7 @@ def _best_s(step: Callable[[], object]) -> float:
     return min(times)
 
 
+@cache
 def processor() -> str:
     """Return the processor's name, as far as the system tells it."""
     try:

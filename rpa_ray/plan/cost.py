@@ -195,6 +195,7 @@ class History:
 
     def __init__(self, cache: Path) -> None:
         self._path = cache / "speed" / f"history-{machine_key()}.jsonl"
+        self._corrections: dict[tuple[str, str, str], float] = {}
 
     def record(self, settings: ExperimentSettings, estimated_s: float, took_s: float) -> None:
         """Keep how long a cell took whose estimate, uncorrected, was ``estimated_s``."""
@@ -206,6 +207,7 @@ class History:
             "took_s": round(took_s, 3),
         }
         self._lines.append(line)
+        self._corrections.clear()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -215,9 +217,15 @@ class History:
 
         Those of the same type count: of the same attack and model, else of the attack, else all.
         """
-        alike = [line for line in self._lines if line["dtype"] == settings.model.dtype]
-        attack = [line for line in alike if line["attack"] == settings.attack.name]
-        model = [line for line in attack if line["model"] == settings.model.path]
+        what = (settings.model.dtype, settings.attack.name, settings.model.path)
+        if what not in self._corrections:
+            self._corrections[what] = self._correction(*what)
+        return self._corrections[what]
+
+    def _correction(self, dtype: str, attack_name: str, path: str) -> float:
+        alike = [line for line in self._lines if line["dtype"] == dtype]
+        attack = [line for line in alike if line["attack"] == attack_name]
+        model = [line for line in attack if line["model"] == path]
         counted = (model or attack or alike)[-_NUM_REMEMBERED:]
         ratios = [line["took_s"] / line["estimated_s"] for line in counted]
         return median(ratios) if ratios else 1.0

@@ -322,6 +322,7 @@ def _plugin_name(tree: Tree, key: str) -> str:
 
 def _refuse_unlike_cells(settings: Sequence[ExperimentSettings], wheres: list[str]) -> None:
     """Refuse a cell that is there twice, and one that wants another cluster than the first."""
+    first_of: dict[str, int] = {}
     for i, (cell, where) in enumerate(zip(settings, wheres, strict=True)):
         if cell.cluster != settings[0].cluster:
             raise ConfigError(
@@ -330,7 +331,7 @@ def _refuse_unlike_cells(settings: Sequence[ExperimentSettings], wheres: list[st
                 cell.cluster.model_dump(mode="json", exclude_defaults=True),
                 "Set `cluster` beside `cells`, or write two campaigns.",
             )
-        twin = settings.index(cell)
+        twin = first_of.setdefault(cell.model_dump_json(), i)
         if twin < i:
             raise ConfigError(
                 where.removesuffix("."),

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,10 +75,13 @@ def machine_key(*what: object) -> str:
         processor(),
         torch.backends.cpu.get_cpu_capability(),
         str(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-        *(version(name) for name in ("torch", "transformers")),
+        *(_version(name) for name in ("torch", "transformers")),
         *(json.dumps(one, sort_keys=True) for one in what),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+_version = cache(version)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -76,14 +76,13 @@ class CellModels:
 class CellInputs:
     """A cell with its rows and models; what is asked for twice is found once."""
 
-    def __init__(self, settings: ExperimentSettings, cache: Path) -> None:
+    def __init__(
+        self, settings: ExperimentSettings, cache: Path, data: CellData | None = None
+    ) -> None:
         self.settings = settings
         self.cache = cache
-
-    @cached_property
-    def data(self) -> CellData:
-        """Return where the rows of the cell come from."""
-        return CellData(self.settings.data, self.cache)
+        self.data = CellData(settings.data, cache) if data is None else data
+        """Where the rows of the cell come from."""
 
     @cached_property
     def models(self) -> CellModels:
@@ -92,16 +91,24 @@ class CellInputs:
 
 
 class CampaignInputs:
-    """The inputs of the cells of a campaign; cells with the same settings share theirs."""
+    """The inputs of the cells of a campaign; cells with the same settings share theirs.
+
+    Cells with the same settings of data share their rows.
+    """
 
     def __init__(self, cache: Path) -> None:
         self.cache = cache
         self._found: dict[str, CellInputs] = {}
+        self._data: dict[str, CellData] = {}
 
     def of(self, settings: ExperimentSettings) -> CellInputs:
         """Return the inputs of a cell, the same again for the same settings."""
         key = settings.model_dump_json()
-        return self._found.setdefault(key, CellInputs(settings, self.cache))
+        if key not in self._found:
+            data_key = settings.data.model_dump_json()
+            data = self._data.setdefault(data_key, CellData(settings.data, self.cache))
+            self._found[key] = CellInputs(settings, self.cache, data)
+        return self._found[key]
 
 
 def _cell_models(settings: ExperimentSettings, data: CellData) -> CellModels:

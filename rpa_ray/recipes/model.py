@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -102,16 +103,10 @@ class ModelRecipe:
 
     def key(self) -> str:
         """Return the hash of all that determines the weights."""
-        parts = asdict(self)
-        for name, model in (("start", self.start), ("ranked_by", self.ranked_by)):
-            parts[name] = _key_of(model)
-        del parts["tokenizer"]
-        # Fields that came later leave the keys of models without them as they were.
-        for name in ("ranked_by", "defence"):
-            if parts[name] is None:
-                del parts[name]
-        text = json.dumps({"version": RECIPE_VERSION, **parts}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return _key(self, _key_of(self.start), _key_of(self.ranked_by))
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.kind, self.seed, self.job, self.rows.data_key))
 
     def folder(self, cache: Path) -> Path:
         """Return where the model lies once it is made."""
@@ -121,6 +116,21 @@ class ModelRecipe:
         """Return whether the model is there; folders appear whole or not at all."""
         name = "adapter_config.json" if self.kind is ModelKind.ADAPTER else "config.json"
         return (self.folder(cache) / name).is_file()
+
+
+@lru_cache(maxsize=1024)
+def _key(recipe: ModelRecipe, start: str | None, ranked_by: str | None) -> str:
+    """Return the key of a recipe, given those of the models that it is made from."""
+    parts = {one.name: getattr(recipe, one.name) for one in fields(recipe)}
+    parts |= {"rows": asdict(recipe.rows), "job": asdict(recipe.job)}
+    parts |= {"start": start, "ranked_by": ranked_by}
+    del parts["tokenizer"]
+    # Fields that came later leave the keys of models without them as they were.
+    for name in ("ranked_by", "defence"):
+        if parts[name] is None:
+            del parts[name]
+    text = json.dumps({"version": RECIPE_VERSION, **parts}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _key_of(model: ModelRecipe | str | None) -> str | None:

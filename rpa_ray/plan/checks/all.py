@@ -38,9 +38,10 @@ def check_all(cells: Sequence[tuple[str, CellInputs]], folders: dict[str, Path])
         if cluster is not None:
             require_ray_cluster(cluster.value, cluster.key)
     placed: list[str] = []
+    whole: set[Path] = set()
     for where, inputs in cells:
         try:
-            placed += _prepare_world(inputs)
+            placed += _prepare_world(inputs, whole)
             check_data(inputs)
         except DataError as error:
             raise DataError(f"{where}{error}") from error
@@ -51,13 +52,17 @@ def check_all(cells: Sequence[tuple[str, CellInputs]], folders: dict[str, Path])
     return placed
 
 
-def _prepare_world(inputs: CellInputs) -> list[str]:
-    """Build the world of a cell's data or of its models; place and return the models shipped."""
+def _prepare_world(inputs: CellInputs, whole: set[Path]) -> list[str]:
+    """Build the world of a cell's data or of its models; place and return the models shipped.
+
+    Worlds in ``whole`` have their models, and those that get them are added.
+    """
     data, cache = inputs.settings.data, inputs.cache
     seed, folder = data.world_seed, inputs.data.world_folder
     if data.world == "embedded":
         build_world(seed, cache)
     recipes = inputs.models.recipes()
-    if not any(recipe.tokenizer_key == folder.name for recipe in recipes):
+    if folder in whole or not any(recipe.tokenizer_key == folder.name for recipe in recipes):
         return []
+    whole.add(folder)
     return place_shipped(build_world(seed, cache), cache)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from rpa_ray.data.errors import DataError
@@ -11,14 +12,28 @@ from rpa_ray.data.template import PLAIN_QA, Template, prompt_text
 def prompt_lengths(folder: Path, template: Template, prompts: Sequence[str]) -> list[int]:
     """Return the number of tokens of every templated prompt, special tokens included.
 
-    The plain template needs the ``tokenizers`` library only; a chat template is rendered by
-    transformers.
+    Each prompt is counted once, however many cells ask. The plain template needs the
+    ``tokenizers`` library only; a chat template is rendered by transformers.
 
     Args:
         folder: The tokenizer's folder, with ``tokenizer.json``.
         template: The template of the run.
         prompts: Bare prompts.
     """
+    known = _known(folder, (folder / "tokenizer.json").stat().st_mtime_ns, template)
+    new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+    if new:
+        known.update(zip(new, _counted(folder, template, new), strict=True))
+    return [known[prompt] for prompt in prompts]
+
+
+@lru_cache(maxsize=4)
+def _known(folder: Path, changed_ns: int, template: Template) -> dict[str, int]:
+    """Return the tokens of the prompts that were counted, to be added to."""
+    return {}
+
+
+def _counted(folder: Path, template: Template, prompts: Sequence[str]) -> list[int]:
     if template is Template.MODEL_CHAT:
         from transformers import AutoTokenizer
 
@@ -53,11 +68,11 @@ def context_tokens(folder: Path) -> int:
     )
 
 
-def check_context(lengths: Sequence[int], max_new_tokens: int, context: int, key: str) -> None:
+def check_context(longest: int, max_new_tokens: int, context: int, key: str) -> None:
     """Return if the longest prompt and its answer fit the context.
 
     Args:
-        lengths: Tokens of every prompt.
+        longest: Tokens of the longest prompt.
         max_new_tokens: Longest answer, in tokens.
         context: Tokens the model can read.
         key: The config path of ``max_new_tokens``.
@@ -65,7 +80,6 @@ def check_context(lengths: Sequence[int], max_new_tokens: int, context: int, key
     Raises:
         DataError: They do not fit.
     """
-    longest = max(lengths)
     if longest >= context:
         raise DataError.broken_rule(
             "data.path",

@@ -1,7 +1,9 @@
 """Whether the data are enough and their texts fit."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from rpa_ray.attacks.best_of_n import BestOfN
 from rpa_ray.config import (
@@ -11,18 +13,14 @@ from rpa_ray.config import (
     RolloutConfig,
 )
 from rpa_ray.data.errors import DataError
-from rpa_ray.data.rows import SafePair
-from rpa_ray.data.split import JUDGE_HALVES, ROLE_SHARES, half_of
+from rpa_ray.data.split import ROLE_SHARES
 from rpa_ray.data.template import Template
 from rpa_ray.defences import defence_of
 from rpa_ray.plan.checks.context import check_context, context_tokens, prompt_lengths
 from rpa_ray.plan.checks.models import check_same_tokens
 from rpa_ray.plugin import DEFENCE_BATCHES, Need
-from rpa_ray.recipes.cell_data import (
-    CellData,
-    PreferenceData,
-)
-from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, MODEL_SEED, CellInputs, attack_needs
+from rpa_ray.recipes.cell_data import CellData
+from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellInputs, attack_needs
 from rpa_ray.recipes.model import DEFENCE_ROWS, RowKind, in_order
 from rpa_ray.scoring.text_rules import refusal_pattern
 from rpa_ray.world.datasets import CONTEXT_TOKENS
@@ -61,18 +59,19 @@ def _check_rows(inputs: CellInputs) -> None:
     settings = inputs.settings
     data = inputs.data.planned
     reward_model = settings.data.reward_model
-    _attack_pairs(settings, data)
+    drawn = _attack_draw(settings)
+    if drawn is not None:
+        data.require("attack", drawn.num, key=drawn.key)
     defence = defence_of(settings.defence)
     needs = attack_needs(settings) | defence.needs
     if needs & {Need.REWARDS, Need.COST_MODEL} or settings.data.name == "tldr":
         key = "data.reward_model.num_pairs"
-        data.draw("reward_model", reward_model.num_pairs, seed=MODEL_SEED, key=key)
+        data.require("reward_model", reward_model.num_pairs, key=key)
     safety = inputs.data.safety.planned
     for name, judge in settings.evaluation.judges.items():
         if not judge.trained:
             # Rows that are made by rules are as many as one likes; the others stand in the data.
-            num_answers = 2 * len(half_of(safety.roles["classifier"], JUDGE_HALVES[name]))
-            most = int(num_answers / max(1e-9, 1 - judge.hard_frac))
+            most = int(2 * safety.num_judge_pairs[name] / max(1e-9, 1 - judge.hard_frac))
             rows = "the answers of half the prompts of role 'classifier' are a share 1 - hard_frac"
             _require_rows(f"evaluation.{name}.num_rows", judge.num_rows, most, rows)
     recipes = inputs.models.recipes()
@@ -97,11 +96,10 @@ def _check_refusals(inputs: CellInputs) -> None:
         or any(recipe.rows.kind is RowKind.REFUSALS for recipe in recipes)
     ):
         return
-    pairs = safety.roles["defence"]
     # Those yet to be generated are kept only where they are refusals.
-    if not safety.is_complete or not pairs:
+    if not safety.is_complete or not safety.roles["defence"]:
         return
-    share = sum(refusal_pattern(pair.safe) for pair in pairs) / len(pairs)
+    share = _refusal_frac(inputs.data.safety)
     if share <= MIN_REFUSALS:
         is_harmless_task = inputs.settings.data.name == "tldr"
         raise DataError.broken_rule(
@@ -115,17 +113,38 @@ def _check_refusals(inputs: CellInputs) -> None:
         )
 
 
-def _attack_pairs(settings: ExperimentSettings, data: PreferenceData) -> list[SafePair]:
-    """Return the distinct pairs that the attack draws from; none where it draws none."""
+@lru_cache(maxsize=8)
+def _refusal_frac(data: CellData) -> float:
+    """Return the share of the safe answers of role 'defence' that are refusals."""
+    pairs = data.planned.roles["defence"]
+    return sum(refusal_pattern(pair.safe) for pair in pairs) / len(pairs)
+
+
+class _Draw(NamedTuple):
+    """How many distinct pairs an attack draws, and the config path that says so."""
+
+    key: str
+    num: int
+
+
+def _attack_draw(settings: ExperimentSettings) -> _Draw | None:
+    """Return how many pairs the attack draws from; None where it draws none."""
     attack, num_samples = settings.attack, settings.data.num_samples
     key, at_most = "data.num_prompts", settings.data.num_prompts
     if isinstance(attack, BestOfN.Config):
         key, at_most = "attack.num_prompts", attack.num_prompts
     elif settings.training is None:
-        return []
+        return None
     if at_most is None or at_most >= num_samples:
-        key, at_most = "data.num_samples", num_samples
-    return data.draw("attack", at_most, seed=settings.seed, key=key)
+        return _Draw("data.num_samples", num_samples)
+    return _Draw(key, at_most)
+
+
+@lru_cache(maxsize=2**16)
+def _longest_drawn(data: CellData, path: str, drawn: _Draw, seed: int) -> int:
+    """Return the tokens of the longest prompt that an attack draws; 0 where they are not known."""
+    pairs = data.planned.draw("attack", drawn.num, seed=seed, key=drawn.key)
+    return max(_lengths(path, [pair.prompt for pair in pairs], data), default=0)
 
 
 def _require_rows(key: str, num: int, num_rows: int, what: str) -> None:
@@ -149,23 +168,32 @@ def _check_context(inputs: CellInputs) -> None:
         _check_summary_model(settings, _lengths(model, posts, inputs.data))
         prompts += posts
 
-    def fits(path: str, texts: Sequence[str], max_new_tokens: int, key: str) -> None:
-        lengths = _lengths(path, texts, inputs.data)
-        if lengths:
+    def fits(path: str, longest: int, max_new_tokens: int, key: str) -> None:
+        if longest:
             context = CONTEXT_TOKENS if path in EMBEDDED_MODELS else context_tokens(Path(path))
-            check_context(lengths, max_new_tokens, min(context, MAX_MODEL_LEN), key)
+            check_context(longest, max_new_tokens, min(context, MAX_MODEL_LEN), key)
 
-    fits(model, prompts, evaluation.max_new_tokens, "evaluation.max_new_tokens")
-    attack, data = settings.attack, inputs.data.planned
-    asked = [pair.prompt for pair in _attack_pairs(settings, data)]
-    if isinstance(attack, RolloutConfig):
-        fits(model, asked, attack.max_new_tokens, "attack.max_new_tokens")
-    elif isinstance(attack, BestOfN.Config):
-        fits(model, asked, evaluation.max_new_tokens, "evaluation.max_new_tokens")
-    if not data.is_complete:
+    longest = max(_lengths(model, prompts, inputs.data), default=0)
+    fits(model, longest, evaluation.max_new_tokens, "evaluation.max_new_tokens")
+    attack, drawn = settings.attack, _attack_draw(settings)
+    if drawn is not None and isinstance(attack, RolloutConfig):
+        longest = _longest_drawn(inputs.data, model, drawn, settings.seed)
+        fits(model, longest, attack.max_new_tokens, "attack.max_new_tokens")
+    elif drawn is not None and isinstance(attack, BestOfN.Config):
+        longest = _longest_drawn(inputs.data, model, drawn, settings.seed)
+        fits(model, longest, evaluation.max_new_tokens, "evaluation.max_new_tokens")
+    if not inputs.data.planned.is_complete:
         refusals = settings.data.refusals
-        asked = [pair.prompt for role in ROLE_SHARES for pair in data.roles[role]]
-        fits(refusals.model, asked, refusals.max_new_tokens, "data.refusals.max_new_tokens")
+        longest = _longest_asked(inputs.data, refusals.model)
+        fits(refusals.model, longest, refusals.max_new_tokens, "data.refusals.max_new_tokens")
+
+
+@lru_cache(maxsize=8)
+def _longest_asked(data: CellData, path: str) -> int:
+    """Return the tokens of the longest prompt that a refusal is written to; 0 if not known."""
+    roles = data.planned.roles
+    asked = [pair.prompt for role in ROLE_SHARES for pair in roles[role]]
+    return max(_lengths(path, asked, data), default=0)
 
 
 def _lengths(path: str, texts: Sequence[str], data: CellData) -> list[int]:

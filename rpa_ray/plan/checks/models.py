@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -163,16 +164,16 @@ def check_same_tokens(inputs: CellInputs) -> None:
     """
     settings = inputs.settings
     policy = settings.model.path
-    expected = _vocabulary(policy, inputs.data)
     defence = defence_of(settings.defence)
     for key, named in (
         ("attack.reference", own_reference(settings)),
         ("defence.model", defence.reference),
         ("defence.model", defence.compared_model),
     ):
-        if not isinstance(named, str) or expected is None:
+        if not isinstance(named, str) or named == policy:
             continue
-        if _vocabulary(named, inputs.data) not in (expected, None):
+        expected, found = (_vocabulary(path, inputs.data) for path in (policy, named))
+        if None not in (expected, found) and found != expected:
             raise ConfigError(
                 key,
                 f"be a model with the tokens of the one under attack ({policy})",
@@ -187,6 +188,9 @@ def _vocabulary(path: str, data: CellData) -> Any:
     if path in EMBEDDED_MODELS:
         folder = data.world_folder / "tokenizer"
     file = folder / "tokenizer.json"
-    if not file.is_file():
-        return None
+    return _vocabulary_in(file, file.stat().st_mtime_ns) if file.is_file() else None
+
+
+@lru_cache(maxsize=4)
+def _vocabulary_in(file: Path, changed_ns: int) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]

@@ -40,9 +40,9 @@ def test_config_without_a_context_is_refused(tmp_path: Path) -> None:
 
 
 def test_prompt_and_answer_may_fill_the_context_and_not_more() -> None:
-    check_context([10, 28], 100, 128, "attack.max_new_tokens")
+    check_context(28, 100, 128, "attack.max_new_tokens")
     with pytest.raises(DataError) as error:
-        check_context([10, 28], 101, 128, "attack.max_new_tokens")
+        check_context(28, 101, 128, "attack.max_new_tokens")
     assert str(error.value) == (
         "attack.max_new_tokens must be at most 100 (context 128 less the longest prompt, "
         "28 tokens), got 101. Lower it or take a model with a longer context."
@@ -51,4 +51,4 @@ def test_prompt_and_answer_may_fill_the_context_and_not_more() -> None:
 
 def test_prompt_as_long_as_the_context_is_refused_by_the_data() -> None:
     with pytest.raises(DataError, match=r"^data\.path must hold prompts of fewer than 128 tokens"):
-        check_context([128], 1, 128, "attack.max_new_tokens")
+        check_context(128, 1, 128, "attack.max_new_tokens")
