@@ -21,6 +21,8 @@ from rpa_ray.recipes.to_make import Stage
 from rpa_ray.terminal import printable, say
 
 PLAIN_LINE_EVERY_S = 20.0
+MAX_ENDED_BARS = 20
+"""So many of the jobs that have ended, the last, keep their bar."""
 _ALL = "all cells"
 
 
@@ -173,7 +175,10 @@ class ProgressView:
         return _one_line(label)
 
     def _show_bars(self, jobs: Sequence[JobView]) -> None:
-        for job in jobs:
+        shown = _with_bar(jobs)
+        for name in self._tasks.keys() - {job.name for job in shown} - {_ALL}:
+            self._progress.remove_task(self._tasks.pop(name))
+        for job in shown:
             if job.name not in self._tasks:
                 self._tasks[job.name] = self._progress.add_task(
                     self._label(job.name), total=job.num_steps or None, note=""
@@ -217,6 +222,13 @@ class ProgressView:
             self._last_line = now
             if any(job.is_cell for job in self._expected.values()):
                 self.say(f"{_ALL}: {self.overall(jobs)}")
+
+
+def _with_bar(jobs: Sequence[JobView]) -> list[JobView]:
+    """Return the jobs that have a bar: those that run, and the last that ended."""
+    ended = sorted((job for job in jobs if job.status), key=lambda job: job.ended)
+    gone = {job.name for job in ended[:-MAX_ENDED_BARS]}
+    return [job for job in jobs if job.name not in gone]
 
 
 def _one_line(text: str) -> str:

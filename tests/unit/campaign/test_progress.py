@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from rpa_ray.campaign.progress import Expected, ProgressView
+from rpa_ray.campaign.progress import MAX_ENDED_BARS, Expected, ProgressView
 from rpa_ray.recipes.to_make import Stage
 
 
@@ -128,3 +128,17 @@ def test_a_terminal_gets_a_bar_for_each_job_and_one_for_all_cells() -> None:
         view.show([Job(name="m", num_steps=5), Job(name="c", num_steps=7)])
     for shown in ("base", "ppo", "0/7", "all cells", "0/1"):
         assert shown in text.getvalue()
+
+
+def test_a_terminal_has_bars_of_what_runs_and_of_the_last_that_ended() -> None:
+    text = io.StringIO()
+    jobs = [Job(name=f"c{i}", num_steps=1, status="ok", ended=float(i)) for i in range(50)]
+    with ProgressView(Console(file=text, width=160, force_terminal=True)) as view:
+        view.expect({job.name: cell(job.name) for job in jobs} | {"last": cell("last")}, 1)
+        for num in (30, 50):
+            view.show([*jobs[:num], Job(name="last", num_steps=7)])
+        bars = {task.description for task in view._progress.tasks}
+        (note,) = [t.fields["note"] for t in view._progress.tasks if t.description == "all cells"]
+    ended = {f"c{i}" for i in range(50 - MAX_ENDED_BARS, 50)}
+    assert bars == ended | {"last", "all cells"}
+    assert note.startswith("50 of 51 cells done, 1 running")
