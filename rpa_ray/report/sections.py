@@ -17,6 +17,9 @@ from rpa_ray.report.tables.main import (
     shown_metrics,
 )
 
+MAX_SETTINGS = 100
+"""The page holds the configuration and the manifest of at most so many runs, 10 kB each."""
+
 
 def header(campaign: Campaign) -> str:
     """Return the title, what was done, and how much of it."""
@@ -115,12 +118,15 @@ def reproduction(campaign: Campaign) -> str:
 
 
 def settings(campaign: Campaign) -> str:
-    """Return the facts, configuration and versions of each run, folded."""
-    blocks = []
+    """Return the facts, configuration and versions of the first runs, folded."""
+    blocks, num_runs = [], 0
     for cell in campaign.cells:
         for record in cell.records:
             run = campaign.runs.get(record.run) if record.run is not None else None
             if run is None or not (run.config_text or run.manifest or run.steps):
+                continue
+            num_runs += 1
+            if num_runs > MAX_SETTINGS:
                 continue
             gap = run.largest("sync/logprob_gap")
             facts = [
@@ -142,8 +148,14 @@ def settings(campaign: Campaign) -> str:
         return ""
     return (
         "<h2>Settings and versions</h2>\n<details><summary>Configuration and manifest of "
-        f'{len(blocks)} runs</summary><div class="inside">{"".join(blocks)}</div></details>'
+        f'{_runs_shown(len(blocks), num_runs)}</summary><div class="inside">{"".join(blocks)}'
+        "</div></details>"
     )
+
+
+def _runs_shown(num: int, num_runs: int) -> str:
+    rest = f" of {num_runs:,}; those of the others are in their folders"
+    return f"{num} runs" + rest * (num < num_runs)
 
 
 def _table_body(

@@ -3,9 +3,10 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
 from report_folders import Json, campaign_folder, json_lines, record
 
-from rpa_ray.report import write_report
+from rpa_ray.report import sections, write_report
 
 HOSTILE = '<script>alert(1)</script><img src="https://example.org/x.png" onerror="alert(2)">'
 BAD_JUDGE: Json = {"judge_f1": {"mean": 0.71, "n": 500, "ci_low": 0.66, "ci_high": 0.75}}
@@ -136,3 +137,16 @@ def test_a_report_is_not_written_through_links(tmp_path: Path) -> None:
     write_report(folder)
     assert outside.read_text() == "mine"
     assert not any(path.is_symlink() for path in written)
+
+
+def test_a_page_holds_the_settings_of_the_first_runs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [record(p_harm=0.9, valid=0.9), record(defence="lisa", p_harm=0.3, valid=0.9)]
+    folder = campaign_folder(tmp_path, records)
+    for name in ("ppo_none_0", "ppo_lisa_0"):
+        (folder / name / "config.yaml").write_text(f"model: of {name}\n")
+    monkeypatch.setattr(sections, "MAX_SETTINGS", 1)
+    page = write_report(folder).html.read_text()
+    assert "manifest of 1 runs of 2; those of the others are in their folders" in page
+    assert page.count("model: of ppo_") == 1
