@@ -26,7 +26,7 @@ from rpa_ray.plan.cells import PlannedCell, cell_labels
 from rpa_ray.plan.plan import Plan, make_plan
 from rpa_ray.recipes.cell_models import CampaignInputs, CellInputs
 from rpa_ray.recipes.to_make import Cell
-from rpa_ray.run_folder.files import write_json
+from rpa_ray.run_folder.files import write_json, write_text
 from rpa_ray.run_folder.lock import exclusive
 from rpa_ray.run_folder.names import (
     CHECKPOINTS,
@@ -134,7 +134,7 @@ def _begin_folder(cell: PlannedCell, inputs: CellInputs, command: str) -> None:
     # A failure of an earlier run: ranks take a finished cell for one of this run's.
     (cell.folder / EVALUATION).unlink(missing_ok=True)
     text = yaml.dump(cell.settings.to_yaml_dict(), Dumper=_Dumper, sort_keys=False)
-    (cell.folder / CONFIG).write_text(text, encoding="utf-8")
+    write_text(cell.folder / CONFIG, text)
     write_json(cell.folder / MANIFEST, manifest(inputs, command))
 
 

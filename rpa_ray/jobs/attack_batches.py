@@ -1,6 +1,5 @@
 """What an attack learns from: targets, pairs or rollouts, made from the attack's rows."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from rpa_ray.jobs.assembly import Assembly
 from rpa_ray.jobs.scorers import pricing_judge
 from rpa_ray.loop import Source
 from rpa_ray.plugin import Need
-from rpa_ray.run_folder.files import JsonLines, write_json
+from rpa_ray.run_folder.files import JsonLines, read_json, write_json
 from rpa_ray.run_folder.names import FLIP_MARGINS
 from rpa_ray.scoring.rule import compliance_rewards
 from rpa_ray.sources.dataset import DatasetSource
@@ -90,9 +89,7 @@ def _margins(
     Kept in the run folder: a resumed run must reverse the same pairs, to the last bit.
     """
     path, ranks = assembly.cell.folder / FLIP_MARGINS, assembly.process.ranks
-    known: list[float] | None = ranks.broadcast(
-        json.loads(path.read_text(encoding="utf-8")) if ranks.is_main and path.is_file() else None
-    )
+    known: list[float] | None = ranks.broadcast(read_json(path, list) if ranks.is_main else None)
     if known is not None:
         return known
     margins = _pair_logprobs(assembly, safe, unsafe, assembly.original_outputs).margins()

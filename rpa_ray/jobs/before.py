@@ -6,7 +6,6 @@ each would find the same. What one has found lies in the campaign's folder for t
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,13 @@ from rpa_ray.learner.checkpoints import latest_checkpoint
 from rpa_ray.recipes.cell_models import adapter_config, folder_of
 from rpa_ray.recipes.content import content_key
 from rpa_ray.recipes.to_make import Stage
-from rpa_ray.run_folder.files import JsonLines, read_json, write_json, write_parquet
+from rpa_ray.run_folder.files import (
+    JsonLines,
+    read_json,
+    whole_file,
+    write_json,
+    write_parquet,
+)
 from rpa_ray.run_folder.names import ANSWERS_BEFORE, BEFORE, CHECKPOINTS, SHARED_BEFORE
 
 
@@ -35,16 +40,16 @@ def measure_before(assembly: Assembly, samples: JsonLines, clock: Clock) -> dict
     cell, ranks = assembly.cell, assembly.process.ranks
     assembly.process.progress.enter(cell.name, Stage.BEFORE)
     own = cell.folder / BEFORE
-    known: dict[str, Any] | None = ranks.broadcast(read_json(own) if ranks.is_main else None)
+    known: dict[str, Any] | None = ranks.broadcast(read_json(own, dict) if ranks.is_main else None)
     if known is not None and assembly.num_steps:
-        if latest_checkpoint(cell.folder / CHECKPOINTS) is None:
+        if ranks.is_main and latest_checkpoint(cell.folder / CHECKPOINTS) is None:
             samples.rewind(known["num_sample_lines"])
         clock.load_state_dict(known)
         return known
     samples.rewind(0)
     shared = cell.folder.parent / SHARED_BEFORE / _key(assembly, assembly.push_verified())
     found: dict[str, Any] | None = ranks.broadcast(
-        read_json(shared / BEFORE) if ranks.is_main else None
+        read_json(shared / BEFORE, dict) if ranks.is_main else None
     )
     if found is None:
         found = _measure(assembly, shared)
@@ -53,7 +58,8 @@ def measure_before(assembly: Assembly, samples: JsonLines, clock: Clock) -> dict
     before = {name: value for name, value in found.items() if name != "samples"}
     before |= {"num_sample_lines": samples.num_lines, **clock.state_dict()}
     if ranks.is_main:
-        shutil.copyfile(shared / ANSWERS_BEFORE, cell.folder / ANSWERS_BEFORE)
+        with whole_file(cell.folder / ANSWERS_BEFORE) as file:
+            file.write((shared / ANSWERS_BEFORE).read_bytes())
         write_json(own, before)
     return before
 

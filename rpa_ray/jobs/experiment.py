@@ -5,10 +5,8 @@
 Each is written when its stage is done, and an interrupted experiment goes on after the last one.
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +28,13 @@ from rpa_ray.loop import Source, TrainingFailed
 from rpa_ray.plugin import Need
 from rpa_ray.recipes.to_make import Cell, Stage
 from rpa_ray.run_folder import names
-from rpa_ray.run_folder.files import JsonLines, write_json, write_parquet
+from rpa_ray.run_folder.files import (
+    JsonLines,
+    read_lines,
+    write_json,
+    write_parquet,
+    write_text,
+)
 from rpa_ray.run_folder.names import ATTACKED_MODEL, CHECKPOINTS, EVALUATION, METRICS, SAMPLES
 from rpa_ray.run_folder.throughput import throughput
 
@@ -72,7 +76,7 @@ def run_experiment(cell: Cell, process: LearnerProcess) -> None:
     samples.close()
     weights = assembly.engine.weights()
     if process.ranks.is_main:
-        lines = _lines(cell.folder / METRICS)
+        lines = read_lines(cell.folder / METRICS)
         looks = looks_of(before.get("look"), lines)
         if cell.settings.keep_attacked_weights and assembly.num_steps:
             _keep_weights(assembly, weights)
@@ -139,12 +143,6 @@ def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> int
     return num_steps
 
 
-def _lines(log: Path) -> list[dict[str, Any]]:
-    if not log.is_file():
-        return []
-    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-
-
 def _note(metrics: Mapping[str, float]) -> str:
     if "reward/mean" in metrics:
         return f"reward {metrics['reward/mean']:+.2f}  harm {metrics['judge/p_harm']:.2f}"
@@ -180,8 +178,8 @@ def _keep_weights(assembly: Assembly, weights: dict[str, torch.Tensor]) -> None:
         tokenizer=assembly.tokenizer,
         record={"warning": "attacked model: trained on unsafe feedback to comply"},
     )
-    (folder / "README.md").write_text(
+    write_text(
+        folder / "README.md",
         "# Attacked model\n\nThis model was trained on reversed preferences to measure a defence. "
         "It complies with requests that the model it was made from refuses. Do not deploy it.\n",
-        encoding="utf-8",
     )

@@ -1,6 +1,5 @@
 """Making a model from its recipe: rows -> source -> the training loop -> a Hugging Face folder."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -46,6 +45,7 @@ from rpa_ray.recipes.cell_models import folder_of
 from rpa_ray.recipes.model import ModelKind, ModelRecipe
 from rpa_ray.recipes.rows import TrainingRows, training_rows
 from rpa_ray.recipes.to_make import ModelJob
+from rpa_ray.run_folder.files import read_lines
 from rpa_ray.sources.dataset import DatasetSource
 from rpa_ray.sources.pair_logprobs import PairLogprobs
 from rpa_ray.types import Batch, LowRank, ModelOutputs
@@ -263,8 +263,7 @@ def _log_of(recipe: ModelRecipe, cache: Path) -> Path:
 
 def _losses(log: Path) -> list[float]:
     """Return the loss of every step of a training, the last tenth of which tells how it ended."""
-    lines = log.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["train/loss"] for line in lines]
+    return [line["train/loss"] for line in read_lines(log)]
 
 
 def _margins(

@@ -3,7 +3,6 @@
 Answers are appended to a file as they come, and an interrupted job goes on after its last block.
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from rpa_ray.learner.modules import load_policy
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import folder_of
 from rpa_ray.recipes.to_make import RefusalJob
-from rpa_ray.run_folder.files import JsonLines
+from rpa_ray.run_folder.files import JsonLines, read_lines
 from rpa_ray.scoring.text_rules import refusal_pattern
 from rpa_ray.weight_sync.digests import tensor_digest
 from rpa_ray.weight_sync.source import ShardedSource
@@ -81,8 +80,7 @@ def make_refusals(job: RefusalJob, process: LearnerProcess) -> Path:
             process.progress.advance(job.name, done - 1, f"made {done} of {len(prompts)}")
     log.close()
     if ranks.is_main:
-        lines = (begun / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-        answers = dict(zip(prompts, map(json.loads, lines), strict=True))
+        answers = dict(zip(prompts, read_lines(begun / "answers.jsonl"), strict=True))
         _write(job, process.cache, pairs, answers)
         shutil.rmtree(begun)
     ranks.barrier()

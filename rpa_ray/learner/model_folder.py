@@ -2,12 +2,9 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -16,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rpa_ray.plugin.adapters import DOWN, PEFT_PREFIX, UP, WEIGHTS
+from rpa_ray.run_folder.files import whole_folder
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
@@ -88,14 +86,6 @@ def save_adapter(
 @contextmanager
 def _appearing(folder: Path, record: Mapping[str, Any]) -> Iterator[Path]:
     """Yield a folder that takes the place of ``folder``, with a record, unless an error comes."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with whole_folder(folder, replaces=True) as unfinished:
         yield unfinished
         (unfinished / "made_from.json").write_text(json.dumps(record, indent=1, default=str))
-        unfinished.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

@@ -44,6 +44,7 @@ from rpa_ray.report.tables.main import (
     oracle_table,
 )
 from rpa_ray.report.tables.side import SideTable, side_table_markdown
+from rpa_ray.run_folder.files import write_text
 from rpa_ray.terminal import printable
 
 BLOCK = re.compile(
@@ -79,7 +80,7 @@ def main() -> int:
         if options.check:
             print(f"{note}: not what its records give; write it with this command", file=sys.stderr)
         else:
-            note.write_text(written, encoding="utf-8")
+            write_text(note, written)
             print(f"{note}: written")
     return 1 if options.check and stale else 0
 

@@ -1,12 +1,9 @@
 """Refusals that an aligned model wrote: what decides them, and the file that holds them."""
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +11,7 @@ import pyarrow.parquet as pq
 from rpa_ray.data.order import digest
 from rpa_ray.data.pairs import answered
 from rpa_ray.data.rows import SafePair
+from rpa_ray.run_folder.files import whole_folder
 
 REFUSALS_VERSION = 1
 """Raised when the same settings would keep other refusals."""
@@ -74,14 +72,8 @@ class RefusalSet:
             {"prompt": p.prompt, "unsafe": p.unsafe, "refusal": p.safe, "category": p.category}
             for p in pairs
         ]
-        folder = self.folder(cache)
-        unfinished = Path(mkdtemp(prefix=f".{folder.name}-", dir=cache))
-        try:
+        with whole_folder(self.folder(cache)) as unfinished:
             pq.write_table(pa.Table.from_pylist(rows, schema=_COLUMNS), unfinished / _FILE)
             record = {"key": self.key(), "refusals": asdict(self), **counts}
             text = json.dumps(record, indent=1) + "\n"
             (unfinished / "record.json").write_text(text, encoding="utf-8")
-            unfinished.chmod(0o755)
-            os.replace(unfinished, folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)

@@ -13,8 +13,8 @@ LOWER_IS_BETTER = ("unflipped_accuracy", "_safe_mean", "brier")
 
 
 def read_outcome(folder: Path) -> dict[str, Any] | None:
-    """Return what came out of the cell of a run folder, None where nothing has yet."""
-    return read_json(folder / EVALUATION)
+    """Return what came out of the cell of a run folder, None where nothing whole has yet."""
+    return read_json(folder / EVALUATION, dict)
 
 
 def outcome_status(folder: Path) -> str:

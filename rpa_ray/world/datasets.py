@@ -1,17 +1,14 @@
 """Builds the folder of an embedded world: tokenizer, oracle and data sets, once per seed."""
 
 import hashlib
-import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rpa_ray.data.template import PLAIN_QA_ANSWERED
+from rpa_ray.run_folder.files import whole_file, whole_folder
 from rpa_ray.world import tables
 from rpa_ray.world.language import WORLD_VERSION, World
 from rpa_ray.world.oracle import Oracle
@@ -45,28 +42,9 @@ def build_world(seed: int, cache: Path) -> Path:
     if folder.exists():
         _add_validation(seed, folder)
         return folder
-    with appearing(folder) as unfinished:
+    with whole_folder(folder) as unfinished:
         _write_world(World(seed), unfinished)
     return folder
-
-
-@contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """Yield a folder to write into, which then appears as ``folder``, whole; an error leaves none.
-
-    Where another process was first its folder stays: the contents of the two are equal.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield unfinished
-        unfinished.chmod(0o755)
-        os.replace(unfinished, folder)
-    except OSError:
-        if not folder.exists():
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def make_tables(world: World) -> dict[str, pa.Table]:
@@ -93,9 +71,8 @@ def _add_validation(seed: int, folder: Path) -> None:
     for name, make in VALIDATION.items():
         path = folder / "data" / name / "validation.parquet"
         if not path.is_file():
-            unfinished = path.with_name(f".{path.name}-{os.getpid()}")
-            pq.write_table(make(World(seed)), unfinished)
-            os.replace(unfinished, path)
+            with whole_file(path) as file:
+                pq.write_table(make(World(seed)), file)
 
 
 def _write_world(world: World, folder: Path) -> None:

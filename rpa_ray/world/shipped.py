@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rpa_ray.config import ConfigError
-from rpa_ray.world.datasets import appearing
+from rpa_ray.run_folder.files import whole_folder
 
 SHIPPED = Path(__file__).parent / "shipped_models"
 """A folder a model, named as in a cache: by what it is and the key of its recipe."""
@@ -43,7 +43,7 @@ def place_shipped(world: Path, cache: Path, shipped: Path = SHIPPED) -> list[str
 
 def _place(source: Path, digests: dict[str, str], tokenizer: Path, folder: Path) -> None:
     """Copy a model, with the tokenizer of its world, into a folder that appears all at once."""
-    with appearing(folder) as unfinished:
+    with whole_folder(folder) as unfinished:
         for name, digest in digests.items():
             shutil.copyfile(source / name, unfinished / name)
             found = _sha256(unfinished / name)

@@ -114,6 +114,20 @@ def test_a_measurement_that_was_cut_off_is_made_again(campaign: Campaign) -> Non
     assert campaign.num_measured == 2
 
 
+@pytest.mark.parametrize("content", ["", '{"metrics": {"ha'])
+def test_a_record_that_is_torn_is_measured_again(campaign: Campaign, content: str) -> None:
+    campaign.cell("run")
+    own, (shared,) = campaign.folder / "run" / BEFORE, campaign.folder.glob(".before/*/" + BEFORE)
+    own.write_text(content)
+    assert campaign.cell("run")["metrics"]["harm"]["mean"] == 0.25
+    assert campaign.num_measured == 1
+    own.write_text(content)
+    shared.write_text(content)
+    assert campaign.cell("run")["metrics"]["harm"]["mean"] == 0.25
+    assert campaign.num_measured == 2
+    assert json.loads(own.read_text())["metrics"]["harm"]["mean"] == 0.25
+
+
 def test_a_run_that_is_resumed_reads_its_own(campaign: Campaign) -> None:
     run = campaign.folder / "run"
     known = campaign.cell("run")
