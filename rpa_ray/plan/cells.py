@@ -16,6 +16,7 @@ from rpa_ray.config import ComposedConfig, ExperimentSettings, PluginConfig, wit
 from rpa_ray.plan import LoadedConfig
 from rpa_ray.plan.files import PLUGIN_KEYS
 from rpa_ray.recipes.content import content_key
+from rpa_ray.run_folder.files import say_once
 from rpa_ray.run_folder.names import CONFIG, MAX_NAME_BYTES, cut_to_bytes
 from rpa_ray.run_folder.outcome import ran_to_an_end
 
@@ -196,15 +197,28 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _identity(settings: ExperimentSettings) -> dict[str, Any]:
     """Return what decides a cell's result: everything but where it runs."""
-    tree = settings.to_yaml_dict()
-    del tree["cluster"]
-    return tree
+    return _without_cluster(settings.to_yaml_dict())
+
+
+def _without_cluster(tree: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in tree.items() if key != "cluster"}
 
 
 def is_done(folder: Path, settings: ExperimentSettings) -> bool:
-    """Return whether the same settings were run to an end in a folder."""
+    """Return whether the same settings were run to an end in a folder.
+
+    Where its file of settings is not whole they were not, which is said once.
+    """
     if not ran_to_an_end(folder):
         return False
-    config = yaml.load((folder / CONFIG).read_text(encoding="utf-8"), Loader=_Loader)
-    del config["cluster"]
-    return bool(config == _identity(settings))
+    path = folder / CONFIG
+    try:
+        config = yaml.load(path.read_bytes(), Loader=_Loader)
+    except (FileNotFoundError, ValueError, yaml.YAMLError):
+        config = None
+    if isinstance(config, dict) and _without_cluster(config) == _identity(settings):
+        return True
+    say_once(
+        f"{path} must hold the settings of its cell, got others or none. The cell is run again."
+    )
+    return False

@@ -27,11 +27,10 @@ from rpa_ray.report.read.records import (
     is_evidence,
     parse_records,
     read_checks,
-    read_json,
     read_records,
 )
 from rpa_ray.report.read.reward_gain import NONE, ROW, Rewards, rewards_of, with_reward_gain
-from rpa_ray.run_folder.files import write_parquet
+from rpa_ray.run_folder.files import AGAIN, parse_json, write_parquet
 from rpa_ray.run_folder.names import ANSWERS, ANSWERS_BEFORE, EVALUATION, LOOKS
 from rpa_ray.run_folder.outcome import worst_of
 
@@ -237,15 +236,19 @@ def _numbered(table: "pa.Table", number: int) -> "pa.Table":
 
 
 def _read_answers(path: Path) -> "pa.Table":
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.read_table(path)
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} must hold the answers of a run, got {error}. {AGAIN}") from error
 
 
 def _looks_of(run: Path, cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     if cell["attack"] == "none":
         return []
-    evaluation = read_json(run / EVALUATION)
+    evaluation = parse_json(run / EVALUATION)
     return list(evaluation.get("looks", [])) if isinstance(evaluation, dict) else []
 
 

@@ -10,13 +10,13 @@ from rpa_ray.evaluation.answers import Decoding
 from rpa_ray.evaluation.comparisons import ALPHA, Difference, holm, paired_difference
 from rpa_ray.report.read.groups import SHUFFLED, AttackGroup, Cell
 from rpa_ray.report.read.records import (
-    AGAIN,
     Record,
     cells_of,
     identity_of,
     identity_text,
     is_evidence,
 )
+from rpa_ray.run_folder.files import AGAIN
 from rpa_ray.run_folder.names import ANSWERS
 
 ATTACKER_PARAMS = "attack."

@@ -12,9 +12,9 @@ from pydantic import AfterValidator, BeforeValidator, TypeAdapter, ValidationErr
 
 from rpa_ray.config import SweepSettings
 from rpa_ray.evaluation.statistics import share_interval
+from rpa_ray.run_folder.files import AGAIN, parse_json
 from rpa_ray.run_folder.names import ANSWERS, CHECKS, CONFIG, EVALUATION, LOOKS, SUMMARY, SWEEP
 
-AGAIN = "Run it again: finished cells are kept."
 CELLS = b"cells"
 """Key of the metadata of evidence that lists its cells, by their number in the column ``cell``."""
 FOUND = b"checks"
@@ -139,7 +139,7 @@ def read_records(folder: Path) -> list[Record]:
     """
     summary, evaluation = folder / SUMMARY, folder / EVALUATION
     if summary.is_file():
-        listed = read_json(summary)
+        listed = parse_json(summary)
         if not isinstance(listed, list):
             raise ValueError(
                 f"{summary} must hold a list of records, got {type(listed).__name__}. {AGAIN}"
@@ -165,7 +165,7 @@ def read_sweep(folder: Path) -> SweepSettings | None:
     if not path.is_file():
         return None
     try:
-        return SweepSettings.model_validate(read_json(path))
+        return SweepSettings.model_validate(parse_json(path))
     except ValidationError as error:
         raise ValueError(f"{path} must be what a sweep writes, got {error}. {AGAIN}") from error
 
@@ -197,33 +197,22 @@ def _parse(item: object, where: str) -> Record:
         ) from error
 
 
-def read_json(path: Path) -> object:
-    """Return the content of a JSON file.
-
-    Raises:
-        ValueError: when the file is not JSON, or is nested more deeply than Python can read.
-    """
-    try:
-        loaded: object = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} must be JSON, got {error.msg.lower()} at line {error.lineno}. {AGAIN}"
-        ) from error
-    except RecursionError:
-        raise ValueError(f"{path} must be nested less deeply, got more levels. {AGAIN}") from None
-    return loaded
-
-
 def _record_of_run(folder: Path) -> dict[str, object]:
     """Join what `evaluation.json` measured with what `config.yaml` says was run."""
-    evaluation = read_json(folder / EVALUATION)
+    evaluation = parse_json(folder / EVALUATION)
     measured = evaluation if isinstance(evaluation, dict) else {"metrics": evaluation}
     if "metrics" not in measured:
         measured = {"metrics": measured}
-    config_file = folder / CONFIG
-    config = yaml.safe_load(config_file.read_text("utf-8")) if config_file.is_file() else None
-    identity = _identity(config if isinstance(config, dict) else {})
-    return identity | measured | {"run": "."}
+    return _identity(_config(folder / CONFIG)) | measured | {"run": "."}
+
+
+def _config(path: Path) -> dict[str, object]:
+    try:
+        config = yaml.safe_load(path.read_bytes()) if path.is_file() else None
+    except (ValueError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} must be YAML, got {reason}. {AGAIN}") from error
+    return config if isinstance(config, dict) else {}
 
 
 def _identity(config: Mapping[str, object]) -> dict[str, object]:
@@ -286,7 +275,7 @@ def read_checks(folder: Path) -> dict[str, Any]:
         path = folder / ANSWERS
         found = json.loads((pq.read_schema(path).metadata or {}).get(FOUND, b"{}"))
     else:
-        found = read_json(path) if path.is_file() else {}
+        found = parse_json(path) if path.is_file() else {}
     if not isinstance(found, dict):
         raise ValueError(f"{path} must hold a JSON object of checks, got {found!r}. {AGAIN}")
     return found

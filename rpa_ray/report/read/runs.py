@@ -1,15 +1,14 @@
 """What a run folder tells beside its result: training curves, times, sample answers, settings."""
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from rpa_ray.evaluation import looks
-from rpa_ray.report.read.records import AGAIN, read_json
+from rpa_ray.run_folder.files import AGAIN, parse_json, read_lines
 from rpa_ray.run_folder.names import CONFIG, EVALUATION, MANIFEST, METRICS, SAMPLES
 
 STAGES = ("rollout", "score", "experience", "learner", "sync")
@@ -122,7 +121,7 @@ def read_run(folder: Path) -> RunFiles:
 
 
 def _read_object(path: Path) -> dict[str, object]:
-    loaded = read_json(path) if path.is_file() else {}
+    loaded = parse_json(path) if path.is_file() else {}
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} must hold a JSON object, got {loaded!r}. {AGAIN}")
     return loaded
@@ -131,7 +130,7 @@ def _read_object(path: Path) -> dict[str, object]:
 def _read_steps(path: Path) -> tuple[Mapping[str, float], ...]:
     """Join the lines of a step; of a step repeated after a resume the later values are kept."""
     steps: dict[int, dict[str, float]] = {}
-    for line in _lines(path):
+    for line in read_lines(path):
         values = _finite(line)
         if "step" in values:
             steps.setdefault(int(values["step"]), {}).update(values)
@@ -148,7 +147,7 @@ def _finite(line: Mapping[str, object]) -> dict[str, float]:
 
 def _read_samples(path: Path) -> tuple[Sample, ...]:
     samples = []
-    for line in _lines(path):
+    for line in read_lines(path):
         if line.get("phase") not in {"before", "after"}:
             continue
         try:
@@ -160,19 +159,3 @@ def _read_samples(path: Path) -> tuple[Sample, ...]:
                 f"got {first['input']!r}. {AGAIN}"
             ) from error
     return tuple(samples)
-
-
-def _lines(path: Path) -> Iterator[dict[str, object]]:
-    """Yield the objects of a JSON lines file; a last line cut short by a killed run is left out."""
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            loaded: object = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                return
-            raise ValueError(
-                f"{path} line {number} must be JSON, got {error.msg.lower()}. {AGAIN}"
-            ) from error
-        if isinstance(loaded, dict):
-            yield loaded

@@ -39,7 +39,13 @@ def finish(folder: Path, settings: dict[str, object], outcome: dict[str, object]
     (folder / "evaluation.json").write_text(json.dumps(outcome))
 
 
-OK = {"status": "ok", "step_failed": None, "weights_sha256": "ab", "metrics": {}, "checks": {}}
+OK: dict[str, object] = {
+    "status": "ok",
+    "step_failed": None,
+    "weights_sha256": "ab",
+    "metrics": {},
+    "checks": {},
+}
 
 
 def test_cells_have_different_folders(config_file: Path, tmp_path: Path) -> None:
@@ -98,6 +104,39 @@ def test_a_finished_cell_is_not_run_again(config_file: Path, tmp_path: Path) -> 
         False,
         False,
     ]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "evaluation.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "half", "zeros", "other"])
+def test_a_finished_cell_with_a_torn_record_is_run_again_and_the_record_is_named(
+    config_file: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    damage: str,
+) -> None:
+    cell = plan_cells(load_config(config_file), tmp_path)[1]
+    finish(cell.folder, cell.settings.to_yaml_dict(), OK)
+    path = cell.folder / name
+    content = path.read_bytes()
+    path.write_bytes(
+        {
+            "empty": b"",
+            "half": content[: len(content) // 2],
+            "zeros": bytes(len(content)),
+            "other": b"[]",
+        }.get(damage, b"")
+    )
+    if damage == "missing":
+        path.unlink()
+    for _ in range(2):
+        assert not any(c.done for c in plan_cells(load_config(config_file), tmp_path))
+    if (name, damage) == ("evaluation.json", "missing"):
+        assert caplog.messages == []  # so begins every cell
+        return
+    (line,) = caplog.messages
+    assert line.startswith(f"{path} must ") and "\n" not in line
+    assert record(cell)["status"] == ("failed" if name == "evaluation.json" else "ok")
 
 
 def test_a_failed_cell_is_run_again_and_a_broken_policy_is_not(

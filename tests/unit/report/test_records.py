@@ -33,6 +33,23 @@ def test_a_summary_cut_short_is_refused_with_the_line(tmp_path: Path) -> None:
         read_records(tmp_path)
 
 
+def test_a_summary_of_other_bytes_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_bytes(b"[\xff\xfe]")
+    with pytest.raises(ValueError, match=r"summary\.json must be JSON, got "):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize("config", [b"model: {path: ch", bytes(20), b"\xff\xfa"])
+def test_a_config_cut_short_is_refused_by_its_name(tmp_path: Path, config: bytes) -> None:
+    (tmp_path / "config.yaml").write_bytes(config)
+    (tmp_path / "evaluation.json").write_text('{"metrics": {}}')
+    with pytest.raises(
+        ValueError, match=r"config\.yaml must be YAML, got .*\. Run it again"
+    ) as error:
+        read_records(tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def test_a_run_folder_takes_its_identity_from_its_config(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(
         "model: {path: chat}\ndata: {name: beavertails, world: embedded, rho: 0.5, "
