@@ -1,6 +1,6 @@
 """One model under DeepSpeed: forward, backward, step, owned shards, gathering, checkpoints.
 
-The only module that imports DeepSpeed. On CPU it also guards against DeepSpeed's grouped
+It and `engine_files` alone import DeepSpeed. On CPU it also guards against DeepSpeed's grouped
 asynchronous all-gather, which waits only for its last handle: right on an in-order CUDA stream,
 silently wrong on gloo.
 """
@@ -42,6 +42,9 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=module, model_parameters=trained, config=deepspeed_config(settings)
         )
+        from rpa_ray.learner.engine_files import EngineFiles
+
+        self._engine.checkpoint_engine = EngineFiles()
         # The user's own file may name another stage than the settings.
         self._zero_stage: int = self._engine.zero_optimization_stage()
         self._rank: int = self._engine.global_rank
@@ -282,6 +285,7 @@ class Engine:
 
         Raises:
             ValueError: the folder holds no saved engine.
+            pickle.UnpicklingError: a file of it holds more than data.
         """
         if not (folder / "state").is_dir():
             raise ValueError(f"folder must hold a saved engine, got {folder}. Name another.")

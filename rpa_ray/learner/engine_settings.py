@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+CHECKPOINT_KEYS = ("checkpoint", "nebula", "datastates_ckpt")
+"""Sections of a DeepSpeed JSON that have state kept in other ways, which may run what they read."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerSettings:
@@ -45,7 +48,7 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
     counts of the whole step.
 
     Raises:
-        ValueError: the user's file sets one of the batch sizes.
+        ValueError: the user's file sets one of the batch sizes, or how checkpoints are written.
     """
     optimizer = settings.optimizer
     cpu = not torch.cuda.is_available()
@@ -76,10 +79,12 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
         config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     if settings.deepspeed_file is not None:
         own = json.loads(settings.deepspeed_file.read_text(encoding="utf-8"))
-        for name in sorted(batch_sizes.keys() & own.keys()):
+        set_by = dict.fromkeys(batch_sizes, "cluster.micro_batch_size sets it")
+        set_by |= dict.fromkeys(CHECKPOINT_KEYS, "checkpoints are written in one way alone")
+        for name in sorted(set_by.keys() & own.keys()):
             raise ValueError(
                 f"cluster.deepspeed must leave {name} out, got {own[name]!r}. Remove it from "
-                f"{settings.deepspeed_file}; cluster.micro_batch_size sets it."
+                f"{settings.deepspeed_file}; {set_by[name]}."
             )
         config.update(own)
     return config

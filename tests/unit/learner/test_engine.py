@@ -1,4 +1,6 @@
 import json
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +329,31 @@ def test_gradients_from_before_a_load_are_forgotten(tmp_path: Path) -> None:
     assert equal(engine.weights(), expected)
 
 
+class TouchesAFile:
+    """A pickle of it runs code where it is read without care."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.file),)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 3])
+def test_a_file_that_would_run_code_is_refused(zero_stage: int, tmp_path: Path) -> None:
+    engine, touched = tiny_engine(zero_stage=zero_stage), tmp_path / "touched"
+    engine.save(tmp_path)
+    planted = sorted(tmp_path.rglob("*.pt"))
+    assert planted
+    for file in planted:
+        whole = file.read_bytes()
+        torch.save({"state": TouchesAFile(touched)}, file)
+        with pytest.raises(pickle.UnpicklingError):
+            engine.load(tmp_path)
+        file.write_bytes(whole)
+    assert not touched.exists()
+
+
 def test_a_folder_without_a_saved_engine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="folder must hold a saved engine, got "):
         tiny_engine(zero_stage=1).load(tmp_path)
@@ -363,8 +390,10 @@ def test_keys_of_the_users_own_deepspeed_file_win(tmp_path: Path) -> None:
     assert config["train_batch_size"] == 6
 
 
-@pytest.mark.parametrize("name", ["gradient_accumulation_steps", "train_batch_size"])
-def test_batch_sizes_in_the_users_own_file_are_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["gradient_accumulation_steps", "train_batch_size", "checkpoint", "nebula"]
+)
+def test_what_the_users_own_file_must_leave_to_us_is_refused(tmp_path: Path, name: str) -> None:
     file = tmp_path / "deepspeed.json"
     file.write_text(json.dumps({name: 4}))
     settings = settings_of(OptimizerSettings(learning_rate=1e-3, num_steps=1), deepspeed_file=file)
