@@ -24,8 +24,8 @@ class Checkpoints(Protocol):
         """Put everything back as it was; return the step to go on with."""
         ...
 
-    def save_if_due(self, next_step: int) -> None:
-        """Save now and then, from between two steps."""
+    def is_due(self) -> bool:
+        """Return whether to save between these two steps."""
         ...
 
     def save(self, next_step: int) -> None:
@@ -81,8 +81,10 @@ def train(
         log.write(samples | metrics)
         progress(step, metrics)
         step += 1
-        if step < num_steps:
-            checkpoints.save_if_due(step)
+        if step < num_steps and checkpoints.is_due():
+            log.sync()
+            checkpoints.save(step)
     if first_step < step:
+        log.sync()
         checkpoints.save(step)
     return step

@@ -2,19 +2,22 @@
 
     checkpoints/step_000040/engine/      DeepSpeed: weights, fp32 masters, optimizer, updates
     checkpoints/step_000040/rank_0.pt    this rank's generators, and the state of every part
-    checkpoints/step_000040/ranks.json   what the checkpoint was made by
+    checkpoints/step_000040/ranks.json   what the checkpoint was made by, and the sizes of its files
 
-A checkpoint appears all at once, when every rank has written its part; the one before it is deleted
-then. The files are DeepSpeed's own pickles: they are read only from the folder of the run that
-wrote them.
+A checkpoint appears all at once, when every rank has written its part and all of it is on disk; the
+one before it stays until the next is begun, and is gone on with where the newest turns out torn.
+Nothing in the files is run, and they are read only where nobody but this user could write them.
 """
 
-import json
 import os
+import pickle
 import random
+import re
 import shutil
+import stat
 import time
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,11 +26,13 @@ import torch
 from rpa_ray.config import ConfigError
 from rpa_ray.learner.engine import Engine
 from rpa_ray.learner.ranks import Ranks
-from rpa_ray.run_folder.files import write_json
+from rpa_ray.run_folder.files import parse_json, say_once, sync, sync_tree, write_json
 
 MAX_TIME_SHARE = 0.05
 """Share of a training's time that checkpoints may take."""
-_PREFIX = "step_"
+_MADE_BY = "ranks.json"
+_NAME = re.compile(r"step_(\d{6,})")
+_REMEDY = "Delete it to go on from the one before it, or from the start."
 
 
 class Stateful(Protocol):
@@ -65,40 +70,57 @@ class Checkpoints:
         self._interval_s = interval_s
         self._last_save = time.monotonic()
         self._cost_s = 0.0
+        self._newest: Path | None = None
+        """What this training was last at, known to be whole."""
 
     def restore(self) -> int:
         """Put everything back as it was and return the step to go on with; 0 without a checkpoint.
 
         Raises:
-            ConfigError: The checkpoint was made by another number of ranks or ZeRO stage.
+            ConfigError: The checkpoint was made by another number of ranks or ZeRO stage, could be
+                somebody else's, or holds more than data.
         """
         # The first rank decides for all: another may still see the folder of a moment ago.
-        found = self._ranks.broadcast(latest_checkpoint(self._folder))
+        found = self._ranks.broadcast(
+            latest_checkpoint(self._folder) if self._ranks.is_main else None
+        )
+        self._newest = found
         if found is None:
             return 0
         check_fits(found, num_ranks=self._ranks.size, zero_stage=self._engine.zero_stage)
-        self._engine.load(found / "engine")
-        mine = torch.load(found / f"rank_{self._ranks.rank}.pt", weights_only=True)
+        try:
+            self._engine.load(found / "engine")
+            mine = torch.load(found / f"rank_{self._ranks.rank}.pt", weights_only=True)
+        except pickle.UnpicklingError:
+            raise ConfigError(
+                str(found), "hold tensors and plain values alone", "other objects", _REMEDY
+            ) from None
         for name, part in self._parts.items():
             part.load_state_dict(mine["parts"][name])
         _set_generators(mine["generators"])
         return int(mine["next_step"])
 
-    def save_if_due(self, next_step: int) -> None:
-        """Save where the interval has passed on the first rank's clock."""
+    def is_due(self) -> bool:
+        """Return whether the interval has passed on the first rank's clock."""
         interval_s = self._interval_s and max(self._interval_s, self._cost_s / MAX_TIME_SHARE)
-        due = time.monotonic() - self._last_save >= interval_s
-        if self._ranks.broadcast(due):
-            self.save(next_step)
+        return self._ranks.broadcast(time.monotonic() - self._last_save >= interval_s)
 
     def save(self, next_step: int) -> None:
-        """Write a checkpoint from which ``next_step`` is the next, and delete the one before."""
+        """Write a checkpoint from which ``next_step`` is the next, and put it on disk.
+
+        Those before the last are deleted first, so that there are two at most.
+        """
         started = time.monotonic()
-        final = self._folder / f"{_PREFIX}{next_step:06d}"
+        final = self._folder / f"step_{next_step:06d}"
+        if final == self._newest:
+            return
         partial = self._folder / f".{final.name}"
         if self._ranks.is_main:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for other in self._folder.iterdir():
+                if other != self._newest:
+                    shutil.rmtree(other)
+            partial.mkdir(mode=0o700)
         self._ranks.barrier()
         self._engine.save(partial / "engine")
         mine = {
@@ -107,17 +129,29 @@ class Checkpoints:
             "generators": _generators(),
         }
         torch.save(mine, partial / f"rank_{self._ranks.rank}.pt")
+        # Each rank: from elsewhere, its files may not be on disk yet.
+        sync_tree(partial)
         self._ranks.barrier()
         if self._ranks.is_main:
-            made_by = {"num_ranks": self._ranks.size, "zero_stage": self._engine.zero_stage}
-            write_json(partial / "ranks.json", made_by)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(partial, final)
-            for other in self._folder.iterdir():
-                if other != final:
-                    shutil.rmtree(other)
+            self._finish(partial, final)
+        self._newest = final
         self._last_save = time.monotonic()
         self._cost_s = self._last_save - started
+
+    def _finish(self, partial: Path, final: Path) -> None:
+        """Give a checkpoint its name, once all of it is on disk and closed to others."""
+        files = [path for path in partial.rglob("*") if path.is_file()]
+        made_by = {
+            "num_ranks": self._ranks.size,
+            "zero_stage": self._engine.zero_stage,
+            "sizes": {str(path.relative_to(partial)): path.stat().st_size for path in files},
+        }
+        write_json(partial / _MADE_BY, made_by)
+        for path in partial.rglob("*"):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+        sync_tree(partial)
+        os.replace(partial, final)
+        sync(self._folder)
 
     def delete(self) -> None:
         """Delete every checkpoint; they hold the weights of an attacked model."""
@@ -127,8 +161,60 @@ class Checkpoints:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint of a training, None where there is none."""
-    return max(folder.glob(f"{_PREFIX}*"), default=None)
+    """Return the newest whole checkpoint of a training, None where there is none.
+
+    Raises:
+        ConfigError: Somebody else could have written one that is as new or newer.
+    """
+    steps = {path: _NAME.fullmatch(path.name) for path in folder.glob("*")}
+    named = [(int(step[1]), path) for path, step in steps.items() if step is not None]
+    for _, checkpoint in sorted(named, reverse=True):
+        try:
+            _refuse_others(checkpoint)
+        except FileNotFoundError:  # deleted meanwhile, by a run that is at work
+            continue
+        torn = _torn_file(checkpoint)
+        if torn is None:
+            return checkpoint
+        say_once(
+            f"{torn} must be as it was written, got a torn file. The checkpoint before counts."
+        )
+    return None
+
+
+def _refuse_others(checkpoint: Path) -> None:
+    """Refuse a checkpoint that another user owns, could have written to or leads elsewhere.
+
+    Raises:
+        ConfigError: It is such a one.
+    """
+    for path in chain([checkpoint], checkpoint.rglob("*")):
+        found = path.lstat()
+        if stat.S_ISLNK(found.st_mode):
+            got = "a symbolic link"
+        elif found.st_uid != os.getuid():
+            got = f"one of uid {found.st_uid}"
+        elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            got = f"mode {stat.filemode(found.st_mode)}"
+        else:
+            continue
+        raise ConfigError(
+            str(path), f"be of uid {os.getuid()}, who alone may write to it", got, _REMEDY
+        )
+
+
+def _torn_file(checkpoint: Path) -> Path | None:
+    """Return a file of a checkpoint that is not there in the size in which it was written."""
+    try:
+        made_by: Any = parse_json(checkpoint / _MADE_BY)
+    except (OSError, ValueError):
+        return checkpoint / _MADE_BY
+    sizes: dict[str, int] = made_by.get("sizes", {})
+    for name, size in sizes.items():
+        path = checkpoint / name
+        if not path.is_file() or path.stat().st_size != size:
+            return path
+    return None
 
 
 def check_fits(checkpoint: Path, *, num_ranks: int, zero_stage: int | None) -> None:
@@ -137,7 +223,7 @@ def check_fits(checkpoint: Path, *, num_ranks: int, zero_stage: int | None) -> N
     Raises:
         ConfigError: It was made by another number of ranks or ZeRO stage (None: not known yet).
     """
-    made_by = json.loads((checkpoint / "ranks.json").read_text(encoding="utf-8"))
+    made_by: Any = parse_json(checkpoint / _MADE_BY)
     for key, value in (("num_ranks", num_ranks), ("zero_stage", zero_stage)):
         if value is not None and made_by[key] != value:
             raise ConfigError(

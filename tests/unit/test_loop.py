@@ -38,8 +38,9 @@ class Notebook:
     def restore(self) -> int:
         return self.next_step
 
-    def save_if_due(self, next_step: int) -> None:
-        self.diary.append(f"maybe {next_step}")
+    def is_due(self) -> bool:
+        self.diary.append("asked")
+        return self.diary.count("asked") == 2
 
     def save(self, next_step: int) -> None:
         self.diary.append(f"save {next_step}")
@@ -158,9 +159,24 @@ def test_a_training_is_saved_between_steps_and_at_its_end(tmp_path: Path) -> Non
     numbers = Numbers()
     run(numbers, tmp_path / "m.jsonl", checkpoints=Notebook(diary=numbers.diary))
     assert [entry for entry in numbers.diary if "batch" not in entry] == [
-        *("maybe 1", "maybe 2", "save 3")
+        *("asked", "asked", "save 2", "save 3")
     ]
-    assert numbers.diary.index("maybe 1") < numbers.diary.index("batch 1")
+    assert numbers.diary.index("save 2") < numbers.diary.index("batch 2")
+
+
+def test_the_lines_of_the_steps_are_on_disk_before_what_goes_on_from_them(tmp_path: Path) -> None:
+    numbers: Any = Numbers()
+
+    class Log(JsonLines):
+        def sync(self) -> None:
+            numbers.diary.append(f"{self.num_lines} lines on disk")
+
+    log = Log(tmp_path / "m.jsonl", enabled=True)
+    notebook = Notebook(diary=numbers.diary)
+    train(numbers, numbers, num_steps=3, samples_per_step=8, log=log, checkpoints=notebook)
+    for num_steps in (2, 3):
+        saved = numbers.diary.index(f"save {num_steps}")
+        assert numbers.diary[saved - 1] == f"{num_steps} lines on disk"
 
 
 def test_a_finished_training_is_not_saved_again(tmp_path: Path) -> None:

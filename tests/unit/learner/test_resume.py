@@ -186,12 +186,12 @@ def test_without_a_checkpoint_a_training_begins_at_the_start(tmp_path: Path) -> 
     assert checkpoints(tmp_path / "none").restore() == 0
 
 
-def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
+def test_the_two_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     saver = checkpoints(tmp_path)
-    saver.save(9)
-    saver.save(10)
-    assert [path.name for path in tmp_path.iterdir()] == ["step_000010"]
-    assert checkpoints(tmp_path).restore() == 10
+    for step in (9, 10, 11):
+        saver.save(step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000010", "step_000011"]
+    assert checkpoints(tmp_path).restore() == 11
 
 
 def test_a_checkpoint_cut_short_does_not_count(tmp_path: Path) -> None:
@@ -202,25 +202,20 @@ def test_a_checkpoint_cut_short_does_not_count(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step_000007"]
 
 
-def test_a_checkpoint_is_written_when_the_interval_has_passed(tmp_path: Path) -> None:
-    checkpoints(tmp_path, interval_s=3600.0).save_if_due(1)
-    assert latest_checkpoint(tmp_path) is None
-    checkpoints(tmp_path, interval_s=0.0).save_if_due(1)
-    assert latest_checkpoint(tmp_path) == tmp_path / "step_000001"
+def test_a_checkpoint_is_due_when_the_interval_has_passed(tmp_path: Path) -> None:
+    assert not checkpoints(tmp_path, interval_s=3600.0).is_due()
+    assert checkpoints(tmp_path, interval_s=0.0).is_due()
 
 
 def test_checkpoints_that_take_long_are_written_less_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saver = checkpoints(tmp_path, interval_s=1e-9)
-    saver.save_if_due(1)
-    monkeypatch.setattr(saver, "_cost_s", 60.0)
-    saver.save_if_due(2)
-    assert latest_checkpoint(tmp_path) == tmp_path / "step_000001"
-    always = checkpoints(tmp_path, interval_s=0.0)
-    monkeypatch.setattr(always, "_cost_s", 60.0)
-    always.save_if_due(3)
-    assert latest_checkpoint(tmp_path) == tmp_path / "step_000003"
+    saver, always = (checkpoints(tmp_path, interval_s=interval_s) for interval_s in (1e-9, 0.0))
+    assert saver.is_due()
+    for one in (saver, always):
+        monkeypatch.setattr(one, "_cost_s", 60.0)
+    assert not saver.is_due()
+    assert always.is_due()
 
 
 def test_checkpoints_are_deleted_when_they_are_not_needed(tmp_path: Path) -> None:
