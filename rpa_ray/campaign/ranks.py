@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -16,9 +15,10 @@ from rpa_ray.actors.pools import RolloutPool, ScorerPool
 from rpa_ray.campaign.queue import ASK_AGAIN, JobQueue, QueueProgress, ask
 from rpa_ray.config import ClusterSettings
 from rpa_ray.recipes.to_make import Cell, Job, ModelJob, RefusalJob
+from rpa_ray.run_folder.deletion import delete
 from rpa_ray.run_folder.files import write_json
 from rpa_ray.run_folder.lock import exclusive
-from rpa_ray.run_folder.names import EVALUATION
+from rpa_ray.run_folder.names import CHECKPOINTS, EVALUATION
 from rpa_ray.run_folder.outcome import outcome_status, ran_to_an_end
 
 if TYPE_CHECKING:
@@ -134,13 +134,12 @@ def _run_recorded(cell: Cell, process: "LearnerProcess") -> None:
     and the cell is tried again by the next.
     """
     from rpa_ray.jobs.experiment import run_experiment
-    from rpa_ray.run_folder.names import CHECKPOINTS
 
     if process.ranks.broadcast(
         ran_to_an_end(cell.folder)
     ):  # ranks died after its end, before the next
         if process.ranks.is_main:
-            shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)
+            delete(cell.folder / CHECKPOINTS)
         return
     try:
         run_experiment(cell, process)

@@ -3,7 +3,6 @@
 Answers are appended to a file as they come, and an interrupted job goes on after its last block.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from rpa_ray.learner.modules import load_policy
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import folder_of
 from rpa_ray.recipes.to_make import RefusalJob
+from rpa_ray.run_folder.deletion import delete
 from rpa_ray.run_folder.files import JsonLines, read_lines
 from rpa_ray.scoring.text_rules import refusal_pattern
 from rpa_ray.weight_sync.digests import tensor_digest
@@ -82,7 +82,7 @@ def make_refusals(job: RefusalJob, process: LearnerProcess) -> Path:
     if ranks.is_main:
         answers = dict(zip(prompts, read_lines(begun / "answers.jsonl"), strict=True))
         _write(job, process.cache, pairs, answers)
-        shutil.rmtree(begun)
+        delete(begun)
     ranks.barrier()
     return refusals.folder(process.cache)
 

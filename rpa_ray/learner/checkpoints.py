@@ -13,7 +13,6 @@ import os
 import pickle
 import random
 import re
-import shutil
 import stat
 import time
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ import torch
 from rpa_ray.config import ConfigError
 from rpa_ray.learner.engine import Engine
 from rpa_ray.learner.ranks import Ranks
+from rpa_ray.run_folder.deletion import checkpoints_in, delete
 from rpa_ray.run_folder.files import parse_json, say_once, sync, sync_tree, write_json
 
 MAX_TIME_SHARE = 0.05
@@ -117,10 +117,10 @@ class Checkpoints:
         partial = self._folder / f".{final.name}"
         if self._ranks.is_main:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for other in self._folder.iterdir():
+            for other in checkpoints_in(self._folder):
                 if other != self._newest:
-                    shutil.rmtree(other)
-            partial.mkdir(mode=0o700)
+                    delete(other)
+            partial.mkdir(mode=0o700, exist_ok=True)
         self._ranks.barrier()
         self._engine.save(partial / "engine")
         mine = {
@@ -157,7 +157,7 @@ class Checkpoints:
         """Delete every checkpoint; they hold the weights of an attacked model."""
         self._ranks.barrier()
         if self._ranks.is_main:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            delete(self._folder)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

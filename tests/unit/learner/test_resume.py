@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -223,6 +224,39 @@ def test_checkpoints_are_deleted_when_they_are_not_needed(tmp_path: Path) -> Non
     saver.save(1)
     saver.delete()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_are_deleted_where_their_folder_is_a_link(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "notes").write_text("of somebody")
+    (tmp_path / "checkpoints").symlink_to(scratch)
+    saver = checkpoints(tmp_path / "checkpoints")
+    saver.save(1)
+    saver.save(2)
+    assert sorted(path.name for path in scratch.iterdir()) == ["notes", "step_000002"]
+    saver.delete()
+    assert [path.name for path in scratch.iterdir()] == ["notes"]
+
+
+def test_a_file_that_cannot_be_deleted_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = os.unlink
+
+    def unlink_others(path: Any, *args: Any, **kwargs: Any) -> None:
+        if os.path.basename(path) == ".nfs0001":
+            raise OSError("in use")
+        unlink(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "unlink", unlink_others)
+    for name in ("step_000001", ".step_000002"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".nfs0001").write_text("")
+    saver = checkpoints(tmp_path)
+    saver.save(2)
+    assert saver.restore() == 2
+    saver.delete()
 
 
 @pytest.mark.parametrize(
