@@ -1,9 +1,9 @@
-"""One process at a time in a folder; the lock goes with the process, however it ends."""
+"""Who works in a folder or needs it; a lock goes with its process, however that ends."""
 
 import fcntl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 _POLL_S = 0.5
@@ -13,19 +13,32 @@ class FolderInUse(RuntimeError):
     """Another process works in the folder."""
 
 
-@contextmanager
-def exclusive(path: Path, *, wait_s: float = 0.0) -> Iterator[None]:
+def exclusive(path: Path, *, wait_s: float = 0.0) -> AbstractContextManager[None]:
     """Hold the lock file ``path`` for the time of the block, waiting for it at most ``wait_s``.
 
     Raises:
-        FolderInUse: Another process holds it.
+        FolderInUse: Another process holds it, alone or shared.
     """
+    return _locked(path, fcntl.LOCK_EX, wait_s)
+
+
+def shared(path: Path, *, wait_s: float = 0.0) -> AbstractContextManager[None]:
+    """Hold the lock file ``path`` as others may at the same time; else like `exclusive`.
+
+    Raises:
+        FolderInUse: Another process holds it alone.
+    """
+    return _locked(path, fcntl.LOCK_SH, wait_s)
+
+
+@contextmanager
+def _locked(path: Path, kind: int, wait_s: float) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_s
     with path.open("w") as file:
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:

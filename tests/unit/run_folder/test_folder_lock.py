@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rpa_ray.run_folder.lock import FolderInUse, exclusive
+from rpa_ray.run_folder.lock import FolderInUse, exclusive, shared
 
 HOLD = """
 import sys, time
@@ -58,3 +58,13 @@ def test_a_block_that_ends_lets_the_next_in(tmp_path: Path) -> None:
     for _ in range(2):
         with exclusive(tmp_path / "new" / ".lock"):
             pass
+
+
+def test_a_shared_lock_lets_others_share_it_and_nobody_have_it_alone(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    with shared(lock), shared(lock), pytest.raises(FolderInUse), exclusive(lock):
+        pass
+    with exclusive(lock), pytest.raises(FolderInUse), shared(lock):
+        pass
+    with shared(lock):
+        pass
