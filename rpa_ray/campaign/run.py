@@ -10,6 +10,7 @@ import ray
 import yaml
 
 from rpa_ray.actors.pools import create_rollout_pool, create_scorer_pool
+from rpa_ray.campaign.attacked_weights import delete_attacked_weights, held
 from rpa_ray.campaign.cell_clock import CellClock
 from rpa_ray.campaign.groups import STORAGE_PREFIX, Background, RankGroup, work_through
 from rpa_ray.campaign.manifest import manifest
@@ -29,7 +30,6 @@ from rpa_ray.recipes.to_make import Cell
 from rpa_ray.run_folder.files import write_json, write_text
 from rpa_ray.run_folder.lock import exclusive
 from rpa_ray.run_folder.names import (
-    CHECKPOINTS,
     CHECKS,
     CONFIG,
     EVALUATION,
@@ -88,20 +88,20 @@ def run_campaign(
     config, output = plan.config, plan.output
     output.mkdir(parents=True, exist_ok=True)
     with exclusive(output / LOCK):
-        if not plan.is_current():
-            plan = make_plan(config, output, CampaignInputs(plan.cache))
-        cells = plan.cells
-        for cell in cells:
-            if cell.done:  # it may have been interrupted just before it deleted them
-                shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)
-            else:
-                _begin_folder(cell, plan.inputs.of(cell.settings), command)
-        try:
-            failure = _run(plan, view, releases) if plan.todo else ""
-        except KeyboardInterrupt:
-            if config.sweep is None:
-                _write_results(config, _with_outcome(cells), output)
-            raise
+        with held(plan):
+            if not plan.is_current():
+                plan = make_plan(config, output, CampaignInputs(plan.cache))
+            cells = plan.cells
+            for cell in cells:
+                if not cell.done:
+                    _begin_folder(cell, plan.inputs.of(cell.settings), command)
+            try:
+                failure = _run(plan, view, releases) if plan.todo else ""
+            except KeyboardInterrupt:
+                if config.sweep is None:
+                    _write_results(config, _with_outcome(cells), output)
+                raise
+        delete_attacked_weights(plan, view.say)
         records = _write_results(config, _with_outcome(cells) if failure else cells, output)
     if failure:
         raise CampaignFailed(

@@ -225,7 +225,9 @@ class ExperimentSettings(Settings):
     seed: int = Field(0, ge=0)
     """Seed of the attack: prompts, flips, sampling, value head."""
     keep_attacked_weights: bool = False
-    """Keep the weights of attacked models instead of deleting them after evaluation."""
+    """Keep attacked weights instead of deleting them after evaluation: of the model, in the run
+    folder, and, in the cache, of reward models that learn reversed preferences and of security
+    vectors."""
 
     @property
     def training(self) -> TrainingConfig | None:

@@ -1,10 +1,11 @@
 """What a command will do, decided once: cells, jobs, who waits for whom, and the cost."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from rpa_ray.cluster.resources import num_model_threads, parallel_cells
-from rpa_ray.config import with_absolute_paths
+from rpa_ray.config import with_absolute_paths, with_local_paths
 from rpa_ray.data.hub_model import with_pinned_models
 from rpa_ray.data.split import ROLE_SHARES
 from rpa_ray.plan.cells import PlannedCell, is_done, plan_cells
@@ -42,9 +43,39 @@ class Plan:
         """Return where models and worlds are kept."""
         return self.inputs.cache
 
+    @cached_property
+    def named_paths(self) -> frozenset[Path]:
+        """Return every folder and file that the config names, whole: they are the user's."""
+        found: set[Path] = set()
+
+        def note(path: Path) -> str:
+            found.add(path.resolve())
+            return str(path)
+
+        for cell in self.cells:
+            with_local_paths(cell.settings, note)
+        return frozenset(found)
+
+    @cached_property
+    def unsafe_models(self) -> dict[str, frozenset[Path]]:
+        """Return where models that learn what is unsafe lie once made, by the cell that needs them.
+
+        None that the config names by its path.
+        """
+        found = {}
+        for cell in self.cells:
+            recipes = self.inputs.of(_pinned(cell).settings).models.recipes()
+            folders = [recipe.folder(self.cache) for recipe in recipes if recipe.is_unsafe]
+            found[cell.name] = frozenset(f for f in folders if f.resolve() not in self.named_paths)
+        return found
+
     def is_current(self) -> bool:
-        """Return whether no cell has got a result since, as from a command in the same folder."""
-        return all(cell.done == is_done(cell.folder, cell.settings) for cell in self.cells)
+        """Return whether nothing has changed since: cells got results, or models were deleted."""
+        made = {j.recipe.folder(self.cache) for j in self.jobs.values() if isinstance(j, ModelJob)}
+        needed = {folder for cell in self.todo for folder in self.unsafe_models[cell.name]}
+        return all(folder.is_dir() for folder in needed - made) and all(
+            cell.done == is_done(cell.folder, cell.settings) for cell in self.cells
+        )
 
     def num_answers(self, job: RefusalJob) -> int:
         """Return how many prompts are answered for a set of refusals."""

@@ -101,6 +101,12 @@ class ModelRecipe:
         """Return the recipes that have to be made before this one."""
         return [model for model in (self.start, self.ranked_by) if isinstance(model, ModelRecipe)]
 
+    @property
+    def is_unsafe(self) -> bool:
+        """Return whether it learns what is unsafe: reversed preferences, or unsafe answers."""
+        rows = self.rows
+        return rows.kind is RowKind.UNSAFE_ANSWERS or float(rows.settings.get("rho", 0)) > 0
+
     def key(self) -> str:
         """Return the hash of all that determines the weights."""
         return _key(self, _key_of(self.start), _key_of(self.ranked_by))

@@ -1,11 +1,11 @@
 """What came out of a cell, as its run folder tells."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rpa_ray.run_folder.files import read_json
+from rpa_ray.run_folder.files import read_json, write_json
 from rpa_ray.run_folder.names import EVALUATION
 
 LOWER_IS_BETTER = ("unflipped_accuracy", "_safe_mean", "brier")
@@ -26,6 +26,19 @@ def outcome_status(folder: Path) -> str:
 def ran_to_an_end(folder: Path) -> bool:
     """Return whether a cell has a result; a policy that broke is one, a failure is not."""
     return outcome_status(folder) != "failed"
+
+
+def record_weights_left(folder: Path, left: Sequence[Path]) -> None:
+    """Write into the outcome of a run where attacked weights of it could not be deleted, if any.
+
+    The key ``attacked_weights_left`` holds the paths; without it there are none.
+    """
+    outcome = read_outcome(folder)
+    assert outcome is not None
+    paths = [str(path) for path in left]
+    if outcome.pop("attacked_weights_left", []) != paths:
+        key = {"attacked_weights_left": paths} if paths else {}
+        write_json(folder / EVALUATION, outcome | key)
 
 
 def worst_of(findings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
