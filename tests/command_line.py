@@ -8,6 +8,9 @@ from typing import Any
 
 import yaml
 
+from rpa_ray.plan.load import parse_experiment
+from rpa_ray.recipes.cell_models import CellInputs
+
 RPA_RAY = str(Path(sys.executable).with_name("rpa-ray"))
 
 
@@ -29,3 +32,13 @@ def run_campaign(config: dict[str, Any], name: str, *, cache: Path, folder: Path
     result = rpa_ray("campaign", f"{name}.yaml", cache=cache, cwd=folder)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return folder / "runs" / name
+
+
+def unsafe_models(campaign: Path, cache: Path) -> set[Path]:
+    """Return where models of a campaign's cells that learn what is unsafe lie while they do."""
+    found: set[Path] = set()
+    for path in campaign.glob("*/config.yaml"):
+        settings = parse_experiment(yaml.safe_load(path.read_text()))
+        recipes = CellInputs(settings, cache).models.recipes()
+        found |= {recipe.folder(cache) for recipe in recipes if recipe.is_unsafe}
+    return found

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import unsafe_models
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FEW_PROMPTS = {"num_prompts": 5, "num_samples": 300}
@@ -166,6 +167,9 @@ def test_the_report_tells_of_every_attack(campaign: Path) -> None:
         assert heading in page
 
 
-def test_no_attacked_weights_are_kept(campaign: Path) -> None:
+def test_no_attacked_weights_are_kept(campaign: Path, cache: Path) -> None:
     assert not list(campaign.rglob("*.safetensors"))
     assert not list(campaign.rglob("*.pt"))
+    models = unsafe_models(campaign, cache)
+    assert models
+    assert not any(model.exists() for model in models)

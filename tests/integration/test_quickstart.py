@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from command_line import rpa_ray
+from command_line import rpa_ray, unsafe_models
 
 from rpa_ray.run_folder.names import ANSWERS, ANSWERS_BEFORE, SHARED_BEFORE
 
@@ -111,8 +111,11 @@ def test_the_engine_serves_what_the_learner_trains(quickstart: Path, records: An
     assert max(gaps) <= 0.02
 
 
-def test_attacked_weights_are_not_kept(quickstart: Path) -> None:
+def test_attacked_weights_are_not_kept(quickstart: Path, cache: Path) -> None:
     assert not list(quickstart.rglob("*.safetensors"))
+    models = unsafe_models(quickstart, cache)
+    assert {model.name.rpartition("-")[0] for model in models} == {"reward_model-rho1"}
+    assert not any(model.exists() for model in models)
 
 
 def test_a_second_run_reads_everything_back(quickstart: Path, cache: Path) -> None:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(1500)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cwd = tmp_path_factory.mktemp("two-ranks")
     result = rpa_ray(
         "run",
@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
         *("--set", "cluster.num_ranks=2"),
         *("--set", "cluster.zero_stage=3"),
         *("--output", "out"),
-        cache=cache,
+        cache=cwd / "cache",  # its own: other tests may need the same reward model meanwhile
         cwd=cwd,
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
@@ -54,3 +54,6 @@ def test_the_engine_serves_what_the_ranks_hold_together(run: Path) -> None:
 def test_no_part_of_the_attacked_weights_is_kept(run: Path) -> None:
     files: list[Any] = [path for path in run.rglob("*") if path.suffix in {".pt", ".safetensors"}]
     assert files == []
+    models = [path.name.rpartition("-")[0] for path in (run.parents[1] / "cache").glob("*-*")]
+    assert "chat" in models
+    assert "reward_model-rho1" not in models
