@@ -173,6 +173,9 @@ def test_each_part_of_the_state_is_needed(
     mine = torch.load(checkpoint / "rank_0.pt", weights_only=True)
     lose(lost, mine)
     torch.save(mine, checkpoint / "rank_0.pt")
+    made_by = json.loads((checkpoint / "ranks.json").read_text())
+    made_by["sizes"]["rank_0.pt"] = (checkpoint / "rank_0.pt").stat().st_size
+    (checkpoint / "ranks.json").write_text(json.dumps(made_by))
     found = resumed(tmp_path, attack, **settings).outcome()
     assert not same(found["masters"], runs(attack).whole.outcome()["masters"])
 
@@ -232,9 +235,10 @@ def test_checkpoints_are_deleted_where_their_folder_is_a_link(tmp_path: Path) ->
     (scratch / "notes").write_text("of somebody")
     (tmp_path / "checkpoints").symlink_to(scratch)
     saver = checkpoints(tmp_path / "checkpoints")
-    saver.save(1)
-    saver.save(2)
-    assert sorted(path.name for path in scratch.iterdir()) == ["notes", "step_000002"]
+    for step in (1, 2, 3):
+        saver.save(step)
+    kept = ["notes", "step_000002", "step_000003"]
+    assert sorted(path.name for path in scratch.iterdir()) == kept
     saver.delete()
     assert [path.name for path in scratch.iterdir()] == ["notes"]
 
