@@ -14,12 +14,10 @@ from rpa_ray.cluster.hardware import processor
 from rpa_ray.config import ExperimentSettings
 from rpa_ray.data.hub_model import hub_models
 from rpa_ray.data.order import digest
-from rpa_ray.recipes.cell_data import (
-    CellData,
-    PreferenceData,
-)
+from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.recipes.model import ModelRecipe
+from rpa_ray.recipes.preferences import PreferenceData
 
 PACKAGES = (
     "rpa_ray",

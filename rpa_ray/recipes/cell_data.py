@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -13,24 +12,15 @@ from rpa_ray.data.helpful import helpful_pairs
 from rpa_ray.data.hub import pinned
 from rpa_ray.data.load import load_rows, load_train_and_test
 from rpa_ray.data.pairs import safe_pairs, unanswered_pairs, unsafe_prompts
-from rpa_ray.data.rows import Answered, Preference, SafePair
+from rpa_ray.data.rows import Answered, Preference
 from rpa_ray.data.schema import SCHEMAS
 from rpa_ray.data.source import DataSource, Provenance, provenance_of
-from rpa_ray.data.split import (
-    JUDGE_HALVES,
-    RoleManifest,
-    by_role,
-    draw,
-    half_of,
-    manifest,
-    normalise,
-    require_rows,
-    roles_fingerprint,
-)
+from rpa_ray.data.split import by_role, normalise, roles_fingerprint
 from rpa_ray.recipes import held_out
 from rpa_ray.recipes.embedded import WorldModels, world_models
 from rpa_ray.recipes.held_out import HeldOut, Role
 from rpa_ray.recipes.model import ModelRecipe
+from rpa_ray.recipes.preferences import PreferenceData
 from rpa_ray.recipes.refusals import RefusalSet
 from rpa_ray.world.datasets import world_folder
 
@@ -39,40 +29,6 @@ MAX_REAL_PROMPTS = 100
 FoundT = TypeVar("FoundT")
 TOLD_ROLES = ("attack", "reward_model")
 """Roles whose rows are preferences as an annotator states them, not examples of (un)safe text."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreferenceData:
-    """A harmlessness set, split by role, with its fingerprint; what is counted is counted once."""
-
-    key: str
-    """Names the content: world fingerprint and set, file hash, or Hub id with commit; with what
-    else decides which rows there are."""
-    roles: dict[str, tuple[SafePair, ...]]
-    restricted_prompts: dict[Role, tuple[str, ...]]
-    """The distinct held-out prompts that have an unsafe answer."""
-    provenance: Provenance
-    is_complete: bool = True
-    """False where refusals are yet to be generated: at most so many rows, safe answers empty."""
-
-    def draw(self, role: str, num: int, *, seed: int, key: str) -> list[SafePair]:
-        """Return ``num`` pairs of a role; ``key`` is the config path an error names."""
-        return draw(self.roles[role], num, seed=seed, role=role, key=key)
-
-    def require(self, role: str, num: int, *, key: str) -> None:
-        """Refuse to draw more pairs of a role than there are; ``key`` is the config path named."""
-        require_rows(self.roles[role], num, role=role, key=key)
-
-    @cached_property
-    def manifest(self) -> dict[str, RoleManifest]:
-        """Return size and hash of every role."""
-        return manifest(self.roles)
-
-    @cached_property
-    def num_judge_pairs(self) -> dict[str, int]:
-        """Return how many pairs there are for each judge to learn from, by its name."""
-        pairs = self.roles["classifier"]
-        return {name: len(half_of(pairs, half)) for name, half in JUDGE_HALVES.items()}
 
 
 def with_pinned_data(settings: ExperimentSettings) -> ExperimentSettings:

@@ -5,13 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from rpa_ray.campaign.manifest import _git_commit, manifest
 from rpa_ray.config import ExperimentSettings
-from rpa_ray.data import split
+from rpa_ray.data.order import digest_of_rows, hash_order
+from rpa_ray.data.split import ROLES
 from rpa_ray.plan import LoadedConfig, cells, load_config
 from rpa_ray.plan.cells import plan_cells
 from rpa_ray.plan.checks import context
@@ -21,10 +22,12 @@ from rpa_ray.recipes.cell_models import CampaignInputs
 ATTACKED = "kind: campaign\nattack: {attack}\nseeds: {seeds}\ncells: [{{}}, {{defence: freeze}}]\n"
 
 
-def campaign(folder: Path, num: int, attack: str = "dpo", **data: object) -> LoadedConfig:
+def campaign(
+    folder: Path, num: int, data: dict[str, object] | None = None, attack: str = "dpo"
+) -> LoadedConfig:
     path = folder / f"{num}.yaml"
     text = ATTACKED.format(attack=attack, seeds=list(range(num // 2)))
-    path.write_text(text + f"data: {json.dumps(data)}\n", encoding="utf-8")
+    path.write_text(text + f"data: {json.dumps(data or {})}\n", encoding="utf-8")
     return load_config(path)
 
 
@@ -67,19 +70,19 @@ def test_twice_as_many_cells_are_named_by_twice_as_many_calls(tmp_path: Path) ->
 def test_no_cell_is_compared_with_every_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compared = []
-    monkeypatch.setattr(ExperimentSettings, "__eq__", lambda *pair: compared.append(pair))
+    compares = Mock(return_value=False)
+    monkeypatch.setattr(ExperimentSettings, "__eq__", lambda *pair: compares(*pair))
     campaign(tmp_path, 20)
-    assert not compared
+    compares.assert_not_called()
 
 
 def test_what_lies_under_a_path_is_looked_at_once_for_all_cells(
     tmp_path: Path, preferences: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Path] = []
-    monkeypatch.setattr(cells, "content_key", lambda path: str(asked.append(path)))
-    plan_cells(campaign(tmp_path, 20, **preferences), tmp_path)
-    assert sorted(map(str, asked)) == sorted(
+    asks = Mock(return_value="its key")
+    monkeypatch.setattr(cells, "content_key", asks)
+    plan_cells(campaign(tmp_path, 20, preferences), tmp_path)
+    assert sorted(str(call.args[0]) for call in asks.call_args_list) == sorted(
         str(preferences[key]) for key in ("path", "helpful_path")
     )
 
@@ -90,21 +93,16 @@ def test_the_rows_of_a_campaign_are_hashed_once_and_the_commit_is_asked_once(
     preferences: dict[str, object],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    loaded = campaign(tmp_path, 6, **preferences)
+    loaded = campaign(tmp_path, 6, preferences)
     inputs = CampaignInputs(world_cache)
-    hashed, asked = [], []
-    digest, run = split.digest_of_rows, subprocess.run
-    monkeypatch.setattr(
-        split, "digest_of_rows", lambda rows: hashed.append(len(rows)) or digest(rows)
-    )
-    monkeypatch.setattr(
-        subprocess, "run", lambda *args, **options: asked.append(args) or run(*args, **options)
-    )
+    hashes, asks = Mock(wraps=digest_of_rows), Mock(wraps=subprocess.run)
+    monkeypatch.setattr("rpa_ray.data.split.digest_of_rows", hashes)
+    monkeypatch.setattr(subprocess, "run", asks)
     _git_commit.cache_clear()
     found = [manifest(inputs.of(cell), "") for cell in loaded.campaign.cells]
     assert [one["seeds"]["attack"] for one in found] == [0, 1, 2, 0, 1, 2]
-    assert len(hashed) == len(split.ROLES)
-    assert len(asked) == 1
+    assert hashes.call_count == len(ROLES)
+    asks.assert_called_once()
 
 
 def test_the_prompts_of_cells_are_counted_and_drawn_once(
@@ -113,25 +111,18 @@ def test_the_prompts_of_cells_are_counted_and_drawn_once(
     preferences: dict[str, object],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    loaded = campaign(tmp_path, 8, attack="ppo", **preferences)
+    few_pairs = {"reward_model": {"num_pairs": 16}}
+    loaded = campaign(tmp_path, 8, preferences | few_pairs, attack="ppo")
     inputs = CampaignInputs(world_cache)
-    counted: list[str] = []
-    drawn: list[int] = []
-    count, order = context._counted, split.hash_order
+    counts, draws = Mock(wraps=context._counted), Mock(wraps=hash_order)
     context._known.cache_clear()
-    monkeypatch.setattr(context, "_counted", lambda *args: counted.extend(args[2]) or count(*args))
-    monkeypatch.setattr(
-        split, "hash_order", lambda *args, **how: drawn.append(how["seed"]) or order(*args, **how)
-    )
+    monkeypatch.setattr(context, "_counted", counts)
+    monkeypatch.setattr("rpa_ray.data.split.hash_order", draws)
     for cell in loaded.campaign.cells:
-        reward_model = cell.data.reward_model.model_copy(update={"num_pairs": 16})
-        data = cell.data.model_copy(update={"reward_model": reward_model})
-        evaluation = cell.evaluation.model_copy(update={"judge": judge_of_few_rows(cell)})
-        check_data(inputs.of(cell.model_copy(update={"data": data, "evaluation": evaluation})))
-    assert drawn == [0, 1, 2, 3]
+        judge = cell.evaluation.judge.model_copy(update={"num_rows": 16})
+        evaluation = cell.evaluation.model_copy(update={"judge": judge})
+        check_data(inputs.of(cell.model_copy(update={"evaluation": evaluation})))
+    assert [call.kwargs["seed"] for call in draws.call_args_list] == [0, 1, 2, 3]
+    counted = [prompt for call in counts.call_args_list for prompt in call.args[2]]
     assert counted
     assert len(counted) == len(set(counted))
-
-
-def judge_of_few_rows(cell: ExperimentSettings) -> Any:
-    return cell.evaluation.judge.model_copy(update={"num_rows": 16})
