@@ -209,7 +209,7 @@ def import_s() -> float:
         ("data.rho=2", set()),
         ("defence.alph=1", {"torch"}),
         ("data.num_samples=1001", {"torch"}),
-        ("data.num_samples=80000", {"torch", "datasets"}),
+        ("data.num_samples=80000", {"torch"}),
     ],
 )
 def test_a_refusal_starts_no_engine_and_takes_seconds(
