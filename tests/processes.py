@@ -4,10 +4,13 @@ Ray writes the method that a worker is in into the title of its process: ``ray::
 ``ray::Worker`` between two calls. So an observer needs no hook in the program that it observes.
 """
 
+import ipaddress
 import os
 import signal
+import sys
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -191,3 +194,40 @@ def shared_memory_bytes(pid: int) -> int:
         except FileNotFoundError:
             continue
     return total
+
+
+def listening(pids: Collection[int]) -> set[tuple[str, int, str]]:
+    """Return where processes listen for TCP: address, port, and the title of the process.
+
+    All of them in one network namespace, the first one's.
+    """
+    sockets = {f"socket:[{inode}]": place for inode, place in _listening_sockets(min(pids)).items()}
+    found = set()
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    place = sockets.get(os.readlink(f"/proc/{pid}/fd/{name}"))
+                    if place is not None:
+                        found.add((*place, title(pid)))
+    return found
+
+
+def _listening_sockets(pid: int) -> dict[str, tuple[str, int]]:
+    """Return address and port of every listening socket of a process's network, by inode."""
+    found = {}
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":  # TCP_LISTEN
+                address, _, port = fields[1].partition(":")
+                found[fields[9]] = (_address(address), int(port, 16))
+    return found
+
+
+def _address(digits: str) -> str:
+    """Return an address that the kernel writes as words in this machine's byte order."""
+    words = [digits[i : i + 8] for i in range(0, len(digits), 8)]
+    packed = b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words)
+    address = ipaddress.ip_address(packed)
+    return str(getattr(address, "ipv4_mapped", None) or address)

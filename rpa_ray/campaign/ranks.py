@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from rpa_ray.actors.environment import process_environment
 from rpa_ray.actors.pools import RolloutPool, ScorerPool
 from rpa_ray.campaign.queue import ASK_AGAIN, JobQueue, QueueProgress, ask
+from rpa_ray.cluster.address import cluster_to_join
 from rpa_ray.config import ClusterSettings
 from rpa_ray.recipes.to_make import Cell, Job, ModelJob, RefusalJob
 from rpa_ray.run_folder.deletion import delete
@@ -23,6 +25,7 @@ from rpa_ray.run_folder.outcome import outcome_status, ran_to_an_end
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
+    from ray.train.torch import TorchConfig
 
     from rpa_ray.jobs.process import LearnerProcess
     from rpa_ray.learner.ranks import Ranks
@@ -170,42 +173,53 @@ def run_work(given: Work, *, storage: Path) -> str:
     Returns what ended the group early in its own words, nothing where all went well.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     cluster = given.cluster
     use_gpu = cluster.gpus_per_rank > 0
     resources = {"CPU": cluster.cpus_per_rank}
     if use_gpu:
         resources["GPU"] = cluster.gpus_per_rank
-    trainer = TorchTrainer(
-        work,
-        train_loop_config={"work": given},
-        torch_config=TorchConfig(
-            backend="nccl" if use_gpu else "gloo",
-            timeout_s=int(COLLECTIVE_TIMEOUTS * cluster.timeout_s),
-        ),
-        scaling_config=ScalingConfig(
-            num_workers=cluster.num_ranks, use_gpu=use_gpu, resources_per_worker=resources
-        ),
-        run_config=RunConfig(
-            name=f"ranks-{given.group}",
-            storage_path=str(storage.resolve()),
-            failure_config=FailureConfig(max_failures=0),
-            worker_runtime_env={  # type: ignore[call-arg]  # the second version of Ray Train has it
-                "env_vars": {
-                    **process_environment(
-                        num_threads=cluster.threads_per_process, num_gpus=cluster.gpus_per_rank
-                    ),
-                    "VLLM_LOGGING_LEVEL": "ERROR",
-                }
-            },
-        ),
-    )
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        return str(error)
+    with TemporaryDirectory(prefix="rpa-ray-ranks-") as meeting:
+        trainer = TorchTrainer(
+            work,
+            train_loop_config={"work": given},
+            torch_config=_torch_config(cluster, meeting),
+            scaling_config=ScalingConfig(
+                num_workers=cluster.num_ranks, use_gpu=use_gpu, resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name=f"ranks-{given.group}",
+                storage_path=str(storage.resolve()),
+                failure_config=FailureConfig(max_failures=0),
+                # The second version of Ray Train has it.
+                worker_runtime_env={  # type: ignore[call-arg]
+                    "env_vars": {
+                        **process_environment(
+                            num_threads=cluster.threads_per_process, num_gpus=cluster.gpus_per_rank
+                        ),
+                        "VLLM_LOGGING_LEVEL": "ERROR",
+                    }
+                },
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            return str(error)
     return ""
+
+
+def _torch_config(cluster: ClusterSettings, meeting: str) -> "TorchConfig":
+    from ray.train.torch import TorchConfig
+
+    from rpa_ray.campaign.process_group import FileTorchConfig
+
+    backend = "nccl" if cluster.gpus_per_rank > 0 else "gloo"
+    timeout_s = int(COLLECTIVE_TIMEOUTS * cluster.timeout_s)
+    if cluster_to_join(cluster.address) is not None:
+        return TorchConfig(backend=backend, timeout_s=timeout_s)
+    return FileTorchConfig(backend=backend, timeout_s=timeout_s, folder=meeting)
 
 
 def set_train_environment() -> None:

@@ -59,7 +59,9 @@ def require_ray_cluster(address: str, key: str) -> None:
         if address.startswith("http"):
             remedy = "That is the address of launch/ray_job.sh; " + remedy.lower()
         raise ConfigError(key, f"have the form {ADDRESS_FORMS}", address, remedy)
-    problem = _problem(address)
+    from ray._private.grpc_utils import init_grpc_channel  # knows Ray's settings of TLS and tokens
+
+    problem = _problem(address, init_grpc_channel)
     if problem is not None:
         raise refused_cluster(address, key, problem)
 
@@ -97,10 +99,19 @@ def _has_port(address: str) -> bool:
     return well_formed and port.isdecimal() and 0 < int(port) < 2**16
 
 
-def _problem(address: str) -> str | None:
-    """Return why the cluster cannot be joined, None where it can."""
+def asks_for_no_token(address: str) -> bool:
+    """Return whether a Ray cluster answers whoever reaches it: it would do what it is told.
+
+    False also where nothing answers in time.
+    """
+    import grpc  # type: ignore[import-untyped]
+
+    return _problem(address, grpc.insecure_channel) is None
+
+
+def _problem(address: str, open_channel: Callable[..., Any]) -> str | None:
+    """Return why there is no answer through such a channel, None where there is one."""
     # Here and not in the thread: an import must not use up the time that Ray has for its answer.
-    from ray._private.grpc_utils import init_grpc_channel  # knows Ray's settings of TLS and tokens
     from ray._private.services import get_ray_address_from_environment
 
     if address == "auto":
@@ -111,7 +122,7 @@ def _problem(address: str) -> str | None:
     question = HEAD_QUESTION
     if address.startswith(CLIENT_SCHEME):
         address, question = address.removeprefix(CLIENT_SCHEME), CLIENT_SERVER_QUESTION
-    return _in_time(lambda: _ask(init_grpc_channel, address, *question))
+    return _in_time(lambda: _ask(open_channel, address, *question))
 
 
 def _in_time(ask: Callable[[], str | None]) -> str | None:
@@ -124,7 +135,7 @@ def _in_time(ask: Callable[[], str | None]) -> str | None:
 
 def _ask(open_channel: Callable[..., Any], target: str, method: str, question: bytes) -> str | None:
     """Return why a gRPC server does not answer the question, None where it does."""
-    import grpc  # type: ignore[import-untyped]
+    import grpc
 
     try:
         with open_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:

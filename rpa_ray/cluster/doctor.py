@@ -8,8 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rpa_ray.cluster.address import asks_for_no_token, cluster_to_join, require_ray_cluster
 from rpa_ray.cluster.hardware import native_dtype
 from rpa_ray.cluster.resources import local_cpus, local_memory_gib
+from rpa_ray.config import ConfigError
 from rpa_ray.terminal import say
 
 EXPECTED = {"torch": "2.13.0", "ray": "2.55.0", "deepspeed": "0.19.6", "transformers": "5.15.0"}
@@ -28,7 +30,8 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Return every finding, in the order in which a run would meet them."""
-    return [*_versions(), _vllm(), _losses(), _device(), _dtype(), _cpus(), _memory(), _disk()]
+    machine = [_vllm(), _losses(), _device(), _dtype(), _cpus(), _memory(), _disk()]
+    return [*_versions(), *machine, _cluster()]
 
 
 def _versions() -> list[Finding]:
@@ -94,6 +97,25 @@ def _disk() -> Finding:
     ok = free >= MIN_DISK_GIB
     text = f"{free:.0f} GiB free here" + ("" if ok else f": at least {MIN_DISK_GIB} are needed")
     return Finding(subject="disk", ok=ok, text=text)
+
+
+def _cluster() -> Finding:
+    joined = cluster_to_join(None)
+    subject = "Ray cluster"
+    if joined is None:
+        text = "a private one for each run, on the loopback address and behind a token"
+        return Finding(subject=subject, ok=True, text=text)
+    try:
+        require_ray_cluster(joined.value, joined.key)
+    except ConfigError as error:
+        return Finding(subject=subject, ok=False, text=str(error))
+    if asks_for_no_token(joined.value):
+        text = (
+            f"{joined.value} asks for no token: whoever reaches it runs code as its user. Start it "
+            "with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN on every node and here"
+        )
+        return Finding(subject=subject, ok=False, text=text)
+    return Finding(subject=subject, ok=True, text=f"{joined.value}, which asks for a token")
 
 
 def _version(package: str) -> str | None:

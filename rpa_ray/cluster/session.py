@@ -3,8 +3,8 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rpa_ray.cluster.address import cluster_to_join, refused_cluster
 from rpa_ray.cluster.hardware import NativeDtype, native_dtype
+from rpa_ray.cluster.private import private_cluster
 from rpa_ray.config import ClusterSettings, ConfigError
 
 _RAY_SAYS_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -69,31 +70,35 @@ def native_dtype_of_cluster(cluster: ClusterSettings) -> NativeDtype:
 
 @contextmanager
 def ray_session(address: str | None) -> Iterator[None]:
-    """Join the cluster of ``address`` or RAY_ADDRESS, or start one on this machine for the time.
+    """Join the cluster of ``address`` or RAY_ADDRESS, or start a private one here for the time.
 
-    A cluster that happens to run here is not joined unasked: it may be somebody's test.
+    A cluster that happens to run here is not joined unasked: it may be somebody's test. One that is
+    joined asks for what it was started to ask for (RAY_AUTH_MODE and RAY_AUTH_TOKEN).
 
     Raises:
         ConfigError: The cluster cannot be joined.
     """
     joined = cluster_to_join(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if joined is None:
-        ray.init(address="local", include_dashboard=False, **quiet)
-    else:
-        # A job has uploaded its package; a driver brings its own, whatever the cluster has.
-        package = (
-            {} if _RAY_SAYS_JOB in os.environ else {"py_modules": [str(Path(__file__).parents[1])]}
-        )
+    own: AbstractContextManager[Mapping[str, Any]] = (
+        private_cluster() if joined is None else nullcontext({})
+    )
+    with own as private:
+        if joined is None:
+            ray.init(address="local", include_dashboard=False, **private, **quiet)
+        else:
+            # A job has uploaded its package; a driver brings its own, whatever the cluster has.
+            is_job = _RAY_SAYS_JOB in os.environ
+            package = {} if is_job else {"py_modules": [str(Path(__file__).parents[1])]}
+            try:
+                ray.init(address=joined.value, runtime_env=package, **quiet)
+            except (ConnectionError, RuntimeError) as error:
+                raise refused_cluster(joined.value, joined.key, str(error)) from error
         try:
-            ray.init(address=joined.value, runtime_env=package, **quiet)
-        except (ConnectionError, RuntimeError) as error:
-            raise refused_cluster(joined.value, joined.key, str(error)) from error
-    try:
-        with interrupted_by(signal.SIGTERM):
-            yield
-    finally:
-        ray.shutdown()
+            with interrupted_by(signal.SIGTERM):
+                yield
+        finally:
+            ray.shutdown()
 
 
 @contextmanager
