@@ -1,30 +1,38 @@
 """Writers that die half-way: processes of their own that end without a word at a chosen stage."""
 
+import multiprocessing
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from ray import cloudpickle
 
 from rpa_ray.run_folder import files
 
 STAGES = ("not begun", "half written", "written", "replaced")
 DELETING = "about to delete what was there"
 _DEAD = 86
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["torch", "pyarrow.parquet", "rpa_ray.run_folder.files"])
 
 
 def crash(stage: str, path: Path, write: Callable[[], None]) -> None:
-    """Write ``path`` in a process that dies at a stage; what it leaves is left."""
-    child = os.fork()
-    if child == 0:
-        try:
-            _die_at(stage, path)
-            write()
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == _DEAD, f"it never came to be {stage}"
+    """Write ``path`` in a process that dies at a stage; what it leaves is left.
+
+    It is forked from a lean one: this one may hold more memory than can be promised twice.
+    """
+    child = _PROCESSES.Process(target=_write, args=(stage, path, cloudpickle.dumps(write)))
+    child.start()
+    child.join()
+    assert child.exitcode == _DEAD, f"it never came to be {stage}"
+
+
+def _write(stage: str, path: Path, write: bytes) -> None:
+    _die_at(stage, path)
+    pickle.loads(write)()
 
 
 def _die_at(stage: str, path: Path) -> None:

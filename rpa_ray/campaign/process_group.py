@@ -37,13 +37,13 @@ class FileTorchBackend(_TorchBackend):
         """Have every rank join the process group."""
         size = len(worker_group)
         joins: list[Any] = [
-            worker_group.execute_single_async(rank, _join, backend_config, rank=rank, size=size)
+            worker_group.execute_single_async(rank, _join, backend_config, rank, size)
             for rank in range(size)
         ]
         ray.get(joins)
 
 
-def _join(config: FileTorchConfig, *, rank: int, size: int) -> None:
+def _join(config: FileTorchConfig, rank: int, size: int) -> None:
     dist.init_process_group(
         config.backend,
         init_method=(Path(config.folder) / "store").as_uri(),
