@@ -1,5 +1,6 @@
 """The preference data of a cell, split by role; what is counted of them is counted once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +14,6 @@ from rpa_ray.data.split import (
     manifest,
     require_rows,
 )
-from rpa_ray.recipes.held_out import Role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,8 @@ class PreferenceData:
     """Names the content: world fingerprint and set, file hash, or Hub id with commit; with what
     else decides which rows there are."""
     roles: dict[str, tuple[SafePair, ...]]
-    restricted_prompts: dict[Role, tuple[str, ...]]
-    """The distinct held-out prompts that have an unsafe answer."""
+    restricted_prompts: Mapping[str, tuple[str, ...]]
+    """The distinct held-out prompts that have an unsafe answer, by ``test`` and ``validation``."""
     provenance: Provenance
     is_complete: bool = True
     """False where refusals are yet to be generated: at most so many rows, safe answers empty."""
