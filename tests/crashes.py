@@ -24,7 +24,8 @@ def crash(stage: str, path: Path, write: Callable[[], None]) -> None:
 
     It is forked from a lean one: this one may hold more memory than can be promised twice.
     """
-    child = _PROCESSES.Process(target=_write, args=(stage, path, cloudpickle.dumps(write)))
+    pickled: bytes = cloudpickle.dumps(write)  # type: ignore[no-untyped-call]
+    child = _PROCESSES.Process(target=_write, args=(stage, path, pickled))
     child.start()
     child.join()
     assert child.exitcode == _DEAD, f"it never came to be {stage}"
