@@ -21,6 +21,7 @@ from rpa_ray.cluster.address import (
     require_job_server,
     require_ray_cluster,
 )
+from rpa_ray.cluster.doctor import _cluster
 from rpa_ray.config import ConfigError
 
 
@@ -215,3 +216,19 @@ def test_no_dashboard_is_refused_in_time(closed_port: int) -> None:
                 require_job_server(f"http://127.0.0.1:{port}")
             assert reason in str(caught.value)
             assert time.monotonic() - begun < 5
+
+
+def test_the_doctor_says_that_a_cluster_asks_for_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    with grpc_server(HEAD_QUESTION[0]) as port:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        found = _cluster()
+    assert not found.ok
+    assert found.text.startswith(f"127.0.0.1:{port} asks for no token")
+
+
+def test_the_doctor_says_that_a_cluster_of_our_own_is_private(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert _cluster().ok
+    assert "behind a token" in _cluster().text
