@@ -13,6 +13,7 @@ from tempfile import mkdtemp
 
 from rpa_ray.plan.plan import Plan
 from rpa_ray.run_folder.deletion import delete
+from rpa_ray.run_folder.files import write_text
 from rpa_ray.run_folder.lock import FolderInUse, exclusive, shared
 from rpa_ray.run_folder.names import CHECKPOINTS
 from rpa_ray.run_folder.outcome import ran_to_an_end, record_weights_left
@@ -45,7 +46,7 @@ def held(plan: Plan) -> Iterator[None]:
         for cell in plan.cells:
             if cell.settings.keep_attacked_weights:
                 for folder in filter(Path.is_dir, plan.unsafe_models[cell.name]):
-                    (folder / KEPT).write_text(_KEPT_TEXT, encoding="utf-8")
+                    write_text(folder / KEPT, _KEPT_TEXT)
 
 
 def delete_attacked_weights(plan: Plan, say: Callable[[str], None]) -> None:

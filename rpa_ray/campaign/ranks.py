@@ -184,7 +184,7 @@ def run_work(given: Work, *, storage: Path) -> str:
         trainer = TorchTrainer(
             work,
             train_loop_config={"work": given},
-            torch_config=_torch_config(cluster, meeting),
+            torch_config=_torch_config(cluster, use_gpu, meeting),
             scaling_config=ScalingConfig(
                 num_workers=cluster.num_ranks, use_gpu=use_gpu, resources_per_worker=resources
             ),
@@ -210,12 +210,12 @@ def run_work(given: Work, *, storage: Path) -> str:
     return ""
 
 
-def _torch_config(cluster: ClusterSettings, meeting: str) -> "TorchConfig":
+def _torch_config(cluster: ClusterSettings, use_gpu: bool, meeting: str) -> "TorchConfig":
     from ray.train.torch import TorchConfig
 
     from rpa_ray.campaign.process_group import FileTorchConfig
 
-    backend = "nccl" if cluster.gpus_per_rank > 0 else "gloo"
+    backend = "nccl" if use_gpu else "gloo"
     timeout_s = int(COLLECTIVE_TIMEOUTS * cluster.timeout_s)
     if cluster_to_join(cluster.address) is not None:
         return TorchConfig(backend=backend, timeout_s=timeout_s)

@@ -84,7 +84,7 @@ class Run:
         node = raylet(driver)
         if node is not None:
             self.private = session_folder(node).parents[1]
-        pids = [driver, *(one.pid for one in descendants(driver))]
+        pids = with_descendants(driver)
         with suppress(FileNotFoundError, ProcessLookupError):  # the driver has just ended
             self.listening |= listening(pids)
         return {title(pid) for pid in pids}
@@ -102,7 +102,11 @@ class Run:
 
 
 def listening_now(driver: int) -> set[tuple[str, int, str]]:
-    return listening([driver, *(one.pid for one in descendants(driver))])
+    return listening(with_descendants(driver))
+
+
+def with_descendants(driver: int) -> list[int]:
+    return [driver, *(one.pid for one in descendants(driver))]
 
 
 def driver_and_node(run: Run) -> tuple[int, int]:
