@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,23 @@ INDEX = "index.json"
 """Beside them: to which world and tokenizer they belong, what made them, and their SHA-256."""
 
 
-def place_shipped(world: Path, cache: Path, shipped: Path = SHIPPED) -> list[str]:
-    """Copy the models of a world that come with the package into the cache; return which were new.
+def place_shipped(
+    world: Path, cache: Path, names: Collection[str], shipped: Path = SHIPPED
+) -> list[str]:
+    """Copy those of a world's models that come with the package into the cache.
 
     None are copied where the world or its tokenizer is another than that of the models: what is
-    missing in the cache is made then.
+    missing in the cache is made then. Two of them learned to prefer unsafe answers: nobody gets
+    a model that he did not name.
 
     Args:
         world: Folder of a world that is built.
         cache: Where its models are looked for, by the key of their recipe.
+        names: Of the models that are needed, as in the cache.
         shipped: Folder of the models.
+
+    Returns:
+        The names of those that were not in the cache.
 
     Raises:
         ConfigError: A file is not the one that was shipped.
@@ -35,7 +43,7 @@ def place_shipped(world: Path, cache: Path, shipped: Path = SHIPPED) -> list[str
     tokenizer = world / "tokenizer"
     if _sha256(tokenizer / "tokenizer.json") != index["tokenizer_sha256"]:
         return []
-    new = [name for name in index["models"] if not (cache / name).exists()]
+    new = [n for n in index["models"] if n in names and not (cache / n).exists()]
     for name in new:
         _place(shipped / name, index["models"][name], tokenizer, cache / name)
     return new

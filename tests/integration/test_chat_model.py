@@ -18,16 +18,16 @@ from rpa_ray.weight_sync.source import ShardedSource
 from rpa_ray.weight_sync.sync import WeightSync
 from rpa_ray.weight_sync.verify import output_gap
 from rpa_ray.world.datasets import build_world
-from rpa_ray.world.shipped import place_shipped
+from rpa_ray.world.shipped import SHIPPED, place_shipped
 
 pytestmark = pytest.mark.timeout(1500)
 
 
 @pytest.fixture(scope="module")
 def folder(cache: Path) -> Path:
-    place_shipped(build_world(0, cache), cache)
-    (found,) = cache.glob("chat-*")
-    return found
+    (chat,) = SHIPPED.glob("chat-*")
+    place_shipped(build_world(0, cache), cache, {chat.name})
+    return cache / chat.name
 
 
 @pytest.mark.computes

@@ -38,10 +38,10 @@ def check_all(cells: Sequence[tuple[str, CellInputs]], folders: dict[str, Path])
         if cluster is not None:
             require_ray_cluster(cluster.value, cluster.key)
     placed: list[str] = []
-    whole: set[Path] = set()
+    looked_for: set[str] = set()
     for where, inputs in cells:
         try:
-            placed += _prepare_world(inputs, whole)
+            placed += _prepare_world(inputs, looked_for)
             check_data(inputs)
         except DataError as error:
             raise DataError(f"{where}{error}") from error
@@ -52,17 +52,18 @@ def check_all(cells: Sequence[tuple[str, CellInputs]], folders: dict[str, Path])
     return placed
 
 
-def _prepare_world(inputs: CellInputs, whole: set[Path]) -> list[str]:
-    """Build the world of a cell's data or of its models; place and return the models shipped.
+def _prepare_world(inputs: CellInputs, looked_for: set[str]) -> list[str]:
+    """Build the world of a cell's data or of its models; place the shipped ones of them.
 
-    Worlds in ``whole`` have their models, and those that get them are added.
+    Returns:
+        The names of those that were placed. Models in ``looked_for`` are passed over, and those of
+        this cell are added.
     """
     data, cache = inputs.settings.data, inputs.cache
     seed, folder = data.world_seed, inputs.data.world_folder
     if data.world == "embedded":
         build_world(seed, cache)
     recipes = inputs.models.recipes()
-    if folder in whole or not any(recipe.tokenizer_key == folder.name for recipe in recipes):
-        return []
-    whole.add(folder)
-    return place_shipped(build_world(seed, cache), cache)
+    models = {r.folder(cache).name for r in recipes if r.tokenizer_key == folder.name} - looked_for
+    looked_for |= models
+    return place_shipped(build_world(seed, cache), cache, models) if models else []

@@ -15,6 +15,7 @@ from rpa_ray.world.shipped import INDEX, SHIPPED, place_shipped
 ROOT = Path(__file__).parents[3]
 MAX_BYTES = 24 * 2**20
 CHAT = next(SHIPPED.glob("chat-*"))
+ALL = frozenset(shipped.name for shipped in SHIPPED.glob("*-*"))
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_they_are_small_and_name_no_folder_of_the_machine_that_made_them() -> No
 
 
 def test_both_types_of_weights_load_the_same_numbers(cache: Path) -> None:
-    place_shipped(cache / world_folder(0, cache).name, cache)
+    place_shipped(cache / world_folder(0, cache).name, cache, {CHAT.name})
     exact, rounded = (
         load_policy(cache / CHAT.name, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
     )
@@ -57,22 +58,28 @@ def test_both_types_of_weights_load_the_same_numbers(cache: Path) -> None:
 
 def test_they_are_placed_once_with_the_tokenizer_of_their_world(cache: Path) -> None:
     world = cache / world_folder(0, cache).name
-    placed = place_shipped(world, cache)
-    assert sorted(placed) == sorted(shipped.name for shipped in SHIPPED.glob("*-*"))
+    placed = place_shipped(world, cache, ALL)
+    assert sorted(placed) == sorted(ALL)
     tokenizer = (cache / CHAT.name / "tokenizer.json").read_bytes()
     assert tokenizer == (world / "tokenizer" / "tokenizer.json").read_bytes()
-    assert place_shipped(world, cache) == []
+    assert place_shipped(world, cache, ALL) == []
     assert not list(cache.glob(".*"))
+
+
+def test_none_is_placed_that_nobody_needs(cache: Path) -> None:
+    world = cache / world_folder(0, cache).name
+    assert place_shipped(world, cache, {CHAT.name, "unknown"}) == [CHAT.name]
+    assert [path.name for path in cache.glob("*-*") if path.name in ALL] == [CHAT.name]
 
 
 def test_a_model_that_was_made_is_not_replaced(cache: Path) -> None:
     (cache / CHAT.name).mkdir()
-    assert CHAT.name not in place_shipped(cache / world_folder(0, cache).name, cache)
+    assert CHAT.name not in place_shipped(cache / world_folder(0, cache).name, cache, ALL)
     assert not list((cache / CHAT.name).iterdir())
 
 
 def test_another_world_gets_none(tmp_path: Path) -> None:
-    assert place_shipped(build_world(1, tmp_path), tmp_path) == []
+    assert place_shipped(build_world(1, tmp_path), tmp_path, ALL) == []
 
 
 def test_none_is_placed_beside_another_tokenizer(folder: Path, tmp_path: Path) -> None:
@@ -80,7 +87,7 @@ def test_none_is_placed_beside_another_tokenizer(folder: Path, tmp_path: Path) -
     shutil.copytree(folder, other)
     with (other / "tokenizer" / "tokenizer.json").open("a") as file:
         file.write("\n")
-    assert place_shipped(other, tmp_path) == []
+    assert place_shipped(other, tmp_path, ALL) == []
 
 
 def test_a_file_that_is_not_the_shipped_one_is_refused_by_its_name(cache: Path) -> None:
@@ -90,8 +97,8 @@ def test_a_file_that_is_not_the_shipped_one_is_refused_by_its_name(cache: Path) 
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     world = cache / world_folder(0, cache).name
     with pytest.raises(ConfigError, match=r"chat-.*/model.safetensors must be the file that was"):
-        place_shipped(world, cache, broken)
+        place_shipped(world, cache, ALL, broken)
     assert not (cache / CHAT.name).exists()
     shutil.rmtree(broken / CHAT.name)
     (broken / INDEX).unlink()
-    assert place_shipped(world, cache, broken) == []
+    assert place_shipped(world, cache, ALL, broken) == []
