@@ -10,6 +10,7 @@ from rpa_ray.plan.checks.data import check_data
 from rpa_ray.plan.checks.machine import check_output, check_placement
 from rpa_ray.plan.checks.settings import check_settings
 from rpa_ray.recipes.cell_models import CellInputs
+from rpa_ray.recipes.model import in_order
 from rpa_ray.world.datasets import build_world
 from rpa_ray.world.shipped import place_shipped
 
@@ -53,17 +54,17 @@ def check_all(cells: Sequence[tuple[str, CellInputs]], folders: dict[str, Path])
 
 
 def _prepare_world(inputs: CellInputs, looked_for: set[str]) -> list[str]:
-    """Build the world of a cell's data or of its models; place the shipped ones of them.
+    """Build the world of a cell's data or of its models; place those models that are shipped.
 
     Returns:
-        The names of those that were placed. Models in ``looked_for`` are passed over, and those of
-        this cell are added.
+        The names of those that were placed, with what the others are made from. Models in
+        ``looked_for`` are passed over, and those of this cell are added.
     """
     data, cache = inputs.settings.data, inputs.cache
     seed, folder = data.world_seed, inputs.data.world_folder
     if data.world == "embedded":
         build_world(seed, cache)
-    recipes = inputs.models.recipes()
-    models = {r.folder(cache).name for r in recipes if r.tokenizer_key == folder.name} - looked_for
+    unmade = [r for r in in_order(inputs.models.recipes(), cache) if r.tokenizer_key == folder.name]
+    models = {recipe.folder(cache).name for recipe in unmade} - looked_for
     looked_for |= models
     return place_shipped(build_world(seed, cache), cache, models) if models else []

@@ -244,6 +244,23 @@ def test_a_cell_of_a_campaign_is_named(own_cache: Path, tmp_path: Path) -> None:
             check_all(bad, folders)
 
 
+def test_of_the_shipped_models_those_of_the_cells_are_placed_with_what_others_are_made_from(
+    own_cache: Path, tmp_path: Path
+) -> None:
+    def placed(*overrides: str) -> set[str]:
+        inputs = CellInputs(parse_tree(PPO, overrides), own_cache)
+        folders = {"--output": tmp_path, "RPA_RAY_CACHE": own_cache}
+        names = check_all([("", inputs)], folders)
+        assert all((own_cache / name).is_dir() for name in names)
+        return {name.rpartition("-")[0] for name in names}
+
+    attacked = placed()
+    assert {"chat", "reward_model-rho1", "judge", "base", "other_base"} <= attacked
+    assert len(list(own_cache.glob("reward_model-*"))) == 1, "the other data set's was not named"
+    assert placed() == set()
+    assert placed("data.name=safe_rlhf") >= {"reward_model-rho1"}
+
+
 @pytest.mark.parametrize("by", ["cluster.address", "RAY_ADDRESS"])
 def test_a_cluster_that_does_not_answer_is_refused_with_what_names_it(
     own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
