@@ -38,6 +38,10 @@ EXIT_INTERRUPTED = 130
 POLL_EVERY_S = 2.0
 START_LIMIT_S = 60.0
 """Longest wait for a node of a cluster that answers to be ready for jobs."""
+ANSWER_LIMIT_S = 300.0
+"""Longest wait for one answer of the dashboard, or for it to take what is uploaded."""
+ASK_EVERY_S = 30.0
+"""How often the dashboard is asked, beside a log that may be silent, whether it is still there."""
 
 
 def main() -> None:
@@ -48,7 +52,7 @@ def main() -> None:
     except ConfigError as error:
         print(f"error {printable(str(error))}", file=sys.stderr)
         sys.exit(EXIT_REFUSED)
-    except (RuntimeError, ConnectionError) as error:  # Ray would not take the job
+    except (RuntimeError, OSError) as error:  # Ray would not take the job, or did not answer
         print(f"error {printable(str(error))}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
@@ -142,6 +146,30 @@ def submit(client: "JobSubmissionClient", **job: Any) -> str:
             time.sleep(POLL_EVERY_S)
 
 
+def job_client(server: str) -> "JobSubmissionClient":
+    """Return Ray's client of a dashboard; none of its requests waits longer than ANSWER_LIMIT_S."""
+    from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            return super()._do_request(method, endpoint, **{"timeout": ANSWER_LIMIT_S, **options})
+
+    return Client(server)
+
+
+def plain_text_warning(server: str) -> str:
+    """Return what to know of a way on which anybody can read along, empty of any other."""
+    parts = urlsplit(server)
+    if parts.scheme == "https" or is_this_machine(parts.hostname or ""):
+        return ""
+    tunnel = f"ssh -L 8265:localhost:{parts.port or 80} {parts.hostname}"
+    return (
+        f"warning: {server} is plain http: whoever is on the way reads the job, its log and its "
+        f"token, and can change them. Use https, or a tunnel ({tunnel}) and "
+        f"RAY_API_SERVER_ADDRESS={DEFAULT_SERVER}."
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ray_job.sh",
@@ -172,9 +200,9 @@ def _submit_and_follow(arguments: argparse.Namespace, command_options: Sequence[
         command = [_cluster_python(server), "-m", "rpa_ray", kind, str(staged), *options]
         # Ray prefers an address in the environment to the one that it is given.
         os.environ["RAY_API_SERVER_ADDRESS"] = server
-        from ray.job_submission import JobSubmissionClient
-
-        client = JobSubmissionClient(server)
+        if warning := plain_text_warning(server):
+            print(printable(warning), file=sys.stderr)
+        client = job_client(server)
         job = submit(
             client,
             entrypoint=shlex.join(command),
@@ -231,8 +259,17 @@ def _follow(client: "JobSubmissionClient", server: str, job: str) -> int:
 
 
 async def _print_log(client: "JobSubmissionClient", job: str) -> None:
-    async for lines in client.tail_job_logs(job):
-        print(lines, end="", flush=True)
+    """Print the log as it is written, for as long as the dashboard answers."""
+
+    async def print_lines() -> None:
+        async for lines in client.tail_job_logs(job):
+            print(lines, end="", flush=True)
+
+    log = asyncio.create_task(print_lines())
+    while not (await asyncio.wait({log}, timeout=ASK_EVERY_S))[0]:
+        # A machine that went without a word leaves the log silent for ever.
+        await asyncio.to_thread(client.get_job_status, job)
+    await log
 
 
 if __name__ == "__main__":

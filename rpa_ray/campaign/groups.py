@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from rpa_ray.campaign.queue import MAX_LOSSES_IN_PLACE, LostJob, ask
-from rpa_ray.campaign.ranks import Work, record_failure, run_work
+from rpa_ray.campaign.ranks import Work, record_failure, run_work, silence_limit_s
 from rpa_ray.recipes.to_make import Cell
 
 STORAGE_PREFIX = ".train-"
@@ -89,6 +89,12 @@ class RankGroup:
                 raise LaneFailed(failure)
 
     def _take_note(self, lost: LostJob, failure: str) -> None:
+        if lost.silent_s >= (limit_s := silence_limit_s(self._work.cluster)):
+            failure = (
+                f"nothing was heard of it for {limit_s:g} s, and it was ended; the stacks are in "
+                "the log of its worker. Raise cluster.timeout_s where one step takes so long\n"
+                + failure
+            )
         if not lost.given_up:
             self._told(f"{lost.name} goes on from its last checkpoint, its ranks died: {failure}")
             return

@@ -16,6 +16,8 @@ from ray.train.backend import BackendConfig
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
+_GRACE_S = 60.0
+
 
 @dataclass(kw_only=True)
 class FileTorchConfig(TorchConfig):
@@ -35,12 +37,14 @@ class FileTorchBackend(_TorchBackend):
 
     def on_start(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:
         """Have every rank join the process group."""
+        assert isinstance(backend_config, FileTorchConfig)
         size = len(worker_group)
         joins: list[Any] = [
             worker_group.execute_single_async(rank, _join, backend_config, rank, size)
             for rank in range(size)
         ]
-        ray.get(joins)
+        # They give up by themselves after the same time, and say who was missing.
+        ray.get(joins, timeout=backend_config.timeout_s + _GRACE_S)
 
 
 def _join(config: FileTorchConfig, rank: int, size: int) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
+from rpa_ray.campaign.watchdog import Watchdog
+
 MAX_LOSSES_IN_PLACE = 3
 """How often a job may lose its ranks without getting any further: the last time it is given up."""
 ASK_AGAIN = ""
@@ -35,10 +37,12 @@ class JobState:
     """How it ended: "ok", or as the record of a cell says; empty before."""
     ended: float = 0.0
     """Seconds since the epoch; 0 before it has."""
+    heard: float = 0.0
+    """When its ranks last told of it, in seconds since the epoch."""
 
     def enter(self, stage: str) -> None:
         """Begin a stage, which ends the one before."""
-        now = time.time()
+        self.heard = now = time.time()
         if self.stage:
             self.stages_s[self.stage] = now - self.stage_started
         self.stage, self.stage_started = stage, now
@@ -51,6 +55,8 @@ class LostJob:
     name: str
     given_up: bool
     """True where it was lost too often in the same place to be tried again."""
+    silent_s: float = 0.0
+    """How long nothing had been heard of it."""
 
 
 class JobQueue:
@@ -106,9 +112,10 @@ class JobQueue:
         name = self._taken.pop(group, None)
         if name is None:
             return None
-        num_done = 0
+        num_done, silent_s = 0, 0.0
         if name in self._states:
             num_done = self._states[name].num_done
+            silent_s = time.time() - self._states[name].heard
             self._states[name].note = "lost its ranks; starting others"
         if num_done > self._furthest.get(name, -1):
             self._furthest[name], self._num_losses[name] = num_done, 0
@@ -118,7 +125,7 @@ class JobQueue:
             self.end(name, "failed")
         else:
             self._waiting.insert(0, name)
-        return LostJob(name=name, given_up=given_up)
+        return LostJob(name=name, given_up=given_up, silent_s=silent_s)
 
     def groups(self) -> list[int]:
         """Return the groups of ranks that are up: those that have asked for a job."""
@@ -126,11 +133,13 @@ class JobQueue:
 
     def begin(self, job: str) -> None:
         """Record that a job is taken up, by its first ranks or after the loss of others."""
-        self._states[job] = JobState(name=job, started=time.time())
+        now = time.time()
+        self._states[job] = JobState(name=job, started=now, heard=now)
 
     def start(self, job: str, num_steps: int) -> None:
         """Record how many steps a job has."""
-        self._states[job].num_steps = num_steps
+        state = self._states[job]
+        state.num_steps, state.heard = num_steps, time.time()
 
     def enter(self, job: str, stage: str) -> None:
         """Record that a job comes to a stage."""
@@ -145,7 +154,7 @@ class JobQueue:
     def advance(self, job: str, step: int, note: str) -> None:
         """Record that a step is done."""
         state = self._states[job]
-        state.num_done, state.note = step + 1, note
+        state.num_done, state.note, state.heard = step + 1, note, time.time()
 
     def jobs(self) -> list[JobState]:
         """Return every job that has begun."""
@@ -153,36 +162,42 @@ class JobQueue:
 
 
 class QueueProgress:
-    """Tells the queue how far a job is, without waiting; only the main rank speaks."""
+    """Tells the queue how far a job is, without waiting; only the main rank speaks.
 
-    def __init__(self, queue: "ActorHandle[JobQueue]", *, enabled: bool) -> None:
+    On every rank it is a sign of life.
+    """
+
+    def __init__(
+        self, queue: "ActorHandle[JobQueue]", *, enabled: bool, watchdog: Watchdog
+    ) -> None:
         self._queue = queue
         self._enabled = enabled
+        self._watchdog = watchdog
+
+    def _tell(self, method: str, *args: object) -> None:
+        self._watchdog.heard()
+        if self._enabled:
+            getattr(self._queue, method).remote(*args)
 
     def begin(self, job: str) -> None:
         """A job is taken up."""
-        if self._enabled:
-            self._queue.begin.remote(job)
+        self._tell("begin", job)
 
     def start(self, job: str, num_steps: int) -> None:
         """A job has so many steps."""
-        if self._enabled:
-            self._queue.start.remote(job, num_steps)
+        self._tell("start", job, num_steps)
 
     def enter(self, job: str, stage: str) -> None:
         """A job comes to a stage."""
-        if self._enabled:
-            self._queue.enter.remote(job, stage)
+        self._tell("enter", job, stage)
 
     def end(self, job: str, status: str) -> None:
         """A job has ended."""
-        if self._enabled:
-            self._queue.end.remote(job, status)
+        self._tell("end", job, status)
 
     def advance(self, job: str, step: int, note: str) -> None:
         """A step of a job is done."""
-        if self._enabled:
-            self._queue.advance.remote(job, step, note)
+        self._tell("advance", job, step, note)
 
 
 def ask(queue: "ActorHandle[JobQueue]", method: str, *args: object) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rpa_ray.actors.environment import process_environment
 from rpa_ray.actors.pools import RolloutPool, ScorerPool
 from rpa_ray.campaign.queue import ASK_AGAIN, JobQueue, QueueProgress, ask
+from rpa_ray.campaign.watchdog import Watchdog
 from rpa_ray.cluster.address import cluster_to_join
 from rpa_ray.config import ClusterSettings
 from rpa_ray.recipes.to_make import Cell, Job, ModelJob, RefusalJob
@@ -37,6 +38,8 @@ MODEL_LOCK_WAIT_S = 3600.0
 ASK_EVERY_S = 0.5
 COLLECTIVE_TIMEOUTS = 10
 """Worker time limits that a rank waits for another: one may be repeating a call that timed out."""
+SILENT_TIMEOUTS = COLLECTIVE_TIMEOUTS + 1
+"""Worker time limits that a rank may work on a job without a step, a stage or its end."""
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +79,8 @@ def work(config: dict[str, Any]) -> None:
 
     given: Work = config["work"]
     ranks = Ranks.current()
-    progress = QueueProgress(given.queue, enabled=ranks.is_main)
+    watchdog = Watchdog(silence_limit_s(given.cluster))
+    progress = QueueProgress(given.queue, enabled=ranks.is_main, watchdog=watchdog)
     process = LearnerProcess(
         ranks=ranks,
         rollouts=given.rollouts,
@@ -91,19 +95,24 @@ def work(config: dict[str, Any]) -> None:
         status = "ok"
         if isinstance(job, ModelJob):
             lock = given.cache / "checkpoints" / f".{job.recipe.folder(given.cache).name}.lock"
-            with _alone(lock, MODEL_LOCK_WAIT_S, ranks):
+            with _alone(lock, MODEL_LOCK_WAIT_S, ranks), watchdog.watching():
                 if not ranks.broadcast(job.recipe.folder(given.cache).is_dir()):
                     make_model(job, process)
         elif isinstance(job, RefusalJob):
             lock = given.cache / "checkpoints" / f".{job.refusals.folder(given.cache).name}.lock"
-            with _alone(lock, MODEL_LOCK_WAIT_S, ranks):
+            with _alone(lock, MODEL_LOCK_WAIT_S, ranks), watchdog.watching():
                 if not ranks.broadcast(job.refusals.is_made(given.cache)):
                     make_refusals(job, process)
         else:
-            with _alone(job.folder / ".ranks.lock", LOCK_WAIT_S, ranks):
+            with _alone(job.folder / ".ranks.lock", LOCK_WAIT_S, ranks), watchdog.watching():
                 _run_recorded(job, process)
             status = outcome_status(job.folder)
         progress.end(job.name, status)
+
+
+def silence_limit_s(cluster: ClusterSettings) -> float:
+    """Return the seconds after which a rank that tells nothing of its job is ended."""
+    return SILENT_TIMEOUTS * cluster.timeout_s
 
 
 def _jobs(given: Work, ranks: "Ranks") -> Iterator[Job]:

@@ -29,6 +29,8 @@ from vllm.distributed.weight_transfer.factory import (
 )
 
 BACKEND = "object_store"
+FETCH_LIMIT_S = 600.0
+"""Longest wait for a layer group that is on another node, or was lost with it."""
 
 
 @dataclass
@@ -73,7 +75,8 @@ class ObjectStoreReceiver(
 
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
         """Load one layer group."""
-        self.model.load_weights(_unpacked(ray.get(update_info.buffer[0]), update_info))
+        buffer = ray.get(update_info.buffer[0], timeout=FETCH_LIMIT_S)
+        self.model.load_weights(_unpacked(buffer, update_info))
 
     def finish_weight_update(self) -> None:
         """Put every layer back into service."""

@@ -1,6 +1,10 @@
+import asyncio
 import os
 import shutil
 import signal
+import socket
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +199,45 @@ def test_a_cluster_that_takes_no_job_is_an_error(
     cluster: Any = StartingCluster(10**6, reason)
     with pytest.raises(RuntimeError, match=reason):
         ray_job.submit(cluster, entrypoint="python")
+
+
+def test_plain_http_to_another_machine_is_warned_of_with_the_way_round() -> None:
+    warning = ray_job.plain_text_warning("http://203.0.113.1:8265")
+    assert "ssh -L 8265:localhost:8265 203.0.113.1" in warning
+    for private in ("http://127.0.0.1:8265", "http://localhost:8265", "https://203.0.113.1:8265"):
+        assert ray_job.plain_text_warning(private) == ""
+
+
+def test_a_dashboard_that_takes_a_request_and_never_answers_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_job, "ANSWER_LIMIT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+        began = time.monotonic()
+        with pytest.raises(OSError, match="timed out"):
+            ray_job.job_client(address)
+    assert time.monotonic() - began < 30
+
+
+class GoneCluster:
+    """A cluster that went without a word while the log of a job was followed."""
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        yield f"{job} has begun\n"
+        await asyncio.Event().wait()
+
+    def get_job_status(self, job: str) -> str:
+        raise ConnectionError(f"no way to {job}")
+
+
+def test_a_log_that_is_silent_because_the_cluster_went_is_not_followed_for_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ray_job, "ASK_EVERY_S", 0.05)
+    cluster: Any = GoneCluster()
+    assert ray_job._follow(cluster, "http://203.0.113.1:8265", "job") == 1
+    told = capsys.readouterr()
+    assert told.out == "job has begun\n"
+    assert "no way to job" in told.err and "job may go on" in told.err

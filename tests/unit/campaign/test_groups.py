@@ -7,8 +7,8 @@ import pytest
 
 from rpa_ray.campaign import groups
 from rpa_ray.campaign.groups import RankGroup, work_through
-from rpa_ray.campaign.queue import ASK_AGAIN, JobQueue
-from rpa_ray.campaign.ranks import Work
+from rpa_ray.campaign.queue import ASK_AGAIN, JobQueue, LostJob
+from rpa_ray.campaign.ranks import Work, silence_limit_s
 from rpa_ray.config import ClusterSettings
 from rpa_ray.plan import parse_tree
 from rpa_ray.recipes.to_make import Cell, ModelJob
@@ -104,6 +104,19 @@ def test_ranks_that_died_are_started_again_at_the_job_they_lost(
         f"b goes on from its last checkpoint, its ranks died: {DIES}",
         f"b goes on from its last checkpoint, its ranks died: {DIES}",
     ]
+
+
+def test_a_job_of_which_nothing_was_heard_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, monkeypatch, cells=["a"], deaths=[0])
+    limit_s = silence_limit_s(scene.work.cluster)
+    lost = LostJob(name="a", given_up=False, silent_s=limit_s)
+    monkeypatch.setattr(scene.queue, "lose", lambda group: lost)
+    scene.run()
+    (told,) = scene.told
+    assert f"nothing was heard of it for {limit_s:g} s" in told
+    assert "Raise cluster.timeout_s" in told and DIES in told
 
 
 def test_every_group_has_a_storage_of_its_own_that_is_gone_afterwards(

@@ -1,3 +1,5 @@
+import pytest
+
 from rpa_ray.campaign.queue import ASK_AGAIN, MAX_LOSSES_IN_PLACE, JobQueue, LostJob
 
 
@@ -58,7 +60,7 @@ def test_a_lost_job_is_the_next_to_be_taken() -> None:
     queue = queue_of("a", "b", "c")
     queue.take(0)
     queue.take(1)
-    assert queue.lose(1) == LostJob(name="b", given_up=False)
+    assert queue.lose(1) == LostJob(name="b", given_up=False, silent_s=0)
     assert queue.num_waiting() == 2
     assert [queue.take(1), queue.take(1)] == ["b", "c"]
 
@@ -96,7 +98,8 @@ def test_a_job_that_gets_further_each_time_is_never_given_up() -> None:
         queue.begin("a")
         queue.start("a", 100)
         queue.advance("a", step, "")
-        assert queue.lose(0) == LostJob(name="a", given_up=False)
+        lost = queue.lose(0)
+        assert lost is not None and (lost.name, lost.given_up) == ("a", False)
 
 
 def test_the_furthest_place_counts_not_where_the_last_attempt_ended() -> None:
@@ -168,3 +171,25 @@ def test_a_group_of_ranks_is_up_once_it_has_asked_for_a_job() -> None:
     queue.take(1)
     queue.take(0)
     assert queue.groups() == [0, 1]
+
+
+def test_a_lost_job_says_since_when_nothing_was_heard_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("rpa_ray.campaign.queue.time.time", lambda: now)
+    told: list[tuple[str, tuple[object, ...]]] = [
+        ("begin", ()),
+        ("start", (10,)),
+        ("enter", ("attack",)),
+        ("advance", (3, "loss 0.5")),
+    ]
+    for num_told in range(1, len(told) + 1):
+        queue = queue_of("a")
+        queue.take(0)
+        for method, args in told[:num_told]:
+            now += 100
+            getattr(queue, method)("a", *args)
+        now += 50
+        lost = queue.lose(0)
+        assert lost is not None and lost.silent_s == 50, told[num_told - 1]
