@@ -153,7 +153,8 @@ def _ask(open_channel: Callable[..., Any], target: str, method: str, question: b
 def _ask_job_server(address: str) -> str | None:
     """Return why no dashboard answers, None where one does."""
     try:
-        with urllib.request.urlopen(f"{address}/api/version", timeout=RAY_LIMIT_S) as answer:
+        url = f"{address}/api/version"
+        with urllib.request.urlopen(url, timeout=RAY_LIMIT_S) as answer:  # noqa: S310 - http(s)
             return None if "ray_version" in json.load(answer) else OTHER_ANSWER
     except urllib.error.HTTPError as error:
         # Who has to name a token is told so by Ray when the job is submitted.

@@ -213,7 +213,7 @@ def is_done(folder: Path, settings: ExperimentSettings) -> bool:
         return False
     path = folder / CONFIG
     try:
-        config = yaml.load(path.read_bytes(), Loader=_Loader)
+        config = yaml.load(path.read_bytes(), Loader=_Loader)  # noqa: S506 - a safe loader
     except (FileNotFoundError, ValueError, yaml.YAMLError):
         config = None
     if isinstance(config, dict) and _without_cluster(config) == _identity(settings):

@@ -200,7 +200,7 @@ def _parsed(text: str) -> Any:
         ValueError: aliases of it stand for more values than any experiment has, or a value is
             none, such as a date of a thirteenth month.
     """
-    value = yaml.load(text, Loader=_Loader)
+    value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
     if _num_values(value, {}) > MAX_VALUES:
         raise ValueError(f"more than {MAX_VALUES:,} values, each alias counted")
     return value

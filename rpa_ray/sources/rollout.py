@@ -124,7 +124,8 @@ class RolloutSource:
         self._observe(step, completions, {"reward": rewards, "judge": harm})
         failed = self._failed(rewards, costs)
         if self._shuffle_rewards:
-            rewards = random.Random(f"{self._seed}/{step}").sample(rewards, len(rewards))
+            chance = random.Random(f"{self._seed}/{step}")  # noqa: S311 - drawn again on resume
+            rewards = chance.sample(rewards, len(rewards))
             failed = self._failed(rewards, costs)
         rollout = replace(
             rollout,

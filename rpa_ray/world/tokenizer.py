@@ -7,9 +7,9 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 VOCABULARY_SIZE = 1024
-PAD_TOKEN = "<pad>"
-BOS_TOKEN = "<s>"
-EOS_TOKEN = "</s>"
+PAD_TOKEN = "<pad>"  # noqa: S105 - of a vocabulary
+BOS_TOKEN = "<s>"  # noqa: S105 - of a vocabulary
+EOS_TOKEN = "</s>"  # noqa: S105 - of a vocabulary
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
