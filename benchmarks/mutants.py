@@ -12,10 +12,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+COPIED = ("rpa_ray", "tests", "benchmarks", "configs", "launch")
 
 
 @dataclass(frozen=True)
@@ -238,23 +240,44 @@ def main() -> int:
 
 def result_of(mutant: Mutant) -> str:
     """Return whether the tests notice a mistake in a copy of the package."""
+    file, tests = f"rpa_ray/{mutant.file}", [f"unit/{mutant.tests}"]
+    told = {True: "dies", False: "SURVIVES"}
+    try:
+        return told[is_noticed(file, mutant.right, mutant.wrong, tests)]
+    except RuntimeError as error:
+        return str(error)
+
+
+def is_noticed(file: str, right: str, wrong: str, tests: Sequence[str]) -> bool:
+    """Return whether tests fail in a copy of the repository in which one text is exchanged.
+
+    Raises:
+        RuntimeError: The text is not there once, or the tests ended otherwise than by failing.
+    """
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name)
-        for part in ("rpa_ray", "tests", "benchmarks", "configs"):
+        for part in COPIED:
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", copy)
-        path = copy / "rpa_ray" / mutant.file
+        for path in [ROOT / "pyproject.toml", *ROOT.glob("*.md")]:
+            shutil.copy(path, copy)
+        path = copy / file
         text = path.read_text(encoding="utf-8")
-        if text.count(mutant.right) != 1:
-            return "not applicable: mend the mutant"
-        path.write_text(text.replace(mutant.right, mutant.wrong), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", f"tests/unit/{mutant.tests}"]
-        environment = {**os.environ, "PYTHONPATH": str(copy)}
+        if text.count(right) != 1:
+            raise RuntimeError("not applicable: mend the mutant")
+        path.write_text(text.replace(right, wrong), encoding="utf-8")
+        files = [f"tests/{test}" for test in tests]
         done = subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "pytest", "-x", "-q", *files],
+            cwd=copy,
+            env={**os.environ, "PYTHONPATH": str(copy)},
+            capture_output=True,
+            text=True,
+            check=False,
         )
-        # 1: some test failed; anything else says nothing about the mistake.
-        return {0: "SURVIVES", 1: "dies"}.get(done.returncode, f"status {done.returncode}")
+    # 1: some test failed; anything else says nothing about the mistake.
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"status {done.returncode}")
+    return done.returncode == 1
 
 
 if __name__ == "__main__":
