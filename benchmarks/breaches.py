@@ -236,9 +236,9 @@ def main() -> int:
         except RuntimeError as error:
             noticed, told = False, str(error)
         num_unnoticed += not noticed
-        tests = ", ".join(f"`{test}`" for test in breach.tests)
+        named = ", ".join(f"`{test}`" for test in breach.tests)
         print(
-            f"| {breach.promise} | {breach.how} | `{breach.file}` | {tests} | {told} |", flush=True
+            f"| {breach.promise} | {breach.how} | `{breach.file}` | {named} | {told} |", flush=True
         )
     print(f"\n{len(chosen) - num_unnoticed} of {len(chosen)} are noticed.")
     return 1 if num_unnoticed else 0
