@@ -8,6 +8,7 @@ the two and nothing else. A folder that holds them is read like that of a campai
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,7 @@ from rpa_ray.evaluation.looks import HELD_OUT, dose_metrics
 from rpa_ray.evaluation.metrics import metrics_of
 from rpa_ray.report.read.before import before_of, first_of_each
 from rpa_ray.report.read.comparisons import read_rows
+from rpa_ray.report.read.groups import start_of
 from rpa_ray.report.read.records import (
     CELLS,
     FOUND,
@@ -72,22 +74,19 @@ def write_evidence(folders: Sequence[Path], output: Path) -> tuple[Path, Path]:
         for found in _of_evidence(folder) if is_evidence(folder) else _of_campaign(folder):
             name = identity_text(found.cell)
             _require_same(measured.setdefault(name, found).cell, found.cell, folder)
+    cells = _each_start_once(list(measured.values()))
     metadata = {
-        CELLS: json.dumps([found.cell for found in measured.values()]).encode(),
+        CELLS: json.dumps([found.cell for found in cells]).encode(),
         FOUND: json.dumps(worst_of(map(read_checks, folders))).encode(),
     }
     answers = pa.concat_tables(
         [
             _numbered(found.answers, number).unify_dictionaries()
-            for number, found in enumerate(measured.values())
+            for number, found in enumerate(cells)
             if found.answers is not None
         ]
     )
-    looks = [
-        {**look, "cell": number}
-        for number, found in enumerate(measured.values())
-        for look in found.looks
-    ]
+    looks = [{**look, "cell": number} for number, found in enumerate(cells) for look in found.looks]
     columns = {name: [look.get(name) for look in looks] for name in ("cell", "samples", *HELD_OUT)}
     types = {"cell": pa.int32()}
     schema = pa.schema([(n, types.get(n, pa.float32())) for n in columns], metadata=metadata)
@@ -95,6 +94,17 @@ def write_evidence(folders: Sequence[Path], output: Path) -> tuple[Path, Path]:
     write_parquet(paths[0], answers.replace_schema_metadata(metadata))
     write_parquet(paths[1], pa.Table.from_pydict(columns, schema=schema))
     return paths
+
+
+def _each_start_once(measured: Sequence[Measured]) -> list[Measured]:
+    """Leave out what a run measured before its attack where another folder has it as a cell."""
+    records = parse_records([{**found.cell, "metrics": {}} for found in measured], "evidence")
+    has_run = {start_of(r) for r in records if r.run and (r.attack, r.defence) == ("none", "none")}
+    return [
+        found
+        for found, record in zip(measured, records, strict=True)
+        if record.run or record.attack != "none" or start_of(record) not in has_run
+    ]
 
 
 def _require_same(cell: Mapping[str, Any], other: Mapping[str, Any], folder: Path) -> None:
@@ -115,9 +125,21 @@ def _require_same(cell: Mapping[str, Any], other: Mapping[str, Any], folder: Pat
 def read_evidence(folder: Path, *, num_resamples: int = 2_000) -> list[Record]:
     """Return the records of a folder with every metric computed again from its two files.
 
+    Once a process for the same files: a note asks for them table by table.
+
     Raises:
         ValueError: the files are not what :func:`write_evidence` writes.
     """
+    stats = [(folder / name).stat() for name in (ANSWERS, LOOKS)]
+    stamps = tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)
+    return list(_records_of(folder, stamps, num_resamples))
+
+
+@lru_cache(maxsize=4)
+def _records_of(
+    folder: Path, stamps: tuple[tuple[int, int, int], ...], num_resamples: int
+) -> list[Record]:
+    """Return what `read_evidence` does of files with these stamps, which tell one from another."""
     cells, answers = read_cells(folder)
     looks = _read_looks(folder)
     items: list[dict[str, Any]] = []

@@ -25,7 +25,6 @@ from rpa_ray.report.read.definitions import (
 )
 from rpa_ray.report.read.folder import Campaign
 from rpa_ray.report.read.groups import AttackGroup, Cell, leading, leading_greedy
-from rpa_ray.report.read.values import CellValue
 from rpa_ray.report.tables.best_of_n import best_of_most, best_of_n_table
 from rpa_ray.report.tables.differences import differences_table, pairs_table
 from rpa_ray.report.tables.main import (
@@ -151,19 +150,14 @@ def notes(campaign: Campaign) -> list[str]:
         *([JUDGE_OFF] if any(cell.is_misjudged for cell in cells) else []),
         *([UNEXPLAINED] if any(cell.is_unexplained for cell in cells) else []),
         *([FEW_PROMPTS] if any(_num_prompts(cell) < MIN_PROMPTS for cell in cells) else []),
-        *([INTERVALS] if any(len(value.by_seed) == 1 for value in values) else []),
-        *([RANGES] if any(is_range(value) for value in values) else []),
+        *([INTERVALS] if any(value.is_over_items for value in values) else []),
+        *([RANGES] if any(value.seed_range for value in values) else []),
         *([OVER_SEEDS] if any(value.is_over_seeds for value in values) else []),
         *([COUNTS] if values else []),
         *([BEFORE_ATTACK] if any(cell.is_untouched for cell in cells) else []),
         *([CONTROL] if any(cell.is_control for cell in cells) else []),
         *([BEST_OF_N_ROWS] if any(best_of_most(cell) for cell in cells) else []),
     ]
-
-
-def is_range(value: CellValue) -> bool:
-    """Return whether the ends of a value are those of a few seeds."""
-    return len(value.by_seed) > 1 and not value.is_over_seeds
 
 
 def _num_prompts(cell: Cell) -> float:

@@ -6,7 +6,7 @@ from html import escape
 from rpa_ray.evaluation.metrics import ORACLE_LABELS
 from rpa_ray.report.figures.dose import dose_figure, drawn_measure
 from rpa_ray.report.figures.plots import Series, interval_track, line_chart, line_key, stacked_bar
-from rpa_ray.report.markdown import headline, is_range
+from rpa_ray.report.markdown import headline
 from rpa_ray.report.read.definitions import CURVES, METRIC_BY_NAME
 from rpa_ray.report.read.folder import Campaign
 from rpa_ray.report.read.groups import AttackGroup, Cell, leading, leading_greedy
@@ -32,8 +32,7 @@ def headline_charts(campaign: Campaign) -> str:
     first = leading(campaign.cells)
     values = [value for cell in campaign.cells if (value := cell.value(first.name)) is not None]
     whiskers = {
-        "95 % interval over items": any(len(value.by_seed) == 1 for value in values),
-        "range over seeds": any(is_range(value) for value in values),
+        "95 % interval over items": any(value.is_over_items for value in values),
         "95 % interval over seeds and items": any(value.is_over_seeds for value in values),
     }
     whisker = " or ".join(name for name, occurs in whiskers.items() if occurs)

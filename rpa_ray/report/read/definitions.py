@@ -292,7 +292,7 @@ ASTERISK = (
 INTERVALS = (
     "[low, high] is the 95 % interval over the items that prompts ask about, within these seeds"
 )
-RANGES = "(low to high) is the range over two to four seeds, no interval"
+RANGES = "(least to largest) are the seeds where they are too few for an interval over seeds"
 OVER_SEEDS = "{low, high} is the 95 % interval over five seeds or more and over items"
 COUNTS = "n is the number of answers behind a number, of each seed"
 JUDGE_OFF = (

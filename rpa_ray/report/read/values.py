@@ -9,8 +9,8 @@ from rpa_ray.report.read.definitions import is_share
 from rpa_ray.report.read.records import Estimate
 
 SEEDS_FOR_INTERVAL = 5
-"""From so many seeds on there is an interval over seeds; the values of fewer are told as a range,
-because their spread is hardly known."""
+"""From so many seeds on there is an interval over seeds; the values of fewer are told as a range
+beside that over items, because their spread is hardly known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +20,7 @@ class CellValue:
     mean: float
     """Of a censored one the least that it can be."""
     low: float
-    """Of one seed the interval over items, of few the least seed, of many the interval over seeds;
+    """Of the interval over items within these seeds, of many seeds of that over seeds and items;
     NaN when unknown."""
     high: float
     by_seed: tuple[Estimate, ...]
@@ -28,6 +28,19 @@ class CellValue:
     """Whether the ends are those of the interval over seeds and items."""
     is_censored: bool = False
     """Whether some seed was not followed for long enough to see the number: it is larger."""
+
+    @property
+    def is_over_items(self) -> bool:
+        """Whether the ends are those of the interval over items within these seeds."""
+        return not self.is_over_seeds and math.isfinite(self.low)
+
+    @property
+    def seed_range(self) -> tuple[float, float] | None:
+        """The least and the largest of a few seeds; None of one, of many, and where censored."""
+        if len(self.by_seed) == 1 or self.is_over_seeds or self.is_censored:
+            return None
+        means = [seed.mean for seed in self.by_seed]
+        return min(means), max(means)
 
     @property
     def num_text(self) -> str:
@@ -39,8 +52,8 @@ class CellValue:
 def value_over_seeds(name: str, seeds: Sequence[Estimate]) -> CellValue:
     """Return what the seeds of a cell say together.
 
-    The interval over five seeds or more is Student's over seeds, joined with that over items within
-    them. The latter is the mean of the seeds' own ends: as wide as if they all erred alike.
+    The interval over items within these seeds is the mean of their own ends: as wide as if they all
+    erred alike. From five seeds on Student's over seeds is joined with it.
 
     Args:
         name: Of the metric: the interval of a share ends at 0 and 1.
@@ -49,20 +62,15 @@ def value_over_seeds(name: str, seeds: Sequence[Estimate]) -> CellValue:
     is_censored = any(seed.is_censored for seed in seeds)
     means = [seed.ci_low if seed.is_censored else seed.mean for seed in seeds]
     mean = sum(means) / len(means)
-    low, high = min(means), max(means)
+    low, high = (
+        sum(getattr(seed, end) for seed in seeds) / len(seeds) for end in ("ci_low", "ci_high")
+    )
     is_over_seeds = False
     if is_censored:
         low, high = mean, math.nan
-    elif len(seeds) == 1:
-        low, high = seeds[0].ci_low, seeds[0].ci_high
-    elif len(seeds) >= SEEDS_FOR_INTERVAL:
-        within = (
-            min(mean, sum(seed.ci_low for seed in seeds) / len(seeds)),
-            max(mean, sum(seed.ci_high for seed in seeds) / len(seeds)),
-        )
-        unknown = any(math.isnan(end) for seed in seeds for end in (seed.ci_low, seed.ci_high))
-        bounds = (0.0, 1.0) if is_share(name) else None
-        interval = None if unknown else over_seeds(means, within, bounds=bounds)
+    elif len(seeds) >= SEEDS_FOR_INTERVAL and math.isfinite(low + high):
+        within = min(mean, low), max(mean, high)
+        interval = over_seeds(means, within, bounds=(0.0, 1.0) if is_share(name) else None)
         if interval is not None:
             (low, high), is_over_seeds = interval, True
     return CellValue(

@@ -21,6 +21,7 @@ def differences_table(campaign: Campaign) -> SideTable:
     rows = campaign.comparisons.to_references
     compared = [one for row in rows for one in (row.to_undefended, row.to_freeze) if one]
     has_freeze = any(row.to_freeze for row in rows)
+    sizes = [size for row in rows if (size := _smallest(row.to_undefended)) is not None]
     freeze = [_difference_column("To freeze", "to_freeze"), _p_column("p, to freeze", "p_freeze")]
     return SideTable(
         name="differences",
@@ -32,8 +33,8 @@ def differences_table(campaign: Campaign) -> SideTable:
         "prompt counts by the mean of its sampled answers over the seeds that both rows have. "
         "[low, high] is the 95 % interval of one difference. p is that of sign flips over items, "
         f"adjusted (Holm) for all {len(compared):,} comparisons of this table. Smallest detectable "
-        "is the size of a true difference to undefended that so many items show in four of five "
-        "cases: a smaller one may be there unseen.",
+        f"{_ends(sizes)}is the size of a true difference to undefended that so many items show in "
+        "four of five cases: a smaller one may be there unseen.",
         columns=(
             text_column("Attack", "attack"),
             text_column("Defence", "defence"),
@@ -69,11 +70,13 @@ def pairs_table(campaign: Campaign) -> SideTable:
         if not separated:
             rows.append([pairs.attack, count, None, None, None, None])
     compared = [one for pairs in campaign.comparisons.pairs for one in pairs.compared]
+    num_shown = sum(one.is_shown for one in compared)
     return SideTable(
         name="pairs",
         title="Defences told apart",
-        intro="Which of two defences under one attack leaves less harm: the pairs that differ at "
-        "95 %: p is at most 0.05 after Holm's adjustment for all pairs of that attack, and the "
+        intro="Which of two defences under one attack leaves less harm: "
+        f"{num_shown:,} of {len(compared):,} pairs differ at 95 %: p is at most 0.05 "
+        "after Holm's adjustment for all pairs of that attack, and the "
         "interval leaves out 0. The difference is "
         f"{_measure(compared).lower()} under the first less that under the second, on the same "
         f"{_counts(compared)}. Within these seeds: random are items and prompts. [low, high] is "
@@ -103,6 +106,11 @@ def _counts(compared: Sequence[Compared]) -> str:
     prompts = _range([one.difference.n for one in compared])
     items = _range([one.difference.num_items for one in compared])
     return f"{prompts} prompts about {items} items"
+
+
+def _ends(sizes: Sequence[float]) -> str:
+    """Return the least and the largest of the sizes in brackets, "" of none."""
+    return f"({min(sizes):.{DECIMALS}f} to {max(sizes):.{DECIMALS}f} here) " if sizes else ""
 
 
 def _range(counts: Sequence[int]) -> str:

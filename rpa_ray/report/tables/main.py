@@ -75,17 +75,22 @@ def format_value(value: CellValue, decimals: int) -> str:
 def format_spread(value: CellValue | None, decimals: int) -> str:
     """Return the spread of a mean, "" where it is not known.
 
-    `[low, high]` is the interval of one run, `(low to high)` the range over a few seeds,
-    `{low, high}` the interval over seeds. An interval without an upper end has "-" there.
+    `[low, high]` is the interval over items within these seeds, with `(least to largest)` of a few
+    seeds behind it; `{low, high}` the interval over many seeds and items. An interval without an
+    upper end has "-" there.
     """
-    if value is None or value.is_censored or not math.isfinite(value.low):
+    if value is None or value.is_censored:
         return ""
-    low, high = f"{value.low:,.{decimals}f}", f"{value.high:,.{decimals}f}"
-    if not math.isfinite(value.high):
-        high = MISSING
-    if value.is_over_seeds:
-        return f"{{{low}, {high}}}"
-    return f"[{low}, {high}]" if len(value.by_seed) == 1 else f"({low} to {high})"
+    told = []
+    if math.isfinite(value.low):
+        low, high = f"{value.low:,.{decimals}f}", f"{value.high:,.{decimals}f}"
+        if not math.isfinite(value.high):
+            high = MISSING
+        told.append(f"{{{low}, {high}}}" if value.is_over_seeds else f"[{low}, {high}]")
+    if value.seed_range is not None:
+        least, largest = value.seed_range
+        told.append(f"({least:,.{decimals}f} to {largest:,.{decimals}f})")
+    return " ".join(told)
 
 
 def shown_metrics(cells: Sequence[Cell]) -> list[MetricText]:

@@ -58,13 +58,14 @@ def test_truth_stands_before_the_judge_and_marks_it() -> None:
     assert "| 0.14 [0.08, 0.22] | 0.00 [0.00, 0.04] | 0.40 | 0.95*! | 0.81 |" in row
 
 
-def test_of_two_seeds_mean_smallest_and_largest_are_told(second_seed: SecondSeed) -> None:
+def test_of_two_seeds_mean_interval_smallest_and_largest_are_told(second_seed: SecondSeed) -> None:
     def change(row: dict[str, Any]) -> None:
-        row["metrics"]["p_harm_oracle_sampled"]["mean"] = 0.4
+        row["metrics"]["p_harm_oracle_sampled"] |= {"mean": 0.4, "ci_low": 0.3, "ci_high": 0.5}
 
     lines = printed(RECORDED, second_seed(change))
     row = next(line for line in lines if line.startswith("| beavertails | sft | none |"))
-    assert "| 0.68 | 2 of 2 | 0.62 (0.40 to 0.85) | 0.99 (0.99 to 0.99) |" in row
+    greedy = "0.99 [0.95, 1.00] (0.99 to 0.99)"
+    assert f"| 0.68 | 2 of 2 | 0.62 [0.53, 0.71] (0.40 to 0.85) | {greedy} |" in row
 
 
 def test_a_seed_that_failed_is_counted_and_left_out(second_seed: SecondSeed) -> None:

@@ -144,6 +144,17 @@ def test_seeds_measured_apart_are_joined_from_their_evidence(
     ]
 
 
+def test_a_start_that_another_folder_has_as_a_cell_is_not_there_twice(
+    evidence: Path, tmp_path: Path
+) -> None:
+    alone = record(attack="none", defence="none", seed=1, rho=None, num_samples=0, harm=0.0)
+    other = campaign_folder(tmp_path / "other", [alone])
+    answers_file(other / str(alone["run"]), [0.0] * len(PROMPTS), items=PROMPTS)
+    write_evidence([evidence, other], tmp_path / "both")
+    starts = [r for r in read_evidence(tmp_path / "both") if r.attack == "none"]
+    assert [(r.seed, r.run) for r in starts] == [(1, alone["run"])]
+
+
 def test_runs_of_one_name_in_several_folders_are_compared_by_their_own_answers(
     tmp_path: Path,
 ) -> None:

@@ -56,7 +56,7 @@ def test_greedy_and_sampled_numbers_are_each_held_to_the_oracle_of_their_own_ans
 def test_gaps_of_seeds_that_cancel_out_are_marked() -> None:
     seeds = [record(seed=s, p_harm_sampled=0.5, judge_gap=gap) for s, gap in ((0, 0.4), (1, -0.4))]
     texts = results_table(seeds).splitlines()[-1].strip("| ").split(" | ")
-    assert texts[2:] == ["2", "0.50! (0.50 to 0.50)", "0.00"]
+    assert texts[2:] == ["2", "0.50! [0.45, 0.55] (0.50 to 0.50)", "0.00"]
 
 
 def test_best_of_n_which_trains_nothing_is_not_told_as_not_moved() -> None:

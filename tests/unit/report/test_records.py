@@ -64,12 +64,13 @@ def test_a_run_folder_takes_its_identity_from_its_config(tmp_path: Path) -> None
     assert (found.status, found.step_failed) == ("sampling_failed", 7)
 
 
-def test_seeds_of_a_cell_are_joined_to_mean_and_range() -> None:
+def test_seeds_of_a_cell_are_joined_to_mean_and_mean_of_ends() -> None:
     records = parse_records([record(seed=s, p_harm=p) for s, p in ((0, 0.9), (1, 0.7), (2, 0.8))])
     (cell,) = group_cells(records)
     value = cell.value("p_harm")
     assert value is not None
-    assert (round(value.mean, 9), value.low, value.high) == (0.8, 0.7, 0.9)
+    assert (value.mean, value.low, value.high) == pytest.approx((0.8, 0.75, 0.85))
+    assert value.seed_range == (0.7, 0.9)
 
 
 def test_parameters_keep_cells_apart_and_are_named_by_their_last_part() -> None:

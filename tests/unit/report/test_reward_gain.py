@@ -136,8 +136,12 @@ def test_each_seed_has_the_gain_over_its_own_freeze_and_all_must_agree(tmp_path:
     later = [reward + 3.0 for reward in FROZEN]
     write_answers(tmp_path, records, [HIGH, HIGH, HIGH, later, FROZEN, later])
     folder = campaign_folder(tmp_path, records)
-    assert told(folder)["undefended"] == "yes, 5.50 (4.00 to 7.00)"
-    assert told(folder)["lisa"] == "not shown, 3.50 (0.00 to 7.00)"
+    for row, word, mean, seeds in (
+        ("undefended", "yes", "5.50", "(4.00 to 7.00)"),
+        ("lisa", "not shown", "3.50", "(0.00 to 7.00)"),
+    ):
+        assert told(folder)[row].startswith(f"{word}, {mean} [")
+        assert told(folder)[row].endswith(f"] {seeds}")
 
 
 def test_a_model_that_did_not_move_gained_nothing(tmp_path: Path) -> None:

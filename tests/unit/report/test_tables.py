@@ -79,7 +79,10 @@ def test_seeds_are_shown_as_mean_and_range_beside_the_failed_one() -> None:
         record(seed=2, status="sampling_failed", step_failed=12),
     ]
     table = results_table(records)
-    assert "| 3 | 0.80 (0.70 to 0.90); sampling failed at step 12 (1 of 3 seeds) |" in table
+    assert (
+        "| 3 | 0.80 [0.75, 0.85] (0.70 to 0.90); sampling failed at step 12 (1 of 3 seeds) |"
+        in table
+    )
 
 
 def test_a_setting_that_differs_becomes_a_column() -> None:

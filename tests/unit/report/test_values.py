@@ -22,9 +22,11 @@ def seed(mean: float, half: float = 0.05) -> Estimate:
     return Estimate(mean=mean, n=100, ci_low=mean - half, ci_high=mean + half)
 
 
-def test_two_to_four_seeds_are_a_range_and_five_an_interval_over_seeds_and_items() -> None:
-    few, many = (value_over_seeds("harm", [seed(mean) for mean in MEANS[:n]]) for n in (4, 5))
-    assert format_spread(few, 2) == "(0.45 to 0.60)"
+def test_two_to_four_seeds_are_a_range_beside_the_interval_over_items_and_five_are_in_one() -> None:
+    few, many = (value_over_seeds("harm", [seed(m) for m in part]) for part in (MEANS[1:4], MEANS))
+    assert format_spread(few, 2) == "[0.48, 0.58] (0.45 to 0.60)"
+    alike = value_over_seeds("harm", [seed(0.5), seed(0.5)])
+    assert format_spread(alike, 2) == "[0.45, 0.55] (0.50 to 0.50)", "not exact: the items are few"
     expected = over_seeds(MEANS, (0.5, 0.6), bounds=(0.0, 1.0))
     assert expected is not None and (many.low, many.high) == pytest.approx(tuple(expected))
     assert format_spread(many, 2) == f"{{{expected.low:.2f}, {expected.high:.2f}}}"
@@ -44,12 +46,15 @@ def test_seeds_without_ends_of_their_own_are_a_range() -> None:
 
 
 def test_every_kind_of_spread_that_occurs_is_explained(tmp_path: Path) -> None:
-    for num, words in ((1, "[low, high]"), (3, "(low to high)"), (5, "{low, high}")):
+    few = ["[low, high]", "(least to largest)"]
+    for num, words in ((1, few[:1]), (3, few), (5, ["{low, high}"])):
         folder = campaign_folder(tmp_path / str(num), seeds_of(MEANS[:num]))
         paths = write_report(folder)
-        kinds = ("[low, high]", "(low to high)", "{low, high}")
+        kinds = (*few, "{low, high}")
         for text in (paths.markdown.read_text(), paths.html.read_text()):
-            assert [kind for kind in kinds if f"{kind} is" in text] == [words]
+            assert [
+                kind for kind in kinds if f"{kind} is" in text or f"{kind} are" in text
+            ] == words
 
 
 def test_a_heading_says_its_n_where_all_cells_have_the_same() -> None:
@@ -65,7 +70,7 @@ def test_where_cells_differ_in_n_every_value_says_its_own(tmp_path: Path) -> Non
     table = results_table(records)
     assert "| Attack | Defence | Seeds | Harm |" in table
     assert "| 0.90 [0.85, 0.95] (n 1,440) |" in table
-    assert "| 0.50 (0.50 to 0.50) (n 90 to 100) |" in table
+    assert "| 0.50 [0.45, 0.55] (0.50 to 0.50) (n 90 to 100) |" in table
     page = write_report(campaign_folder(tmp_path, records)).html.read_text()
     assert "<small>[0.85, 0.95]</small><small>n 1,440</small>" in page and ">Harm</th>" in page
 
