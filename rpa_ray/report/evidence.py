@@ -74,7 +74,7 @@ def write_evidence(folders: Sequence[Path], output: Path) -> tuple[Path, Path]:
         for found in _of_evidence(folder) if is_evidence(folder) else _of_campaign(folder):
             name = identity_text(found.cell)
             _require_same(measured.setdefault(name, found).cell, found.cell, folder)
-    cells = _each_start_once(list(measured.values()))
+    cells = list(measured.values())
     metadata = {
         CELLS: json.dumps([found.cell for found in cells]).encode(),
         FOUND: json.dumps(worst_of(map(read_checks, folders))).encode(),
@@ -96,15 +96,13 @@ def write_evidence(folders: Sequence[Path], output: Path) -> tuple[Path, Path]:
     return paths
 
 
-def _each_start_once(measured: Sequence[Measured]) -> list[Measured]:
-    """Leave out what a run measured before its attack where another folder has it as a cell."""
-    records = parse_records([{**found.cell, "metrics": {}} for found in measured], "evidence")
+def _each_start_once(records: Sequence[Record]) -> list[Record]:
+    """Leave out what a run measured before its attack where that model is a cell of its own.
+
+    It is in the files all the same: a cell that was not attacked asks no reward model, a run does.
+    """
     has_run = {start_of(r) for r in records if r.run and (r.attack, r.defence) == ("none", "none")}
-    return [
-        found
-        for found, record in zip(measured, records, strict=True)
-        if record.run or record.attack != "none" or start_of(record) not in has_run
-    ]
+    return [r for r in records if r.run or r.attack != "none" or start_of(r) not in has_run]
 
 
 def _require_same(cell: Mapping[str, Any], other: Mapping[str, Any], folder: Path) -> None:
@@ -154,7 +152,7 @@ def _records_of(
         items.append({**cell, "metrics": found})
         rewards.append(rewards_of([(a.decoding, a.prompt_index, a.item, a.reward) for a in held]))
     records = parse_records(items, str(folder / ANSWERS))
-    return with_reward_gain(records, rewards, [NONE] * len(records))
+    return _each_start_once(with_reward_gain(records, rewards, [NONE] * len(records)))
 
 
 def read_measured(folder: Path) -> list[Record]:
@@ -222,7 +220,7 @@ def _sources(folder: Path, records: Sequence[Record]) -> list[tuple[Record, Path
     """Return the records of a campaign and of the models before, each with its file of answers."""
     found: list[tuple[Record, Path | None]] = []
     has_before = [r for r in records if (_run(folder, r) / ANSWERS_BEFORE).is_file()]
-    for record in first_of_each(has_before, records):
+    for record in first_of_each(has_before, ()):
         found.append((before_of(record), _run(folder, record) / ANSWERS_BEFORE))
     for record in records:
         if record.status != "ok":

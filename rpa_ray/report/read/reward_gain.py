@@ -79,6 +79,7 @@ def _untouched(
         start: own
         for record, own in zip(records, rewards, strict=True)
         if record.attack == record.defence == "none"
+        and own
         and len(rhos.get(start := start_of(record), ())) == 1
     }
 
