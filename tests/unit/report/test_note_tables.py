@@ -51,6 +51,8 @@ def is_of(cell: Cell, row: dict[str, str]) -> bool:
     words, _, settings = row["Defence"].partition(" (")
     name = words.split(",")[0]
     if name.startswith("untouched"):
+        if name.split()[1] != cell["model"].rpartition("/")[2]:
+            return False
         name = "none"
     named = {
         key.rpartition(".")[2]: f"{v:g}" if isinstance(v, float) else str(v)
