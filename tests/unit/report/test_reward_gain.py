@@ -164,3 +164,18 @@ def test_a_report_tells_the_gain_its_meaning_and_its_ends(tmp_path: Path) -> Non
     )
     assert '<td title="n = 8">yes, 7.00<small>[' in paths.html.read_text()
     assert "reward_gain,reward_gain_n,reward_gain_ci_low" in paths.csv.read_text()
+
+
+def test_evidence_has_the_start_of_a_run_where_the_start_is_a_cell_without_rewards(
+    tmp_path: Path,
+) -> None:
+    attacked, start = record(harm=0.5), record(attack="none", rho=None, num_samples=0, harm=0.5)
+    folder = campaign_folder(tmp_path / "runs", [start, attacked])
+    answers_file(folder / str(start["run"]), HARM, items=ITEMS)
+    answers_file(folder / str(attacked["run"]), HARM, items=ITEMS, rewards=HIGH)
+    run = folder / str(attacked["run"])
+    answers_file(run, HARM, items=ITEMS, rewards=FROZEN, name=ANSWERS_BEFORE)
+    (run / "evaluation.json").write_text('{"looks": []}')
+    write_evidence([folder], tmp_path / "proof")
+    assert gains(tmp_path / "proof")["none"].mean == pytest.approx(np.mean(HIGH) - np.mean(FROZEN))
+    assert sum(r.attack == "none" for r in read_measured(tmp_path / "proof")) == 1
