@@ -52,13 +52,21 @@ def band_chart(
 
 
 def _band(line: BandLine, x_axis: Axis, y_axis: Axis) -> str:
-    known = [(x, v) for x, v in line.points if math.isfinite(v.low) and math.isfinite(v.high)]
+    known = [
+        (x, _ends(v)) for x, v in line.points if math.isfinite(v.low) and math.isfinite(v.high)
+    ]
     if not known:
         return ""
-    outline = [(x, min(value.high, y_axis.high)) for x, value in known]
-    outline += [(x, max(value.low, y_axis.low)) for x, value in reversed(known)]
+    outline = [(x, min(high, y_axis.high)) for x, (_, high) in known]
+    outline += [(x, max(low, y_axis.low)) for x, (low, _) in reversed(known)]
     points = polyline_points(tuple(outline), x_axis, y_axis)
     return f'<polygon class="band {escape(line.style)}" points="{points}"/>'
+
+
+def _ends(value: CellValue) -> tuple[float, float]:
+    """Return the interval, wide enough that a few seeds are all in it."""
+    seeds = value.seed_range or (value.low, value.high)
+    return min(value.low, seeds[0]), max(value.high, seeds[1])
 
 
 def _line(line: BandLine, x_axis: Axis, y_axis: Axis) -> str:

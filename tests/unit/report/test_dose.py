@@ -46,12 +46,12 @@ def test_harm_is_drawn_over_attack_samples_from_before_the_attack_with_its_band(
     )
 
 
-def test_seeds_are_one_line_whose_band_is_over_items(tmp_path: Path) -> None:
+def test_seeds_are_one_line_whose_band_is_over_items_and_holds_them_all(tmp_path: Path) -> None:
     seeds = [[look(0.0, 0.1), look(100.0, harm)] for harm in (0.4, 0.8)]
     drawn = chart(page_of(tmp_path, seeds))
     assert len(re.findall("<polyline", drawn)) == 1
-    # Harm 0.7 and 0.5 at the end of the attack: the means of the seeds' own ends.
-    assert "348.0,63.6 348.0,98.0" in drawn
+    # Harm 0.8 and 0.4 at the end of the attack: the seeds; over items alone it is 0.7 and 0.5.
+    assert "348.0,46.4 348.0,115.2" in drawn
 
 
 def test_harm_on_held_out_prompts_is_drawn_once(tmp_path: Path) -> None:
