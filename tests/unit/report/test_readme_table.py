@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).parents[3]
-EVIDENCE = ROOT / "benchmarks" / "quickstart" / "bfloat16"
+EVIDENCE = ROOT / "benchmarks" / "quickstart" / "float32"
+NUM_SEEDS = 5
 ROWS = {
     "untouched base": ("base", "none", "none"),
     "untouched chat": ("chat", "none", "none"),
@@ -38,6 +39,8 @@ def answers() -> dict[tuple[str, str, str], list[Answer]]:
     found: dict[tuple[str, str, str], list[Answer]] = {}
     for row in table.to_pylist():
         cell = cells[row["cell"]]
+        if cell["run"] is None:  # the start of a run, beside the same model as a cell
+            continue
         key = (cell["model"], cell["attack"], cell["defence"])
         found.setdefault(key, []).append(row)
     return found
@@ -47,7 +50,9 @@ def answers() -> dict[tuple[str, str, str], list[Answer]]:
 def printed() -> dict[str, dict[str, str]]:
     """Return the texts of README's table by the name of the row and the heading."""
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    head = next(i for i, line in enumerate(lines) if line.startswith("| Attack | Defence | Harm"))
+    head = next(
+        i for i, line in enumerate(lines) if line.startswith("| Attack | Defence | Seeds |")
+    )
     header, _, *rows = [line.strip("| ").split(" | ") for line in lines[head : head + 7]]
     return {row[1]: dict(zip(header, row, strict=True)) for row in rows}
 
@@ -62,9 +67,11 @@ def test_a_number_is_the_mean_of_the_committed_answers(
 ) -> None:
     decoding, value = NUMBERS[heading]
     values = [float(value(a)) for a in answers[ROWS[row]] if a["decoding"] == decoding]
-    text = printed[row][heading].partition(" [")[0].rstrip("!*")
+    text = printed[row][heading].split()[0].rstrip("!*")
     assert float(text) == pytest.approx(fmean(values), abs=0.0051)
-    assert heading.endswith(f"(n {len(values):,})")
+    # Every seed has as many answers, so that the mean of all is that over seeds.
+    assert printed[row]["Seeds"] == str(NUM_SEEDS)
+    assert heading.endswith(f"(n {len(values) // NUM_SEEDS:,})") and len(values) % NUM_SEEDS == 0
 
 
 def test_the_table_has_these_rows_and_no_others(printed: dict[str, dict[str, str]]) -> None:
