@@ -37,7 +37,7 @@ class CellValue:
     @property
     def seed_range(self) -> tuple[float, float] | None:
         """The least and the largest of a few seeds; None of one, of many, and where censored."""
-        if len(self.by_seed) == 1 or self.is_over_seeds or self.is_censored:
+        if len(self.by_seed) < 2 or self.is_over_seeds or self.is_censored:
             return None
         means = [seed.mean for seed in self.by_seed]
         return min(means), max(means)
