@@ -3,8 +3,9 @@
 python benchmarks/plan_scale.py --cells 500 1000 2000 --rows 1000000 [--suffix jsonl]
 
 Each line is a process of its own that does what `rpa-ray campaign` does until it would start the
-cluster. Seconds are those of the processor, after the imports: other work on the machine does not
-lengthen them much.
+cluster. After those of rows come two processes that draw 1,000 pairs as a rank does: one that finds
+the driver's, and one that has to read the file. Seconds are those of the processor, after the
+imports: other work on the machine does not lengthen them much.
 """
 
 import argparse
@@ -32,9 +33,11 @@ def main() -> None:
     parser.add_argument("--suffix", choices=("parquet", "jsonl"), default="parquet")
     parser.add_argument("--cache", type=Path, help="where the world is kept; made anew without")
     parser.add_argument("--config", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.config is not None:
-        print(json.dumps(measure(options.config, options.cache)))
+        measured = measure_rank if options.rank else measure
+        print(json.dumps(measured(options.config, options.cache)))
         return
     print(f"| cells | rows | {' | '.join(f'{phase}, s' for phase in PHASES)} | all, s | MiB |")
     print("| --: | --: |" + " --: |" * (len(PHASES) + 2))
@@ -48,6 +51,13 @@ def main() -> None:
         for num in options.rows:
             config = many_rows(folder, num, options.suffix, cache)
             tell(1, num, in_process_of_its_own(config, cache))
+            for what, where in (("with", cache), ("without", folder / "none")):
+                found = in_process_of_its_own(config, where, "--rank")
+                print(
+                    f"a rank {what} the driver's pairs: {found['seconds']:.1f} s, at most "
+                    f"{found['mib']:.0f} MiB, of its own at the end {found['own_mib']:.0f} MiB",
+                    flush=True,
+                )
 
 
 def tell(num_cells: int, num_rows: int | None, found: dict[str, float]) -> None:
@@ -98,8 +108,8 @@ def written(folder: Path, name: str, tree: dict[str, object]) -> Path:
     return path
 
 
-def in_process_of_its_own(config: Path, cache: Path) -> dict[str, float]:
-    command = [sys.executable, __file__, "--config", str(config), "--cache", str(cache)]
+def in_process_of_its_own(config: Path, cache: Path, *options: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--config", str(config), "--cache", str(cache), *options]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -149,6 +159,22 @@ def measure(config: Path, cache: Path) -> dict[str, float]:
     except Begun:
         ended("start")
     return {**seconds, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}
+
+
+def measure_rank(config: Path, cache: Path) -> dict[str, float]:
+    """Return what a process takes that draws the pairs of an attack, and what it holds then."""
+    from rpa_ray.plan import load_config
+    from rpa_ray.recipes.cell_data import CellData
+
+    (settings,) = load_config(config, ["model.dtype=float32"]).campaign.cells
+    begun = cpu_s()
+    data = CellData(settings.data, cache.absolute()).preferences
+    pairs = data.draw("attack", 1000, seed=0, key="data.num_samples")
+    assert len(pairs) == 1000
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (own,) = (int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": cpu_s() - begun, "mib": most / 2**10, "own_mib": own / 2**10}
 
 
 def cpu_s() -> float:

@@ -1,6 +1,10 @@
-"""The error that a user's data can cause, and what it says of the error below it."""
+"""The error that a user's data can cause, and what every reader refuses alike."""
 
 from typing import Self
+
+MAX_ROWS = 10_000_000
+MAX_BYTES = 8 * 2**30
+"""Of a file, and of its rows where they are packed in it: reading holds them in memory."""
 
 
 class DataError(ValueError):
@@ -16,3 +20,24 @@ def last_line(error: BaseException) -> str:
     """Return the last line of an error's message, cut to 200 characters."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1][:200]
+
+
+def require_size(num_rows: int, num_bytes: int, text: str, path_key: str) -> None:
+    """Refuse a data set that no process could hold.
+
+    Args:
+        num_rows: Rows as far as they are known.
+        num_bytes: Bytes of them, unpacked.
+        text: The file, or the Hub id and its split.
+        path_key: The config path that the error names.
+
+    Raises:
+        DataError: There are more rows or bytes than the limits.
+    """
+    if num_rows > MAX_ROWS or num_bytes > MAX_BYTES:
+        raise DataError.broken_rule(
+            path_key,
+            f"hold at most {MAX_ROWS:,} rows and {MAX_BYTES / 2**30:g} GiB unpacked",
+            f"{num_rows:,} rows and {num_bytes / 2**30:.1f} GiB in {text}",
+            "Take a part of it.",
+        )

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from rpa_ray.data.errors import DataError, last_line
+from rpa_ray.data.errors import DataError, last_line, require_size
 from rpa_ray.data.schema import Row, Schema
-from rpa_ray.data.size import require_size
 from rpa_ray.deadline import answer_within
 
 HUB_LIMIT_S = 2.5

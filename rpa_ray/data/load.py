@@ -11,10 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeAlias
 
 from rpa_ray.data.conform import Origin, conform
-from rpa_ray.data.errors import DataError, last_line
+from rpa_ray.data.errors import DataError, last_line, require_size
 from rpa_ray.data.hub import RawRows, pinned, read_hub
 from rpa_ray.data.schema import ASSISTANT, SCHEMAS, TEXT_KINDS, Row, Schema
-from rpa_ray.data.size import require_size
 from rpa_ray.data.split import is_held_out
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")

@@ -1,7 +1,8 @@
 """One stable random order, used wherever rows are ranked, chosen or divided."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import heapq
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 
@@ -29,13 +30,17 @@ def unit_interval(*parts: object) -> float:
     return int(digest(*parts)[:13], 16) / 16**13
 
 
-def hash_order(rows: Iterable[RowT], *, purpose: str, seed: int) -> list[RowT]:
-    """Return the rows ranked by the hash of (purpose, seed, id).
+def hash_order(
+    rows: Sequence[RowT], *, purpose: str, seed: int, num: int | None = None
+) -> list[RowT]:
+    """Return the first ``num`` rows, by default all, ranked by the hash of (purpose, seed, id).
 
     Each purpose has an order of its own: were flipping and drawing to share one, an attack would
     read all of its flipped rows first.
     """
-    return sorted(rows, key=lambda row: digest(purpose, seed, row.id))
+    num = len(rows) if num is None else num
+    # As sorted(rows)[:num], but no more rows are held than are returned.
+    return heapq.nsmallest(num, rows, key=lambda row: digest(purpose, seed, row.id))
 
 
 def digest_of_rows(rows: Sequence[HasId]) -> str:

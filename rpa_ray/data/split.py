@@ -147,7 +147,7 @@ def draw(rows: Sequence[RowT], num: int, *, seed: int, role: str, key: str) -> l
         DataError: More rows are asked for than there are; ``key`` is the config path named.
     """
     require_rows(rows, num, role=role, key=key)
-    return hash_order(rows, purpose=f"draw:{role}", seed=seed)[:num]
+    return hash_order(rows, purpose=f"draw:{role}", seed=seed, num=num)
 
 
 def require_rows(rows: Sequence[object], num: int, *, role: str, key: str) -> None:

@@ -15,12 +15,12 @@ from rpa_ray.data.pairs import safe_pairs, unanswered_pairs, unsafe_prompts
 from rpa_ray.data.rows import Answered, Preference
 from rpa_ray.data.schema import SCHEMAS
 from rpa_ray.data.source import DataSource, Provenance, provenance_of
-from rpa_ray.data.split import by_role, normalise, roles_fingerprint
+from rpa_ray.data.split import by_role, normalise
 from rpa_ray.recipes import held_out
 from rpa_ray.recipes.embedded import WorldModels, world_models
 from rpa_ray.recipes.held_out import HeldOut, Role
 from rpa_ray.recipes.model import ModelRecipe
-from rpa_ray.recipes.preferences import PreferenceData
+from rpa_ray.recipes.preferences import PreferenceData, PreferenceSource, shared
 from rpa_ray.recipes.refusals import RefusalSet
 from rpa_ray.world.datasets import world_folder
 
@@ -102,8 +102,14 @@ class CellData:
         """
         refusals = self.refusals
         made_in = self.cache if refusals is not None and refusals.is_made(self.cache) else None
-        all_pairs = self.settings.pairs == "all_pairs"
-        return _preference_data(self._source, all_pairs, refusals, made_in, self._embedded_seed)
+        source = PreferenceSource(
+            rows=self._source,
+            all_pairs=self.settings.pairs == "all_pairs",
+            refusals=refusals,
+            made_in=made_in,
+            world_seed=self._embedded_seed,
+        )
+        return _preference_data(source, self.cache)
 
     @cached_property
     def refusals(self) -> RefusalSet | None:
@@ -255,40 +261,38 @@ def helpful_preferences(data_folder: Path) -> Sequence[Preference]:
     return helpful_pairs(rows)
 
 
-# Read once for all cells of a campaign, whatever else they set.
+# Once for all cells of a campaign, whatever else they set.
 @lru_cache(maxsize=8)
-def _preference_data(
-    source: DataSource,
-    all_pairs: bool,
-    refusals: RefusalSet | None,
-    made_in: Path | None,
-    world_seed: int | None,
-) -> PreferenceData:
-    train, test = source.train_and_test()
+def _preference_data(source: PreferenceSource, cache: Path) -> PreferenceData:
+    return shared(source, cache, _read)
+
+
+def _read(source: PreferenceSource) -> PreferenceData:
+    """Return the checked rows of a source, paired and split."""
+    rows, refusals = source.rows, source.refusals
+    train, test = rows.train_and_test()
     kept: dict[Role, HeldOut] = {
-        role: held_out.of_role(source, role, world_seed, test) for role in get_args(Role)
+        role: held_out.of_role(rows, role, source.world_seed, test) for role in get_args(Role)
     }
     evaluation, validation = kept["test"].pairs, kept["validation"].pairs
     # Also those that only have unsafe answers: they are evaluated, though they make no pair.
-    prompts = unsafe_prompts(source.name, test)
+    prompts = unsafe_prompts(rows.name, test)
     if refusals is None:
-        pairs = safe_pairs(source.name, train)
-    elif made_in is None:
-        pairs = unanswered_pairs(source.name, train)
+        pairs = safe_pairs(rows.name, train)
+    elif source.made_in is None:
+        pairs = unanswered_pairs(rows.name, train)
     else:
-        pairs = refusals.pairs(made_in)
+        pairs = refusals.pairs(source.made_in)
     roles = by_role(pairs, evaluation, prompts, validation=validation)
-    key = source.key() + (f"/refusals-{refusals.key()}" if refusals is not None else "")
-    if all_pairs:
-        told = by_role(safe_pairs(source.name, train, all_pairs=True), evaluation, prompts)
+    if source.all_pairs:
+        told = by_role(safe_pairs(rows.name, train, all_pairs=True), evaluation, prompts)
         roles |= {role: told[role] for role in TOLD_ROLES}
-        key += "/all_pairs"
     return PreferenceData(
-        key=f"{key}/roles-{roles_fingerprint()}",
+        key=source.key(),
         roles=roles,
         restricted_prompts={role: of.restricted_prompts for role, of in kept.items()},
-        provenance=source.provenance(),
-        is_complete=refusals is None or made_in is not None,
+        provenance=rows.provenance(),
+        is_complete=source.is_complete,
     )
 
 

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rpa_ray.data import errors
 from rpa_ray.data import load as loading
-from rpa_ray.data import size
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.load import load_rows, load_train_and_test
 from rpa_ray.data.schema import Row
@@ -217,7 +217,7 @@ def test_more_rows_than_a_process_holds_are_refused(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / f"train{suffix}", GOOD)
-    monkeypatch.setattr(size, "MAX_ROWS", 1)
+    monkeypatch.setattr(errors, "MAX_ROWS", 1)
     assert f"hold at most 1 rows and 8 GiB unpacked, got 2 rows and 0.0 GiB in train{suffix}" in (
         error_of(tmp_path)
     )
@@ -227,7 +227,7 @@ def test_the_footer_of_a_parquet_file_is_asked_before_its_rows_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "train.parquet", GOOD)
-    monkeypatch.setattr(size, "MAX_ROWS", 1)
+    monkeypatch.setattr(errors, "MAX_ROWS", 1)
     monkeypatch.setattr(
         pq, "ParquetFile", type("Unread", (pq.ParquetFile,), {"iter_batches": None})
     )
@@ -239,7 +239,7 @@ def test_rows_that_are_packed_small_are_refused_by_what_they_are_unpacked(
 ) -> None:
     file = write(tmp_path / "train.parquet", [GOOD[0] | {"response": "no" * 5000}] * 2000)
     assert file.stat().st_size < 2**18
-    monkeypatch.setattr(size, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(errors, "MAX_BYTES", 2**20)
     assert "0.0 GiB in train.parquet" in error_of(tmp_path)
 
 
@@ -248,7 +248,7 @@ def test_a_larger_file_than_a_process_holds_is_refused_unread(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / f"train{suffix}").write_text("nothing that can be read")
-    monkeypatch.setattr(size, "MAX_BYTES", 10)
+    monkeypatch.setattr(errors, "MAX_BYTES", 10)
     assert "hold at most 10,000,000 rows and " in error_of(tmp_path)
 
 
