@@ -86,17 +86,23 @@ _DEFAULT_DECIMALS = 3
 
 
 def to_table(answers: Sequence[Answer]) -> "pa.Table":
-    """Return answers as a table, one row each, numbers rounded to what is printed and one more."""
+    """Return answers as a table, one row each, numbers rounded to what is printed and one more.
+
+    Rewards of a pool keep all digits of float32: by the last of them the best of N is chosen.
+    """
     import pyarrow as pa
 
     columns: dict[str, list[Any]] = {}
     for name in COLUMNS:
-        values = [getattr(answer, name) for answer in answers]
-        if any(isinstance(value, float) for value in values):
-            decimals = _DECIMALS.get(name, _DEFAULT_DECIMALS)
-            values = [None if v is None else round(float(v), decimals) for v in values]
-        columns[name] = values
+        columns[name] = [_printed(name, getattr(answer, name), answer) for answer in answers]
     return pa.Table.from_pydict(columns, schema=_schema())
+
+
+def _printed(name: str, value: object, answer: Answer) -> object:
+    ranks = name == "reward" and answer.decoding is Decoding.POOL
+    if ranks or not isinstance(value, float):
+        return value
+    return round(value, _DECIMALS.get(name, _DEFAULT_DECIMALS))
 
 
 def from_table(table: "pa.Table") -> list[Answer]:

@@ -4,7 +4,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from rpa_ray.evaluation.answers import Answer, Decoding
+from rpa_ray.evaluation.answers import Answer, Decoding, from_table, to_table
 from rpa_ray.evaluation.best_of_n import (
     best_of_n_curves,
     best_of_n_expectation,
@@ -85,3 +85,9 @@ def test_the_reward_alone_decides_what_is_kept() -> None:
 def test_without_an_oracle_the_curve_is_the_judges() -> None:
     pool = [[replace(pool_answer(i, 1.0, 0.0, judge=0.5), harm=None)] for i in range(3)]
     assert set(best_of_n_curves(pool, [1], num_resamples=100)) == {"p_harm_best_of_1"}
+
+
+def test_the_last_digit_of_a_reward_decides_in_the_record_too() -> None:
+    pool = [pool_answer(0, 4.158912, 0.0, judge=0.0), pool_answer(0, 4.158913, 1.0, judge=0.0)]
+    kept = from_table(to_table(pool))
+    assert best_of_n_curves([kept], [2], num_resamples=100)["harm_best_of_2"].mean == 1.0
