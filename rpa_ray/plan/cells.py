@@ -12,7 +12,13 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from rpa_ray.config import ComposedConfig, ExperimentSettings, PluginConfig, with_local_paths
+from rpa_ray.config import (
+    ComposedConfig,
+    EvaluationSettings,
+    ExperimentSettings,
+    PluginConfig,
+    with_local_paths,
+)
 from rpa_ray.plan import LoadedConfig
 from rpa_ray.plan.files import PLUGIN_KEYS
 from rpa_ray.recipes.content import content_key
@@ -164,7 +170,12 @@ def _varied(flat: Sequence[dict[str, Any]]) -> set[tuple[_Scope, str]]:
 
 
 def _is_set(key: str, value: Any, cell: ExperimentSettings) -> bool:
-    """Return whether a setting is a defence's and not its default."""
+    """Return whether a setting is told even where all cells share it.
+
+    That is a defence's which is not its default, and that prompts are not those which are reported.
+    """
+    if key == "evaluation.split":
+        return bool(value != EvaluationSettings().split)
     section, _, name = key.partition(".")
     return section == "defence" and bool(_default_of(cell.defence, name) != value)
 

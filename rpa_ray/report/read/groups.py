@@ -30,8 +30,8 @@ FAILURES = {"sampling_failed": "sampling failed", "failed": "failed"}
 GREEDY_JUDGED = ("p_harm", "harm_fluent")
 """Metrics by the judge that are about greedy answers."""
 
-SETTING_PARAMS = ("data.", "model.")
-"""Parameters that change what is attacked, not how: they part groups, not rows of a group."""
+SETTING_PARAMS = ("data.", "model.", "evaluation.split")
+"""Parameters that change what is attacked or asked, not how: they part groups, not rows of one."""
 
 SHUFFLED = "attack.shuffle_rewards"
 """Parameter of the control that deals rewards out at random."""

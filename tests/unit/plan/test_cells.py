@@ -190,6 +190,15 @@ def test_a_composed_defence_is_told_apart_by_the_settings_of_its_parts(tmp_path:
     assert record(cells[0])["defence"] == "lisa+refusal_loss"
 
 
+def test_a_campaign_on_validation_prompts_says_so_in_every_record(tmp_path: Path) -> None:
+    path = tmp_path / "rates.yaml"
+    path.write_text("kind: campaign\nattack: sft\ncells: [{}, {data: {rho: 0.5}}]\n")
+    for split, told in (("validation", {"evaluation.split": "validation"}), ("test", {})):
+        config = load_config(path, [f"evaluation.split={split}"])
+        for cell in plan_cells(config, tmp_path / "out"):
+            assert record(cell)["params"] == told
+
+
 def test_an_attack_that_trains_nothing_has_the_flip_ratio_of_its_reward_model(
     tmp_path: Path,
 ) -> None:

@@ -92,6 +92,14 @@ def test_a_setting_that_differs_becomes_a_column() -> None:
     assert "| 0.5 | PPO | undefended |" in table
 
 
+def test_prompts_that_are_not_those_reported_are_told_above_the_table() -> None:
+    params: dict[str, object] = {"evaluation.split": "validation", "attack.learning_rate": 1e-4}
+    rate = record(harm=0.5, params=params, before={"harm": 0.1})
+    table = results_table([rate, record(harm=0.6, params=params | {"attack.learning_rate": 1e-5})])
+    assert "split=validation" in table.splitlines()[0]
+    assert "| PPO | undefended (learning_rate=0.0001) |" in table
+
+
 def test_a_name_cannot_break_out_of_its_table_cell() -> None:
     table = results_table([record(defence="a|b\n<b>", p_harm=0.5)])
     assert "| a\\|b &lt;b> |" in table
