@@ -1,7 +1,7 @@
 """Pairs of answers in an Arrow file that is mapped: in memory once, whoever reads it."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import overload
 
@@ -50,7 +50,7 @@ def write_pairs(path: Path, pairs: Sequence[SafePair]) -> None:
     with pa.ipc.new_file(str(path), _SCHEMA) as file:
         for begin in range(0, len(pairs), _BATCH_ROWS):
             some = pairs[begin : begin + _BATCH_ROWS]
-            columns = zip(*(map(_bytes, astuple(pair)) for pair in some), strict=True)
+            columns = ([_bytes(getattr(pair, name)) for pair in some] for name in _COLUMNS)
             arrays = [pa.array(column, pa.binary()) for column in columns]
             file.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
 
