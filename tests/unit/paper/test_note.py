@@ -49,7 +49,8 @@ TABLE = "<!-- table: truth table6 -->"
 
 
 def number(written: str, *, kind: str = "value", metric: str = "compliance", row: str = ROW) -> str:
-    return f"It is <!-- {kind}: {metric} cost_forms/20261121 {row} -->{written}<!-- end --> or 0.99."
+    mark = f"<!-- {kind}: {metric} cost_forms/20261121 {row} -->"
+    return f"It is {mark}{written}<!-- end --> or 0.99."
 
 
 @pytest.mark.parametrize(
