@@ -37,6 +37,8 @@ cluster: {{parallel_cells: 1, num_ranks: 2}}
 sweep:
   attack.kl_coef: [0.1]
 """
+# Ray takes the address from which the world is reached for its own: without a way out it would take
+# the loopback address by itself.
 NETWORKS = f"""
 set -e
 ip link set lo up
@@ -48,7 +50,8 @@ ip link set inside netns $!
 ip addr add {NEIGHBOUR}/24 dev outside
 ip link set outside up
 nsenter --net=/proc/$!/ns/net sh -c "ip link set lo up &&
-  ip addr add {ADDRESS}/24 dev inside && ip link set inside up && touch $CONNECTED"
+  ip addr add {ADDRESS}/24 dev inside && ip link set inside up &&
+  ip route add default via {NEIGHBOUR} && touch $CONNECTED"
 wait $!
 """
 NEW_NETWORK = ("unshare", "--user", "--map-root-user", "--net")
