@@ -78,7 +78,7 @@ class RankGroup:
                 failure = run_work(self._work, storage=Path(storage))
             if not failure or self._stopped.is_set():
                 continue
-            lost: LostJob | None = self._ask("lose", group)
+            lost: LostJob | None = self._ask("lose", group, failure.partition("\n")[0])
             if lost is not None:
                 num_early_losses = 0
                 self._take_note(lost, failure)

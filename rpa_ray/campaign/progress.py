@@ -188,7 +188,7 @@ class ProgressView:
                 # One that only measures has no steps: it is whole once it has ended.
                 total=job.num_steps or (1 if job.status else None),
                 completed=job.num_done if job.num_steps else bool(job.status),
-                note=_one_line(job.status or f"{job.stage}  {job.note}".strip()),
+                note=_one_line(_broke_off(job) or job.status or f"{job.stage}  {job.note}".strip()),
             )
         num_cells = sum(job.is_cell for job in self._expected.values())
         if not num_cells:
@@ -254,11 +254,20 @@ def _before(job: JobView) -> str:
     return f" ({stage} took {seconds:.0f} s)"
 
 
+def _broke_off(job: JobView) -> str:
+    """Return how a job broke off, and why; nothing where it did not."""
+    if job.status in ("", "ok"):
+        return ""
+    how = job.status.replace("_", " ")
+    return f"{how}: {job.note}" if job.note else how
+
+
 def _ending(job: JobView) -> str:
-    how = "done" if job.status == "ok" else job.status.replace("_", " ")
+    if broken := _broke_off(job):
+        return broken
     parts = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in job.stages_s.items())
     note = f" {job.note}" if job.note else ""
-    return f"{how}, {parts}{note}" if parts else f"{how}{note}"
+    return f"done, {parts}{note}" if parts else f"done{note}"
 
 
 def _time_left(job: JobView, now: float) -> str:

@@ -25,6 +25,7 @@ class JobState:
     num_steps: int = 0
     num_done: int = 0
     note: str = ""
+    """What the last step found; of a job that broke off, why."""
     started: float = 0.0
     """Seconds since the epoch; 0 before it began."""
     stage: str = ""
@@ -107,8 +108,11 @@ class JobQueue:
         """Return how many jobs nobody has taken."""
         return len(self._waiting)
 
-    def lose(self, group: int) -> LostJob | None:
-        """Put the job of a group that died back in front; None where it had none."""
+    def lose(self, group: int, why: str = "") -> LostJob | None:
+        """Put the job of a group that died back in front; None where it had none.
+
+        One that is given up has ended, by what killed its ranks.
+        """
         name = self._taken.pop(group, None)
         if name is None:
             return None
@@ -122,7 +126,7 @@ class JobQueue:
         self._num_losses[name] += 1
         given_up = self._num_losses[name] >= MAX_LOSSES_IN_PLACE
         if given_up:
-            self.end(name, "failed")
+            self.end(name, "failed", why)
         else:
             self._waiting.insert(0, name)
         return LostJob(name=name, given_up=given_up, silent_s=silent_s)
@@ -145,11 +149,12 @@ class JobQueue:
         """Record that a job comes to a stage."""
         self._states[job].enter(stage)
 
-    def end(self, job: str, status: str) -> None:
-        """Record how a job ended."""
+    def end(self, job: str, status: str, why: str = "") -> None:
+        """Record how a job ended, and in one line why it broke off if it did."""
         state = self._states.setdefault(job, JobState(name=job, started=time.time()))
         state.enter("")
         state.status, state.ended = status, time.time()
+        state.note = state.note if status == "ok" else why
 
     def advance(self, job: str, step: int, note: str) -> None:
         """Record that a step is done."""
@@ -191,9 +196,9 @@ class QueueProgress:
         """A job comes to a stage."""
         self._tell("enter", job, stage)
 
-    def end(self, job: str, status: str) -> None:
-        """A job has ended."""
-        self._tell("end", job, status)
+    def end(self, job: str, status: str, why: str = "") -> None:
+        """A job has ended, and in one line why it broke off if it did."""
+        self._tell("end", job, status, why)
 
     def advance(self, job: str, step: int, note: str) -> None:
         """A step of a job is done."""

@@ -22,10 +22,11 @@ from rpa_ray.run_folder.deletion import delete
 from rpa_ray.run_folder.files import write_json
 from rpa_ray.run_folder.lock import exclusive
 from rpa_ray.run_folder.names import CHECKPOINTS, EVALUATION
-from rpa_ray.run_folder.outcome import outcome_status, ran_to_an_end
+from rpa_ray.run_folder.outcome import cause_of, outcome_status, ran_to_an_end, why_failed
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
+    from ray.train import TrainingFailedError
     from ray.train.torch import TorchConfig
 
     from rpa_ray.jobs.process import LearnerProcess
@@ -92,7 +93,7 @@ def work(config: dict[str, Any]) -> None:
     for job in _jobs(given, ranks):
         progress.begin(job.name)
         torch.set_num_threads(given.num_threads(job))
-        status = "ok"
+        status, why = "ok", ""
         if isinstance(job, ModelJob):
             lock = given.cache / "checkpoints" / f".{job.recipe.folder(given.cache).name}.lock"
             with _alone(lock, MODEL_LOCK_WAIT_S, ranks), watchdog.watching():
@@ -106,8 +107,8 @@ def work(config: dict[str, Any]) -> None:
         else:
             with _alone(job.folder / ".ranks.lock", LOCK_WAIT_S, ranks), watchdog.watching():
                 _run_recorded(job, process)
-            status = outcome_status(job.folder)
-        progress.end(job.name, status)
+            status, why = outcome_status(job.folder), why_failed(job.folder)
+        progress.end(job.name, status, why)
 
 
 def silence_limit_s(cluster: ClusterSettings) -> float:
@@ -179,7 +180,7 @@ def record_failure(cell: Cell, reason: str, details: str) -> None:
 def run_work(given: Work, *, storage: Path) -> str:
     """Start a group of ranks and wait until it finds no job in the queue.
 
-    Returns what ended the group early in its own words, nothing where all went well.
+    Returns what ended the group early, the cause before the rest; nothing where all went well.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
@@ -215,8 +216,17 @@ def run_work(given: Work, *, storage: Path) -> str:
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            return str(error)
+            return f"{_cause(error)}\n{error}"
     return ""
+
+
+def _cause(error: "TrainingFailedError") -> str:
+    """Return in one line what the first rank that failed says of it."""
+    failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
+    if not failures:
+        return cause_of(str(error).partition("\n")[2]) or cause_of(str(error))
+    first = failures[min(failures)]
+    return f"{type(first).__name__}: {cause_of(str(first))}"
 
 
 def _torch_config(cluster: ClusterSettings, use_gpu: bool, meeting: str) -> "TorchConfig":

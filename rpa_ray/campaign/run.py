@@ -21,7 +21,7 @@ from rpa_ray.campaign.startup import Startup
 from rpa_ray.campaign.summary import record, worst_checks
 from rpa_ray.cluster.address import cluster_to_join
 from rpa_ray.cluster.resources import num_model_threads, require_cluster_resources
-from rpa_ray.cluster.session import ray_session
+from rpa_ray.cluster.session import ClusterNotStarted, ray_session
 from rpa_ray.plan import LoadedConfig
 from rpa_ray.plan.cells import PlannedCell, cell_labels
 from rpa_ray.plan.plan import Plan, make_plan
@@ -82,7 +82,8 @@ def run_campaign(
     sweep leaves none.
 
     Raises:
-        CampaignFailed: ranks could not be kept at work; finished cells are in the summary.
+        CampaignFailed: Ray did not start, or ranks could not be kept at work; finished cells are in
+            the summary.
         FolderInUse: another run writes to the same folder.
     """
     config, output = plan.config, plan.output
@@ -97,6 +98,8 @@ def run_campaign(
                     _begin_folder(cell, plan.inputs.of(cell.settings), command)
             try:
                 failure = _run(plan, view, releases) if plan.todo else ""
+            except ClusterNotStarted as error:
+                raise CampaignFailed(str(error)) from None
             except KeyboardInterrupt:
                 if config.sweep is None:
                     _write_results(config, _with_outcome(cells), output)
@@ -150,7 +153,7 @@ def _run(plan: Plan, view: View, releases: Releases | None) -> str:
     view.expect(_expected(plan), plan.num_at_once)
     started = time.monotonic()
     view.say("starting the cluster and its workers")
-    with ray_session(cluster.address):
+    with ray_session(cluster.address, view.say):
         view.say(f"cluster up after {time.monotonic() - started:.0f} s")
         if cluster_to_join(cluster.address) is not None:
             resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]

@@ -21,6 +21,8 @@ from ray._raylet import (  # type: ignore[attr-defined]  # of Ray's compiled par
     Config,
 )
 
+from rpa_ray.cluster.temporary import PREFIX, RAY_FOLDER, folder_for_ray
+
 LOOPBACK = "127.0.0.1"
 
 
@@ -31,7 +33,7 @@ def private_cluster() -> Iterator[Mapping[str, Any]]:
     Its files (sockets, logs) lie in a folder that nobody else may enter, and that goes at the end.
     Leave it only after ``ray.shutdown``.
     """
-    folder = tempfile.mkdtemp(prefix="rpa-ray-", dir=os.environ.get("RAY_TMPDIR"))
+    folder = tempfile.mkdtemp(prefix=PREFIX, dir=folder_for_ray())
     with ExitStack() as undo:
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
         undo.callback(_read_environment_again)
@@ -42,7 +44,7 @@ def private_cluster() -> Iterator[Mapping[str, Any]]:
         parameters = partial(ray._private.parameter.RayParams, dashboard_agent_listen_port=0)
         undo.enter_context(_attribute(ray._private.parameter, "RayParams", parameters))
         _read_environment_again()
-        yield {"_temp_dir": str(Path(folder, "ray"))}
+        yield {"_temp_dir": str(Path(folder, RAY_FOLDER))}
 
 
 def _variables(token: str) -> Mapping[str, str]:

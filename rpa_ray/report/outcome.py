@@ -12,6 +12,7 @@ from rpa_ray.report.html import ReportPaths
 from rpa_ray.report.tables.main import terminal_table
 from rpa_ray.report.tables.response import best_text
 from rpa_ray.run_folder.names import EVALUATION, LOSSES, SUMMARY
+from rpa_ray.run_folder.outcome import why_failed
 from rpa_ray.terminal import say
 
 
@@ -37,8 +38,10 @@ def print_outcome(
         say(console, best_text(records, sweep))
     for record in records:
         if record["status"] != "ok":
-            why = folder / record["run"] / EVALUATION
-            say(console, f"{record['run']}: {record['status']}, see {why}", style="yellow")
+            run = folder / record["run"]
+            why = why_failed(run)
+            how = f"{record['status']}: {why}" if why else record["status"]
+            say(console, f"{record['run']}: {how}, see {run / EVALUATION}", style="yellow")
     say(console, f"results: {folder / SUMMARY}\nreport:  {paths.html}")
     losses = folder / LOSSES
     if losses.is_file():

@@ -8,6 +8,8 @@ from typing import Any
 from rpa_ray.run_folder.files import read_json, write_json
 from rpa_ray.run_folder.names import EVALUATION
 
+MAX_CAUSE_CHARS = 200
+"""A cause that is longer than this is cut where a line tells it."""
 LOWER_IS_BETTER = ("unflipped_accuracy", "_safe_mean", "brier")
 """How the names of checks end whose worst value is the largest."""
 
@@ -21,6 +23,27 @@ def outcome_status(folder: Path) -> str:
     """Return how the cell of a run folder ended; ``failed`` where it has not."""
     outcome = read_outcome(folder)
     return "failed" if outcome is None else str(outcome["status"])
+
+
+def why_failed(folder: Path) -> str:
+    """Return in one line why the cell of a run folder broke off; empty where it says none."""
+    return cause_of(str((read_outcome(folder) or {}).get("reason") or ""))
+
+
+def cause_of(text: str) -> str:
+    """Return the line of an error's text that names the cause, cut; empty of an empty text.
+
+    That is the first; of a traceback, and of what Ray tells of ranks that died, the last.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return ""
+    is_last = any(line.startswith(_CAUSE_STANDS_LAST) for line in lines)
+    cause = lines[-1] if is_last else lines[0]
+    return cause if len(cause) <= MAX_CAUSE_CHARS else f"{cause[:MAX_CAUSE_CHARS]}..."
+
+
+_CAUSE_STANDS_LAST = ("Traceback (most recent call last)", "A worker health check failed")
 
 
 def ran_to_an_end(folder: Path) -> bool:

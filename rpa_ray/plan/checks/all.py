@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rpa_ray.cluster.address import cluster_to_join, require_ray_cluster
+from rpa_ray.cluster.temporary import folder_for_ray
 from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
 from rpa_ray.plan.checks.data import check_data
@@ -36,7 +37,9 @@ def check_all(cells: Sequence[tuple[str, CellInputs]], folders: dict[str, Path])
     for option, folder in folders.items():
         check_output(folder, option)
     for cluster in {cluster_to_join(inputs.settings.cluster.address) for _, inputs in cells}:
-        if cluster is not None:
+        if cluster is None:
+            folder_for_ray()
+        else:
             require_ray_cluster(cluster.value, cluster.key)
     placed: list[str] = []
     looked_for: set[str] = set()

@@ -112,7 +112,7 @@ def test_a_job_of_which_nothing_was_heard_is_told_as_such(
     scene = Scene(tmp_path, monkeypatch, cells=["a"], deaths=[0])
     limit_s = silence_limit_s(scene.work.cluster)
     lost = LostJob(name="a", given_up=False, silent_s=limit_s)
-    monkeypatch.setattr(scene.queue, "lose", lambda group: lost)
+    monkeypatch.setattr(scene.queue, "lose", lambda group, why: lost)
     scene.run()
     (told,) = scene.told
     assert f"nothing was heard of it for {limit_s:g} s" in told

@@ -84,12 +84,12 @@ def test_a_cell_that_failed_is_told_and_counted() -> None:
         view.expect({"a": cell("a"), "b": cell("b"), "c": cell("c")}, 1)
         view.show(
             [
-                Job(name="a", num_steps=0, status="failed"),
+                Job(name="a", num_steps=0, status="failed", note="ValueError: x must be y"),
                 Job(name="b", num_steps=0, status="sampling_failed"),
             ]
         )
     lines = text.getvalue().splitlines()
-    assert lines[:2] == ["a: failed", "b: sampling failed"]
+    assert lines[:2] == ["a: failed: ValueError: x must be y", "b: sampling failed"]
     # A policy that broke is a result; a failure is none.
     assert lines[2] == "all cells: 1 of 3 cells done, 0 running, 1 failed"
 

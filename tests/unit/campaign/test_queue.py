@@ -193,3 +193,23 @@ def test_a_lost_job_says_since_when_nothing_was_heard_of_it(
         now += 50
         lost = queue.lose(0)
         assert lost is not None and lost.silent_s == 50, told[num_told - 1]
+
+
+def test_a_job_that_broke_off_says_why_in_place_of_what_its_last_step_found() -> None:
+    queue = queue_of("a", "b")
+    for name in ("a", "b"):
+        queue.begin(name)
+        queue.advance(name, 0, "loss 0.5")
+    queue.end("a", "ok")
+    queue.end("b", "failed", "ValueError: x must be y")
+    assert [job.note for job in queue.jobs()] == ["loss 0.5", "ValueError: x must be y"]
+
+
+def test_a_job_that_is_given_up_says_what_killed_its_ranks() -> None:
+    queue = queue_of("a")
+    for _ in range(MAX_LOSSES_IN_PLACE):
+        queue.take(0)
+        queue.begin("a")
+        queue.lose(0, "the actor died")
+    (job,) = queue.jobs()
+    assert (job.status, job.note) == ("failed", "the actor died")

@@ -7,7 +7,7 @@ import pytest
 from fakes import ONE_RANK
 
 import rpa_ray.jobs.experiment
-from rpa_ray.campaign.ranks import _run_recorded
+from rpa_ray.campaign.ranks import _cause, _run_recorded
 from rpa_ray.plan import load_config
 from rpa_ray.recipes.to_make import Cell
 
@@ -53,3 +53,15 @@ def test_a_cell_that_failed_or_did_not_begin_is_run(cell: Cell, runs: list[str])
     end(cell, "failed")
     _run_recorded(cell, PLACE)
     assert runs == ["cell", "cell"]
+
+
+def test_ranks_that_failed_name_the_cause_before_what_ray_says() -> None:
+    from ray.train import TrainingFailedError
+
+    class OfRanks(TrainingFailedError):  # as Ray Train raises it
+        worker_failures = {1: KeyError("later"), 0: ValueError("x must be y\nlog")}  # noqa: RUF012
+
+    assert _cause(OfRanks("Training failed")) == "ValueError: x must be y"
+    assert (
+        _cause(TrainingFailedError("Training failed due to controller error:\nno GPU")) == "no GPU"
+    )
