@@ -144,7 +144,9 @@ def _start(private: Mapping[str, Any]) -> None:
         for frame, _ in traceback.walk_tb(error.__traceback__):
             node = frame.f_locals.get("self")
             if isinstance(node, Node):  # or its processes would live as long as this one
-                node.kill_all_processes(check_alive=False, allow_graceful=False)
+                node.kill_all_processes(  # type: ignore[no-untyped-call]
+                    check_alive=False, allow_graceful=False
+                )
         ray.shutdown()
         raise _NotUp(cause_of(f"{type(error).__name__}: {error}").rstrip(".")) from None
 

@@ -60,7 +60,14 @@ def _parts(value: object) -> Iterator[str]:
             yield f"a large {type(value).__name__}"
 
 
+def nearest_words(name: object, known: Iterable[str]) -> list[str]:
+    """Return the known word most like ``name``, in whatever case, or none."""
+    of_lower = {word.lower(): word for word in known}
+    asked = name.lower() if isinstance(name, str) else ""
+    return [of_lower[w] for w in difflib.get_close_matches(asked, of_lower, n=1, cutoff=0.5)]
+
+
 def nearest(name: object, known: Iterable[str]) -> str:
     """Return a remedy that names the known word most like ``name``."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    close = nearest_words(name, known)
     return f"Did you mean {close[0]!r}?" if close else "Choose one of those."

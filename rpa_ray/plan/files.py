@@ -1,57 +1,21 @@
 """From YAML files and ``--set`` to one tree of plain data: reading, including, merging."""
 
-import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import yaml
 
 from rpa_ray.config.errors import ConfigError
+from rpa_ray.plan.yaml_text import parsed, reason
 
 Tree: TypeAlias = dict[str, Any]
 PLUGIN_KEYS = ("attack", "defence")
 DEPARTURE_KEYS = ("cells", "grid")
 """Keys of a campaign that hold departures from what its cells share."""
 DEFAULT_SCALE = "tiny"
-MAX_VALUES = 1_000_000
-"""Of a file with all its aliases; ten thousand cells that depart in ten settings have a tenth."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads 5e-5 as a number, and refuses a key that is no text or stands twice."""
-
-    num_keys = 0
-    """Of all mappings so far, those merged into them among them."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-                problem = f"the key {key!r} must be a text; quote it"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-            if key in seen:
-                problem = f"the key {key!r} stands twice"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        super().flatten_mapping(node)
-        # Before a mapping is merged into another, so that merges of merges end in time.
-        self.num_keys += len(node.value)
-        if self.num_keys > MAX_VALUES:
-            problem = f"more than {MAX_VALUES:,} keys, each merge counted"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
-
-
-# YAML 1.1 wants a dot and a signed exponent in a float and reads 5e-5 as a text.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
+MAX_FILE_BYTES = 4 * 2**20
+"""Of one file; ten thousand cells that depart in ten settings have half of it."""
 
 
 def read_with_parts(path: Path, scale: str = DEFAULT_SCALE) -> Tree:
@@ -64,7 +28,7 @@ def read_with_parts(path: Path, scale: str = DEFAULT_SCALE) -> Tree:
         ConfigError: a file cannot be read, is no mapping, or includes itself.
     """
     try:
-        return _read(path, key="config", above=(), scale=scale)
+        return _read(path, key="config", above=(), scale=scale, known={})
     except RecursionError:
         raise _too_deep("config", str(path)) from None
 
@@ -109,9 +73,9 @@ def parse_override(override: str) -> tuple[list[str], Any]:
     if not separator or not all(keys):
         raise ConfigError("--set", "have the form key=value", override, "Write --set data.rho=0.5.")
     try:
-        return keys, _parsed(text)
+        return keys, parsed(text)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError("--set", f"hold YAML ({_reason(error)})", override, "Quote it.") from None
+        raise ConfigError("--set", f"hold YAML ({reason(error)})", override, "Quote it.") from None
     except RecursionError:
         raise _too_deep("--set", override) from None
 
@@ -131,14 +95,19 @@ def _merge_plugin(old: Any, new: Any) -> Any:
     return {**old, **new}
 
 
-def _read(path: Path, *, key: str, above: tuple[Path, ...], scale: str) -> Tree:
+def _read(
+    path: Path, *, key: str, above: tuple[Path, ...], scale: str, known: dict[Path, Tree]
+) -> Tree:
+    """Return the tree of a file with its parts; each file is read once, and kept in ``known``."""
     try:
         resolved = path.resolve()
     except (OSError, RuntimeError, ValueError):  # links in a circle, characters no name can have
         raise ConfigError(key, "be a path that can be", str(path), "Correct it.") from None
     if resolved in above:
         raise ConfigError("include", "not include itself", str(path), "Remove the circle.")
-    tree = _read_one(path, key)
+    if resolved in known:
+        return known[resolved]
+    tree = _read_one(path, key, above[-1] if above else None)
 
     def with_parts(node: Tree, where: str) -> Tree:
         parts = node.pop("include", None) or []
@@ -147,7 +116,8 @@ def _read(path: Path, *, key: str, above: tuple[Path, ...], scale: str) -> Tree:
         merged: Tree = {}
         for part in parts:
             file = path.parent / part.replace("{scale}", scale)
-            merged = merge(merged, _read(file, key=where, above=(*above, resolved), scale=scale))
+            inner = _read(file, key=where, above=(*above, resolved), scale=scale, known=known)
+            merged = merge(merged, inner)
         return merge(merged, node)
 
     def in_departures(value: Any, where: str) -> Any:
@@ -157,31 +127,39 @@ def _read(path: Path, *, key: str, above: tuple[Path, ...], scale: str) -> Tree:
             return with_parts(dict(value), f"{where}.include")
         return value
 
-    whole = with_parts(tree, "include")
+    whole = with_parts(dict(tree), "include")
     for name in DEPARTURE_KEYS:
         if name in tree:
             whole[name] = in_departures(tree[name], name)
+    known[resolved] = whole
     return whole
 
 
-def _read_one(path: Path, key: str) -> Tree:
+def _read_one(path: Path, key: str, named_in: Path | None) -> Tree:
+    """Return the tree of a file alone; of a part, errors say which file names it."""
+    whose = "" if named_in is None else f", from the folder of {named_in}"
     try:
-        tree = _parsed(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        text = content.decode("utf-8")
     except OSError as error:
-        raise ConfigError(
-            key,
-            "name a YAML file that can be read",
-            str(path),
-            f"{error.strerror}: check the path.",
-        ) from None
-    except UnicodeDecodeError:
-        raise ConfigError(
-            key, "name a text file in UTF-8", str(path), "Check the path or convert it."
-        ) from None
+        remedy = f"{error.strerror}: check the path{whose}."
+        raise ConfigError(key, "name a YAML file that can be read", str(path), remedy) from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        rule = f"name a text file in UTF-8 (line {line}: byte {content[error.start]:#04x})"
+        remedy = "Check the path or convert it."
+        raise ConfigError(key, rule, str(path), remedy) from None
+    if len(content) > MAX_FILE_BYTES:
+        rule = f"name a file of at most {MAX_FILE_BYTES >> 20} MiB"
+        raise ConfigError(key, rule, str(path), "Check the path.")
+    try:
+        tree = parsed(text)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(
-            key, f"hold valid YAML ({_reason(error)})", str(path), "Correct that line."
-        ) from None
+        rule = f"hold valid YAML ({reason(error)})"
+        raise ConfigError(key, rule, str(path), "Correct that line.") from None
+    except RecursionError:
+        raise _too_deep(key, str(path)) from None
     if not isinstance(tree, dict | None):
         raise ConfigError(key, "be a mapping of keys", str(path), "Begin with `kind: run`.")
     return tree or {}
@@ -191,38 +169,3 @@ def _too_deep(key: str, value: str) -> ConfigError:
     return ConfigError(
         key, "be nested less deeply", value, "Write it flat, and no alias inside what it names."
     )
-
-
-def _parsed(text: str) -> Any:
-    """Return the value of a YAML text.
-
-    Raises:
-        ValueError: aliases of it stand for more values than any experiment has, or a value is
-            none, such as a date of a thirteenth month.
-    """
-    value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
-    if _num_values(value, {}) > MAX_VALUES:
-        raise ValueError(f"more than {MAX_VALUES:,} values, each alias counted")
-    return value
-
-
-def _num_values(value: Any, known: dict[int, int]) -> int:
-    """Return how many values there are in a value; ``known`` holds those of each list or mapping.
-
-    Raises:
-        RecursionError: it holds itself.
-    """
-    if not isinstance(value, list | dict):
-        return 1
-    if id(value) not in known:
-        inner = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_num_values(one, known) for one in inner)
-    return known[id(value)]
-
-
-def _reason(error: yaml.YAMLError | ValueError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return " ".join(str(error).split())
-    problem = getattr(error, "problem", None) or "something is wrong"
-    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"

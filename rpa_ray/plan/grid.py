@@ -1,5 +1,6 @@
 """Sweeps as files write them: the keys of a grid, its points as departures, what may not be set."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from rpa_ray.config.sweep import is_at_or_below
 from rpa_ray.plan.explain import explain
 from rpa_ray.plan.files import Tree, merge, nested, parse_override
 
+MAX_CELLS = 20_000
+"""Of one file; twice as many as were tried."""
 _EXAMPLE = "Write `sweep: {attack.kl_coef: [0.01, 0.1, 1]}`."
 
 
@@ -25,6 +28,8 @@ def parse_sweep(grid: Any, metric: Any, mode: Any) -> SweepSettings:
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"sweep.{key}", "be a list with at least one value", values, _EXAMPLE)
+    refuse_too_many("sweep", math.prod(map(len, grid.values())))
+    for key, values in grid.items():
         for i, value in enumerate(values):
             if value in values[:i]:
                 raise ConfigError(
@@ -37,6 +42,17 @@ def parse_sweep(grid: Any, metric: Any, mode: Any) -> SweepSettings:
         )
     except ValidationError as error:
         raise explain(error, SweepSettings, "") from None
+
+
+def refuse_too_many(key: str, num_cells: int) -> None:
+    """Refuse what would take hours before anything is started.
+
+    Raises:
+        ConfigError: a file makes more than ``MAX_CELLS`` cells.
+    """
+    if num_cells > MAX_CELLS:
+        rule = f"make at most {MAX_CELLS:,} cells"
+        raise ConfigError(key, rule, num_cells, "Write several files, or fewer values.")
 
 
 def departures_at(point: Point) -> Tree:

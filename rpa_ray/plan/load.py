@@ -1,6 +1,5 @@
 """From a config file to typed cells: resolve plug-ins, expand cells, refuse what cannot be run."""
 
-import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 from rpa_ray.config import EMBEDDED_MODELS, ConfigError, PluginConfig, SweepSettings
 from rpa_ray.config.errors import nearest
 from rpa_ray.config.schema import CampaignSettings, Dtype, ExperimentSettings, with_dtype
+from rpa_ray.plan.expand import CellTree, departures_of, expanded, trials
 from rpa_ray.plan.explain import explain
 from rpa_ray.plan.files import (
     DEFAULT_SCALE,
@@ -23,7 +23,7 @@ from rpa_ray.plan.files import (
     read_with_parts,
     with_overrides,
 )
-from rpa_ray.plan.grid import departures_at, parse_sweep, refuse_overridden
+from rpa_ray.plan.grid import parse_sweep, refuse_overridden
 from rpa_ray.plan.methods import (
     _plugin_configs,
     defence_config,
@@ -56,14 +56,6 @@ class LoadedConfig:
     """What varies in a ``sweep``; its points are the cells."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _CellTree:
-    where: str
-    """Prefix of the keys in errors: ``cells[i].``, ``grid[i,j].``, or nothing in a run or sweep."""
-    departures: Mapping[str, Any]
-    tree: Tree
-
-
 def load_config(
     path: str | Path, overrides: Iterable[str] = (), scale: str = DEFAULT_SCALE
 ) -> LoadedConfig:
@@ -87,13 +79,13 @@ def load_config(
     tree = _with_shared_overrides(tree, overrides)
     sweep = None
     if kind == "run":
-        trees = [_CellTree(where="", departures={}, tree=tree)]
+        trees = [CellTree(where="", departures={}, tree=tree)]
     elif kind == "campaign":
-        trees = _expand(tree, _departures(own["cells"], own["grid"]), own["seeds"])
+        trees = expanded(tree, departures_of(own["cells"], own["grid"]), own["seeds"])
     else:
         sweep = parse_sweep(own["sweep"], own["metric"], own["mode"])
         refuse_overridden(sweep, overrides)
-        trees = _trials(tree, sweep)
+        trees = trials(tree, sweep)
     trees = _overridden(trees, tree, overrides)
     try:
         settings = _parse_all(trees)
@@ -115,7 +107,7 @@ def _names(wheres: Sequence[str]) -> list[str]:
     return [where or f"sweep[{i}]." for i, where in enumerate(wheres)]
 
 
-def _parse_all(trees: Sequence[_CellTree]) -> tuple[ExperimentSettings, ...]:
+def _parse_all(trees: Sequence[CellTree]) -> tuple[ExperimentSettings, ...]:
     for cell in trees:
         _check_own_keys(cell.tree, cell.where)
     return tuple(parse_experiment(cell.tree, cell.where) for cell in trees)
@@ -195,63 +187,6 @@ def _take_keys_of(kind: Kind, tree: Tree) -> dict[str, Any]:
     return taken
 
 
-def _departures(cells: Any, grid: Any) -> dict[str, Any]:
-    """Return what each cell changes, by its place: those of ``cells``, then the grid's products."""
-    found: dict[str, Any] = {}
-    if cells is not None or grid is None:
-        if not isinstance(cells, list) or not cells:
-            remedy = "Write `cells: [{}]` for one cell."
-            raise ConfigError("cells", "be a list with at least one cell", cells, remedy)
-        found |= {f"cells[{i}]": cell for i, cell in enumerate(cells)}
-    if grid is not None:
-        if not isinstance(grid, list) or not all(isinstance(a, list) and a for a in grid):
-            raise ConfigError(
-                "grid",
-                "be a list of axes, each a list of departures",
-                grid,
-                "Write `grid: [[{attack: sft}, {attack: dpo}], [{seed: 0}, {seed: 1}]]`.",
-            )
-        for place in itertools.product(*(range(len(axis)) for axis in grid)):
-            where = f"grid[{','.join(map(str, place))}]"
-            departures: Any = {}
-            for axis, i in zip(grid, place, strict=True):
-                part = axis[i]
-                departures = merge(departures, part) if isinstance(part, Mapping) else part
-                if not isinstance(part, Mapping):
-                    break
-            found[where] = departures
-    return found
-
-
-def _expand(tree: Tree, departures: Mapping[str, Any], seeds: Any) -> list[_CellTree]:
-    if seeds is not None and (not isinstance(seeds, list) or not seeds):
-        raise ConfigError(
-            "seeds", "be a list with at least one seed", seeds, "Write `seeds: [0, 1]`."
-        )
-    expanded = []
-    for where, cell in departures.items():
-        if not isinstance(cell, Mapping):
-            raise ConfigError(where, "be a mapping of departures", cell, "Write `{defence: none}`.")
-        if seeds is not None and "seed" in cell:
-            raise ConfigError(
-                f"{where}.seed", "be left out where seeds are given", cell["seed"], "Remove one."
-            )
-        merged = merge(tree, cell)
-        for seed in seeds if seeds is not None else [merged.get("seed", 0)]:
-            own = cell if seeds is None else {**cell, "seed": seed}
-            seeded = {**merged, "seed": seed}
-            expanded.append(_CellTree(where=f"{where}.", departures=own, tree=seeded))
-    return expanded
-
-
-def _trials(tree: Tree, sweep: SweepSettings) -> list[_CellTree]:
-    """Return one cell a point of the grid; swept keys are no departures: none is overridden."""
-    return [
-        _CellTree(where="", departures={}, tree=merge(tree, departures_at(point)))
-        for point in sweep.points()
-    ]
-
-
 def _with_shared_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
     """Return what cells share with the overrides of it laid over, in order."""
     for override in overrides:
@@ -262,8 +197,8 @@ def _with_shared_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
 
 
 def _overridden(
-    trees: Sequence[_CellTree], shared: Tree, overrides: Iterable[str]
-) -> list[_CellTree]:
+    trees: Sequence[CellTree], shared: Tree, overrides: Iterable[str]
+) -> list[CellTree]:
     """Return the cells, with the overrides of settings that only their own plug-ins have.
 
     One that no plug-in has is laid over every cell, so that it is refused by its name.
@@ -285,7 +220,7 @@ def _overridden(
     return list(trees)
 
 
-def _refuse_hidden(trees: Iterable[_CellTree], keys: Sequence[str], override: str) -> None:
+def _refuse_hidden(trees: Iterable[CellTree], keys: Sequence[str], override: str) -> None:
     for cell in trees:
         held: Any = cell.departures
         for key in keys:

@@ -126,8 +126,8 @@ HOSTILE_YAML = {
         bomb("l0: &l0 {x: 1, y: 2}", "l{0}: &l{0} {{<<: [{1}]}}"),
         "more than 1,000,000 keys, each merge counted",
     ),
-    "no date": ("seed: 2026-13-01", "hold valid YAML (month must be in 1..12)"),
-    "no number": (f"seed: {'9' * 5000}", "hold valid YAML (Exceeds the limit"),
+    "no date": ("seed: 2026-13-01", "hold valid YAML (line 1, column 7: month must be in 1..12)"),
+    "no number": (f"seed: {'9' * 5000}", "hold valid YAML (line 1, column 7: Exceeds the limit"),
     "tag": ("seed: !!python/object/apply:os.system [x]", "hold valid YAML"),
     "escape": ("seed: \x1b", "hold valid YAML"),
     "nul in a part": ('include: ["a\\0.yaml"]', "include must be a path that can be"),
@@ -149,3 +149,47 @@ def test_a_file_that_is_made_to_harm_is_refused(tmp_path: Path, text: str, messa
 def test_a_setting_that_is_made_to_harm_is_refused(value: str) -> None:
     with pytest.raises(ConfigError, match=r"^--set must (hold YAML|be nested less deeply)"):
         parse_override(f"seed={value}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('include: ["\\0"]\n', "include must be a path that can be"),
+        (f'include: ["{"x" * 5000}"]\n', "include must name a YAML file that can be read"),
+        ("data: {}\n\nseed: 12:30\n", "(line 3, column 7: 12:30 is read to the base 60 or 8"),
+        ("seed: 010\n", "(line 1, column 7: 010 is read to the base 60 or 8"),
+        (f"seed: {'9' * 25}\n", "(line 1, column 7: an integer of more than 64 bits)"),
+        ("seed: 0\nname: a\x07\n", "hold valid YAML (line 2: the character '\\x07')"),
+        ("? [a]\n: 1\n", "(line 1, column 3: the key before the colon must be a text"),
+    ],
+)
+def test_an_error_in_a_file_has_its_line(tmp_path: Path, text: str, message: str) -> None:
+    write(tmp_path, top=text)
+    with pytest.raises(ConfigError) as refused:
+        read_with_parts(tmp_path / "top.yaml")
+    assert message in str(refused.value)
+
+
+def test_a_byte_that_is_no_text_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "top.yaml").write_bytes(b"seed: 0\n# caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"config must name a text .* \(line 2: byte 0xe9\), got"):
+        read_with_parts(tmp_path / "top.yaml")
+
+
+def test_a_file_that_never_ends_is_not_read_to_its_end() -> None:
+    with pytest.raises(ConfigError, match="config must name a file of at most 4 MiB"):
+        read_with_parts(Path("/dev/zero"))
+
+
+def test_a_part_that_is_not_there_is_told_with_the_file_that_names_it(tmp_path: Path) -> None:
+    write(tmp_path, top="include: [nowhere.yaml]\n")
+    with pytest.raises(ConfigError, match=r"check the path, from the folder of .*/top\.yaml"):
+        read_with_parts(tmp_path / "top.yaml")
+
+
+@pytest.mark.timeout(20)
+def test_parts_that_include_each_other_over_and_over_are_each_read_once(tmp_path: Path) -> None:
+    write(tmp_path, part0="seed: 1\n")
+    for i in range(1, 40):
+        write(tmp_path, **{f"part{i}": f"include: [part{i - 1}.yaml, part{i - 1}.yaml]\n"})
+    assert read_with_parts(tmp_path / "part39.yaml") == {"seed": 1}

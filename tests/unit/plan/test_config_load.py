@@ -222,3 +222,20 @@ def test_a_file_named_without_a_folder_is_found_from_elsewhere_too(
     resolved = with_absolute_paths(parse_tree(tree))
     assert resolved.data.path == str(tmp_path / "mine.jsonl")
     assert (resolved.model.path, resolved.data.name) == ("chat", "beavertails")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"kind: sweep\nsweep: {{{', '.join(f'a{i}: [1, 2, 3]' for i in range(20))}}}\n", "sweep"),
+        (f"kind: campaign\ngrid: [{', '.join(['[{}, {}, {}]'] * 20)}]\n", "grid"),
+        (f"kind: campaign\ncells: [{{}}, {{}}, {{}}]\nseeds: {list(range(7000))}\n", "cells"),
+    ],
+)
+def test_a_file_of_too_many_cells_is_refused_at_once(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "top.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=f"^{message} must make at most 20,000 cells, got"):
+        load_config(tmp_path / "top.yaml")
