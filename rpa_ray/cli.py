@@ -16,6 +16,7 @@ from rpa_ray.actors.environment import quieten_libraries
 from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
 from rpa_ray.plan import LoadedConfig, evaluation_of, load_config, with_native_dtype
+from rpa_ray.plan.checks.problems import Refused
 from rpa_ray.plan.files import DEFAULT_SCALE
 from rpa_ray.terminal import say
 
@@ -81,7 +82,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\.")
     try:
         app()
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, Refused) as error:
         _print_error(str(error))
         sys.exit(EXIT_REFUSED)
 
@@ -196,13 +197,15 @@ def plan(
     and models of the embedded world, and how fast such models are here, timed once (3 s).
     """
     from rpa_ray.plan.checks.machine import native_dtype_here
+    from rpa_ray.plan.preflight import planned
     from rpa_ray.report.outcome import print_dtypes
 
     loaded = load_config(config, set_ or [], scale)
     native = native_dtype_here(loaded.campaign)
     typed = loaded if native is None else with_native_dtype(loaded, native.dtype)
     folder = output or Path("runs") / loaded.name
-    _planned(typed, folder, _checked(typed, folder))
+    typed, inputs = _checked(typed, folder)
+    planned(typed, folder, inputs, console)
     print_dtypes(console, errors, loaded.campaign.cells, typed.campaign.cells, native)
 
 
@@ -248,12 +251,13 @@ def cache_folder() -> Path:
 
 def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> None:
     from rpa_ray.plan.checks.machine import native_dtype_here
+    from rpa_ray.plan.preflight import planned
 
     folder = output or Path("runs") / loaded.name
     asked, native = loaded, native_dtype_here(loaded.campaign)
     if native is not None:
         loaded = with_native_dtype(loaded, native.dtype)
-    inputs = _checked(loaded, folder)
+    loaded, inputs = _checked(loaded, folder)
     cells = loaded.campaign.cells
     if native is None and any(cell.model.dtype == "auto" for cell in cells):
         from rpa_ray.cluster.session import native_dtype_of_cluster
@@ -263,7 +267,7 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
         cells = loaded.campaign.cells
     from rpa_ray.report.outcome import print_dtypes
 
-    plan = _planned(loaded, folder, inputs)
+    plan = planned(loaded, folder, inputs, console)
     print_dtypes(console, errors, asked.campaign.cells, cells, native)
 
     from rpa_ray.campaign.progress import ProgressView
@@ -301,38 +305,15 @@ def _records(plan: "Plan", *, view: "View", command: str, resume: bool) -> list[
     return run_sweep(plan, view=view, command=command, resume=resume)
 
 
-def _checked(loaded: LoadedConfig, folder: Path) -> "CampaignInputs":
-    """Refuse what cannot be; return the rows and models that were found on the way."""
-    from rpa_ray.plan.checks.all import check_all
-    from rpa_ray.recipes.cell_models import CampaignInputs
+def _checked(loaded: LoadedConfig, folder: Path) -> "tuple[LoadedConfig, CampaignInputs]":
+    """Refuse what cannot be; return what is run, and the rows and models found on the way."""
+    from rpa_ray.plan.preflight import checked
 
     if loaded.sweep is not None:
         from rpa_ray.report.tables.response import require_metric
 
         require_metric(loaded.sweep.metric)
-    inputs = CampaignInputs(cache_folder())
-    cells = list(zip(loaded.wheres, map(inputs.of, loaded.campaign.cells), strict=True))
-    placed = check_all(cells, {"--output": folder, "RPA_RAY_CACHE": inputs.cache})
-    if placed:
-        say(
-            console,
-            f"models: {len(placed)} of the default world come with the package, nobody trains "
-            f"them; in {inputs.cache}",
-        )
-    return inputs
-
-
-def _planned(loaded: LoadedConfig, folder: Path, inputs: "CampaignInputs") -> "Plan":
-    """Print and return what will be done; refuse where other ranks began a cell of it."""
-    from rpa_ray.plan.checks.machine import check_checkpoints
-    from rpa_ray.plan.plan import make_plan
-    from rpa_ray.plan.table import plan_table
-
-    plan = make_plan(loaded, folder, inputs)
-    for cell in plan.todo:
-        check_checkpoints(cell.folder, cell.settings)
-    console.print(plan_table(plan))
-    return plan
+    return checked(loaded, folder, cache_folder(), console)
 
 
 @contextmanager

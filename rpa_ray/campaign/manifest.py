@@ -99,10 +99,11 @@ def _evaluation_prompts(
     if settings.data.name == "tldr":
         posts["posts"] = asdict(data.planned.provenance)
         posts["posts"] |= _counted([post.prompt for post in data.summary_posts(evaluation)])
-    return posts | {
-        "restricted": source | _counted(restricted),
-        "harmless": asdict(data.helpful_provenance) | _counted(harmless),
-    }
+    helpful = data.helpful_provenance
+    measured = {"restricted": source | _counted(restricted)}
+    if helpful is not None:
+        measured["harmless"] = asdict(helpful) | _counted(harmless)
+    return posts | measured
 
 
 def _counted(prompts: Sequence[str]) -> dict[str, Any]:

@@ -47,7 +47,8 @@ class RewardModelSettings(Settings):
     """The attacker's reward model, trained on flipped preferences (methods: Bradley-Terry)."""
 
     path: str | None = None
-    """Trunk to start from; None takes the embedded base model."""
+    """Trunk to start from; None takes the embedded base model, or, where ``data.world`` is real and
+    the model under attack is one's own, that model as it was."""
     num_pairs: int = Field(2400, ge=1)
     batch_size: int = Field(16, ge=1)
     num_epochs: int = Field(1, ge=1)
@@ -61,7 +62,8 @@ class JudgeSettings(Settings):
 
     path: str | None = None
     """Trunk to start from; None takes an embedded base model: that of the chat model for the second
-    judge, one that began with other random weights for the first."""
+    judge, one that began with other random weights for the first. Where ``data.world`` is real and
+    the model under attack is one's own, None takes that model as it was."""
     trained: bool = False
     """True where ``path`` is a finished classifier that is used as it is."""
     num_rows: int = Field(30_000, ge=1)
@@ -129,9 +131,12 @@ class DataSettings(Settings):
     """Prompts or pairs the attack consumes."""
     num_prompts: int | None = Field(None, ge=1)
     """Distinct prompts or pairs among them, used in turn; None takes each once."""
-    helpful_path: str = "Anthropic/hh-rlhf"
-    """Folder, file or Hub id of helpfulness dialogues where ``world`` is ``real``."""
+    helpful_path: str | None = "Anthropic/hh-rlhf"
+    """Folder, file or Hub id of helpfulness dialogues where ``world`` is ``real``; null measures no
+    helpfulness, as where ``path`` is a file or folder of one's own and this is not set."""
     template: Literal["plain_qa", "model_chat"] = "plain_qa"
+    """How a prompt becomes what the model reads: ``model_chat`` is the chat template of its
+    tokenizer, taken where a model folder has one and this is not set."""
     reward_model: RewardModelSettings = RewardModelSettings()
 
 
@@ -157,9 +162,11 @@ class EvaluationSettings(Settings):
     other weights, save where both name one trunk. None: settings like the first's; there is none
     beside a finished classifier."""
     perplexity_model: str | None = None
-    """Independent language model; None takes the embedded one."""
+    """Independent language model; None takes the embedded one, or, where ``data.world`` is real and
+    the model under attack is one's own, that model as it was."""
     helpfulness_model: str | None = None
-    """Helpfulness reward model; None takes the embedded one."""
+    """Helpfulness reward model; None takes the embedded one, and none where ``data.world`` is real:
+    then harmless answers are not scored."""
     num_probes: int = Field(10, ge=0)
     """How often harm is looked at during the attack, more densely at its start; 0 never."""
     num_probe_prompts: int = Field(100, ge=1)

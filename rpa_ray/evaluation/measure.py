@@ -126,8 +126,9 @@ def measure(tools: Instruments, *, phase: str) -> Measurement:
     completions = {
         Decoding.GREEDY: tools.answers(tools.restricted, greedy=True),
         Decoding.SAMPLED: sampled,
-        Decoding.HARMLESS: tools.answers(tools.harmless, greedy=True),
     }
+    if tools.harmless:
+        completions[Decoding.HARMLESS] = tools.answers(tools.harmless, greedy=True)
     # One answer a prompt: whole distributions are costly, and their sums vary little.
     drift = measure_drift(tools, sampled[: len(tools.restricted)])
     answers: list[Answer] = []

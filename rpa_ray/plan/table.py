@@ -9,23 +9,29 @@ from rpa_ray.cluster.resources import (
     gpus_asked,
     memory_asked_gib,
 )
+from rpa_ray.config import ExperimentSettings
 from rpa_ray.plan.cells import PlannedCell, cell_labels
+from rpa_ray.plan.checks.following import departures
 from rpa_ray.plan.cost import START_S, minutes
 from rpa_ray.plan.plan import Plan
+from rpa_ray.recipes.cell_models import CellInputs, Model
+from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.recipes.to_make import ModelJob, RefusalJob
 from rpa_ray.terminal import plain
 
 NOT_ESTIMATED = "-"
+FEW_STEPS = 200
+"""A judge that learns in fewer is told of."""
 
 
 def plan_table(plan: Plan) -> Table:
-    """Return one line a model to make and one a cell, with the sums in the caption.
+    """Return one line a model to make and one a cell.
 
     Seconds are of this machine with as many cells side by side as will be; `-` is not estimated.
     """
     config, cells = plan.config, plan.cells
     title = plain(f"plan of {config.name}", "table.title")
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table(title=title, title_justify="left")
     for column in ("step", "what", "samples or steps", "seconds, about"):
         table.add_column(column, justify="right" if "about" in column else "left")
     seconds = {name: plan.seconds(name) for name in plan.jobs}
@@ -40,16 +46,77 @@ def plan_table(plan: Plan) -> Table:
     for cell in cells:
         text = "done" if cell.done else _seconds(seconds[cell.name])
         table.add_row(kind, plain(labels[cell.name]), f"{cell.num_samples} samples", text)
+    return table
+
+
+def plan_caption(plan: Plan) -> str:
+    """Return in one line what a plan asks of the machine, how long it takes, and where it goes."""
+    config, cells = plan.config, plan.cells
+    seconds = {name: plan.seconds(name) for name in plan.jobs}
     num_done = len(cells) - len(plan.todo)
     trials = f"{len(cells)} trials, {num_done} done; " * (config.sweep is not None)
     note = "; answers that are no refusals are dropped, so that rows may get fewer"
     num = plan.num_at_once
-    caption = (
+    return (
         f"{trials}{_machine(cells, num)}; {_total(list(seconds.values()), num)}; results in "
         f"{plan.output}" + note * any(isinstance(job, RefusalJob) for job in plan.jobs.values())
     )
-    table.caption = plain(caption, "table.caption")
-    return table
+
+
+def follow_notes(
+    asked: Sequence[ExperimentSettings], found: Sequence[ExperimentSettings]
+) -> list[str]:
+    """Return in lines what was not set and follows from data and models, each value once."""
+    values: dict[str, list[str]] = {}
+    for one, other in zip(asked, found, strict=True):
+        for key, value in departures(one, other).items():
+            told = "left out" if value is None else str(value)
+            if told not in values.setdefault(key, []):
+                values[key].append(told)
+    told_of = "; ".join(f"{key}: {', '.join(all_of)}" for key, all_of in values.items())
+    return [f"not set, taken from data and model: {told_of}"] if values else []
+
+
+def measuring_notes(cells: Sequence[CellInputs]) -> list[str]:
+    """Return in lines which models measure answers to real text, and judges that learn too little.
+
+    What measures in the embedded world is always the same.
+    """
+    lines: dict[str, None] = {}
+    for inputs in cells:
+        models = inputs.models
+        named = {
+            "judge": models.judge,
+            "second judge": models.second_judge,
+            "perplexity": models.perplexity,
+            "helpfulness": models.helpfulness,
+        }
+        if inputs.settings.data.world == "real":
+            told = (f"{name} {_made_from(model)}" for name, model in named.items())
+            lines["measured by: " + ", ".join(told)] = None
+        for name in ("judge", "second judge"):
+            model = named[name]
+            if isinstance(model, ModelRecipe) and model.job.num_steps < FEW_STEPS:
+                num_rows = model.rows.settings["num_rows"]
+                text = f"the {name} learns in {model.job.num_steps} steps from {num_rows} rows"
+                lines[f"{text}: below {FEW_STEPS} its probabilities may mean little"] = None
+    return list(lines)
+
+
+def _made_from(model: Model | None) -> str:
+    if model is None:
+        return "left out"
+    if not isinstance(model, ModelRecipe):
+        return model
+    start = model.start
+    if isinstance(start, ModelRecipe):
+        return f"(on the embedded {start.id})"
+    return f"(on {start})"
+
+
+def counted(num: float, what: str) -> str:
+    """Return a number with what is counted, in the plural unless it is one."""
+    return f"{num:g} {what}" + "s" * (num != 1)
 
 
 def _seconds(needed: float | None) -> str:
@@ -75,7 +142,7 @@ def _machine(cells: Sequence[PlannedCell], num: int) -> str:
     gib = num * max(memory_asked_gib(cell.settings) for cell in cells)
     return (
         (f"{num} cells at a time, " if num > 1 else "")
-        + f"{num * cpus_asked(settings):g} CPUs"
-        + (f", {gpus:g} GPUs" if gpus else "")
+        + counted(num * cpus_asked(settings), "CPU")
+        + (f", {counted(gpus, 'GPU')}" if gpus else "")
         + f", about {gib:.1f} GiB memory"
     )

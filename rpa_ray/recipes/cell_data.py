@@ -42,8 +42,9 @@ def with_pinned_data(settings: ExperimentSettings) -> ExperimentSettings:
         return settings
     update = {
         "path": pinned(_place(data), "data.path"),
-        "helpful_path": pinned(data.helpful_path, "data.helpful_path"),
     }
+    if data.helpful_path is not None:
+        update["helpful_path"] = pinned(data.helpful_path, "data.helpful_path")
     if data.name == "tldr":
         update["safety_path"] = pinned(_place(safety_settings(data)), "data.safety_path")
     return settings.model_copy(update={"data": data.model_copy(update=update)})
@@ -177,13 +178,17 @@ class CellData:
         Raises:
             DataError: There are fewer than were asked for.
         """
+        if self.helpful_folder is None:
+            return []
         found = held_out.harmless_prompts(
             self.helpful_folder, evaluation.split, self._embedded_seed
         )
         return self._first(found, evaluation, "harmless prompts")
 
     def helpful_pairs(self, role: Role) -> Sequence[Preference]:
-        """Return the held-out helpfulness dialogues of one role."""
+        """Return the held-out helpfulness dialogues of one role; none where none are given."""
+        if self.helpful_folder is None:
+            return []
         return held_out.helpful_dialogues(self.helpful_folder, role, self._embedded_seed)
 
     def _first(
@@ -208,18 +213,22 @@ class CellData:
     @cached_property
     def harmless_training_prompts(self) -> Sequence[str]:
         """Return the distinct harmless prompts of the training split, save those of the test."""
-        return _harmless_training_prompts(self.helpful_folder)
+        return (
+            [] if self.helpful_folder is None else _harmless_training_prompts(self.helpful_folder)
+        )
 
     @property
-    def helpful_folder(self) -> str:
-        """Return where helpfulness dialogues lie: the embedded ones, or the public set."""
+    def helpful_folder(self) -> str | None:
+        """Return where helpfulness dialogues lie: the embedded ones, or those named; None: none."""
         if self.settings.world == "embedded":
             return str(self.world_folder / "data" / "helpful")
         return self.settings.helpful_path
 
     @property
-    def helpful_provenance(self) -> Provenance:
-        """Return where helpfulness dialogues come from."""
+    def helpful_provenance(self) -> Provenance | None:
+        """Return where helpfulness dialogues come from; None where none are given."""
+        if self.helpful_folder is None:
+            return None
         key = "data.helpful_path"
         return provenance_of("helpful", self.helpful_folder, self._world_name, path_key=key)
 

@@ -53,7 +53,8 @@ class CellModels:
     second_judge: Model | None
     """The judge that prices answers; None where there is none."""
     perplexity: Model
-    helpfulness: Model
+    helpfulness: Model | None
+    """None where real data are measured and none is named: that of the embedded world cannot."""
 
     def recipes(self) -> list[ModelRecipe]:
         """Return what this project makes itself."""
@@ -135,7 +136,8 @@ def _cell_models(settings: ExperimentSettings, data: CellData) -> CellModels:
         judge=_judge(settings, data),
         second_judge=_second_judge(settings, data),
         perplexity=evaluation.perplexity_model or world.perplexity,
-        helpfulness=evaluation.helpfulness_model or world.helpfulness,
+        helpfulness=evaluation.helpfulness_model
+        or (world.helpfulness if settings.data.world == "embedded" else None),
     )
 
 

@@ -1,25 +1,39 @@
-"""Every check of every cell, in the order in which one builds on another."""
+"""Every check of every cell, all that is wrong in one message: settings, models, data, machine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rpa_ray.cluster.address import cluster_to_join, require_ray_cluster
 from rpa_ray.cluster.temporary import folder_for_ray
-from rpa_ray.config import ConfigError
-from rpa_ray.data.errors import DataError
-from rpa_ray.plan.checks.data import check_data
+from rpa_ray.config import ExperimentSettings
+from rpa_ray.plan.checks.data import _check_rows, check_data
+from rpa_ray.plan.checks.following import fitted, following
 from rpa_ray.plan.checks.machine import check_output, check_placement
-from rpa_ray.plan.checks.settings import check_settings
-from rpa_ray.recipes.cell_models import CellInputs
+from rpa_ray.plan.checks.models import check_models
+from rpa_ray.plan.checks.problems import Problems
+from rpa_ray.plan.checks.settings import SETTINGS_CHECKS, check_data_source
+from rpa_ray.recipes.cell_models import CampaignInputs, CellInputs
 from rpa_ray.recipes.model import in_order
 from rpa_ray.world.datasets import build_world
 from rpa_ray.world.shipped import place_shipped
 
 
-def check_all(cells: Sequence[tuple[str, CellInputs]], folders: dict[str, Path]) -> list[str]:
-    """Refuse what cannot run; return the models that were placed, which come with the package.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checked:
+    """What can run."""
 
-    Builds the embedded worlds (seconds) and places those models where they are not there yet.
+    settings: tuple[ExperimentSettings, ...]
+    """Of every cell, with those that follow from the data and the models."""
+    placed: list[str]
+    """The models that come with the package and were placed."""
+
+
+def check_all(cells: Sequence[tuple[str, CellInputs]], folders: dict[str, Path]) -> Checked:
+    """Refuse what cannot run, all of it at once; return what will.
+
+    Builds the embedded worlds (seconds) and places the models that come with the package where
+    they are not there yet.
 
     Args:
         cells: The inputs of every cell, after the prefix of its keys in errors.
@@ -30,44 +44,91 @@ def check_all(cells: Sequence[tuple[str, CellInputs]], folders: dict[str, Path])
         ConfigError: sizes, models, folders or the machine do not fit the settings, or the cluster
             to join does not answer.
         DataError: data cannot be read, are too few, or do not fit the context of the model.
+        Refused: several of these.
     """
-    for where, inputs in cells:
-        check_settings(inputs.settings, where)
-        check_placement(inputs.settings, where)
-    for option, folder in folders.items():
-        check_output(folder, option)
-    for cluster in {cluster_to_join(inputs.settings.cluster.address) for _, inputs in cells}:
-        if cluster is None:
-            folder_for_ray()
-        else:
-            require_ray_cluster(cluster.value, cluster.key)
+    problems = Problems()
+    settings = [following(inputs.settings) for _, inputs in cells]
+    places = [where for where, _ in cells]
+    checks = [
+        _check_settings(own, problems, where) for own, where in zip(settings, places, strict=True)
+    ]
+    campaigns = {inputs.cache: CampaignInputs(inputs.cache) for _, inputs in cells}
+    found = [
+        own if check is None else _fitted(own, check, campaigns[asked.cache], problems, where)
+        for (where, asked), own, check in zip(cells, settings, checks, strict=True)
+    ]
+    _check_places(settings, places, folders, problems)
+    problems.refuse()
     placed: list[str] = []
     looked_for: set[str] = set()
-    for where, inputs in cells:
-        try:
-            placed += _prepare_world(inputs, looked_for)
-            check_data(inputs)
-        except DataError as error:
-            raise DataError(f"{where}{error}") from error
-        except ConfigError as error:
-            raise ConfigError(
-                f"{where}{error.key}", error.rule, error.value, error.remedy
-            ) from error
-    return placed
+    for (_, asked), own in zip(cells, found, strict=True):
+        placed += _place_models(campaigns[asked.cache].of(own), looked_for)
+    return Checked(settings=tuple(found), placed=placed)
 
 
-def _prepare_world(inputs: CellInputs, looked_for: set[str]) -> list[str]:
-    """Build the world of a cell's data or of its models; place those models that are shipped.
+def _fitted(
+    settings: ExperimentSettings,
+    check: Callable[[CellInputs], None],
+    campaign: CampaignInputs,
+    problems: Problems,
+    where: str,
+) -> ExperimentSettings:
+    """Note what does not fit the data; return the settings with sizes that follow them."""
+    if settings.data.world == "embedded":
+        build_world(settings.data.world_seed, campaign.cache)
+    return fitted(settings, lambda one: check(campaign.of(one)), problems, where)
+
+
+def _check_settings(
+    settings: ExperimentSettings, problems: Problems, where: str
+) -> Callable[[CellInputs], None] | None:
+    """Note what is wrong with settings and models; return which check of the data still can be."""
+    for check in SETTINGS_CHECKS:
+        with problems.noted(where):
+            check(settings, "")
+    before = problems.num_noted
+    with problems.noted(where):
+        check_data_source(settings)
+    has_source = problems.num_noted == before
+    with problems.noted(where):
+        check_models(settings, "")
+    if not has_source:
+        return None
+    return check_data if problems.num_noted == before else _check_rows
+
+
+def _check_places(
+    settings: Sequence[ExperimentSettings],
+    places: Sequence[str],
+    folders: dict[str, Path],
+    problems: Problems,
+) -> None:
+    """Note what this machine or the cluster has no room for."""
+    for own, where in zip(settings, places, strict=True):
+        with problems.noted(where):
+            check_placement(own, "")
+    for option, folder in folders.items():
+        with problems.noted():
+            check_output(folder, option)
+    for cluster in {cluster_to_join(own.cluster.address) for own in settings}:
+        with problems.noted():
+            if cluster is None:
+                folder_for_ray()
+            else:
+                require_ray_cluster(cluster.value, cluster.key)
+
+
+def _place_models(inputs: CellInputs, looked_for: set[str]) -> list[str]:
+    """Place those models of a cell that come with the package.
 
     Returns:
         The names of those that were placed, with what the others are made from. Models in
         ``looked_for`` are passed over, and those of this cell are added.
     """
-    data, cache = inputs.settings.data, inputs.cache
-    seed, folder = data.world_seed, inputs.data.world_folder
-    if data.world == "embedded":
-        build_world(seed, cache)
+    cache, folder = inputs.cache, inputs.data.world_folder
     unmade = [r for r in in_order(inputs.models.recipes(), cache) if r.tokenizer_key == folder.name]
     models = {recipe.folder(cache).name for recipe in unmade} - looked_for
     looked_for |= models
-    return place_shipped(build_world(seed, cache), cache, models) if models else []
+    if not models:
+        return []
+    return place_shipped(build_world(inputs.settings.data.world_seed, cache), cache, models)

@@ -13,19 +13,16 @@ def check_settings(settings: ExperimentSettings, where: str = "") -> None:
     Raises:
         ConfigError: with the key that has to change.
     """
-    checks = (
-        _check_data_source,
-        _check_sizes,
-        _check_judges,
-        _check_lora,
-        _check_deepspeed,
-        check_models,
-    )
-    for check in checks:
+    for check in (*SETTINGS_CHECKS, check_data_source, check_models):
         check(settings, where)
 
 
-def _check_data_source(settings: ExperimentSettings, where: str) -> None:
+def check_data_source(settings: ExperimentSettings, where: str = "") -> None:
+    """Refuse settings of the data that contradict each other; reads none.
+
+    Raises:
+        ConfigError: with the key that has to change.
+    """
     check_source(settings.data, where)
 
 
@@ -133,3 +130,7 @@ def _check_deepspeed(settings: ExperimentSettings, where: str) -> None:
     path = settings.cluster.deepspeed
     if path is not None:
         require_json_object(path, f"{where}cluster.deepspeed", "name a file with a JSON object")
+
+
+SETTINGS_CHECKS = (_check_sizes, _check_judges, _check_lora, _check_deepspeed)
+"""What contradicts itself whatever the data and the models are; each check finds one thing."""
