@@ -18,7 +18,8 @@ class SweepSettings(Settings):
     metric: str = "harm"
     """Name of a metric of the results table; where no trial has it, the judge's in place of it."""
     mode: Literal["max", "min"] = "max"
-    """Whether the best trial has the largest metric, as an attacker wants it, or the least."""
+    """Whether the best trial has the largest metric, as an attacker wants it, or the least:
+    that is meant where the file says neither and varies a defence."""
 
     def points(self) -> list[Point]:
         """Return every combination of the values."""

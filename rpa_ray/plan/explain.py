@@ -7,7 +7,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from rpa_ray.config.errors import ConfigError, nearest
+from rpa_ray.config.errors import ConfigError, nearest, nearest_words
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> ConfigError:
@@ -22,8 +22,11 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Confi
         case "extra_forbidden":
             wrong = str(first["loc"][-1])
             key = ".".join(part for part in (key.rstrip("."), wrong) if part)
-            rule = f"be a known key {sorted(known)}"
-            return ConfigError(key, rule, wrong, nearest(wrong, known))
+            if not nearest_words(wrong, known) and (elsewhere := _leaves(model, wrong)):
+                remedy = f"Did you mean {' or '.join(map(repr, elsewhere))}?"
+            else:
+                remedy = nearest(wrong, known)
+            return ConfigError(key, "be a known key", wrong, f"{remedy} Known: {sorted(known)}.")
         case "missing":
             return ConfigError(key, "be given", None, "Add it.")
         case "model_type" | "dict_type":
@@ -51,6 +54,16 @@ def _find(
             models = list(_models_in(field.annotation))
     known = [name for m in models for name in m.model_fields]
     return path.removeprefix("."), known, field
+
+
+def _leaves(model: type[BaseModel], name: str, above: str = "") -> list[str]:
+    """Return the dotted keys of a settings class, and of those in it, that end with a name."""
+    found = []
+    for field, info in model.model_fields.items():
+        found += [f"{above}{field}"] * (field == name.lower())
+        for inner in _models_in(info.annotation):
+            found += _leaves(inner, name, f"{above}{field}.")
+    return found
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -1,12 +1,15 @@
 """From YAML files and ``--set`` to one tree of plain data: reading, including, merging."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import yaml
 
 from rpa_ray.config.errors import ConfigError
+from rpa_ray.config.schema import EMBEDDED_MODELS, PATH_FIELDS
 from rpa_ray.plan.yaml_text import parsed, reason
 
 Tree: TypeAlias = dict[str, Any]
@@ -24,22 +27,37 @@ def read_with_parts(path: Path, scale: str = DEFAULT_SCALE) -> Tree:
     ``{scale}`` in the path of a part stands for ``scale``: a table is one file for the embedded
     models and for those of the literature.
 
+    Paths of data and models that lie beside the file that names them become paths from here.
+
     Raises:
-        ConfigError: a file cannot be read, is no mapping, or includes itself.
+        ConfigError: a file cannot be read, is no mapping, or includes itself, or no part names the
+            scale that was asked for.
     """
+    reading = _Reading(scale)
     try:
-        return _read(path, key="config", above=(), scale=scale, known={})
+        tree = _read(path, reading, key="config", above=())
     except RecursionError:
         raise _too_deep("config", str(path)) from None
+    if scale != DEFAULT_SCALE and not reading.names_scale:
+        rule = "be left out where no part that the file includes has {scale} in its path"
+        raise ConfigError("--scale", rule, scale, "Remove it.")
+    return tree
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
-    """Return ``base`` with ``top`` laid over it; a plug-in of another name replaces the old one."""
+    """Return ``base`` with ``top`` laid over it; a plug-in of another name replaces the old one.
+
+    ``model: chat`` is short for ``model: {path: chat}``.
+    """
     out = dict(base)
     for key, value in top.items():
         old = out.get(key)
         if key in PLUGIN_KEYS:
             out[key] = _merge_plugin(old, value)
+        elif key == "model" and isinstance(old, str) and isinstance(value, Mapping):
+            out[key] = {"path": old, **value}
+        elif key == "model" and isinstance(old, Mapping) and isinstance(value, str):
+            out[key] = {**old, "path": value}
         elif isinstance(old, Mapping) and isinstance(value, Mapping):
             out[key] = merge(old, value)
         else:
@@ -95,19 +113,28 @@ def _merge_plugin(old: Any, new: Any) -> Any:
     return {**old, **new}
 
 
-def _read(
-    path: Path, *, key: str, above: tuple[Path, ...], scale: str, known: dict[Path, Tree]
-) -> Tree:
-    """Return the tree of a file with its parts; each file is read once, and kept in ``known``."""
+@dataclass(slots=True)
+class _Reading:
+    """What has been read so far."""
+
+    scale: str
+    names_scale: bool = False
+    """Whether some part has the scale in its path."""
+    known: dict[Path, Tree] = field(default_factory=dict)
+    """Files with their parts: each is read once."""
+
+
+def _read(path: Path, reading: _Reading, *, key: str, above: tuple[Path, ...]) -> Tree:
+    """Return the tree of a file with its parts."""
     try:
         resolved = path.resolve()
     except (OSError, RuntimeError, ValueError):  # links in a circle, characters no name can have
         raise ConfigError(key, "be a path that can be", str(path), "Correct it.") from None
     if resolved in above:
         raise ConfigError("include", "not include itself", str(path), "Remove the circle.")
-    if resolved in known:
-        return known[resolved]
-    tree = _read_one(path, key, above[-1] if above else None)
+    if resolved in reading.known:
+        return reading.known[resolved]
+    tree = _from_here(_read_one(path, key, above[-1] if above else None), path.parent)
 
     def with_parts(node: Tree, where: str) -> Tree:
         parts = node.pop("include", None) or []
@@ -115,9 +142,9 @@ def _read(
             raise ConfigError(where, "be a list of files", parts, "Write `include: [a.yaml]`.")
         merged: Tree = {}
         for part in parts:
-            file = path.parent / part.replace("{scale}", scale)
-            inner = _read(file, key=where, above=(*above, resolved), scale=scale, known=known)
-            merged = merge(merged, inner)
+            reading.names_scale |= "{scale}" in part
+            file = path.parent / part.replace("{scale}", reading.scale)
+            merged = merge(merged, _read(file, reading, key=where, above=(*above, resolved)))
         return merge(merged, node)
 
     def in_departures(value: Any, where: str) -> Any:
@@ -131,8 +158,20 @@ def _read(
     for name in DEPARTURE_KEYS:
         if name in tree:
             whole[name] = in_departures(tree[name], name)
-    known[resolved] = whole
+    reading.known[resolved] = whole
     return whole
+
+
+def _from_here(value: Any, folder: Path, key: str = "") -> Any:
+    """Return a tree in which paths that lead somewhere from a folder do so from here."""
+    if isinstance(value, dict):
+        return {name: _from_here(inner, folder, str(name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_from_here(inner, folder, key) for inner in value]
+    if not isinstance(value, str) or not key.endswith(PATH_FIELDS) or value in EMBEDDED_MODELS:
+        return value
+    beside = os.path.join(folder, value)
+    return beside if value and os.path.exists(beside) else value
 
 
 def _read_one(path: Path, key: str, named_in: Path | None) -> Tree:

@@ -35,6 +35,8 @@ def parse_sweep(grid: Any, metric: Any, mode: Any) -> SweepSettings:
                 raise ConfigError(
                     f"sweep.{key}", "hold each value once", values, f"Remove one {value!r}."
                 )
+    if mode is None and any(is_at_or_below(key, "defence") for key in grid):
+        mode = "min"  # who varies a defence looks for the least harm
     given = {"metric": metric, "mode": mode}
     try:
         return SweepSettings.model_validate(

@@ -109,7 +109,7 @@ def _names(wheres: Sequence[str]) -> list[str]:
 
 def _parse_all(trees: Sequence[CellTree]) -> tuple[ExperimentSettings, ...]:
     for cell in trees:
-        _check_own_keys(cell.tree, cell.where)
+        _check_own_keys(_written_out(cell.tree), cell.where)
     return tuple(parse_experiment(cell.tree, cell.where) for cell in trees)
 
 
@@ -155,6 +155,7 @@ def parse_experiment(tree: Mapping[str, Any], where: str = "") -> ExperimentSett
     Raises:
         ConfigError: a key is unknown, a value out of range, or the defence has no such attack.
     """
+    tree = _written_out(tree)
     _check_own_keys(tree, where)
     plugins = {
         "attack": plugin_config("attack", tree.get("attack", "none"), where),
@@ -274,6 +275,12 @@ def _refuse_unlike_cells(settings: Sequence[ExperimentSettings], wheres: list[st
                 f"the settings and the seed of {wheres[twin].removesuffix('.')}",
                 "Remove one of the two.",
             )
+
+
+def _written_out(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a cell's tree with ``model: chat`` as the group that it is short for."""
+    model = tree.get("model")
+    return {**tree, "model": {"path": model}} if isinstance(model, str) else tree
 
 
 def _check_own_keys(tree: Mapping[str, Any], where: str) -> None:

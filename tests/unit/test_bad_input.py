@@ -162,3 +162,12 @@ def test_nothing_heavy_is_imported_before_a_setting_is_refused() -> None:
         [sys.executable, "-c", code, config], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_example_of_ones_own_model_says_what_has_to_be_changed(
+    refused: Refused, tmp_path: Path
+) -> None:
+    printed = refused(config=ROOT / "configs" / "own_model.yaml")
+    for key in ("model.path must be chat, base", "data.path must be an existing folder"):
+        assert printed.count(key) == 1
+    assert "Traceback" not in printed

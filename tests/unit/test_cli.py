@@ -71,7 +71,7 @@ def test_help_says_what_a_command_writes_and_gives_an_example(
         (["plan", "nowhere.yaml"], "config must name a YAML file that can be read, got"),
         (["run", CONFIG, "--set", "data.rho=2"], "data.rho must be less than or equal to 1"),
         (["campaign", CONFIG, "--set", "data.rho"], "--set must have the form key=value"),
-        (["plan", CONFIG, "--set", "defence.alph=1"], "defence.alph must be a known key ["),
+        (["plan", CONFIG, "--set", "defence.alph=1"], "defence.alph must be a known key, got"),
         (["run", CONFIG, "--set", "attack=none"], "defence must be none where attack is none"),
         (["run", CONFIG, "--set", "data.num_samples=1001"], "data.num_samples must be a multiple"),
         (["run", CONFIG, "--set", "data.num_samples=80000"], "data.num_samples must be at most"),
@@ -219,3 +219,13 @@ def test_a_refusal_starts_no_engine_and_takes_seconds(
     assert (run.returncode, "Traceback" in run.stderr) == (2, False), run.stderr
     assert set(run.stdout.split()) & HEAVY == loaded
     assert cpu_s < 2 * import_s
+
+
+@pytest.mark.parametrize(
+    ("arguments", "printed"), [(["--version"], "rpa-ray 0."), (["run", "-h"], "Usage: rpa-ray run")]
+)
+def test_the_version_and_help_are_where_one_looks_for_them(
+    arguments: list[str], printed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of(*arguments) == 0
+    assert printed in capsys.readouterr().out

@@ -19,7 +19,7 @@ from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
 from rpa_ray.plan import load_config
 from rpa_ray.plan.plan import Plan, make_plan
-from rpa_ray.plan.table import plan_table
+from rpa_ray.plan.table import plan_caption, plan_table
 from rpa_ray.recipes.cell_models import CampaignInputs
 from rpa_ray.report.html import ReportPaths
 from rpa_ray.report.outcome import print_outcome
@@ -116,11 +116,12 @@ def test_a_plan_is_printed_as_it_is(text: str, plan: Plan) -> None:
     config = replace(plan.config, name=text)
     of_text = replace(plan, config=config, cells=(named, *plan.cells[1:]), output=Path(text))
     written = written_by(lambda console: console.print(plan_table(of_text)))
+    caption = written_by(lambda console: say(console, plan_caption(of_text)))
     assert_shown(f"plan of {text}", written)
     rows = "".join(line for line in written.splitlines() if line.startswith("\u2502"))
     for line in text.split("\n"):
         assert_shown(line, rows)
-    assert_shown(f"results in {Path(text)}", written)
+    assert_shown(f"results in {Path(text)}", caption)
 
 
 @every_hostile_text

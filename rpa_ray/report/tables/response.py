@@ -210,7 +210,12 @@ def _best_text(cells: Sequence[Cell], sweep: SweepSettings) -> str:
     among = f"{num_trials} trials"
     if num_trials > len(cells):
         among = f"{len(cells)} settings in {num_trials} trials"
-    return f"Of {among} the one with the {order}: {setting} ({told.strip()})."
+    text = f"Of {among} the one with the {order}: {setting} ({told.strip()})."
+    own, values = best.value(metric.name), [cell.value(metric.name) for _, cell in measured]
+    alike = [v for v in values if v and own and v.low <= own.high and own.low <= v.high]
+    if len(measured) > 1 and len(alike) == len(measured):
+        text += " Within the intervals there is no difference between them."
+    return text
 
 
 def _shown_keys(sweep: SweepSettings) -> list[str]:

@@ -67,9 +67,9 @@ def test_an_override_of_an_attacks_setting_holds_wherever_an_attack_has_it(tmp_p
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("dat.rho=1", "dat must be a known key ["),
-        ("data.roh=1", "data.roh must be a known key ["),
-        ("evaluation.judge.num_row=1", "evaluation.judge.num_row must be a known key ["),
+        ("dat.rho=1", "dat must be a known key, got"),
+        ("data.roh=1", "data.roh must be a known key, got"),
+        ("evaluation.judge.num_row=1", "evaluation.judge.num_row must be a known key, got"),
         ("data.rho=1.5", "data.rho must be less than or equal to 1, got 1.5."),
         ("data.rho=-0.1", "data.rho must be greater than or equal to 0, got -0.1."),
         ("data.rho=half", "data.rho must be a valid number, got 'half'."),
@@ -87,12 +87,12 @@ def test_an_override_of_an_attacks_setting_holds_wherever_an_attack_has_it(tmp_p
         ("attack={name: [ppo]}", "attack must name one of ["),
         ("defence=[]", "defence must name a defence, got []."),
         ("defence=[lisa,freez]", "defence[1] must name one of ["),
-        ("attack.clip=1", "attack.clip must be a known key ["),
+        ("attack.clip=1", "attack.clip must be a known key, got"),
         ("attack.kl_coef=low", "attack.kl_coef must be a valid number, got 'low'."),
         ("attack.gamma=2", "attack.gamma must be less than or equal to 1, got 2."),
         ("attack=none", "defence must be none where attack is none, got 'refusal_loss'."),
-        ("defence.alpa=1", "defence.alpa must be a known key ["),
-        ("kind=campaign", "kind must be a known key ["),
+        ("defence.alpa=1", "defence.alpa must be a known key, got"),
+        ("kind=campaign", "kind must be a known key, got"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_key(tmp_path: Path, override: str, message: str) -> None:
@@ -105,7 +105,7 @@ def test_a_wrong_value_is_refused_with_its_key(tmp_path: Path, override: str, me
     [("attack=pppo", "ppo"), ("defence=refusal-loss", "refusal_loss"), ("data.rh=1", "rho")],
 )
 def test_the_nearest_known_word_is_named(tmp_path: Path, wrong: str, right: str) -> None:
-    assert refusal(tmp_path, "attack: ppo\n", wrong).endswith(f"Did you mean {right!r}?")
+    assert f". Did you mean {right!r}?" in refusal(tmp_path, "attack: ppo\n", wrong)
 
 
 CAMPAIGN = "kind: campaign\nattack: ppo\n"
@@ -239,3 +239,71 @@ def test_a_file_of_too_many_cells_is_refused_at_once(
     (tmp_path / "top.yaml").write_text(text)
     with pytest.raises(ConfigError, match=f"^{message} must make at most 20,000 cells, got"):
         load_config(tmp_path / "top.yaml")
+
+
+@pytest.mark.parametrize("scale", ["small", "paper"])
+def test_a_scale_that_no_part_names_is_refused(tmp_path: Path, scale: str) -> None:
+    (tmp_path / "tiny.yaml").write_text("seed: 1\n")
+    (tmp_path / "top.yaml").write_text("attack: none\n")
+    with pytest.raises(ConfigError, match=r"^--scale must be left out where no part .* got"):
+        load_config(tmp_path / "top.yaml", scale=scale)
+    (tmp_path / "top.yaml").write_text('include: ["{scale}.yaml"]\n')
+    assert load_config(tmp_path / "top.yaml").campaign.cells[0].seed == 1
+    with pytest.raises(ConfigError, match=r"^include must name a YAML file that can be"):
+        load_config(tmp_path / "top.yaml", scale=scale)
+
+
+def test_a_model_may_be_named_by_its_name_alone(tmp_path: Path) -> None:
+    (tmp_path / "part.yaml").write_text("model: {dtype: float32}\n")
+    (tmp_path / "top.yaml").write_text("include: [part.yaml]\nmodel: base\nattack: none\n")
+    (cell,) = load_config(tmp_path / "top.yaml").campaign.cells
+    assert (cell.model.path, cell.model.dtype) == ("base", "float32")
+    (cell,) = load_config(tmp_path / "top.yaml", ["model=chat"]).campaign.cells
+    assert (cell.model.path, cell.model.dtype) == ("chat", "float32")
+    assert parse_tree({"model": "base"}).model.path == "base"
+    (tmp_path / "part.yaml").write_text("model: base\n")
+    (tmp_path / "top.yaml").write_text("include: [part.yaml]\nmodel: {dtype: float32}\n")
+    (cell,) = load_config(tmp_path / "top.yaml").campaign.cells
+    assert (cell.model.path, cell.model.dtype) == ("base", "float32")
+
+
+@pytest.mark.parametrize(
+    ("override", "advice"),
+    [
+        ("rho=0.5", "Did you mean 'data.rho'? Known: ["),
+        ("num_rows=8", "Did you mean 'evaluation.judge.num_rows' or 'evaluation.second_judge.num"),
+        ("attack=PPO", "Did you mean 'ppo'?"),
+        ("data.roh=1", "must be a known key, got 'roh'. Did you mean 'rho'? Known: ["),
+    ],
+)
+def test_a_name_that_is_nearly_right_is_advised_first(override: str, advice: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_tree({}, [override])
+    assert advice in str(refused.value)
+
+
+def test_a_file_beside_the_config_is_found_wherever_the_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for place in (
+        "own/mine.jsonl",
+        "elsewhere/here.jsonl",
+        "own/both.jsonl",
+        "elsewhere/both.jsonl",
+    ):
+        (tmp_path / place).write_text("")
+    for name, found in (
+        ("mine.jsonl", str(tmp_path / "own/mine.jsonl")),
+        ("both.jsonl", str(tmp_path / "own/both.jsonl")),
+        ("here.jsonl", "here.jsonl"),
+        ("owner/name", "owner/name"),
+    ):
+        (tmp_path / "own/top.yaml").write_text(f"data: {{world: real, path: {name}}}\n")
+        (cell,) = load_config(tmp_path / "own/top.yaml").campaign.cells
+        assert cell.data.path == found
+    (tmp_path / "own/chat").mkdir()
+    (tmp_path / "own/top.yaml").write_text("model: chat\n")
+    assert load_config(tmp_path / "own/top.yaml").campaign.cells[0].model.path == "chat"

@@ -13,7 +13,7 @@ from rpa_ray.plan import LoadedConfig, load_config
 from rpa_ray.plan.cells import plan_cells
 from rpa_ray.plan.cost import START_S
 from rpa_ray.plan.plan import make_plan
-from rpa_ray.plan.table import plan_table
+from rpa_ray.plan.table import counted, plan_caption, plan_table
 from rpa_ray.recipes.cell_models import CampaignInputs, CellInputs
 from rpa_ray.recipes.to_make import Cell
 
@@ -36,11 +36,12 @@ def grid(tmp_path: Path) -> LoadedConfig:
 
 
 def rows(config: LoadedConfig, output: Path, cache: Path) -> tuple[list[list[str]], str]:
-    table = plan_table(make_plan(config, output, CampaignInputs(cache)))
+    plan = make_plan(config, output, CampaignInputs(cache))
+    table = plan_table(plan)
     console = Console(file=io.StringIO(), width=200)
     cells = [[str(cell) for cell in column.cells] for column in table.columns]
     console.print(table)
-    return [list(row) for row in zip(*cells, strict=True)], str(table.caption)
+    return [list(row) for row in zip(*cells, strict=True)], plan_caption(plan)
 
 
 def seconds_of(caption: str) -> float:
@@ -221,3 +222,7 @@ def test_the_type_of_weights_changes_the_plan_and_one_undecided_is_not_estimated
     # The models to make learn in float32 whatever the cells do.
     made = {dtype: [line[3] for line in lines[:8]] for dtype, (lines, _) in tables.items()}
     assert made["float32"] == made["bfloat16"] == made["auto"]
+
+
+def test_one_of_something_is_no_plural() -> None:
+    assert [counted(num, "CPU") for num in (1, 1.75, 2)] == ["1 CPU", "1.75 CPUs", "2 CPUs"]
