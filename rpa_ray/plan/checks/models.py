@@ -10,26 +10,29 @@ from rpa_ray.config import (
     EMBEDDED_MODELS,
     ConfigError,
     ExperimentSettings,
-    ReferencedConfig,
 )
+from rpa_ray.data.errors import last_line
 from rpa_ray.data.hub_model import is_hub_model, pinned_model
+from rpa_ray.data.template import Template
 from rpa_ray.defences import defence_of
+from rpa_ray.plan.checks.architectures import Use, check_use
+from rpa_ray.plan.checks.model_files import check_files, stored_weights
+from rpa_ray.plan.checks.tokenizer import check_tokenizer
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import CellInputs, own_reference
 
-WEIGHT_FILES = ("*.safetensors",)
-"""Of pickles (``pytorch_model.bin``) nothing is read: they can run code."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+LANGUAGE_MODEL = Use()
 
 
 def check_models(settings: ExperimentSettings, where: str) -> None:
-    """Refuse a model that is neither embedded, nor a complete folder, nor on the Hub.
+    """Refuse a model that is neither embedded, nor a whole folder of its kind, nor on the Hub.
+
+    Of a folder the tokenizer, the configs and the headers of the weights are read.
 
     Raises:
         ConfigError: with the key that names it.
     """
-    evaluation = settings.evaluation
-    for name, judge in evaluation.judges.items():
+    for name, judge in settings.evaluation.judges.items():
         if judge.trained and judge.path is None:
             raise ConfigError(
                 f"{where}evaluation.{name}.path",
@@ -37,37 +40,55 @@ def check_models(settings: ExperimentSettings, where: str) -> None:
                 None,
                 "Name the finished classifier.",
             )
-    if settings.model.path not in EMBEDDED_MODELS:
-        _check_model(settings.model.path, f"{where}model.path")
-    attack = settings.attack
-    reference = attack.reference if isinstance(attack, ReferencedConfig) else None
-    if reference is not None and reference not in EMBEDDED_MODELS:
-        _check_model(reference, f"{where}attack.reference")
-    defence = defence_of(settings.defence)
-    for named in {defence.reference, defence.compared_model}:
-        if isinstance(named, str) and named not in EMBEDDED_MODELS:
-            _check_model(named, f"{where}defence.model")
     _check_refusing_model(settings, where)
-    for key, path in (
-        ("data.reward_model.path", settings.data.reward_model.path),
-        ("data.refusals.judge", settings.data.refusals.judge),
-        *((f"evaluation.{name}.path", judge.path) for name, judge in evaluation.judges.items()),
-        ("evaluation.perplexity_model", evaluation.perplexity_model),
-        ("evaluation.helpfulness_model", evaluation.helpfulness_model),
-    ):
-        if path is not None:
-            _check_model(path, f"{where}{key}")
+    is_chat = Template(settings.data.template) is Template.MODEL_CHAT
+    for key, named, use in _named_models(settings):
+        if named is not None and not (named in EMBEDDED_MODELS and use.num_labels is None):
+            writes_chat = is_chat and use.served_on is not None
+            _check_model(named, use, writes_chat=writes_chat, key=f"{where}{key}")
+
+
+def _named_models(settings: ExperimentSettings) -> list[tuple[str, str | None, Use]]:
+    """Return the key of every model that may be named, its name, and what it is used as."""
+    data, evaluation = settings.data, settings.evaluation
+    defence = defence_of(settings.defence)
+    served = Use(served_on="gpu" if settings.cluster.gpus_per_rollout_worker else "cpu")
+    return [
+        ("model.path", settings.model.path, served),
+        ("attack.reference", own_reference(settings), LANGUAGE_MODEL),
+        *(
+            ("defence.model", named, LANGUAGE_MODEL)
+            for named in (defence.reference, defence.compared_model)
+            if isinstance(named, str)
+        ),
+        (
+            "data.refusals.model",
+            None if data.safe_answers == "dataset" else data.refusals.model,
+            served,
+        ),
+        ("data.reward_model.path", data.reward_model.path, Use(num_labels=1, is_start=True)),
+        ("data.refusals.judge", data.refusals.judge, Use(num_labels=2)),
+        *(
+            (f"evaluation.{name}.path", judge.path, Use(num_labels=2, is_start=not judge.trained))
+            for name, judge in evaluation.judges.items()
+        ),
+        ("evaluation.perplexity_model", evaluation.perplexity_model, LANGUAGE_MODEL),
+        ("evaluation.helpfulness_model", evaluation.helpfulness_model, Use(num_labels=1)),
+    ]
 
 
 def _check_refusing_model(settings: ExperimentSettings, where: str) -> None:
-    if settings.data.safe_answers == "dataset":
+    """Refuse an embedded model where refusals are to be written in another language than its own.
+
+    Raises:
+        ConfigError: with the model under attack.
+    """
+    if settings.data.safe_answers == "dataset" or settings.data.world != "real":
         return
-    model, key = settings.data.refusals.model, f"{where}data.refusals.model"
-    if model not in EMBEDDED_MODELS:
-        _check_model(model, key)
-    elif settings.data.world == "real" and settings.model.path not in EMBEDDED_MODELS:
+    model = settings.data.refusals.model
+    if model in EMBEDDED_MODELS and settings.model.path not in EMBEDDED_MODELS:
         raise ConfigError(
-            key,
+            f"{where}data.refusals.model",
             "be a model that reads the same language as the one under attack "
             f"({settings.model.path})",
             model,
@@ -75,18 +96,18 @@ def _check_refusing_model(settings: ExperimentSettings, where: str) -> None:
         )
 
 
-def _check_model(path: str, key: str) -> None:
-    """Refuse a path that is neither a complete Hugging Face folder nor a model of the Hub."""
+def _check_model(path: str, use: Use, *, writes_chat: bool, key: str) -> None:
+    """Refuse a path that is neither a whole Hugging Face folder nor a model of the Hub."""
     folder = Path(path)
     if os.path.exists(folder):
-        rule = "be a model folder with a config.json that can be read"
-        require_json_object(folder / "config.json", key, rule)
-        _refuse_foreign_code(folder / "config.json", key)
-        _refuse_foreign_tokenizer(folder / "tokenizer_config.json", key)
-        for what, patterns in (("weights", WEIGHT_FILES), ("a tokenizer", TOKENIZER_FILES)):
-            if not any(file for pattern in patterns for file in folder.glob(pattern)):
-                remedy = "Save the model again, its weights as safetensors."
-                raise ConfigError(key, f"hold {what} ({', '.join(patterns)})", path, remedy)
+        try:
+            files = tuple((f.name, f.stat().st_mtime_ns) for f in folder.iterdir() if f.is_file())
+            _check_folder(folder, files, use, writes_chat)
+        except OSError as error:
+            rule = "be a model folder with a config.json that can be read"
+            raise ConfigError(key, rule, path, f"{last_line(error)}: check it.") from error
+        except ConfigError as error:
+            raise ConfigError(key, error.rule, error.value, error.remedy) from error
     elif is_hub_model(path):
         pinned_model(path, key)
     else:
@@ -100,6 +121,23 @@ def _check_model(path: str, key: str) -> None:
             path,
             "There is no such folder: check the path.",
         )
+
+
+@lru_cache(maxsize=64)
+def _check_folder(
+    folder: Path, files: tuple[tuple[str, int], ...], use: Use, writes_chat: bool
+) -> None:
+    """Refuse a folder that is not what it is used as; once as long as its ``files`` stay.
+
+    Raises:
+        ConfigError: without the key that names it.
+    """
+    check_files(folder, "")
+    _refuse_foreign_code(folder / "config.json", "")
+    _refuse_foreign_tokenizer(folder / "tokenizer_config.json", "")
+    weights = stored_weights(folder, "")
+    config = check_use(folder, weights, use, "")
+    check_tokenizer(folder, config, writes_chat=writes_chat, key="")
 
 
 def _refuse_foreign_code(config: Path, key: str) -> None:
@@ -121,7 +159,6 @@ def _refuse_foreign_tokenizer(config: Path, key: str) -> None:
     """Refuse a tokenizer that only code of its own can read; one without a config is plain."""
     if not config.is_file():
         return
-    require_json_object(config, key, "be a model folder with a tokenizer_config.json to read")
     settings = json.loads(config.read_text(encoding="utf-8"))
     if "auto_map" not in settings:
         return
@@ -135,23 +172,6 @@ def _refuse_foreign_tokenizer(config: Path, key: str) -> None:
             f"tokenizer_class {name!r} in {config}",
             "Code that comes with a model is not run: take another model.",
         )
-
-
-def require_json_object(path: Path, key: str, rule: str) -> None:
-    """Refuse a file that does not hold a JSON object.
-
-    Raises:
-        ConfigError: with the rule that is broken.
-    """
-    try:
-        ok = isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-        problem = "it holds something else"
-    except OSError as error:
-        ok, problem = False, f"{error.strerror}"
-    except ValueError as error:  # broken JSON, or not UTF-8
-        ok, problem = False, f"{error}"
-    if not ok:
-        raise ConfigError(key, rule, str(path), f"{problem}: check the file.")
 
 
 def check_same_tokens(inputs: CellInputs) -> None:

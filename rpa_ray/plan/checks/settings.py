@@ -3,7 +3,8 @@
 from rpa_ray.config import ConfigError, ExperimentSettings, RolloutConfig
 from rpa_ray.data.source import check_source
 from rpa_ray.defences import defence_of
-from rpa_ray.plan.checks.models import check_models, require_json_object
+from rpa_ray.plan.checks.model_files import require_json_object
+from rpa_ray.plan.checks.models import check_models
 from rpa_ray.plugin import DEFENCE_BATCHES, Need
 
 

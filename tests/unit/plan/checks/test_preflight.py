@@ -4,6 +4,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from model_folders import edit_json, save_language_model
 
 from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
@@ -16,6 +17,7 @@ from rpa_ray.plan.checks.settings import check_settings
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import CellInputs
 
+WITHOUT = {"": [], "tokenizer_config.json": ["tokenizer.json", "tokenizer_config.json"]}
 PPO = {"attack": {"name": "ppo", "batch_size": 8}, "data": {"num_samples": 16}}
 
 
@@ -28,14 +30,12 @@ def refusal(cache: Path, *overrides: str) -> str:
     return str(caught.value)
 
 
-def model_folder(
-    folder: Path, *, without: str = "", config: str = '{"max_position_embeddings": 64}'
-) -> Path:
-    folder.mkdir(exist_ok=True)
-    texts = {"config.json": config, "model.safetensors": "", "tokenizer_config.json": "{}"}
-    for name, text in texts.items():
-        if name != without:
-            (folder / name).write_text(text)
+def model_folder(folder: Path, *, without: str = "", config: str = "") -> Path:
+    save_language_model(folder)
+    for name in WITHOUT.get(without, [without]):
+        (folder / name).unlink()
+    if config:
+        (folder / "config.json").write_text(config)
     return folder
 
 
@@ -114,7 +114,7 @@ def test_rows_that_only_an_attack_needs_are_not_asked_for_without_one(world_cach
     ("without", "message"),
     [
         ("config.json", "be a model folder with a config.json that can be read"),
-        ("model.safetensors", "hold weights (*.safetensors)"),
+        ("model.safetensors", "hold weights (model.safetensors, or model.safetensors.index.json"),
         ("tokenizer_config.json", "hold a tokenizer (tokenizer.json, "),
     ],
 )
@@ -135,7 +135,8 @@ def test_a_model_that_brings_its_own_code_is_refused(tmp_path: Path) -> None:
     rule = "model.path must be of an architecture that transformers has itself"
     assert refusal(tmp_path, f"model.path={folder}").startswith(rule)
     # A known architecture whose release brings code too: transformers' own is taken.
-    model_folder(folder, config=json.dumps(config | {"model_type": "llama"}))
+    model_folder(folder)
+    edit_json(folder / "config.json", auto_map=config["auto_map"])
     check_settings(parse_tree(PPO, [f"model.path={folder}"]))
 
 
@@ -146,22 +147,15 @@ def test_a_tokenizer_that_brings_its_own_code_is_refused(tmp_path: Path) -> None
     rule = "model.path must have a tokenizer that transformers has itself"
     assert refusal(tmp_path, f"model.path={folder}").startswith(rule)
     # A known class whose release brings code too: transformers' own is taken.
-    known = own | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(known))
+    model_folder(folder)
+    edit_json(folder / "tokenizer_config.json", **own)
     check_settings(parse_tree(PPO, [f"model.path={folder}"]))
 
 
-def test_weights_that_are_pickled_are_refused(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "model", without="model.safetensors")
-    (folder / "pytorch_model.bin").touch()
-    for key in ("model.path", "evaluation.judge.path", "data.reward_model.path"):
-        found = refusal(tmp_path, f"{key}={folder}")
-        assert found.startswith(f"{key} must hold weights (*.safetensors)")
-
-
 def test_the_context_is_that_of_the_model(world_cache: Path, tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "model")
     (tokenizer,) = world_cache.glob("world-*/tokenizer/tokenizer.json")
+    vocabulary = json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"]
+    folder = save_language_model(tmp_path / "model", vocab_size=len(vocabulary))
     shutil.copy(tokenizer, folder)
     key = "evaluation.max_new_tokens"
     found = refusal(world_cache, f"model.path={folder}", f"{key}=60")
