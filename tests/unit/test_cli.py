@@ -222,7 +222,8 @@ def test_a_refusal_starts_no_engine_and_takes_seconds(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "printed"), [(["--version"], "rpa-ray 0."), (["run", "-h"], "Usage: rpa-ray run")]
+    ("arguments", "printed"),
+    [(["--version"], "rpa-ray 0."), (["run", "-h"], "Run one experiment: attack")],
 )
 def test_the_version_and_help_are_where_one_looks_for_them(
     arguments: list[str], printed: str, capsys: pytest.CaptureFixture[str]
