@@ -22,7 +22,7 @@ _POLL_S = 0.5
 
 
 class LaneFailed(RuntimeError):
-    """Ranks could not be kept at work, or a model that cells need could not be made."""
+    """Ranks could not be kept at work."""
 
 
 class Background(Protocol):
@@ -98,11 +98,12 @@ class RankGroup:
         if not lost.given_up:
             self._told(f"{lost.name} goes on from its last checkpoint, its ranks died: {failure}")
             return
-        self._told(f"{lost.name} is given up, its ranks died again and again: {failure}")
-        job = self._work.jobs[lost.name]
-        if not isinstance(job, Cell):
-            raise LaneFailed(f"{lost.name} could not be made: {failure}")
-        record_failure(job, f"ranks died again and again in the same place: {failure}", failure)
+        self._told(f"{lost.name} is given up: {failure}")
+        for name in (lost.name, *lost.needed_by):
+            job = self._work.jobs[name]
+            if isinstance(job, Cell):
+                what = "the cell" if name == lost.name else f"{lost.name}, which the cell needs,"
+                record_failure(job, f"{what} was given up: {failure}", failure)
 
     def _ask(self, method: str, *args: object) -> Any:
         return ask(self._work.queue, method, *args)

@@ -55,7 +55,9 @@ class LostJob:
 
     name: str
     given_up: bool
-    """True where it was lost too often in the same place to be tried again."""
+    """True where it was lost too often in the same place to be tried again, or for good."""
+    needed_by: tuple[str, ...] = ()
+    """Jobs that cannot be done without one that is given up."""
     silent_s: float = 0.0
     """How long nothing had been heard of it."""
 
@@ -78,6 +80,7 @@ class JobQueue:
         self._states: dict[str, JobState] = {}
         self._furthest: dict[str, int] = {}
         self._num_losses: dict[str, int] = {}
+        self._hopeless: set[str] = set()
 
     def take(self, group: int) -> str | None:
         """Return the next job for a group of ranks, which is done with the one before.
@@ -108,10 +111,14 @@ class JobQueue:
         """Return how many jobs nobody has taken."""
         return len(self._waiting)
 
+    def forbid_retry(self, name: str) -> None:
+        """Record that other ranks would fail at a job as these did: it is given up once lost."""
+        self._hopeless.add(name)
+
     def lose(self, group: int, why: str = "") -> LostJob | None:
         """Put the job of a group that died back in front; None where it had none.
 
-        One that is given up has ended, by what killed its ranks.
+        One that is given up has ended, by what killed its ranks, and so have those that need it.
         """
         name = self._taken.pop(group, None)
         if name is None:
@@ -124,12 +131,23 @@ class JobQueue:
         if num_done > self._furthest.get(name, -1):
             self._furthest[name], self._num_losses[name] = num_done, 0
         self._num_losses[name] += 1
-        given_up = self._num_losses[name] >= MAX_LOSSES_IN_PLACE
-        if given_up:
-            self.end(name, "failed", why)
-        else:
+        if name not in self._hopeless and self._num_losses[name] < MAX_LOSSES_IN_PLACE:
             self._waiting.insert(0, name)
-        return LostJob(name=name, given_up=given_up, silent_s=silent_s)
+            return LostJob(name=name, given_up=False, silent_s=silent_s)
+        self.end(name, "failed", why)
+        needed_by = self._needing(name)
+        for other in needed_by:
+            self._waiting.remove(other)
+            self.end(other, "failed", f"{name} could not be made: {why}")
+        return LostJob(name=name, given_up=True, needed_by=needed_by, silent_s=silent_s)
+
+    def _needing(self, name: str) -> tuple[str, ...]:
+        """Return the jobs that need one, or one that needs it; all of them wait."""
+        found, size = {name}, 0
+        while len(found) > size:
+            size = len(found)
+            found |= {other for other in self._waiting if self._needs[other] & found}
+        return tuple(other for other in self._waiting if other in found - {name})
 
     def groups(self) -> list[int]:
         """Return the groups of ranks that are up: those that have asked for a job."""

@@ -73,9 +73,7 @@ def work(config: dict[str, Any]) -> None:
     """
     import torch
 
-    from rpa_ray.jobs.model import make_model
     from rpa_ray.jobs.process import LearnerProcess
-    from rpa_ray.jobs.refusals import make_refusals
     from rpa_ray.learner.ranks import Ranks
 
     given: Work = config["work"]
@@ -93,22 +91,37 @@ def work(config: dict[str, Any]) -> None:
     for job in _jobs(given, ranks):
         progress.begin(job.name)
         torch.set_num_threads(given.num_threads(job))
-        status, why = "ok", ""
-        if isinstance(job, ModelJob):
-            lock = given.cache / "checkpoints" / f".{job.recipe.folder(given.cache).name}.lock"
-            with _alone(lock, MODEL_LOCK_WAIT_S, ranks), watchdog.watching():
-                if not ranks.broadcast(job.recipe.folder(given.cache).is_dir()):
-                    make_model(job, process)
-        elif isinstance(job, RefusalJob):
-            lock = given.cache / "checkpoints" / f".{job.refusals.folder(given.cache).name}.lock"
-            with _alone(lock, MODEL_LOCK_WAIT_S, ranks), watchdog.watching():
-                if not ranks.broadcast(job.refusals.is_made(given.cache)):
-                    make_refusals(job, process)
-        else:
-            with _alone(job.folder / ".ranks.lock", LOCK_WAIT_S, ranks), watchdog.watching():
-                _run_recorded(job, process)
-            status, why = outcome_status(job.folder), why_failed(job.folder)
+        try:
+            status, why = _do(job, given, process, watchdog)
+        except (TypeError, ValueError):  # so it would end on other ranks
+            ask(given.queue, "forbid_retry", job.name)
+            raise
         progress.end(job.name, status, why)
+
+
+def _do(
+    job: Job, given: Work, process: "LearnerProcess", watchdog: Watchdog
+) -> tuple[str, str]:
+    """Do a job on this rank, alone among the ranks of other runs; return how it ended, and why."""
+    from rpa_ray.jobs.model import make_model
+    from rpa_ray.jobs.refusals import make_refusals
+
+    ranks = process.ranks
+    if isinstance(job, ModelJob):
+        lock = given.cache / "checkpoints" / f".{job.recipe.folder(given.cache).name}.lock"
+        with _alone(lock, MODEL_LOCK_WAIT_S, ranks), watchdog.watching():
+            if not ranks.broadcast(job.recipe.folder(given.cache).is_dir()):
+                make_model(job, process)
+    elif isinstance(job, RefusalJob):
+        lock = given.cache / "checkpoints" / f".{job.refusals.folder(given.cache).name}.lock"
+        with _alone(lock, MODEL_LOCK_WAIT_S, ranks), watchdog.watching():
+            if not ranks.broadcast(job.refusals.is_made(given.cache)):
+                make_refusals(job, process)
+    else:
+        with _alone(job.folder / ".ranks.lock", LOCK_WAIT_S, ranks), watchdog.watching():
+            _run_recorded(job, process)
+        return outcome_status(job.folder), why_failed(job.folder)
+    return "ok", ""
 
 
 def silence_limit_s(cluster: ClusterSettings) -> float:
@@ -144,7 +157,7 @@ def _run_recorded(cell: Cell, process: "LearnerProcess") -> None:
     """Run a cell; one that raises is recorded as failed and does not take the others along.
 
     With several ranks an error of one leaves the others inside a collective, so it ends the group,
-    and the cell is tried again by the next.
+    and the cell is tried again by the next where that may end otherwise.
     """
     from rpa_ray.jobs.experiment import run_experiment
 

@@ -1,3 +1,4 @@
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -140,12 +141,22 @@ def test_a_cell_that_kills_its_ranks_is_recorded_and_the_others_run(
     assert DIES in text
 
 
-def test_a_model_that_cannot_be_made_ends_the_campaign_with_the_reason(
+def test_a_model_that_cannot_be_made_fails_the_cells_that_need_it_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scene = Scene(tmp_path, monkeypatch, models=["chat"], cells=["a"], dies_in="chat")
-    assert scene.run(num_groups=2) == f"chat could not be made: {DIES}"
-    assert scene.done == []
+    models = ["base", "chat", "judge"]
+    scene = Scene(tmp_path, monkeypatch, models=models, cells=["a", "b", "c"], dies_in="base")
+    # chat is made of base, a needs chat, b the judge alone, c nothing
+    needs = {"base": [], "chat": ["base"], "judge": [], "a": ["chat"], "b": ["judge"], "c": []}
+    scene.queue = JobQueue(needs)
+    scene.work = replace(scene.work, queue=cast(Any, scene.queue))
+    assert scene.run() == ""
+    assert scene.done == [(0, "judge"), (0, "b"), (0, "c")]
+    record = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    assert record["status"] == "failed"
+    assert record["reason"] == f"base, which the cell needs, was given up: {DIES}"
+    assert {s.name for s in scene.queue.jobs() if s.status == "failed"} == {"base", "chat", "a"}
+    assert not (tmp_path / "b").exists() and not (tmp_path / "c").exists()
 
 
 def test_ranks_that_never_start_end_the_campaign(

@@ -213,3 +213,14 @@ def test_a_job_that_is_given_up_says_what_killed_its_ranks() -> None:
         queue.lose(0, "the actor died")
     (job,) = queue.jobs()
     assert (job.status, job.note) == ("failed", "the actor died")
+
+
+def test_a_job_that_would_end_the_same_on_other_ranks_is_given_up_at_once() -> None:
+    queue = JobQueue({"judge": [], "a": ["judge"], "b": []})
+    assert queue.take(0) == "judge"
+    queue.forbid_retry("judge")
+    lost = queue.lose(0)
+    assert lost is not None
+    assert (lost.given_up, lost.needed_by) == (True, ("a",))
+    assert queue.take(0) == "b"
+    assert queue.take(0) is None
