@@ -113,13 +113,14 @@ class RolloutWorker:
         is served until the next push is complete.
 
         Raises:
-            ValueError: If the folder has no ``config.json`` or the engine refuses the settings.
+            ValueError: If the folder has no ``config.json`` or no engine can be built for it, which
+                no second try would change.
         """
         self._version = None
         architecture = _architecture(config)
         if architecture != self._architecture:
             self._shut_down_engine()
-            self._llm = _build_engine(config)
+            self._llm = _built(config)
             self._architecture = architecture
             self._max_model_len = config.max_model_len
             self._engine_id = uuid.uuid4().hex
@@ -244,6 +245,20 @@ def _architecture(config: EngineConfig) -> tuple[object, ...]:
         config.tensor_parallel_size,
         config.seed,
     )
+
+
+def _built(config: EngineConfig) -> "LLM":
+    import torch
+
+    try:
+        return _build_engine(config)
+    except (torch.OutOfMemoryError, torch.distributed.DistError):
+        raise  # memory or a port that somebody else may give back
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise ValueError(
+            f"engine must be one that can be built for {config.model_path}, got "
+            f"{type(e).__name__}: {e}. Take a model that vLLM serves on this machine."
+        ) from e
 
 
 def _build_engine(config: EngineConfig) -> "LLM":

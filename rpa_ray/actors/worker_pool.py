@@ -124,7 +124,8 @@ class WorkerPool:
             if isinstance(error.cause, StaleWeightsError | ValueError):
                 kind = StaleWeightsError if isinstance(error.cause, WorkerError) else ValueError
                 return kind(f"{member.name}: {error.cause}")
-            problem = _last_lines(str(error))
+            cause = error.cause
+            problem = f"{type(cause).__name__}: {cause}\n{_last_lines(str(error))}"
         else:
             problem = f"{type(error).__name__}: {_last_lines(str(error))}"
         words = self._last_words(member)

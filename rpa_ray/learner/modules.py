@@ -1,6 +1,6 @@
 """The modules that learn: a policy with an optional value head, and a scoring model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,8 +12,11 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import PrefixChange, WeightRenaming, rename_source_key
 
 from rpa_ray.config import ConfigError, LoraSettings
+from rpa_ray.scoring.weights import require_every_weight
 from rpa_ray.types import LowRank
 
 _ADAPTER = "default"
@@ -67,14 +70,16 @@ class PolicyModel(nn.Module):
 
         Adapters are left out: they are served inside the weights that they stand beside.
         """
+        named = self._checkpoint_names()
         for name, parameter in self.policy.named_parameters():
             if not _is_adapter(name):
-                yield name.replace(_BASE_LAYER, "."), parameter
+                yield named(name.replace(_BASE_LAYER, ".")), parameter
 
     def adapters(self) -> dict[str, LowRank]:
         """Return the adapter beside each weight that has one, by the weight's checkpoint name."""
+        named = self._checkpoint_names()
         return {
-            f"{name}.weight": LowRank(
+            named(f"{name}.weight"): LowRank(
                 down=module.lora_A[_ADAPTER].weight,
                 up=module.lora_B[_ADAPTER].weight,
                 scale=float(module.scaling[_ADAPTER]),
@@ -82,6 +87,19 @@ class PolicyModel(nn.Module):
             for name, module in self.policy.named_modules()
             if hasattr(module, "lora_A") and _ADAPTER in module.lora_A
         }
+
+    def _checkpoint_names(self) -> Callable[[str], str]:
+        """Return what maps a parameter's name to the one that checkpoints have, and vLLM reads.
+
+        Some modules of transformers are called otherwise (GPT-NeoX's head is ``embed_out`` there).
+        """
+        # As `save_pretrained` does, which would also write old names that a checkpoint was read in.
+        renamings = [
+            renaming.reverse_transform()
+            for renaming in reversed(get_model_conversion_mapping(self.policy, add_legacy=False))
+            if isinstance(renaming, WeightRenaming) and not isinstance(renaming, PrefixChange)
+        ]
+        return lambda name: rename_source_key(name, renamings, [], reverse=True)[0]
 
 
 class ScoreModel(nn.Module):
@@ -110,14 +128,20 @@ class ScoreModel(nn.Module):
 def load_policy(
     path: Path | str, *, dtype: torch.dtype, value_head_seed: int | None = None
 ) -> PolicyModel:
-    """Return the causal language model of a Hugging Face folder, dropout off."""
-    model = AutoModelForCausalLM.from_pretrained(
+    """Return the causal language model of a Hugging Face folder, dropout off.
+
+    Raises:
+        ValueError: It lacks weights.
+    """
+    model, loading = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype,
         attn_implementation=attention_implementation(),
+        output_loading_info=True,
         use_safetensors=True,
         trust_remote_code=False,
     )
+    require_every_weight(path, loading["missing_keys"])
     return PolicyModel(without_dropout(model), value_head_seed=value_head_seed)
 
 
@@ -165,11 +189,11 @@ def _refuse_unservable(model: PolicyModel, settings: LoraSettings) -> None:
         ConfigError: an adapted layer is an embedding, shares its weight with another layer, or is
             no ``nn.Linear`` (GPT-2's layers keep their weight transposed).
     """
-    served = {name for name, _ in model.served_parameters()}
+    own = {name.replace(_BASE_LAYER, ".") for name, _ in model.policy.named_parameters()}
     for name, module in model.policy.named_modules():
         if not (hasattr(module, "lora_A") and hasattr(module, "base_layer")):
             continue
-        if not isinstance(module.base_layer, nn.Linear) or f"{name}.weight" not in served:
+        if not isinstance(module.base_layer, nn.Linear) or f"{name}.weight" not in own:
             raise ConfigError(
                 "attack.lora.target_modules",
                 "name nn.Linear layers with a weight of their own",
@@ -193,17 +217,25 @@ def load_score_model(
     """Return a classifier on the trunk of a folder; a new head is seeded.
 
     The model reads its score at the last token that is not padding, so it must know the id.
+
+    Raises:
+        ValueError: The trunk lacks weights.
     """
     torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(
+    model, loading = AutoModelForSequenceClassification.from_pretrained(
         path,
         num_labels=num_labels,
         dtype=dtype,
         attn_implementation=attention_implementation(),
+        output_loading_info=True,
         use_safetensors=True,
         trust_remote_code=False,
         pad_token_id=pad_token_id,
     )
+    trunk = f"{model.base_model_prefix}."
+    # A pooler is a part of the head: language models are saved without it (BERT).
+    lost = {n for n in loading["missing_keys"] if n.startswith(trunk)}
+    require_every_weight(path, {n for n in lost if not n.startswith(f"{trunk}pooler.")})
     return ScoreModel(without_dropout(model))
 
 

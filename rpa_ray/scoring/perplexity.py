@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from rpa_ray.scoring.batching import check_template, cut_to, in_batches
+from rpa_ray.scoring.weights import require_every_weight
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,8 +55,8 @@ class PerplexityScorer:
         """Load model and tokenizer from a folder.
 
         Raises:
-            ValueError: If the template does not end with the answer, or the tokenizer has no
-                token to begin with.
+            ValueError: If the template does not end with the answer, the tokenizer has no token to
+                begin with, or the model lacks weights.
         """
         check_template(template)
         if not template.endswith("{answer}"):
@@ -66,10 +67,15 @@ class PerplexityScorer:
         self._device = device
         self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         self._first_token_id = _first_token_id(self._tokenizer)
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
-        self._model = model.eval().to(device)
+        require_every_weight(path, loading["missing_keys"])
+        self._model: PreTrainedModel = model.eval().to(device)
 
     def score(self, texts: Sequence[tuple[str, str]]) -> list[float]:
         """Return the perplexity of each answer; NaN for an empty one."""

@@ -15,25 +15,48 @@ class WeightSyncExtension:
 
     push_is_open = False
     digests: dict[str, str]
+    loaded: set[str]
+    """Parameters of the engine that the push has written so far, by the engine's own names."""
 
     def open_push(self, record_digests: bool) -> None:
         """Note that a push begins, after closing one that was left half done."""
         if self.push_is_open:
             self.abandon_push()
         self.push_is_open = True
-        self.digests = {}
+        self.digests, self.loaded = {}, set()
         model: Module = self.weight_transfer_engine.model  # type: ignore[attr-defined]
         model.__dict__.pop("load_weights", None)
-        if record_digests:
-            load_weights = model.load_weights
-            # On the instance, so that every backend's receiver passes through it.
-            model.__dict__["load_weights"] = lambda weights: load_weights(  # type: ignore[operator]
-                self.with_digests(weights)
-            )
+        load_weights = model.load_weights
+
+        def load(weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+            given = self.with_digests(weights) if record_digests else weights
+            loaded: set[str] = load_weights(given)  # type: ignore[operator]
+            self.loaded |= loaded
+            return loaded
+
+        # On the instance, so that every backend's receiver passes through it.
+        model.__dict__["load_weights"] = load
 
     def close_push(self) -> None:
-        """Note that the push is complete."""
+        """Note that the push is complete.
+
+        Raises:
+            ValueError: It left a parameter of the engine as it was, since no weight was taken
+                for it: its model calls some weights otherwise than the policy does.
+        """
         self.push_is_open = False
+        model: Module = self.weight_transfer_engine.model  # type: ignore[attr-defined]
+        written = {p.data_ptr() for name, p in model.named_parameters() if name in self.loaded}
+        left = sorted(
+            name
+            for name, p in model.named_parameters()
+            if name not in self.loaded and p.data_ptr() not in written  # tied to one that is
+        )
+        if left:
+            raise ValueError(
+                f"push must write every parameter of the engine, got none for {left[:3]} "
+                f"({len(left)} in all). Take a model of another architecture."
+            )
 
     def abandon_push(self) -> None:
         """Put the layers back into service after a push that broke off.

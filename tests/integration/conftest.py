@@ -20,7 +20,13 @@ from rpa_ray.cluster.hardware import native_dtype
 MAX_MODEL_LEN = 96
 GROUPS = {
     "grid": ("test_attacks", "test_defences", "test_own_preferences"),
-    "workers": ("test_chat_model", "test_rollout", "test_scoring", "test_weight_sync"),
+    "workers": (
+        "test_chat_model",
+        "test_rollout",
+        "test_scoring",
+        "test_served_models",
+        "test_weight_sync",
+    ),
 }
 """Modules that share a campaign or a cluster: one process runs them."""
 LONGEST_FIRST = ("test_survival", "test_zero_ranks", "test_ray_jobs", "workers", "test_sweep")

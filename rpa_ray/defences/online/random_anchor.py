@@ -45,14 +45,19 @@ class RandomAnchor(Proximal):
             ValueError: it has no weight of a name and a shape that are trained.
         """
         own: Any = model.policy
-        other = type(own).from_pretrained(
+        other, loading = type(own).from_pretrained(
             folders[Need.COMPARED_WEIGHTS],
             dtype=own.dtype,
+            output_loading_info=True,
             use_safetensors=True,
             trust_remote_code=False,
         )
         # Tied weights come once, under the name that they have in the trained model.
-        weights = {f"policy.{name}": weight.detach() for name, weight in other.named_parameters()}
+        weights = {
+            f"policy.{name}": weight.detach()
+            for name, weight in other.named_parameters()
+            if name not in loading["missing_keys"]  # drawn at random
+        }
         for name, parameter in parameters_of(model):
             if not is_of_policy(name):
                 continue

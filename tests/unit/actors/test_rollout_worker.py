@@ -1,8 +1,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import LlamaConfig
 
+from rpa_ray.actors import rollout
 from rpa_ray.actors.errors import StaleWeightsError
 from rpa_ray.actors.rollout import (
     EngineConfig,
@@ -56,3 +58,24 @@ def test_a_cpus_cache_holds_all_answers_up_to_a_limit(
     # 100 tokens take a block of 128.
     config = EngineConfig(model_path=str(tmp_path), max_model_len=100, dtype="bfloat16")
     assert _cpu_kv_cache_bytes(config) == num_bytes
+
+
+def test_an_engine_that_cannot_be_built_is_no_reason_to_try_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LlamaConfig().save_pretrained(tmp_path)
+    config = EngineConfig(model_path=str(tmp_path), max_model_len=8, dtype="float32")
+
+    def fails_with(error: Exception) -> None:
+        def build(config: EngineConfig) -> None:
+            raise error
+
+        monkeypatch.setattr(rollout, "_build_engine", build)
+        RolloutWorker().load(config)
+
+    for error in (RuntimeError("no kernel for 16"), TypeError("no kernel for 16")):
+        with pytest.raises(ValueError, match=r"must be one that can be built .*no kernel for 16\."):
+            fails_with(error)
+    # what may be gone at the next try
+    with pytest.raises(torch.OutOfMemoryError):
+        fails_with(torch.OutOfMemoryError("of 80 GiB 0 are free"))

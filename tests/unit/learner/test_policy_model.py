@@ -1,12 +1,17 @@
 from pathlib import Path
 
+import pytest
 import torch
-from fakes import tiny_llama, tiny_policy
+from fakes import VOCAB_SIZE, tiny_llama, tiny_policy
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import LlamaConfig
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig
 
+from rpa_ray.config import LoraSettings
 from rpa_ray.learner.modules import (
     PolicyModel,
+    ScoreModel,
+    add_lora,
     init_policy,
     load_policy,
     load_score_model,
@@ -106,3 +111,44 @@ def test_a_score_is_read_at_the_last_token_that_is_not_padding(tmp_path: Path) -
     padded = torch.tensor([[1, 5, 6, 7, 0, 0]])
     mask = padded != 0
     torch.testing.assert_close(module(padded, mask), module(IDS, MASK))
+
+
+def test_weights_are_served_by_the_names_that_checkpoints_have(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = GPTNeoXConfig(vocab_size=VOCAB_SIZE, num_attention_heads=2, **sizes)
+    GPTNeoXForCausalLM(config).save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert "embed_out.weight" in stored
+    for module in (
+        load_policy(tmp_path, dtype=torch.float32),
+        PolicyModel(GPTNeoXForCausalLM(config), value_head_seed=None),
+    ):
+        served = dict(module.served_parameters())
+        assert served.keys() == stored.keys()
+        assert served["embed_out.weight"] is module.policy.lm_head.weight
+    add_lora(module, LoraSettings(rank=2, target_modules=["dense", "lm_head"]), seed=0)
+    assert module.adapters().keys() == {
+        "embed_out.weight",
+        "gpt_neox.layers.0.attention.dense.weight",
+    }
+    assert dict(module.served_parameters()).keys() == stored.keys()
+
+
+def test_a_model_that_lacks_weights_is_not_filled_with_random_ones(tmp_path: Path) -> None:
+    tiny_llama(tied=False).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+
+    def without(name: str) -> None:
+        save_file({n: w for n, w in weights.items() if n != name}, file, {"format": "pt"})
+
+    def start() -> ScoreModel:
+        return load_score_model(tmp_path, num_labels=1, pad_token_id=0, seed=0, dtype=torch.float32)
+
+    without("lm_head.weight")
+    with pytest.raises(ValueError, match=r"must hold every weight .* got none for lm_head\.weight"):
+        load_policy(tmp_path, dtype=torch.float32)
+    start()  # has no use for it, and a head of its own
+    without("model.norm.weight")
+    with pytest.raises(ValueError, match=r"got none for model\.norm\.weight \(1 in all\)"):
+        start()

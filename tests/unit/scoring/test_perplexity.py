@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from rpa_ray.scoring.perplexity import PerplexityScorer
@@ -80,3 +81,14 @@ def test_a_template_that_does_not_end_with_one_answer_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match="template must"):
         scorer(save(causal_lm), template)
+
+
+def test_a_model_without_all_of_its_weights_is_refused(
+    causal_lm: LlamaForCausalLM, save: SaveModel
+) -> None:
+    folder = save(causal_lm)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"must hold every weight of its model, got none for mod"):
+        scorer(folder)

@@ -130,3 +130,19 @@ def test_backend_follows_the_hardware(
     cuda_available: bool, colocated: bool, backend: TransferBackend
 ) -> None:
     assert choose_backend(cuda_available=cuda_available, colocated=colocated) == backend
+
+
+def test_what_no_second_try_would_change_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = FakePool()
+    tries: list[EngineConfig] = []
+
+    def load(config: EngineConfig) -> list[EngineStatus]:
+        tries.append(config)
+        raise ValueError("engine must be one that can be built")
+
+    monkeypatch.setattr(pool, "load", load)
+    with pytest.raises(ValueError, match="must be one that can be built"):
+        sync_of(pool, monkeypatch).push(1)
+    assert len(tries) == 1
