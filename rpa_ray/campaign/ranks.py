@@ -99,9 +99,7 @@ def work(config: dict[str, Any]) -> None:
         progress.end(job.name, status, why)
 
 
-def _do(
-    job: Job, given: Work, process: "LearnerProcess", watchdog: Watchdog
-) -> tuple[str, str]:
+def _do(job: Job, given: Work, process: "LearnerProcess", watchdog: Watchdog) -> tuple[str, str]:
     """Do a job on this rank, alone among the ranks of other runs; return how it ended, and why."""
     from rpa_ray.jobs.model import make_model
     from rpa_ray.jobs.refusals import make_refusals
