@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(1500)
 
 PROMPTS = [[5, 9, 30, 41, 7, 8], [12, 13, 14, 50, 51, 52, 3, 55]]
 IDS = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2}
-COUNTS = {"num_hidden_layers": 2, "num_attention_heads": 2}
+COUNTS = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
 LLAMA = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 128, **COUNTS}
 GPT = {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 128}
 SIZES: dict[str, dict[str, Any]] = {
@@ -29,12 +29,13 @@ SIZES: dict[str, dict[str, Any]] = {
     "gpt_bigcode": GPT,
     "gptj": GPT | {"rotary_dim": 16},
     "falcon": {"hidden_size": 64, **COUNTS},
+    "phi": LLAMA | {"intermediate_size": 256},
     "opt": LLAMA | {"ffn_dim": 128, "word_embed_proj_dim": 64},
 }
 """By model type, of those whose sizes have other names than a Llama's."""
 WIDTHS = {
     **dict.fromkeys(["ernie4_5", "gemma", "gemma2", "gemma3_text", "glm", "glm4"], 32),
-    **dict.fromkeys(["cwm", "helium", "hunyuan_v1_dense", "qwen3", "seed_oss"], 32),
+    **dict.fromkeys(["cwm", "hunyuan_v1_dense", "qwen3", "seed_oss"], 32),
 }
 """Size of a head by model type, where it is not the hidden size by the number of heads."""
 QUICK = {"GPTNeoXForCausalLM", "Gemma3ForCausalLM"}

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import experience_of, learner_of, tiny_config, tiny_engine, tiny_policy, token_batch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -173,6 +174,15 @@ def test_a_model_of_another_size_is_refused_by_the_first_weight_that_differs(
 def test_a_model_with_fewer_layers_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, num_hidden_layers=1)
     with pytest.raises(ValueError, match=r"policy\.model\.layers\.1\..* got no such weight"):
+        attach(random_anchor(), tiny_policy(), folder)
+
+
+def test_a_weight_that_the_other_model_lacks_is_not_drawn_at_random(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"policy\.model\.norm\.weight .* got no such weight"):
         attach(random_anchor(), tiny_policy(), folder)
 
 
