@@ -20,8 +20,15 @@ pytestmark = pytest.mark.timeout(1500)
 
 PROMPTS = [[5, 9, 30, 41, 7, 8], [12, 13, 14, 50, 51, 52, 3, 55]]
 IDS = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2}
-COUNTS = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
-LLAMA = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 128, **COUNTS}
+COUNTS = {"num_hidden_layers": 2, "num_attention_heads": 2}
+KEYS = {"num_key_value_heads": 2}
+LLAMA = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "max_position_embeddings": 128,
+    **COUNTS,
+    **KEYS,
+}
 GPT = {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 128}
 SIZES: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 2},
