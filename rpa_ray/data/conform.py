@@ -60,8 +60,6 @@ def conform(schema: Schema, rows: Sequence[Row], origin: Origin) -> list[Row]:
     columns = [column for column in schema.columns if origin.name_of(column.name) in present]
     named = [(column.name, origin.name_of(column.name)) for column in columns]
     ours = [{own: row[theirs] for own, theirs in named if theirs in row} for row in rows]
-    for column in columns:
-        _read_labels(column, ours)
     broken, first_error = _broken_rows(schema, columns, ours, origin)
     if first_error is None:
         return ours
@@ -71,32 +69,6 @@ def conform(schema: Schema, rows: Sequence[Row], origin: Origin) -> list[Row]:
         "left out %d of %d rows of %s: %s", len(broken), len(rows), origin.text, first_error
     )
     return [row for number, row in enumerate(ours, start=1) if number not in broken]
-
-
-def _read_labels(column: Column, rows: Sequence[Row]) -> None:
-    """Have a column of labels say them in our way, where all of it says them in one other way."""
-    held = [row[column.name] for row in rows if row.get(column.name) is not None]
-    if column.kind is Kind.FLAGS:
-        held = [flag for flags in held if isinstance(flags, dict) for flag in flags.values()]
-        held = [flag for flag in held if flag is not None]
-    said = {_as_said(value) for value in held}
-    meanings = next(
-        (way for way in _LABELS.get(column.kind, ()) if said and said <= set(way)), None
-    )
-    if meanings is None:
-        return
-    for row in rows:
-        value = row.get(column.name)
-        if isinstance(value, dict):
-            row[column.name] = {name: meanings.get(_as_said(flag)) for name, flag in value.items()}
-        elif value is not None:
-            row[column.name] = meanings[_as_said(value)]
-
-
-def _as_said(value: object) -> tuple[type, object]:
-    """Return a label with its type, which tells 1 from true, and a text without its case."""
-    said = value.strip().lower() if isinstance(value, str) else value
-    return type(value), said if isinstance(said, str | int | float) else None
 
 
 def _require_columns(schema: Schema, present: set[str], origin: Origin) -> None:
@@ -174,19 +146,7 @@ def _problem(column: Column, value: object) -> str | None:
     expected, is_valid = _RULES[column.kind]
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
         return f"a value of type {type(value).__name__}"
-    if not is_valid(value):
-        return _WRONG_VALUE[column.kind]
-    texts = (value,) if isinstance(value, str) else value if isinstance(value, dict) else ()
-    return None if all(map(_can_be_encoded, texts)) else "half a character (a lone surrogate)"
-
-
-def _can_be_encoded(text: object) -> bool:
-    """Return whether a text can be written as UTF-8, which JSON's escapes do not ensure."""
-    try:
-        str(text).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return None if is_valid(value) else _WRONG_VALUE[column.kind]
 
 
 def _is_text(value: object) -> bool:
@@ -218,16 +178,4 @@ _WRONG_VALUE: Mapping[Kind, str] = {
     Kind.CHOICE: "another number",
     Kind.FLAGS: "other values",
 }
-_FLAG_LABELS: tuple[Mapping[tuple[type, object], object], ...] = (
-    {(int, 0): False, (int, 1): True},
-    {(float, 0.0): False, (float, 1.0): True},
-    {(str, "0"): False, (str, "1"): True},
-    {(str, "false"): False, (str, "true"): True},
-)
-_LABELS: Mapping[Kind, tuple[Mapping[tuple[type, object], object], ...]] = {
-    Kind.FLAG: _FLAG_LABELS,
-    Kind.FLAGS: _FLAG_LABELS,
-    Kind.CHOICE: ({(float, 0.0): 0, (float, 1.0): 1}, {(str, "0"): 0, (str, "1"): 1}),
-}
-"""The other ways in which files say a label, each with its meaning; a column keeps to one."""
 _MAY_BE_NULL = {Kind.LABEL, Kind.FLAGS}
