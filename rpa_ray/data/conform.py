@@ -2,12 +2,14 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from rpa_ray.config.errors import nearest
-from rpa_ray.data.errors import DataError
+from rpa_ray.data.errors import DataError, Problem
+from rpa_ray.data.messages import PROMPT, with_texts
 from rpa_ray.data.schema import ASSISTANT, HUMAN, Column, Kind, Row, RowRule, Schema
 
 logger = logging.getLogger(__name__)
@@ -15,7 +17,7 @@ logger = logging.getLogger(__name__)
 NUM_NAMED_ROWS = 10
 """An error names at most so many rows."""
 
-_Check: TypeAlias = Callable[[Row], str | None]
+_Check: TypeAlias = Callable[[Row], Problem | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +28,8 @@ class Origin:
     """The file, or the Hub id and its split."""
     path_key: str
     """The config path that names the source."""
+    columns: Collection[str] = ()
+    """Columns there beyond those that the rows were read with."""
     names: Mapping[str, str] = field(default_factory=dict)
     """From our name of a column to that of the source, where they differ."""
     max_broken_frac: float = 0.0
@@ -38,6 +42,9 @@ class Origin:
 
 def conform(schema: Schema, rows: Sequence[Row], origin: Origin) -> list[Row]:
     """Return the rows with the columns of the schema, under its names and no others.
+
+    Messages become texts; 0 and 1, or the words true and false, become flags where every value of
+    the column is one of the two.
 
     Args:
         schema: What must hold.
@@ -55,11 +62,19 @@ def conform(schema: Schema, rows: Sequence[Row], origin: Origin) -> list[Row]:
             f"none in {origin.text}",
             "Check how it was written.",
         )
-    present = {column for row in rows for column in row}
+    named = [(column.name, origin.name_of(column.name)) for column in schema.columns]
+    ours = [
+        with_texts({own: row[theirs] for own, theirs in named if theirs in row}, schema.columns)
+        for row in rows
+    ]
+    present = {column for row in rows for column in row} | set(origin.columns)
+    if PROMPT not in origin.names and any(PROMPT in row for row in ours):
+        present.add(PROMPT)  # perhaps from the messages of the answers
     _require_columns(schema, present, origin)
     columns = [column for column in schema.columns if origin.name_of(column.name) in present]
-    named = [(column.name, origin.name_of(column.name)) for column in columns]
-    ours = [{own: row[theirs] for own, theirs in named if theirs in row} for row in rows]
+    for column in columns:
+        if column.kind is Kind.FLAG:
+            _write_flags(ours, column.name)
     broken, first_error = _broken_rows(schema, columns, ours, origin)
     if first_error is None:
         return ours
@@ -121,10 +136,10 @@ def _value_check(column: Column) -> _Check:
 
 
 def _rule_check(rule: RowRule) -> _Check:
-    return lambda row: None if rule.holds(row) else rule.found
+    return lambda row: None if rule.holds(row) else Problem(rule.found)
 
 
-def _error(rule: str, problems: Mapping[int, str], num_rows: int, origin: Origin) -> DataError:
+def _error(rule: str, problems: Mapping[int, Problem], num_rows: int, origin: Origin) -> DataError:
     first = next(iter(problems.values()))
     numbers = [number for number, problem in problems.items() if problem == first]
     named = ", ".join(map(str, numbers[:NUM_NAMED_ROWS]))
@@ -132,21 +147,57 @@ def _error(rule: str, problems: Mapping[int, str], num_rows: int, origin: Origin
     return DataError.broken_rule(
         origin.path_key,
         rule,
-        f"{first} in row {named}{more} ({len(numbers)} of {num_rows} rows) of {origin.text}",
-        "Mend or remove these rows; they are counted from 1.",
+        f"{first.found} in row {named}{more} ({len(numbers)} of {num_rows} rows) of {origin.text}",
+        f"{first.remedy} Mend or remove these rows; they are counted from 1.".lstrip(),
     )
 
 
-def _problem(column: Column, value: object) -> str | None:
+def _write_flags(rows: Sequence[Row], column: str) -> None:
+    """Write a column of 0 and 1, or of the words true and false, as flags.
+
+    A value that is not of the convention of most others becomes a :class:`Problem`.
+    """
+    found = [value for row in rows if (value := row.get(column)) is not None]
+    convention = Counter(map(_convention, found)).most_common(1)[0][0] if found else None
+    if convention is None:
+        return
+    for row in rows:
+        if (value := row.get(column)) is not None:
+            is_one = _convention(value) == convention
+            problem = Problem(f"another value among {convention}")
+            row[column] = str(value).lower() in ("1", "true") if is_one else problem
+
+
+def _convention(value: object) -> str | None:
+    """Return how a column writes flags that has this value; None where it has them, or none."""
+    if isinstance(value, int) and not isinstance(value, bool) and value in (0, 1):
+        return "0 and 1"
+    is_word = isinstance(value, str) and value.lower() in ("true", "false")
+    return "words true and false" if is_word else None
+
+
+def _problem(column: Column, value: object) -> Problem | None:
     """Return what is wrong with the value, None where nothing is."""
+    if isinstance(value, Problem):
+        return value
     if value is None:
-        return None if column.kind in _MAY_BE_NULL else "null"
+        return None if column.kind in _MAY_BE_NULL else Problem("null")
     if isinstance(value, float) and math.isnan(value):
-        return "NaN"
+        return Problem("NaN")
     expected, is_valid = _RULES[column.kind]
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
-        return f"a value of type {type(value).__name__}"
-    return None if is_valid(value) else _WRONG_VALUE[column.kind]
+        return Problem(f"a value of type {type(value).__name__}")
+    if not all(map(_can_be_encoded, value if isinstance(value, dict) else [value])):
+        return Problem("half of a character (a lone surrogate)")
+    return None if is_valid(value) else Problem(_WRONG_VALUE[column.kind])
+
+
+def _can_be_encoded(value: object) -> bool:
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_text(value: object) -> bool:

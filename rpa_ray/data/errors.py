@@ -1,5 +1,6 @@
 """The error that a user's data can cause, and what every reader refuses alike."""
 
+from dataclasses import dataclass
 from typing import Self
 
 MAX_ROWS = 10_000_000
@@ -14,6 +15,16 @@ class DataError(ValueError):
     def broken_rule(cls, key: str, rule: str, got: object, remedy: str) -> Self:
         """Return the error for the config path ``key``; ``got`` is printed as it is."""
         return cls(f"{key} must {rule}, got {got}. {remedy}")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with a value of a row; stands in its place until the rows are checked."""
+
+    found: str
+    """In the words of an error."""
+    remedy: str = ""
+    """What mends it, where that is more than to mend the row."""
 
 
 def last_line(error: BaseException) -> str:

@@ -5,30 +5,18 @@ The Hugging Face libraries are imported on first use: they are slow to import.
 
 import os
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from rpa_ray.data.errors import DataError, last_line, require_size
-from rpa_ray.data.schema import Row, Schema
+from rpa_ray.data.errors import DataError, last_line
+from rpa_ray.data.files import SUFFIXES, RawRows, Wanted, rows_of_table
+from rpa_ray.data.schema import Schema
 from rpa_ray.deadline import answer_within
 
 HUB_LIMIT_S = 2.5
 """Longest wait for the Hub's first answer; what it sends afterwards may take its time."""
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RawRows:
-    """Rows as they were read."""
-
-    rows: list[Row]
-    text: str
-    """Where they are from, in the words of an error."""
-    divided: bool
-    """True where they are training and test rows in one, to be divided by prompt."""
 
 
 def pinned(source: str, path_key: str) -> str:
@@ -61,7 +49,7 @@ def split_id(source: str, path_key: str) -> tuple[str, str | None]:
         DataError: It has another form.
     """
     match = HUB_ID.fullmatch(source)
-    if match is None or Path(source).suffix in {".parquet", ".jsonl", ".json", ".csv"}:
+    if match is None or Path(source).suffix in SUFFIXES:
         raise DataError.broken_rule(
             path_key,
             "be an existing folder or file, or a Hub id owner/name[@revision]",
@@ -72,13 +60,7 @@ def split_id(source: str, path_key: str) -> tuple[str, str | None]:
 
 
 def read_hub(
-    source: str,
-    schema: Schema,
-    *,
-    split: str,
-    subset: str | None,
-    columns: Collection[str],
-    path_key: str,
+    source: str, schema: Schema, *, split: str, subset: str | None, wanted: Wanted
 ) -> RawRows:
     """Return the rows of one split of a Hub data set; those for training where it has no test.
 
@@ -87,39 +69,32 @@ def read_hub(
         schema: Knows the names of splits.
         split: ``train`` or ``test``.
         subset: Which training split; None for the usual one.
-        columns: The columns to read; where none of them is there, all are, for the error.
-        path_key: The config path that errors name.
+        wanted: The columns to read.
 
     Raises:
         DataError: It cannot be read, or has no such split.
     """
     import datasets
 
-    repo, revision = split_id(source, path_key)
+    repo, revision = split_id(source, wanted.path_key)
     try:
         tables = datasets.load_dataset(repo, data_dir=schema.hub_folder, revision=revision)
     except (datasets.exceptions.DatasetsError, ValueError, OSError, RuntimeError) as error:
         raise DataError.broken_rule(
-            path_key,
+            wanted.path_key,
             "be a Hub data set that can be read",
             f"{source}: {last_line(error)}",
             "Check id and revision, or download it and name the folder.",
         ) from error
-    train_names = schema.hub_splits("train", subset)
-    train = next((name for name in train_names if name in tables), None)
-    test = next((name for name in schema.hub_splits("test", subset) if name in tables), None)
-    if train is None:
+    name, divided = schema.split_among(tables, split, subset)
+    if name is None:
         raise DataError.broken_rule(
-            path_key,
-            f"be a Hub data set with the split {train_names[0]!r}",
+            wanted.path_key,
+            f"be a Hub data set with the split {schema.hub_splits('train', subset)[0]!r}",
             f"{source} with {sorted(map(str, tables))}",
-            "Check id and revision, or download it and name the folder.",
+            "Check id and revision, or download it and name one file.",
         )
-    name = test if split == "test" and test is not None else train
-    require_size(tables[name].num_rows, tables[name].data.nbytes, f"{source} ({name})", path_key)
-    wanted = [column for column in tables[name].column_names if column in columns]
-    rows: list[Row] = tables[name].select_columns(wanted or tables[name].column_names).to_list()
-    return RawRows(rows=rows, text=f"{source} ({name})", divided=test is None)
+    return rows_of_table(tables[name], f"{source} ({name})", wanted, divided=divided)
 
 
 @lru_cache(maxsize=32)

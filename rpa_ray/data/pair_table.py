@@ -10,8 +10,7 @@ import pyarrow as pa
 from rpa_ray.data.rows import SafePair
 
 _COLUMNS = tuple(field.name for field in fields(SafePair))
-# Not Arrow's strings: those refuse halves of characters (surrogates), which JSON may hold.
-_SCHEMA = pa.schema([(name, pa.binary()) for name in _COLUMNS])
+_SCHEMA = pa.schema([(name, pa.string()) for name in _COLUMNS])
 _BATCH_ROWS = 1024
 
 
@@ -50,15 +49,10 @@ def write_pairs(path: Path, pairs: Sequence[SafePair]) -> None:
     with pa.ipc.new_file(str(path), _SCHEMA) as file:
         for begin in range(0, len(pairs), _BATCH_ROWS):
             some = pairs[begin : begin + _BATCH_ROWS]
-            columns = ([_bytes(getattr(pair, name)) for pair in some] for name in _COLUMNS)
-            arrays = [pa.array(column, pa.binary()) for column in columns]
+            columns = ([getattr(pair, name) for pair in some] for name in _COLUMNS)
+            arrays = [pa.array(column, pa.string()) for column in columns]
             file.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
 
 
-def _bytes(text: str | None) -> bytes | None:
-    return None if text is None else text.encode("utf-8", "surrogatepass")
-
-
-def _pair(row: Iterable[bytes | None]) -> SafePair:
-    texts = (None if value is None else value.decode("utf-8", "surrogatepass") for value in row)
-    return SafePair(**dict(zip(_COLUMNS, texts, strict=True)))  # type: ignore[arg-type]
+def _pair(row: Iterable[str | None]) -> SafePair:
+    return SafePair(**dict(zip(_COLUMNS, row, strict=True)))  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """What each data set must hold, and where on the Hub it is. Nothing is read or checked here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
@@ -67,6 +67,20 @@ class Schema:
         if split == "test":
             return self.hub_test
         return self.hub_subsets.get(subset or "", ("train",))
+
+    def split_among(
+        self, there: Collection[str], split: str, subset: str | None
+    ) -> tuple[str | None, bool]:
+        """Return which of the splits that are there is read, and whether it is to be divided.
+
+        None is where there is none for training; that one is both where there is none for testing.
+        """
+        train, test = (
+            next((name for name in self.hub_splits(of, subset) if name in there), None)
+            for of in ("train", "test")
+        )
+        is_test = split == "test" and train is not None and test is not None
+        return test if is_test else train, test is None
 
 
 def _columns(kind: Kind, *names: str, required: bool = True) -> tuple[Column, ...]:

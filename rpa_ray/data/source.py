@@ -198,9 +198,19 @@ def provenance_of(name: str, place: str, world: str | None, *, path_key: str) ->
 
 
 def _hash_of_files(path: Path) -> str:
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    stamps = [(file, file.stat()) for file in files if file.is_file()]
-    return _hash_of(tuple((file, at.st_size, at.st_mtime_ns) for file, at in stamps))
+    """Return the hash of a file's content; of a folder's, with the name and size of every file."""
+    if path.is_file():
+        return _hash_of((_stamp(path),))
+    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    # What is hidden no data set is read from; downloads keep their records there.
+    shown = [f for f in files if not any(part[0] == "." for part in f.relative_to(path).parts)]
+    sizes = [(file.relative_to(path).as_posix(), file.stat().st_size) for file in shown]
+    return digest(sizes, _hash_of(tuple(map(_stamp, shown))))
+
+
+def _stamp(file: Path) -> tuple[Path, int, int]:
+    at = file.stat()
+    return file, at.st_size, at.st_mtime_ns
 
 
 @lru_cache(maxsize=64)

@@ -25,8 +25,8 @@ from rpa_ray.data.split import (
 from rpa_ray.recipes.refusals import RefusalSet
 from rpa_ray.run_folder.files import read_json, say_once, whole_folder, write_json
 
-PAIRS_VERSION = 1
-"""Raised when the same rows would give other pairs, other roles or another order."""
+PAIRS_VERSION = 2
+"""Raised when the same rows would give other pairs, other roles, another order or another file."""
 
 _INDEX = "index.json"
 

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rpa_ray.data import errors
-from rpa_ray.data import load as loading
+from rpa_ray.data import errors, folder
+from rpa_ray.data import files as loading
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.load import load_rows, load_train_and_test
 from rpa_ray.data.schema import Row
@@ -110,8 +110,8 @@ def test_a_file_of_both_splits_is_read_once_for_both(
         load_rows("beavertails", str(file), split=split, path_key="k")
         for split in ("train", "test")
     ]
-    reads = Mock(wraps=loading._read_file)
-    monkeypatch.setattr(loading, "_read_file", reads)
+    reads = Mock(wraps=loading.read_file)
+    monkeypatch.setattr(folder, "read_file", reads)
     train, test = load_train_and_test("beavertails", str(file), path_key="k")
     assert [train, test] == apart
     assert test

@@ -7,7 +7,7 @@ from rpa_ray.data.pair_table import PairTable, write_pairs
 from rpa_ray.data.pairs import answered
 from rpa_ray.data.rows import SafePair
 
-ODD = "half a character \ud800, a null \x00, \U0001f512 and\r\nlines"
+ODD = "an accent of its own e\u0301, a null \x00, \U0001f512 and\r\nlines"
 
 
 def pair(number: int, category: str | None = None) -> SafePair:
