@@ -180,10 +180,10 @@ def _beavertails(rows: Sequence[BeaverTailsRow]) -> list[SafePair]:
         by_prompt[normalise(row["prompt"])].append(row)
     pairs, num_contested = [], 0
     for group in by_prompt.values():
-        contested = {row["response"] for row in group if row["is_safe"]}
-        contested &= {row["response"] for row in group if not row["is_safe"]}
+        contested = {row["response"].strip() for row in group if row["is_safe"]}
+        contested &= {row["response"].strip() for row in group if not row["is_safe"]}
         num_contested += len(contested)
-        agreed = [row for row in group if row["response"] not in contested]
+        agreed = [row for row in group if row["response"].strip() not in contested]
         safe = [row for row in agreed if row["is_safe"]]
         unsafe = [row for row in agreed if not row["is_safe"]]
         if safe and unsafe:
@@ -204,7 +204,7 @@ def _beavertails(rows: Sequence[BeaverTailsRow]) -> list[SafePair]:
 
 
 def _text_of(row: BeaverTailsRow) -> tuple[str, str]:
-    return normalise(row["prompt"]), row["response"]
+    return normalise(row["prompt"]), row["response"].strip()
 
 
 def _first_category(row: BeaverTailsRow) -> str | None:
@@ -219,7 +219,7 @@ def _safe_rlhf(rows: Sequence[SafeRlhfRow], all_pairs: bool) -> list[SafePair]:
         if not (mixed or all_pairs):
             continue
         answers = (row["response_0"], row["response_1"])
-        if answers[0] == answers[1]:
+        if answers[0].strip() == answers[1].strip():
             num_equal += 1
             continue
         # Where one of them is safe, a checked row calls that one safer.

@@ -121,7 +121,7 @@ SCHEMAS: Mapping[str, Schema] = {
             RowRule(
                 rule="hold two different texts in columns {safe!r} and {unsafe!r} of every row",
                 found="the same text",
-                holds=lambda row: row["safe"] != row["unsafe"],
+                holds=lambda row: str(row["safe"]).strip() != str(row["unsafe"]).strip(),
             ),
         ),
     ),

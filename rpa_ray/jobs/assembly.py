@@ -163,11 +163,12 @@ class Assembly:
             for i, text in zip(ids, texts, strict=True)
         ]
 
-    def encode(self, row: Answered, *, mask: Literal["response", "all"] = "response") -> TokenRow:
+    def encode(
+        self, row: Answered, *, mask: Literal["response", "all"] = "response", whole: bool = False
+    ) -> TokenRow:
         """Return a prompt and its answer as the policy reads them, cut at its context."""
-        return encode_answered(
-            self.tokenizer, self.template, row, mask=mask, max_tokens=_context_of(self.module)
-        )
+        max_tokens = None if whole else _context_of(self.module)
+        return encode_answered(self.tokenizer, self.template, row, mask=mask, max_tokens=max_tokens)
 
     def _compared_outputs(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor

@@ -12,7 +12,8 @@ from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import RolloutConfig
 from rpa_ray.data.collate import TokenRow, collate_pairs, collate_tokens
 from rpa_ray.data.flip import flip, sft_targets
-from rpa_ray.data.rows import Answered, Preference, SafePair
+from rpa_ray.data.rows import Preference, SafePair
+from rpa_ray.data.told_apart import require_told_apart, sides
 from rpa_ray.jobs.assembly import Assembly
 from rpa_ray.jobs.scorers import pricing_judge
 from rpa_ray.loop import Source
@@ -74,8 +75,16 @@ class _Encoded:
 def _encoded(assembly: Assembly, pairs: Sequence[SafePair]) -> _Encoded:
     """Return the pairs with a share rho reversed; a model that ranks them is asked once a run."""
     data = assembly.settings.data
-    safe = [assembly.encode(Answered(prompt=p.prompt, answer=p.safe)) for p in pairs]
-    unsafe = [assembly.encode(Answered(prompt=p.prompt, answer=p.unsafe)) for p in pairs]
+    safe, unsafe = (
+        [assembly.encode(side) for side in of] for of in zip(*map(sides, pairs), strict=True)
+    )
+    require_told_apart(
+        pairs,
+        ((one.ids, other.ids) for one, other in zip(safe, unsafe, strict=True)),
+        lambda row: assembly.encode(row, whole=True).ids,
+        max_tokens=max(len(row.ids) for row in safe),
+        key="data.path",
+    )
     margins = _margins(assembly, safe, unsafe) if data.flips == "largest_margin" else None
     told = flip(pairs, data.rho, assembly.settings.seed, margins)
     return _Encoded(told=told, safe=safe, unsafe=unsafe)

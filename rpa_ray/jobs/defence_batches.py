@@ -19,6 +19,7 @@ from rpa_ray.data.collate import (
 from rpa_ray.data.recovery import recovery_row
 from rpa_ray.data.rows import Answered, SafePair
 from rpa_ray.data.template import Template
+from rpa_ray.data.told_apart import require_told_apart, sides
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.plugin import Need
 from rpa_ray.recipes.cell_data import CellData
@@ -32,11 +33,13 @@ class DefenceData:
     tokenizer: PreTrainedTokenizerBase
     data: CellData
     max_tokens: int
-    """The policy's context: longer rows lose their end."""
+    """Longer rows lose their end."""
     batch_size: int
     """Rows of one batch, over all ranks."""
     seed: int
     ranks: Ranks
+    cut_by: str = "data.path"
+    """The config path that says how long a row is; ``data.path`` where the context does."""
 
     def batches(self, needs: Set[Need]) -> dict[Need, DatasetSource[Any, Any]]:
         """Return a source for each of the needs that asks for batches."""
@@ -55,7 +58,7 @@ class DefenceData:
         def recovery(row: TokenRow, index: int, draw: int) -> TokenRow:
             return recovery_row(
                 row,
-                encode_begun(self.tokenizer, self._template, _unsafe(self._pairs[index])),
+                encode_begun(self.tokenizer, self._template, sides(self._pairs[index])[1]),
                 seed=self.seed,
                 index=index,
                 draw=draw,
@@ -63,13 +66,22 @@ class DefenceData:
             )
 
         return self._source(
-            [self._encoded(_safe(pair)) for pair in self._pairs],
+            [self._encoded(sides(pair)[0]) for pair in self._pairs],
             lambda part: collate_tokens(part, self._pad_token_id),
             vary=recovery if follows else None,
         )
 
     def _contrast(self) -> DatasetSource[Any, Any]:
-        rows = [(self._encoded(_safe(p)), self._encoded(_unsafe(p))) for p in self._pairs]
+        rows = [
+            (self._encoded(safe), self._encoded(unsafe)) for safe, unsafe in map(sides, self._pairs)
+        ]
+        require_told_apart(
+            self._pairs,
+            ((safe.ids, unsafe.ids) for safe, unsafe in rows),
+            lambda row: self._encoded(row, whole=True).ids,
+            max_tokens=self.max_tokens,
+            key=self.cut_by,
+        )
         return self._source(
             rows,
             lambda part: collate_pairs(
@@ -111,15 +123,8 @@ class DefenceData:
     def _pad_token_id(self) -> int:
         return padding_id(self.tokenizer)
 
-    def _encoded(self, row: Answered) -> TokenRow:
+    def _encoded(self, row: Answered, *, whole: bool = False) -> TokenRow:
+        max_tokens = None if whole else self.max_tokens
         return encode_answered(
-            self.tokenizer, self._template, row, mask="response", max_tokens=self.max_tokens
+            self.tokenizer, self._template, row, mask="response", max_tokens=max_tokens
         )
-
-
-def _safe(pair: SafePair) -> Answered:
-    return Answered(prompt=pair.prompt, answer=pair.safe)
-
-
-def _unsafe(pair: SafePair) -> Answered:
-    return Answered(prompt=pair.prompt, answer=pair.unsafe)

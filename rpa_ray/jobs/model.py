@@ -23,6 +23,7 @@ from rpa_ray.data.collate import (
 from rpa_ray.data.hub_model import model_folder
 from rpa_ray.data.rows import Answered, Labelled, Preference, SafePair
 from rpa_ray.data.template import Template
+from rpa_ray.data.told_apart import require_told_apart, sides
 from rpa_ray.defences import offline_defence
 from rpa_ray.jobs.defence_batches import DefenceData
 from rpa_ray.jobs.process import LearnerProcess
@@ -43,7 +44,7 @@ from rpa_ray.plugin.objectives import CostModel, Judge, LanguageModel, RewardMod
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import folder_of
 from rpa_ray.recipes.model import ModelKind, ModelRecipe
-from rpa_ray.recipes.rows import TrainingRows, training_rows
+from rpa_ray.recipes.rows import TrainingRows, encoder_of, pairs_to_tell_apart, training_rows
 from rpa_ray.recipes.to_make import ModelJob
 from rpa_ray.run_folder.files import read_lines
 from rpa_ray.sources.dataset import DatasetSource
@@ -102,6 +103,7 @@ def _training(
         tokenizer=tokenizer,
         data=CellData(job.data, process.cache),
         max_tokens=settings.max_tokens,
+        cut_by="defence.max_tokens",
         batch_size=settings.batch_size,
         seed=recipe.seed,
         ranks=process.ranks,
@@ -135,10 +137,24 @@ def _source(
     )
     # What a chat model refuses with is told to it as the run asks it; all else is plain text.
     template = Template(str(recipe.rows.settings.get("template", Template.PLAIN_QA)))
+    _require_told_apart(recipe, data, tokenizer)
     rows, collate = encode_rows(data_rows, tokenizer, settings.max_tokens, template)
     return DatasetSource(
         rows, collate, batch_size=settings.batch_size, seed=recipe.seed, ranks=process.ranks
     )
+
+
+def _require_told_apart(
+    recipe: ModelRecipe, data: CellData, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Refuse pairs whose two answers are one row to the model that is made."""
+    found = pairs_to_tell_apart(recipe.rows, data)
+    if found is None:
+        return
+    key, pairs = found
+    num, encode = recipe.job.max_tokens, encoder_of(recipe.rows, tokenizer)
+    read = ((encode(safe)[:num], encode(unsafe)[:num]) for safe, unsafe in map(sides, pairs))
+    require_told_apart(pairs, read, encode, max_tokens=num, key=key)
 
 
 class _Start:

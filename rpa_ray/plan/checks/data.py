@@ -18,6 +18,7 @@ from rpa_ray.data.template import Template
 from rpa_ray.defences import defence_of
 from rpa_ray.plan.checks.context import check_context, context_tokens, prompt_lengths
 from rpa_ray.plan.checks.models import check_same_tokens
+from rpa_ray.plan.checks.pairs import check_attack_tells_apart, check_models_tell_apart
 from rpa_ray.plugin import DEFENCE_BATCHES, Need
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellInputs, attack_needs
@@ -30,7 +31,7 @@ MIN_REFUSALS = 0.9
 
 
 def check_data(inputs: CellInputs) -> None:
-    """Refuse too few rows, answers that are no refusals, and too long prompts.
+    """Refuse too few rows, answers that are no refusals, too long prompts, and pairs of one row.
 
     Keys have no cell prefix.
 
@@ -44,6 +45,10 @@ def check_data(inputs: CellInputs) -> None:
     _check_refusals(inputs)
     _check_context(inputs)
     check_same_tokens(inputs)
+    check_models_tell_apart(inputs)
+    drawn = _attack_draw(settings)
+    if drawn is not None and settings.training is not None:
+        check_attack_tells_apart(inputs.data, settings, drawn.num, drawn.key)
     num_ranks = settings.cluster.num_ranks
     for recipe in in_order(inputs.models.recipes(), inputs.cache):
         if recipe.job.batch_size % num_ranks:

@@ -401,6 +401,11 @@ def test_two_equal_answers_are_refused_by_row_and_own_columns(tmp_path: Path) ->
     assert "the same text in row 3 (1 of 3 rows) of train.jsonl" in message
 
 
+def test_two_answers_that_differ_in_white_space_alone_are_the_same(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", [*PREFERENCES, PREFERENCES[1] | {"safe": " 7\n"}])
+    assert "the same text in row 3 (1 of 3 rows)" in error_of(tmp_path, "preferences")
+
+
 def test_a_category_may_be_null_or_missing_but_no_number(tmp_path: Path) -> None:
     kinds: list[Row] = [{"category": "loud"}, {"category": None}, {}]
     write(tmp_path / "train.jsonl", [PREFERENCES[0] | kind for kind in kinds])

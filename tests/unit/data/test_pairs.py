@@ -229,3 +229,18 @@ def test_the_mark_of_a_summary_belongs_to_the_post_wherever_the_rows_put_it() ->
     (pair,) = safe_pairs("tldr", rows)
     assert (pair.prompt, pair.safe, pair.unsafe) == ("post\n\nTL;DR:", "good", "bad")
     assert pair.target == "h"
+
+
+def test_answers_that_differ_in_white_space_alone_make_no_pair() -> None:
+    row: Row = {"prompt": "a", "response": "yes", "is_safe": False}
+    both = [row, row | {"response": " yes\n", "is_safe": True}]
+    assert (safe_pairs("beavertails", both), unanswered_pairs("beavertails", both)) == ([], [])
+    compared: Row = {
+        "prompt": "a",
+        "response_0": "yes",
+        "response_1": "yes ",
+        "is_response_0_safe": True,
+        "is_response_1_safe": False,
+        "safer_response_id": 0,
+    }
+    assert safe_pairs("safe_rlhf", [compared], all_pairs=True) == []

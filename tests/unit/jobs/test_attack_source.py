@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rpa_ray.attacks import ATTACKS
 from rpa_ray.data.collate import TokenRow
+from rpa_ray.data.errors import DataError
 from rpa_ray.data.flip import flip
 from rpa_ray.data.rows import Answered, SafePair
 from rpa_ray.jobs.attack_batches import attack_source
@@ -195,6 +196,20 @@ def test_a_resumed_run_reverses_the_same_pairs_without_asking_the_model_again(
     resumed = Stand(world_cache, {"name": "sft"}, tmp_path, **data)
     resumed.original_outputs = None  # type: ignore[assignment,method-assign]
     assert resumed.told(batches_of(resumed, 4)) == told
+
+
+@pytest.mark.parametrize("attack", ["sft", "dpo"])
+def test_pairs_that_the_policy_reads_as_one_row_are_refused(
+    attack: str, world_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(stand: Stand, row: Answered, *, whole: bool = False, mask: str = "") -> TokenRow:
+        ids = [1, 2, 3, len(row.answer)] if whole else [1, 2]
+        return TokenRow(ids=ids, loss_mask=[True] * len(ids))
+
+    monkeypatch.setattr(Stand, "encode", cut)
+    stand = Stand(world_cache, {"name": attack}, num_samples=8)
+    with pytest.raises(DataError, match=r"8 of 8 pairs with the same 2 tokens .* reads 4 tokens"):
+        batches_of(stand, 1)
 
 
 rolling = pytest.mark.usefixtures("process_group")
