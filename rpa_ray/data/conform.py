@@ -153,7 +153,7 @@ def _error(rule: str, problems: Mapping[int, Problem], num_rows: int, origin: Or
 
 
 def _write_flags(rows: Sequence[Row], column: str) -> None:
-    """Write a column of 0 and 1, or of the words true and false, as flags.
+    """Write a column of 0 and 1, or of words for them, as flags.
 
     A value that is not of the convention of most others becomes a :class:`Problem`.
     """
@@ -165,15 +165,17 @@ def _write_flags(rows: Sequence[Row], column: str) -> None:
         if (value := row.get(column)) is not None:
             is_one = _convention(value) == convention
             problem = Problem(f"another value among {convention}")
-            row[column] = str(value).lower() in ("1", "true") if is_one else problem
+            row[column] = _said(value) in ("1", "1.0", "true") if is_one else problem
 
 
 def _convention(value: object) -> str | None:
     """Return how a column writes flags that has this value; None where it has them, or none."""
-    if isinstance(value, int) and not isinstance(value, bool) and value in (0, 1):
-        return "0 and 1"
-    is_word = isinstance(value, str) and value.lower() in ("true", "false")
-    return "words true and false" if is_word else None
+    known = _CONVENTIONS.get(type(value), {})
+    return known.get(_said(value)) if known else None
+
+
+def _said(value: object) -> str:
+    return str(value).strip().lower()
 
 
 def _problem(column: Column, value: object) -> Problem | None:
@@ -229,4 +231,11 @@ _WRONG_VALUE: Mapping[Kind, str] = {
     Kind.CHOICE: "another number",
     Kind.FLAGS: "other values",
 }
+_CONVENTIONS: Mapping[type, Mapping[str, str]] = {
+    int: dict.fromkeys(("0", "1"), "0 and 1"),
+    float: dict.fromkeys(("0.0", "1.0"), "0.0 and 1.0"),  # of a table with gaps
+    str: dict.fromkeys(("false", "true"), "words true and false")
+    | dict.fromkeys(("0", "1"), "texts 0 and 1"),
+}
+"""By type and value: the other ways in which files write flags, in the words of an error."""
 _MAY_BE_NULL = {Kind.LABEL, Kind.FLAGS}

@@ -235,8 +235,8 @@ def test_flags_are_numbers_or_words_where_all_of_a_column_are(
         ((True, False, 1, True), "a value of type int in row 3 (1 of 4 rows)"),
         ((True, False, "true", True), "a value of type str in row 3 (1 of 4 rows)"),
         ((0, 1, None, 1), "null in row 3 (1 of 4 rows)"),
-        ((0.0, 1.0, 1.0, 0.0), "a value of type float in row 1, 2, 3, 4"),
-        (("0", "1", "1", "0"), "a value of type str in row 1, 2, 3, 4"),
+        ((0.0, 1.0, 0.5, 0.0), "another value among 0.0 and 1.0 in row 3 (1 of 4 rows)"),
+        (("0", "1", "true", "0"), "another value among texts 0 and 1 in row 3 (1 of 4 rows)"),
     ],
 )
 def test_flags_of_two_conventions_or_of_another_are_refused_by_row(

@@ -185,6 +185,27 @@ def test_the_safer_answer_is_zero_or_one(tmp_path: Path, value: object, found: s
     assert found in error_of(tmp_path, "safe_rlhf")
 
 
+@pytest.mark.parametrize(
+    ("no", "yes"), [(0, 1), (0.0, 1.0), ("0", "1"), ("false", "true"), ("False", " TRUE ")]
+)
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json", ".csv"])
+def test_labels_that_a_whole_column_says_otherwise_are_read(
+    tmp_path: Path, suffix: str, no: object, yes: object
+) -> None:
+    rows = [row | {"is_safe": (no, yes)[row["is_safe"] is True]} for row in GOOD]
+    write(tmp_path / f"train{suffix}", rows)
+    assert [row["is_safe"] for row in load(tmp_path)] == [True, False]
+
+
+@pytest.mark.parametrize("labels", [(0, True), ("0", 1), ("true", "1"), (1, 2), ("yes", "no")])
+def test_mixed_and_other_labels_are_refused(tmp_path: Path, labels: tuple[object, ...]) -> None:
+    write(
+        tmp_path / "train.jsonl",
+        [row | {"is_safe": label} for row, label in zip(GOOD, labels, strict=True)],
+    )
+    assert "column 'is_safe' of every row" in error_of(tmp_path)
+
+
 def test_a_text_without_dialogue_marks_is_named(tmp_path: Path) -> None:
     good = "\n\nHuman: hi\n\nAssistant: hello"
     write(tmp_path / "train.jsonl", [{"chosen": good, "rejected": good}])

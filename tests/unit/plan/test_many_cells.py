@@ -122,7 +122,9 @@ def test_the_prompts_of_cells_are_counted_and_drawn_once(
         judge = cell.evaluation.judge.model_copy(update={"num_rows": 16})
         evaluation = cell.evaluation.model_copy(update={"judge": judge})
         check_data(inputs.of(cell.model_copy(update={"evaluation": evaluation})))
-    assert [call.kwargs["seed"] for call in draws.call_args_list] == [0, 1, 2, 3]
+    drawn = [(call.kwargs["purpose"], call.kwargs["seed"]) for call in draws.call_args_list]
+    attacks = [("draw:attack", seed) for seed in range(4)]
+    assert sorted(drawn) == [*attacks, ("draw:reward_model", 0)]
     counted = [prompt for call in counts.call_args_list for prompt in call.args[2]]
     assert counted
     assert len(counted) == len(set(counted))
