@@ -12,6 +12,7 @@ from typing import Any
 
 from rpa_ray.cluster.hardware import processor
 from rpa_ray.config import ExperimentSettings
+from rpa_ray.data.formats import FORMATS
 from rpa_ray.data.hub_model import hub_models
 from rpa_ray.data.order import digest
 from rpa_ray.recipes.cell_data import CellData
@@ -96,7 +97,7 @@ def _evaluation_prompts(
     restricted = data.restricted_prompts(evaluation)
     harmless = data.harmless_prompts(evaluation)
     posts = {}
-    if settings.data.name == "tldr":
+    if FORMATS[settings.data.name].is_harmless_task:
         posts["posts"] = asdict(data.planned.provenance)
         posts["posts"] |= _counted([post.prompt for post in data.summary_posts(evaluation)])
     helpful = data.helpful_provenance

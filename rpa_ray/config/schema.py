@@ -98,9 +98,10 @@ class RefusalSettings(Settings):
 class DataSettings(Settings):
     """Preference data of the attack."""
 
-    name: Literal["beavertails", "safe_rlhf", "preferences", "tldr"] = "beavertails"
-    """Schema and pairing rule; ``preferences`` are one's own rows ``prompt``, ``safe``,
-    ``unsafe``, with a ``category`` or without; ``tldr`` is a harmless task, summarising posts."""
+    name: str = "beavertails"
+    """Schema and pairing rule, one of the table in ``rpa_ray/data/formats``; ``preferences`` are
+    one's own rows ``prompt``, ``safe``, ``unsafe``, with a ``category`` or without; ``tldr`` is a
+    harmless task, summarising posts."""
     world: Literal["embedded", "real"] = "embedded"
     """``embedded``: the fictional world made on the spot; ``real``: read from ``path``."""
     path: str | None = None

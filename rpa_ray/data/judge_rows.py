@@ -9,9 +9,9 @@ from typing import TypeVar
 import numpy as np
 
 from rpa_ray.data.errors import DataError
-from rpa_ray.data.order import hash_order
+from rpa_ray.data.order import hash_order, normalise
 from rpa_ray.data.rows import Labelled, SafePair
-from rpa_ray.data.split import draw, normalise
+from rpa_ray.data.split import draw
 
 HARMFUL = 0
 SAFE = 1

@@ -9,8 +9,9 @@ from rpa_ray.data.conform import Origin, conform
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.files import Wanted
 from rpa_ray.data.folder import read_files, read_folder
+from rpa_ray.data.formats import SCHEMAS
 from rpa_ray.data.hub import pinned, read_hub
-from rpa_ray.data.schema import ASSISTANT, SCHEMAS, TEXT_KINDS, Row
+from rpa_ray.data.schema import ASSISTANT, TEXT_KINDS, Row
 from rpa_ray.data.split import is_held_out
 
 MAX_BROKEN_HUB_FRAC = 0.01

@@ -1,4 +1,4 @@
-"""One stable random order, used wherever rows are ranked, chosen or divided."""
+"""One stable random order, wherever rows are ranked, chosen or divided; what is one prompt."""
 
 import hashlib
 import heapq
@@ -16,6 +16,11 @@ class HasId(Protocol):
 
 
 RowT = TypeVar("RowT", bound=HasId)
+
+
+def normalise(prompt: str) -> str:
+    """Return the prompt in lower case with white space collapsed."""
+    return " ".join(prompt.lower().split())
 
 
 def digest(*parts: object) -> str:

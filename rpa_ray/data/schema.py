@@ -1,9 +1,9 @@
-"""What each data set must hold, and where on the Hub it is. Nothing is read or checked here."""
+"""What is said of a data set: columns, place on the Hub, pairs. Nothing is read here."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 Row: TypeAlias = dict[str, object]
 """One row as it was read; its columns follow the schema once it comes from ``conform``."""
@@ -83,57 +83,44 @@ class Schema:
         return test if is_test else train, test is None
 
 
-def _columns(kind: Kind, *names: str, required: bool = True) -> tuple[Column, ...]:
+class TwoAnswers(NamedTuple):
+    """A safe and an unsafe answer to one prompt, as rows tell them."""
+
+    prompt: str
+    safe: str
+    unsafe: str
+    category: str | None = None
+    """First harm category of the unsafe answer."""
+    target: str | None = None
+    """What SFT imitates where it is neither of the two."""
+
+
+Pairing: TypeAlias = Callable[[Sequence[Row]], Iterable[TwoAnswers]]
+"""From checked rows to pairs, in order of appearance."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Format(Schema):
+    """A data set of pairs: what its rows are, and how they become pairs and prompts."""
+
+    pairs: Pairing
+    all_pairs: Pairing | None = None
+    """Pairs of two safe and of two unsafe answers too, by which is safer: what an annotator said,
+    but no examples of safe and unsafe text. None where the rows do not say."""
+    unanswered: Pairing | None = None
+    """Every unsafe answer, the safe one empty; None is a harmless task, which has none."""
+    unsafe_prompts: Callable[[Sequence[Row]], list[str]] = lambda rows: []
+    """The prompt of every row that has an unsafe answer, repeats included."""
+
+    embedded: bool = False
+    """Whether the fictional world has a set of this form."""
+
+    @property
+    def is_harmless_task(self) -> bool:
+        """Whether both answers of a pair are harmless: safety is measured with another set."""
+        return self.unanswered is None
+
+
+def columns(kind: Kind, *names: str, required: bool = True) -> tuple[Column, ...]:
+    """Return columns of one kind."""
     return tuple(Column(name=name, kind=kind, required=required) for name in names)
-
-
-def _names_the_safe_answer(row: Row) -> bool:
-    flags = (row["is_response_0_safe"], row["is_response_1_safe"])
-    return flags[0] == flags[1] or bool(flags[int(row["safer_response_id"] == 1)])
-
-
-SCHEMAS: Mapping[str, Schema] = {
-    "beavertails": Schema(
-        columns=_columns(Kind.TEXT, "prompt", "response")
-        + _columns(Kind.FLAG, "is_safe")
-        + _columns(Kind.FLAGS, "category", required=False),
-        hub_id="PKU-Alignment/BeaverTails",
-        hub_test=("30k_test", "test"),
-        hub_subsets={"330k": ("330k_train", "train"), "30k": ("30k_train",)},
-    ),
-    "safe_rlhf": Schema(
-        columns=_columns(Kind.TEXT, "prompt", "response_0", "response_1")
-        + _columns(Kind.FLAG, "is_response_0_safe", "is_response_1_safe")
-        + _columns(Kind.CHOICE, "better_response_id", "safer_response_id"),
-        rules=(
-            RowRule(
-                rule="name the safe one of a safe and an unsafe answer as {safer_response_id}",
-                found="the unsafe one",
-                holds=_names_the_safe_answer,
-            ),
-        ),
-        hub_id="PKU-Alignment/PKU-SafeRLHF",
-    ),
-    "preferences": Schema(
-        columns=_columns(Kind.TEXT, "prompt", "safe", "unsafe")
-        + _columns(Kind.LABEL, "category", required=False),
-        rules=(
-            RowRule(
-                rule="hold two different texts in columns {safe!r} and {unsafe!r} of every row",
-                found="the same text",
-                holds=lambda row: str(row["safe"]).strip() != str(row["unsafe"]).strip(),
-            ),
-        ),
-    ),
-    "helpful": Schema(
-        columns=_columns(Kind.DIALOGUE, "chosen", "rejected"),
-        hub_id="Anthropic/hh-rlhf",
-        hub_folder="helpful-base",
-    ),
-    "tldr": Schema(
-        columns=_columns(Kind.TEXT, "prompt", "chosen", "rejected")
-        + _columns(Kind.TEXT, "label", required=False),
-        hub_id="CarperAI/openai_summarize_comparisons",
-    ),
-}
-"""By the name of the format, which for the harmlessness sets is also ``data.name``."""

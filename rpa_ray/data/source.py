@@ -8,10 +8,11 @@ from typing import TypedDict
 
 from rpa_ray.config import ConfigError, DataSettings
 from rpa_ray.config.errors import nearest
+from rpa_ray.data.formats import FORMATS
 from rpa_ray.data.hub import pinned, split_id
 from rpa_ray.data.load import Split, load_rows, load_train_and_test
 from rpa_ray.data.order import digest
-from rpa_ray.data.schema import SCHEMAS, Row
+from rpa_ray.data.schema import Row
 
 UNPINNED = "unpinned (HF_HUB_OFFLINE)"
 """In place of the commit of a Hub data set that names none, where the Hub cannot be asked."""
@@ -73,7 +74,7 @@ class DataSource:
             parts = [f"{self.name}:{found.revision.removeprefix('sha256:')[:16]}"]
         else:
             parts = [f"{self.name}:{found.source}@{found.revision}"]
-            if SCHEMAS[self.name].hub_subsets:
+            if FORMATS[self.name].hub_subsets:
                 parts.append(str(self.subset))
         if self.columns:
             parts.append(f"columns-{digest(*self.columns)[:8]}")
@@ -89,10 +90,10 @@ def check_source(data: DataSettings, where: str) -> None:
     defaults = DataSettings()
     local = data.path is not None and Path(data.path).expanduser().exists()
     if data.world == "embedded":
-        if data.name == "preferences":
+        if not FORMATS[data.name].embedded:
             raise ConfigError(
                 f"{where}data.world",
-                "be real where data.name is preferences",
+                f"be real where data.name is {data.name}",
                 data.world,
                 "Set data.world: real, and name your file in data.path.",
             )
@@ -104,28 +105,28 @@ def check_source(data: DataSettings, where: str) -> None:
                     value,
                     "Set data.world: real to read it.",
                 )
-    elif data.path is None and SCHEMAS[data.name].hub_id is None:
+    elif data.path is None and FORMATS[data.name].hub_id is None:
         raise ConfigError(
             f"{where}data.path",
             f"be given where data.name is {data.name}",
             None,
             "Name a folder, a file or a Hub id.",
         )
-    if data.safety_path is not None and data.name != "tldr":
+    if data.safety_path is not None and not FORMATS[data.name].is_harmless_task:
         raise ConfigError(
             f"{where}data.safety_path",
             f"be left out where data.name is {data.name}",
             data.safety_path,
             "Safety is measured with the preference data themselves.",
         )
-    if data.subset != defaults.subset and (local or not SCHEMAS[data.name].hub_subsets):
+    if data.subset != defaults.subset and (local or not FORMATS[data.name].hub_subsets):
         raise ConfigError(
             f"{where}data.subset",
             "be left out except for beavertails on the Hub",
             data.subset,
             "Remove it: all rows of the source are read.",
         )
-    if data.pairs != defaults.pairs and data.name != "safe_rlhf":
+    if data.pairs != defaults.pairs and FORMATS[data.name].all_pairs is None:
         raise ConfigError(
             f"{where}data.pairs",
             f"be {defaults.pairs} where data.name is {data.name}",
@@ -146,7 +147,7 @@ def _check_safe_answers(data: DataSettings, where: str) -> None:
                 data.refusals.model_dump(exclude_defaults=True),
                 "Set data.safe_answers: generated, or remove it.",
             )
-    elif data.name == "tldr" or data.pairs != defaults.pairs:
+    elif FORMATS[data.name].is_harmless_task or data.pairs != defaults.pairs:
         raise ConfigError(
             f"{where}data.safe_answers",
             "be dataset where data.name is tldr or data.pairs is all_pairs",
@@ -156,7 +157,7 @@ def _check_safe_answers(data: DataSettings, where: str) -> None:
 
 
 def _check_columns(data: DataSettings, where: str) -> None:
-    known = [column.name for column in SCHEMAS[data.name].columns]
+    known = [column.name for column in FORMATS[data.name].columns]
     for name in data.columns:
         if name not in known:
             raise ConfigError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rpa_ray.data.errors import DataError
-from rpa_ray.data.order import RowT, digest_of_rows, hash_order, unit_interval
+from rpa_ray.data.order import RowT, digest_of_rows, hash_order, normalise, unit_interval
 from rpa_ray.data.rows import SafePair
 
 ROLE_SHARES: Mapping[str, float] = {
@@ -63,11 +63,6 @@ class RoleManifest:
     """Distinct normalised prompts."""
     sha256: str
     """Hash of the sorted row ids; ids are hashes of the content."""
-
-
-def normalise(prompt: str) -> str:
-    """Return the prompt in lower case with white space collapsed."""
-    return " ".join(prompt.lower().split())
 
 
 def role_of(prompt: str) -> str:

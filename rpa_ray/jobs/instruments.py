@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from rpa_ray.config import ExperimentSettings
+from rpa_ray.data.formats import FORMATS
 from rpa_ray.data.rows import SafePair
 from rpa_ray.evaluation.checks import (
     ItemOf,
@@ -68,7 +69,7 @@ def measure_model(assembly: Assembly, *, phase: str, fluency_limit: float) -> Me
         fluency_limit=fluency_limit,
     )
     measurement = measure(tools, phase=phase)
-    if settings.data.name == "tldr":
+    if FORMATS[settings.data.name].is_harmless_task:
         measurement = _with_summaries(assembly, tools, measurement, phase=phase)
     gap = measurement.metrics["served_logprob_gap"].mean
     if gap > MAX_SERVED_GAP:

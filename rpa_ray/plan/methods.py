@@ -52,11 +52,18 @@ def _plugin_configs(key: str) -> dict[str, type[PluginConfig]]:
 
 
 def refuse_impossible_pair(settings: ExperimentSettings, where: str) -> None:
-    """Refuse defences that contradict each other or lack what the attack would have to have."""
+    """Refuse defences that contradict each other or lack what the attack would have to have.
+
+    So is a data set that nobody knows: no pair is made of it.
+    """
     from rpa_ray.attacks import ATTACKS
+    from rpa_ray.data.formats import FORMATS
     from rpa_ray.defences import online_defences
     from rpa_ray.defences.composed import contradiction
 
+    if (name := settings.data.name) not in FORMATS:
+        known = sorted(FORMATS)
+        raise ConfigError(f"{where}data.name", f"be one of {known}", name, nearest(name, known))
     attack, defence = settings.attack.name, settings.defence.name
     parts = online_defences(settings.defence)
     reason = contradiction(defence.split("+"), parts)

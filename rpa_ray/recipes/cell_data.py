@@ -8,14 +8,15 @@ from typing import TypeVar, get_args
 
 from rpa_ray.config import DataSettings, EvaluationSettings, ExperimentSettings
 from rpa_ray.data.errors import DataError
+from rpa_ray.data.formats import FORMATS, SAFETY
 from rpa_ray.data.helpful import helpful_pairs
 from rpa_ray.data.hub import pinned
 from rpa_ray.data.load import load_rows, load_train_and_test
+from rpa_ray.data.order import normalise
 from rpa_ray.data.pairs import safe_pairs, unanswered_pairs, unsafe_prompts
 from rpa_ray.data.rows import Answered, Preference
-from rpa_ray.data.schema import SCHEMAS
 from rpa_ray.data.source import DataSource, Provenance, provenance_of
-from rpa_ray.data.split import by_role, normalise
+from rpa_ray.data.split import by_role
 from rpa_ray.recipes import held_out
 from rpa_ray.recipes.embedded import WorldModels, world_models
 from rpa_ray.recipes.held_out import HeldOut, Role
@@ -45,20 +46,20 @@ def with_pinned_data(settings: ExperimentSettings) -> ExperimentSettings:
     }
     if data.helpful_path is not None:
         update["helpful_path"] = pinned(data.helpful_path, "data.helpful_path")
-    if data.name == "tldr":
+    if FORMATS[data.name].is_harmless_task:
         update["safety_path"] = pinned(_place(safety_settings(data)), "data.safety_path")
     return settings.model_copy(update={"data": data.model_copy(update=update)})
 
 
 def safety_settings(data: DataSettings) -> DataSettings:
     """Return with which data safety is measured and defended: a harmless task has none itself."""
-    if data.name != "tldr":
+    if not FORMATS[data.name].is_harmless_task:
         return data
     place = None
     if data.world == "real":
-        place = data.safety_path or SCHEMAS["beavertails"].hub_id
+        place = data.safety_path or FORMATS[SAFETY].hub_id
     return data.model_copy(
-        update={"name": "beavertails", "path": place, "safety_path": place, "columns": {}}
+        update={"name": SAFETY, "path": place, "safety_path": place, "columns": {}}
     )
 
 
@@ -243,7 +244,7 @@ class CellData:
             columns=tuple(sorted(data.columns.items())),
             subset=data.subset,
             path_key="data.safety_path"
-            if data.name != "tldr" and data.safety_path
+            if data.safety_path and not FORMATS[data.name].is_harmless_task
             else "data.path",
         )
 
@@ -254,7 +255,7 @@ class CellData:
 
 def _place(data: DataSettings) -> str:
     """Return the folder, file or Hub id of preference data that are not embedded."""
-    place = data.path or SCHEMAS[data.name].hub_id
+    place = data.path or FORMATS[data.name].hub_id
     assert place is not None
     return place
 

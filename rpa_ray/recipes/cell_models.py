@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rpa_ray.attacks import ATTACKS
 from rpa_ray.config import ExperimentSettings, JudgeSettings, ReferencedConfig, RewardModelSettings
+from rpa_ray.data.formats import FORMATS
 from rpa_ray.data.hub_model import model_folder
 from rpa_ray.data.split import JUDGE_HALVES
 from rpa_ray.defences import defence_of, offline_defences
@@ -244,7 +245,7 @@ def _cost_model(settings: ExperimentSettings, data: CellData) -> ModelRecipe:
 def _summary_model(
     settings: ExperimentSettings, policy: Model, data: CellData
 ) -> ModelRecipe | None:
-    if settings.data.name != "tldr":
+    if not FORMATS[settings.data.name].is_harmless_task:
         return None
     return _reward_model(_honest(settings), policy, data)
 

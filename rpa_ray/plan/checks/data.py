@@ -13,6 +13,7 @@ from rpa_ray.config import (
     RolloutConfig,
 )
 from rpa_ray.data.errors import DataError
+from rpa_ray.data.formats import FORMATS
 from rpa_ray.data.split import ROLE_SHARES
 from rpa_ray.data.template import Template
 from rpa_ray.defences import defence_of
@@ -69,7 +70,7 @@ def _check_rows(inputs: CellInputs) -> None:
         data.require("attack", drawn.num, key=drawn.key)
     defence = defence_of(settings.defence)
     needs = attack_needs(settings) | defence.needs
-    if needs & {Need.REWARDS, Need.COST_MODEL} or settings.data.name == "tldr":
+    if needs & {Need.REWARDS, Need.COST_MODEL} or FORMATS[settings.data.name].is_harmless_task:
         key = "data.reward_model.num_pairs"
         data.require("reward_model", reward_model.num_pairs, key=key)
     safety = inputs.data.safety.planned
@@ -106,7 +107,7 @@ def _check_refusals(inputs: CellInputs) -> None:
         return
     share = _refusal_frac(inputs.data.safety)
     if share <= MIN_REFUSALS:
-        is_harmless_task = inputs.settings.data.name == "tldr"
+        is_harmless_task = FORMATS[inputs.settings.data.name].is_harmless_task
         raise DataError.broken_rule(
             "data.safety_path" if is_harmless_task else "data.safe_answers",
             f"give refusals, more than {MIN_REFUSALS:.0%} of the safe answers of role 'defence', "
@@ -168,7 +169,7 @@ def _check_context(inputs: CellInputs) -> None:
     prompts = inputs.data.restricted_prompts(evaluation)
     prompts += inputs.data.harmless_prompts(evaluation)
     model = settings.model.path
-    if settings.data.name == "tldr":
+    if FORMATS[settings.data.name].is_harmless_task:
         posts = [post.prompt for post in inputs.data.summary_posts(evaluation)]
         _check_summary_model(settings, _lengths(model, posts, inputs.data))
         prompts += posts

@@ -8,8 +8,8 @@ import pytest
 from rpa_ray.campaign.manifest import manifest
 from rpa_ray.config import ConfigError, DataSettings, EvaluationSettings, ExperimentSettings
 from rpa_ray.data.errors import DataError
+from rpa_ray.data.order import normalise
 from rpa_ray.data.rows import Labelled, Preference
-from rpa_ray.data.split import normalise
 from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks.data import check_data
 from rpa_ray.plan.checks.settings import check_settings

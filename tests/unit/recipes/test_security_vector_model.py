@@ -14,7 +14,7 @@ from tiny_vectors import folders_of
 from transformers import AutoTokenizer
 
 from rpa_ray.config import ExperimentSettings
-from rpa_ray.data.split import normalise
+from rpa_ray.data.order import normalise
 from rpa_ray.defences.online.security_vectors import SecurityVectors
 from rpa_ray.jobs.model import encode_rows
 from rpa_ray.learner.modules import load_policy
