@@ -1,11 +1,14 @@
 """The error that a user's data can cause, and what every reader refuses alike."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 MAX_ROWS = 10_000_000
 MAX_BYTES = 8 * 2**30
 """Of a file, and of its rows where they are packed in it: reading holds them in memory."""
+
+_POINTER = b"version https://git-lfs"
 
 
 class DataError(ValueError):
@@ -52,3 +55,20 @@ def require_size(num_rows: int, num_bytes: int, text: str, path_key: str) -> Non
             f"{num_rows:,} rows and {num_bytes / 2**30:.1f} GiB in {text}",
             "Take a part of it.",
         )
+
+
+def require_fetched(file: Path, path_key: str) -> None:
+    """Refuse what Git leaves in place of a large file that was not fetched.
+
+    Raises:
+        DataError: It is a pointer of Git LFS.
+        OSError: It cannot be opened.
+    """
+    with file.open("rb") as begin:
+        if begin.read(len(_POINTER)) == _POINTER:
+            raise DataError.broken_rule(
+                path_key,
+                "be the file itself",
+                f"{file.name}, a pointer of Git LFS",
+                "Fetch it with `git lfs pull`, or download the data set with `hf download`.",
+            )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rpa_ray.data.errors import DataError, last_line, require_size
+from rpa_ray.data.errors import DataError, last_line, require_fetched, require_size
 from rpa_ray.data.schema import Row
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def read_file(file: Path, wanted: Wanted) -> FileRows:
         return FileRows(rows=[], num_bytes=0)
     require_size(0, num_bytes, file.name, wanted.path_key)
     try:
+        require_fetched(file, wanted.path_key)
         with _unpacked(file, wanted.path_key) as whole:
             if whole.suffix == ".parquet":
                 return _read_parquet(whole, wanted)

@@ -190,6 +190,12 @@ def test_a_packed_file_is_what_is_in_it(
     assert f"in {packed.name}. Take a part of it." in message
 
 
+@pytest.mark.parametrize("name", ["mine.parquet", "mine.jsonl", "mine.csv", "mine.jsonl.gz"])
+def test_a_pointer_to_a_file_that_was_not_fetched_is_called_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert f"be the file itself, got {name}, a pointer of Git LFS." in error_of(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     "strange",
     [
