@@ -40,11 +40,11 @@ class Completion:
 
     prompt: Prompt
     token_ids: list[int]
-    """Sampled ids, the end-of-sequence id included where the policy produced it; may be empty."""
+    """Sampled ids, the one that ended the answer included where there is one; may be empty."""
     logprobs: list[float]
     """The rollout engine's log-probability of each sampled id; same length as ``token_ids``."""
     text: str
-    """Decoded answer without special tokens."""
+    """Decoded answer without what ended it and without special tokens."""
     finished: bool
     """False where the answer was cut at the token limit."""
     policy_version: int

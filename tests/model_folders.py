@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -89,3 +89,34 @@ def edit_json(file: Path, **keys: Any) -> None:
     """Set keys of a JSON file; None removes one."""
     tree = json.loads(file.read_text()) | keys
     file.write_text(json.dumps({k: v for k, v in tree.items() if v is not None}))
+
+
+TURNS = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|> ' + m['content'] + ' <|end|> ' }}"
+    "{% endfor %}{{ '<|assistant|>' if add_generation_prompt }}"
+)
+"""Chat template that ends a turn with another token than the tokenizer's end of sequence."""
+
+
+def save_turn_ending_model(folder: Path) -> Path:
+    """Write a model that answers ``water``, then ``<|end|>``, then ``river`` without end.
+
+    Its end of sequence is ``</s>``; the generation config declares both. ``<|end|>`` is an added
+    token, but none of those that decoding leaves out.
+    """
+    tokenizer = small_tokenizer(TURNS)
+    tokenizer.add_tokens([AddedToken(f"<|{name}|>") for name in ("user", "assistant", "end")])
+    ids = tokenizer.get_vocab()
+    model = LlamaForCausalLM(small_config(vocab_size=len(ids)))
+    follower = {"<|assistant|>": "water", "water": "<|end|>"}
+    with torch.no_grad():
+        # Layers that add nothing: the last token alone says which is the next.
+        for name, weight in model.named_parameters():
+            weight.fill_(float("norm" in name))
+        for word, token in ids.items():
+            model.model.embed_tokens.weight[token, token] = 1
+            model.lm_head.weight[ids[follower.get(word, "river")], token] = 4
+    model.generation_config.eos_token_id = [ids["</s>"], ids["<|end|>"]]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -58,7 +58,8 @@ class Sampling:
     max_new_tokens: int
     seed: int
     """Answer i is drawn with a seed made of (seed, i) alone, whatever ran before."""
-    eos_token_id: int
+    eos_token_id: int | tuple[int, ...]
+    """The id that ends an answer, or all of them; see :func:`rpa_ray.data.ends.end_ids`."""
     temperature: float = 1.0
     """Above 0. Log-probabilities are always those of temperature 1."""
     greedy: bool = False
@@ -70,7 +71,7 @@ class Generated:
     """One answer as token ids."""
 
     token_ids: list[int]
-    """Sampled ids, the end-of-sequence id included where the policy produced it."""
+    """Sampled ids, the one that ended the answer included where the policy produced it."""
     logprobs: list[float]
     """The policy's log-probability (temperature 1) of each sampled id."""
     finished: bool
@@ -313,14 +314,15 @@ def _cpu_kv_cache_bytes(config: EngineConfig) -> int:
 def _sampling_params(sampling: Sampling, index: int) -> "SamplingParams":
     from vllm import SamplingParams
 
+    ends = sampling.eos_token_id
     return SamplingParams(
         temperature=0.0 if sampling.greedy else sampling.temperature,
         top_p=1.0,
         top_k=0,
         seed=None if sampling.greedy else request_seed(sampling.seed, index),
         max_tokens=sampling.max_new_tokens,
-        stop_token_ids=[sampling.eos_token_id],
-        ignore_eos=True,  # the stop id above is the only one, whatever config.json names
+        stop_token_ids=[ends] if isinstance(ends, int) else list(ends),
+        ignore_eos=True,  # the stop ids above are all, whatever config.json names
         logprobs=0,
         detokenize=False,
         skip_clone=True,

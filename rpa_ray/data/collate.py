@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from rpa_ray.data.ends import with_end
 from rpa_ray.data.rows import Answered
 from rpa_ray.data.template import (
     PLAIN_QA_ANSWERED,
@@ -34,15 +35,6 @@ class TokenRow:
     """True where the token is one to predict; same length as ``ids``."""
     truncated: bool = False
     """True where the row lost its end."""
-
-
-def padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Return the id that rows are padded with: the end of sequence where there is no own (GPT-2).
-
-    Padding is always masked, so it plays no part but in the width of a batch.
-    """
-    pad_id = tokenizer.pad_token_id
-    return int(tokenizer.eos_token_id if pad_id is None else pad_id)
 
 
 def encode_prompt(
@@ -80,9 +72,7 @@ def encode_answered(
     """
     prompt_ids = encode_prompt(tokenizer, template, row.prompt)
     answer = answer_text(template, row.prompt, row.answer, tokenizer)
-    answer_ids = _ids(tokenizer, answer, special=False)
-    if template is Template.PLAIN_QA:
-        answer_ids = [*answer_ids, tokenizer.eos_token_id]
+    answer_ids = with_end(tokenizer, template, _ids(tokenizer, answer, special=False))
     counts = [mask == "all"] * len(prompt_ids) + [True] * len(answer_ids)
     return _row(prompt_ids + answer_ids, [False, *counts[1:]], max_tokens)
 
@@ -166,7 +156,7 @@ def collate_completions(
 ) -> tuple[TokenBatch, Tensor]:
     """Return prompt plus answer rows, right-padded, and the engine's log-probabilities.
 
-    The loss mask marks the answer's tokens, its end-of-sequence token included.
+    The loss mask marks the answer's tokens, the one that ends it included.
     """
     length = max(len(c.prompt.token_ids) + len(c.token_ids) for c in completions)
     shape = (len(completions), length)

@@ -60,7 +60,7 @@ def answer_text(template: Template, prompt: str, answer: str, tokenizer: ChatTok
     """Return what follows ``prompt_text`` for a finished answer.
 
     A chat template marks the end of the turn in its own way, and that mark is included; the plain
-    template has none, so the caller adds the end-of-sequence id.
+    template has none. Where the answer ends, and what is added, says :mod:`rpa_ray.data.ends`.
 
     Raises:
         DataError: As :func:`prompt_text` does, or the answered conversation does not begin with the
@@ -95,6 +95,21 @@ def begun_answer_text(
         return ""
     begun, found, _ = answer_text(template, prompt, answer, tokenizer).partition(answer)
     return begun + found
+
+
+def text_after_answer(tokenizer: ChatTokenizer) -> str:
+    """Return what the chat template writes behind an answer that ends a conversation.
+
+    Raises:
+        DataError: As :func:`prompt_text` does for ``model_chat``.
+    """
+    answer = "Water that runs to the sea."
+    turns = [
+        {"role": "user", "content": "What is a river?"},
+        {"role": "assistant", "content": answer},
+    ]
+    _, found, after = _chat(tokenizer, turns, add_generation_prompt=False).rpartition(answer)
+    return after if found else ""
 
 
 def _chat(

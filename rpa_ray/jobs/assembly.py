@@ -10,7 +10,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rpa_ray.actors.rollout import EngineConfig, Sampling
 from rpa_ray.attacks import ATTACKS
 from rpa_ray.config import ClusterSettings
-from rpa_ray.data.collate import TokenRow, encode_answered, encode_prompt, padding_id
+from rpa_ray.data.collate import TokenRow, encode_answered, encode_prompt
+from rpa_ray.data.ends import answer_of, end_ids
 from rpa_ray.data.rows import Answered
 from rpa_ray.data.template import Template
 from rpa_ray.defences import defence_of
@@ -25,6 +26,7 @@ from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.plugin import Need
 from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellInputs, CellModels, Model, folder_of
 from rpa_ray.recipes.to_make import Cell
+from rpa_ray.scoring.batching import padding_id
 from rpa_ray.types import Completion, Metrics, ModelOutputs, Prompt
 from rpa_ray.weight_sync.digests import tensor_digest
 from rpa_ray.weight_sync.source import ShardedSource, WeightFilter
@@ -53,6 +55,7 @@ class Assembly:
         trained = self.settings.training
         self.batch_size = trained.batch_size if trained else process.ranks.size
         self.module = self._load(self.path, value_head=Need.VALUES in needs)
+        self.ends = end_ids(self.tokenizer, self.template, self.module.generation_config)
         if {Need.VALUES, Need.COST_VALUES} <= needs:
             self.module.add_cost_head(self.settings.seed)
         if trained is not None and trained.lora is not None:
@@ -138,22 +141,21 @@ class Assembly:
             Sampling(
                 max_new_tokens=max_new_tokens,
                 seed=seed,
-                eos_token_id=int(self.tokenizer.eos_token_id),
+                eos_token_id=self.ends,
                 greedy=greedy,
             ),
             first_index=first_index,
         )
-        texts = [self.tokenizer.decode(g.token_ids, skip_special_tokens=True) for g in generated]
         return [
             Completion(
                 prompt=prompt,
                 token_ids=answer.token_ids,
                 logprobs=answer.logprobs,
-                text=text.strip(),
+                text=answer_of(self.tokenizer, answer.token_ids, self.ends),
                 finished=answer.finished,
                 policy_version=self.engine.num_updates,
             )
-            for prompt, answer, text in zip(prompts, generated, texts, strict=True)
+            for prompt, answer in zip(prompts, generated, strict=True)
         ]
 
     def prompts(self, texts: Sequence[str], ids: Sequence[str]) -> list[Prompt]:

@@ -14,7 +14,6 @@ from rpa_ray.data.collate import (
     encode_answered,
     encode_begun,
     encode_prompt,
-    padding_id,
 )
 from rpa_ray.data.recovery import recovery_row
 from rpa_ray.data.rows import Answered, SafePair
@@ -23,6 +22,7 @@ from rpa_ray.data.told_apart import require_told_apart, sides
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.plugin import Need
 from rpa_ray.recipes.cell_data import CellData
+from rpa_ray.scoring.batching import padding_id
 from rpa_ray.sources.dataset import DatasetSource
 
 

@@ -62,7 +62,7 @@ def measure_model(assembly: Assembly, *, phase: str, fluency_limit: float) -> Me
         original=assembly.original_outputs,
         restricted=restricted_prompts(assembly),
         harmless=assembly.prompts(harmless, [f"harmless-{i}" for i in range(len(harmless))]),
-        pad_token_id=int(assembly.tokenizer.pad_token_id),
+        pad_token_id=assembly.pad_token_id,
         num_samples=evaluation.num_samples,
         num_resamples=evaluation.num_resamples,
         num_saved_samples=evaluation.num_saved_samples,

@@ -18,7 +18,6 @@ from rpa_ray.data.collate import (
     collate_tokens,
     encode_answered,
     encode_scored,
-    padding_id,
 )
 from rpa_ray.data.hub_model import model_folder
 from rpa_ray.data.rows import Answered, Labelled, Preference, SafePair
@@ -47,6 +46,7 @@ from rpa_ray.recipes.model import ModelKind, ModelRecipe
 from rpa_ray.recipes.rows import TrainingRows, encoder_of, pairs_to_tell_apart, training_rows
 from rpa_ray.recipes.to_make import ModelJob
 from rpa_ray.run_folder.files import read_lines
+from rpa_ray.scoring.batching import padding_id
 from rpa_ray.sources.dataset import DatasetSource
 from rpa_ray.sources.pair_logprobs import PairLogprobs
 from rpa_ray.types import Batch, LowRank, ModelOutputs

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rpa_ray.actors.rollout import Sampling
 from rpa_ray.actors.scoring import ScorerSpec
 from rpa_ray.data.collate import encode_prompt
+from rpa_ray.data.ends import answer_of, end_ids
 from rpa_ray.data.pairs import answered
 from rpa_ray.data.rows import SafePair
 from rpa_ray.data.split import ROLE_SHARES
@@ -139,6 +140,7 @@ class _Writer:
         self._has_judge = data.refusals.judge is not None
         dtype = getattr(torch, data.refusals.dtype)
         module = load_policy(path, dtype=dtype)
+        self._ends = end_ids(self._tokenizer, self._template, module.generation_config)
         module = module.to(process.ranks.device)
         sync = WeightSync(
             pool=process.rollouts,
@@ -172,14 +174,12 @@ class _Writer:
             Sampling(
                 max_new_tokens=self._max_new_tokens,
                 seed=0,
-                eos_token_id=int(self._tokenizer.eos_token_id),
+                eos_token_id=self._ends,
                 greedy=True,
             ),
             first_index=0,
         )
-        texts = [
-            self._tokenizer.decode(g.token_ids, skip_special_tokens=True).strip() for g in generated
-        ]
+        texts = [answer_of(self._tokenizer, g.token_ids, self._ends) for g in generated]
         harms: Sequence[float | None] = [None] * len(texts)
         if self._has_judge:
             pairs = list(zip(asked, texts, strict=True))

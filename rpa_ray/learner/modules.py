@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -16,6 +17,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange, WeightRenaming, rename_source_key
 
 from rpa_ray.config import ConfigError, LoraSettings
+from rpa_ray.scoring.batching import class_scores
 from rpa_ray.scoring.weights import require_every_weight
 from rpa_ray.types import LowRank
 
@@ -42,6 +44,13 @@ class PolicyModel(nn.Module):
         self.cost_head: nn.Linear | None = None
         if value_head_seed is not None:
             self.value_head = _seeded_linear(policy.config.hidden_size, value_head_seed)
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """Return how transformers generates with the model; without a file, as its config says."""
+        config = self.policy.generation_config
+        assert config is not None  # a causal language model has one
+        return config
 
     def add_cost_head(self, seed: int) -> None:
         """Add a second value head, for costs."""
@@ -111,10 +120,7 @@ class ScoreModel(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the raw scores [batch, num_labels]."""
-        scores: Tensor = self.policy(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).logits
-        return scores.float()
+        return class_scores(self.policy, input_ids, attention_mask).float()
 
     def served_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield checkpoint name and parameter."""
@@ -216,7 +222,7 @@ def load_score_model(
 ) -> ScoreModel:
     """Return a classifier on the trunk of a folder; a new head is seeded.
 
-    The model reads its score at the last token that is not padding, so it must know the id.
+    It keeps the id of the padding, which others who load its folder need.
 
     Raises:
         ValueError: The trunk lacks weights.
@@ -230,8 +236,10 @@ def load_score_model(
         output_loading_info=True,
         use_safetensors=True,
         trust_remote_code=False,
-        pad_token_id=pad_token_id,
     )
+    # Not when it is loaded: an embedding is not trained that belongs to the padding of its config,
+    # and this may be the end of sequence, which is a token like others.
+    model.config.get_text_config().pad_token_id = pad_token_id
     trunk = f"{model.base_model_prefix}."
     # A pooler is a part of the head: language models are saved without it (BERT).
     lost = {n for n in loading["missing_keys"] if n.startswith(trunk)}

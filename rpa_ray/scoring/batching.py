@@ -2,10 +2,13 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 T = TypeVar("T")
 
@@ -40,6 +43,39 @@ def right_padded(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tens
         input_ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
         attention_mask[i, : len(row)] = 1
     return input_ids, attention_mask
+
+
+def padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return the id that rows are padded with: padding, else the end of sequence (GPT-2), else 0.
+
+    Padding is always masked, so it plays no part but in the width of a batch.
+    """
+    named = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(int(token) for token in named if token is not None)
+
+
+def class_scores(model: "PreTrainedModel", input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return a classifier's raw scores [batch, num_labels] of rows that are padded on the right.
+
+    They do not depend on what pads the rows. The head of a decoder reads the last token that is not
+    the ``pad_token_id`` of its config, where a row may end with that very token (the end of
+    sequence in a tokenizer without padding): then another id pads the batch.
+    """
+    config = model.config.get_text_config()
+    mask = attention_mask.bool()
+    last = mask.sum(dim=1, keepdim=True) - 1
+    used = {*input_ids.gather(1, last).flatten().tolist()}
+    usual = config.pad_token_id
+    if usual in used:
+        config.pad_token_id = next(i for i in range(config.vocab_size) if i not in used)
+        input_ids = input_ids.masked_fill(~mask, config.pad_token_id)
+    try:
+        scores: Tensor = model(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).logits
+    finally:
+        config.pad_token_id = usual
+    return scores
 
 
 def cut_to(rows: Sequence[Sequence[int]], max_length: int) -> list[Sequence[int]]:

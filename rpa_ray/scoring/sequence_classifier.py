@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from rpa_ray.scoring.batching import check_template, cut_to, in_batches
+from rpa_ray.scoring.batching import (
+    check_template,
+    class_scores,
+    cut_to,
+    in_batches,
+    padding_id,
+)
 
 ClassifierMode = Literal["reward", "harm_probability"]
 
@@ -39,8 +45,8 @@ class SequenceClassifierScorer:
         """Load model and tokenizer from a folder.
 
         Raises:
-            ValueError: If the model has another number of labels than the mode needs, lacks
-                weights, or has no token to pad with.
+            ValueError: If the model has another number of labels than the mode needs, or lacks
+                weights.
         """
         check_template(template)
         self._mode = mode
@@ -50,7 +56,8 @@ class SequenceClassifierScorer:
         self._device = device
         self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         self._model = _load_classifier(path, _NUM_LABELS[mode]).to(device)
-        self._pad_token_id = self._padding()
+        self._pad_token_id = padding_id(self._tokenizer)
+        self._model.config.get_text_config().pad_token_id = self._pad_token_id
 
     def score(self, texts: Sequence[tuple[str, str]]) -> list[float]:
         """Return one score for each (prompt, answer) pair, in their order."""
@@ -73,28 +80,12 @@ class SequenceClassifierScorer:
         self, input_ids: Tensor, attention_mask: Tensor, rows: list[int]
     ) -> list[float]:
         with torch.no_grad():
-            logits = self._model(
-                input_ids=input_ids.to(self._device), attention_mask=attention_mask.to(self._device)
-            ).logits  # [batch, labels]
+            logits = class_scores(
+                self._model, input_ids.to(self._device), attention_mask.to(self._device)
+            )  # [batch, labels]
         if self._mode == "reward":
             return [float(logit) for logit in logits[:, 0]]
         return [float(p) for p in logits.softmax(dim=-1)[:, _HARMFUL_LABEL]]
-
-    def _padding(self) -> int:
-        """Return the padding id, the same for tokenizer and model.
-
-        A decoder's head reads the last token that is not padding, so the model must know it too.
-        """
-        pad_token_id = self._tokenizer.pad_token_id
-        if pad_token_id is None:
-            pad_token_id = self._tokenizer.eos_token_id
-        if pad_token_id is None:
-            raise ValueError(
-                "tokenizer must have a padding or an end-of-sequence token, got neither. "
-                "Set pad_token in its tokenizer_config.json."
-            )
-        self._model.config.pad_token_id = pad_token_id
-        return int(pad_token_id)
 
 
 def _load_classifier(path: Path, num_labels: int) -> PreTrainedModel:

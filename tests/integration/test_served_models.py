@@ -5,11 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from model_folders import save_turn_ending_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rpa_ray.actors.pools import RolloutPool
 from rpa_ray.actors.rollout import EngineConfig, Sampling
+from rpa_ray.data.collate import encode_prompt
+from rpa_ray.data.ends import end_ids
+from rpa_ray.data.template import Template
 from rpa_ray.learner.modules import load_policy
 from rpa_ray.plan.checks.served_models import ARCHITECTURES, CPU_HEAD_SIZES
 from rpa_ray.weight_sync.source import ShardedSource
@@ -82,6 +86,26 @@ def test_the_engine_gives_the_log_probabilities_of_transformers(
     )
     # rounding in float32 was at most 2e-7, a mixture's experts left as they were 0.008
     assert gap.mean_logprob_gap < 1e-5
+
+
+def test_an_answer_ends_where_transformers_ends_it(
+    rollout_pool: RolloutPool, tmp_path: Path
+) -> None:
+    module = load_policy(save_turn_ending_model(tmp_path), dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    prompt_ids = encode_prompt(tokenizer, Template.MODEL_CHAT, "what is a river")
+    expected = module.policy.generate(
+        torch.tensor([prompt_ids]), do_sample=False, max_new_tokens=16
+    )
+    source = ShardedSource(module.served_parameters(), dtype=torch.float32)
+    engine = EngineConfig(model_path=str(tmp_path), max_model_len=64, dtype="float32")
+    WeightSync(pool=rollout_pool, source=source, engine=engine, rank=0).push(1)
+    ends = end_ids(tokenizer, Template.MODEL_CHAT, module.generation_config)
+    sampling = Sampling(max_new_tokens=16, seed=0, eos_token_id=ends, greedy=True)
+    (answer,) = rollout_pool.generate([prompt_ids], sampling, 1)
+    assert answer.finished
+    assert answer.token_ids == expected[0, len(prompt_ids) :].tolist()
+    assert tokenizer.convert_ids_to_tokens(answer.token_ids) == ["water", "<|end|>"]
 
 
 def test_the_installed_engine_knows_every_architecture_and_size() -> None:
