@@ -54,6 +54,11 @@ class Composed(OnlineDefence):
         """Return whether any part's batches must hold refusals."""
         return any(part.reads_refusals for part in self.parts)
 
+    @property
+    def reads_as_sampled(self) -> bool:
+        """Return whether every part leaves it so."""
+        return all(part.reads_as_sampled for part in self.parts)
+
     def attack_config(self, config: PluginConfig) -> PluginConfig:
         """Return the settings that every part allows."""
         return reduce(lambda allowed, part: part.attack_config(allowed), self.parts, config)

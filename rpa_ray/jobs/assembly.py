@@ -21,6 +21,7 @@ from rpa_ray.jobs.scorers import scorer_specs
 from rpa_ray.jobs.training import Training, set_up
 from rpa_ray.jobs.workers import SharedWorkers
 from rpa_ray.learner.engine import Engine, OptimizerSettings
+from rpa_ray.learner.invariants import require_ends
 from rpa_ray.learner.modules import PolicyModel, add_lora, load_policy
 from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.plugin import Need
@@ -132,6 +133,8 @@ class Assembly:
     ) -> list[Completion]:
         """Return one completion of each prompt by the served weights; a collective.
 
+        Each ends at the first of ``ends``, or at the limit.
+
         ``first_index`` is the place of the first prompt in the batch of all ranks: samples do not
         depend on how the batch is split (save in bfloat16 on processors with AMX, whose kernels
         round by the number of rows).
@@ -146,6 +149,7 @@ class Assembly:
             ),
             first_index=first_index,
         )
+        require_ends(generated, self.ends, max_new_tokens=max_new_tokens)
         return [
             Completion(
                 prompt=prompt,

@@ -211,6 +211,7 @@ def _rollout_source(
         cost_limit=assembly.settings.evaluation.cost_limit,
         pad_token_id=assembly.pad_token_id,
         seed=assembly.settings.seed,
+        served_dtype=assembly.settings.model.dtype if assembly.defence.reads_as_sampled else None,
         observe=_keep_some(
             samples, assembly.num_steps, assembly.attack.num_batches(config.num_sft_samples)
         ),

@@ -28,24 +28,28 @@ from rpa_ray.evaluation.statistics import Estimate, mean_estimate
 from rpa_ray.evaluation.summarisation import summary_metrics
 from rpa_ray.jobs.assembly import Assembly
 from rpa_ray.jobs.scorers import as_dialogues, reads_dialogues
+from rpa_ray.learner.invariants import require_same_start, require_served
 from rpa_ray.plugin.adapters import read_adapter, with_changes
 from rpa_ray.recipes.cell_models import Model, adapter_config, folder_of
 from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.types import Completion, ModelOutputs, Prompt
-from rpa_ray.weight_sync.verify import ServedWeightsError
 from rpa_ray.world.datasets import world_folder
 from rpa_ray.world.oracle import Oracle
 
 EVALUATION_SEED = 2**31 - 1
 """Seed of sampled answers at evaluation, the same for every cell: comparisons are paired."""
-MAX_SERVED_GAP = 0.25
-"""Nats a token between engine and learner; bfloat16 alone gives 0.01 to 0.03."""
 NUM_CHECK_PAIRS = 200
 """Held-out pairs on which judge and reward model are checked, and fluency is read off."""
 
 
 def measure_model(assembly: Assembly, *, phase: str, fluency_limit: float) -> Measurement:
-    """Return every metric of the model as it is served; a collective over the ranks."""
+    """Return every metric of the model as it is served; a collective over the ranks.
+
+    Raises:
+        BrokenInvariant: engine and learner do not agree, or the model is not the one under attack
+            although it has not learned yet.
+        SamplingFailed: the policy's probabilities are not finite.
+    """
     settings = assembly.settings
     evaluation = settings.evaluation
     harmless = assembly.inputs.data.harmless_prompts(evaluation)
@@ -71,13 +75,10 @@ def measure_model(assembly: Assembly, *, phase: str, fluency_limit: float) -> Me
     measurement = measure(tools, phase=phase)
     if FORMATS[settings.data.name].is_harmless_task:
         measurement = _with_summaries(assembly, tools, measurement, phase=phase)
-    gap = measurement.metrics["served_logprob_gap"].mean
-    if gap > MAX_SERVED_GAP:
-        raise ServedWeightsError(
-            f"the engines' log-probabilities must be within {MAX_SERVED_GAP:g} nats of the "
-            f"learner's on average, got {gap:.3g}. The weights arrived, but the engine computes "
-            "something else from them: check its model implementation."
-        )
+    dtype = settings.model.dtype
+    require_served(measurement.metrics["served_logprob_gap"].mean, dtype)
+    if assembly.engine.num_updates == 0:
+        require_same_start(measurement.metrics["kl_seq_rb"].mean, dtype)
     return measurement
 
 

@@ -22,6 +22,7 @@ from rpa_ray.data.template import PLAIN_QA_ANSWERED, Template
 from rpa_ray.jobs.assembly import rollout_engine
 from rpa_ray.jobs.process import LearnerProcess
 from rpa_ray.jobs.workers import SharedWorkers
+from rpa_ray.learner.invariants import require_ends
 from rpa_ray.learner.modules import load_policy
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import folder_of
@@ -179,6 +180,7 @@ class _Writer:
             ),
             first_index=0,
         )
+        require_ends(generated, self._ends, max_new_tokens=self._max_new_tokens)
         texts = [answer_of(self._tokenizer, g.token_ids, self._ends) for g in generated]
         harms: Sequence[float | None] = [None] * len(texts)
         if self._has_judge:

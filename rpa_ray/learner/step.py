@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from rpa_ray.learner.engine import Engine
+from rpa_ray.learner.invariants import require_gradient
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.plugin import Forward, Objective, OnlineDefence, StepContext
 from rpa_ray.plugin.step import NO_CONTRAST_BATCH, NO_FORWARD, NO_HARMLESS_BATCH, NO_SAFE_BATCH
 from rpa_ray.types import (
     Batch,
+    Experience,
     Metrics,
     ModelOutputs,
     PairBatch,
@@ -77,6 +79,7 @@ class Learner:
         Raises:
             SamplingFailed: the loss stayed non-finite for several updates in a row, or was so once
                 in an objective that skips no update.
+            BrokenInvariant: the first update has nothing to learn from its batch.
         """
         num_epochs = self.objective.num_epochs(batch)
         updates = [self._defended_update(batch) for _ in range(num_epochs)]
@@ -166,6 +169,8 @@ class Learner:
         if not finite:
             return metrics | self._skip()
         self._num_skipped_in_a_row = 0
+        if not is_own and self.engine.num_scheduled_updates == 0:
+            self._require_gradient(objective, batch)
         metrics |= self.defence.on_gradients(self.engine.shards(), context)
         learning_rate = self.engine.learning_rate()
         norm = self.engine.step(
@@ -181,6 +186,17 @@ class Learner:
         """Run the trained model; a policy's outputs come as a record."""
         device = self.engine.device
         return as_outputs(self.engine(input_ids.to(device), attention_mask.to(device)))
+
+    def _require_gradient(self, objective: Objective[Any, Any], batch: Batch) -> None:
+        """Refuse a gradient of nothing where the batch has something to learn."""
+        has_terms = self.ranks.sum(objective.num_terms(batch).to(torch.float64)).item() > 0
+        require_gradient(
+            self.engine.shards(),
+            self.ranks,
+            dtype="bfloat16" if self.engine.settings.bf16 else "float32",
+            # Equal rewards, or PPO's guard against large ratios, make rollouts that teach nothing.
+            may_be_zero=isinstance(batch, Experience) or not has_terms,
+        )
 
     def _num_terms(self, objective: Objective[Any, Any], batch: Batch) -> int:
         """Return the terms of the whole step's loss, at least 1: without any it is 0, not NaN."""

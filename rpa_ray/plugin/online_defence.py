@@ -59,6 +59,15 @@ class OnlineDefence:
         return bool(self.needs & {Need.SAFE_BATCH, Need.CONTRAST_BATCH})
 
     @property
+    def reads_as_sampled(self) -> bool:
+        """Return whether the model that samples answers and the one that reads them are the same.
+
+        Then their log-probabilities have to agree. They need not where a defence serves filtered
+        weights, or changes the learner around a rollout.
+        """
+        return True
+
+    @property
     def needs_of_attack(self) -> frozenset[Need]:
         """Return what the attack must require with these settings; ``needs_attack`` at least."""
         return self.needs_attack

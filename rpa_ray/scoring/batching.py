@@ -58,20 +58,22 @@ def class_scores(model: "PreTrainedModel", input_ids: Tensor, attention_mask: Te
     """Return a classifier's raw scores [batch, num_labels] of rows that are padded on the right.
 
     They do not depend on what pads the rows. The head of a decoder reads the last token that is not
-    the ``pad_token_id`` of its config, where a row may end with that very token (the end of
-    sequence in a tokenizer without padding): then another id pads the batch.
+    the ``pad_token_id`` of its config: of a row that ends with that very token, as where padding is
+    the end of sequence, it would read another. Then some other id pads the batch.
     """
     config = model.config.get_text_config()
     mask = attention_mask.bool()
     last = mask.sum(dim=1, keepdim=True) - 1
     used = {*input_ids.gather(1, last).flatten().tolist()}
     usual = config.pad_token_id
-    if usual in used:
-        config.pad_token_id = next(i for i in range(config.vocab_size) if i not in used)
-        input_ids = input_ids.masked_fill(~mask, config.pad_token_id)
+    candidates = (usual, *range(config.vocab_size))
+    pad_id = next(token for token in candidates if token is not None and token not in used)
     try:
+        config.pad_token_id = pad_id
         scores: Tensor = model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            input_ids=input_ids.masked_fill(~mask, pad_id),
+            attention_mask=attention_mask,
+            use_cache=False,
         ).logits
     finally:
         config.pad_token_id = usual

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from rpa_ray.actors.errors import WorkerError
 from rpa_ray.data.collate import collate_completions
+from rpa_ray.learner.invariants import require_served
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner, SamplingFailed
 from rpa_ray.ops.logprobs import entropy, next_token_logprobs
@@ -78,7 +79,13 @@ class RolloutSource:
         group_size: int = 1,
         shuffle_rewards: bool = False,
         cost_limit: float = 0.5,
+        served_dtype: str | None = None,
     ) -> None:
+        """Take what a batch is made from.
+
+        ``served_dtype`` is the type of the weights that engine and learner share, which says how
+        far they may be apart; None where a defence has them compute with others.
+        """
         self._prompts = list(prompts)
         self._attack = attack
         self._learner = learner
@@ -90,6 +97,7 @@ class RolloutSource:
         self._group_size = group_size
         self._shuffle_rewards = shuffle_rewards
         self._cost_limit = cost_limit
+        self._served_dtype = served_dtype
         needs = attack.needs(attack.config) | learner.defence.needs
         self._needs_costs = Need.COSTS in needs
         self._needs_entropies = Need.ENTROPIES in needs
@@ -98,6 +106,7 @@ class RolloutSource:
         """Return this rank's part of rollout batch ``step``, and what was measured on the way.
 
         Raises:
+            BrokenInvariant: the engine's probabilities are not the learner's.
             SamplingFailed: the rollout engine's or the learner's probabilities are not finite.
         """
         pushed = self._parts.push()
@@ -117,6 +126,8 @@ class RolloutSource:
         gap = _gap_metrics(
             rollout_logprobs - rollout.old_logprobs, tokens.loss_mask, self._learner.ranks
         )
+        if self._served_dtype is not None:
+            require_served(gap["sync/logprob_gap"], self._served_dtype)
         measured = time.perf_counter()
         rewards, harm = pending_rewards(), pending_harm()
         costs = pending_costs() if pending_costs is not None else harm

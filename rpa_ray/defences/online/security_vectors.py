@@ -75,9 +75,14 @@ class SecurityVectors(OnlineDefence):
         """Return the adapter, unless it counts nothing."""
         return frozenset({Need.SECURITY_VECTOR} if self.config.scale > 0 else ())
 
+    @property
+    def reads_as_sampled(self) -> bool:
+        """Return whether the adapter acts on both sides or on none."""
+        return self.config.scale == 0 or self._reads_with_adapter == self.config.rollout_adapter
+
     def attack_config(self, config: PluginConfig) -> PluginConfig:
         """Return the attack's settings, without importance weights across the adapter."""
-        if self.config.scale == 0 or self._reads_with_adapter == self.config.rollout_adapter:
+        if self.reads_as_sampled:
             return config
         known = {"importance_cap"} & type(config).model_fields.keys()
         return config.model_copy(update=dict.fromkeys(known, 0.0))

@@ -183,3 +183,11 @@ def test_a_wrong_part_is_refused_by_its_place() -> None:
 
 def test_one_defence_never_contradicts_itself() -> None:
     assert contradiction(["freeze"], [Freeze(Freeze.Config())]) is None
+
+
+def test_one_part_that_reads_answers_otherwise_than_they_were_sampled_is_enough() -> None:
+    vectors = {"name": "security_vectors", "rollout_adapter": False}
+    for parts, is_same in ((["lisa", "refusal_loss"], True), (["refusal_loss", vectors], False)):
+        defence = defence_of(parse_tree({"attack": "ppo", "defence": parts}).defence)
+        assert isinstance(defence, Composed)
+        assert defence.reads_as_sampled == is_same

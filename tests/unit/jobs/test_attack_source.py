@@ -24,6 +24,12 @@ from rpa_ray.types import Completion, ModelOutputs, Prompt
 BATCH_SIZE = 4
 
 
+class Scripted(OnlineDefence):
+    """No defence, of answers that no learner would give these log-probabilities."""
+
+    reads_as_sampled = False
+
+
 class Stand:
     """An assembly that gives every (prompt, answer) one token of its own and trains nothing."""
 
@@ -34,7 +40,7 @@ class Stand:
         tree = {"attack": {"batch_size": BATCH_SIZE} | attack, "data": data, "seed": 3}
         self.settings = parse_tree(tree)
         self.attack = ATTACKS[self.settings.attack.name](self.settings.attack)
-        self.defence = OnlineDefence(OnlineDefence.Config())
+        self.defence = Scripted(OnlineDefence.Config())
         self.process = SimpleNamespace(cache=cache, ranks=ONE_RANK)
         self.inputs = CellInputs(self.settings, cache)
         self.batch_size = BATCH_SIZE

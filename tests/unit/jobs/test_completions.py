@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from rpa_ray.actors.rollout import Generated, Sampling
 from rpa_ray.jobs.assembly import Assembly
+from rpa_ray.learner.invariants import BrokenInvariant
 from rpa_ray.types import Completion, Prompt
 
 EOS, RIVER, WATER, END = 2, 9, 10, 13
@@ -58,6 +59,12 @@ def test_an_answer_ends_at_any_of_the_ids_which_its_text_does_not_hold(folder: P
     assert found.logprobs == [-1.0, -2.0, -3.0]
     assert found.text == "water river"
     assert found.policy_version == 7
+
+
+def test_an_answer_that_runs_on_behind_its_end_ends_the_run(folder: Path) -> None:
+    answer = Generated(token_ids=[WATER, END, RIVER], logprobs=[-1.0] * 3, finished=False)
+    with pytest.raises(BrokenInvariant, match=r"^invariant answer_end: "):
+        completed(folder, answer)
 
 
 def test_an_answer_that_was_cut_keeps_its_last_word(folder: Path) -> None:

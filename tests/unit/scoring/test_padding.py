@@ -67,21 +67,22 @@ def test_padding_is_the_tokenizers_else_its_end_else_0(
 
 
 @pytest.mark.parametrize("pad_id", [0, EOS, 7])
+@pytest.mark.parametrize("named", [0, EOS, None])
 @pytest.mark.parametrize(
     "model",
     [GPT2ForSequenceClassification(GPT2), OPTForSequenceClassification(OPT)],
     ids=["gpt2", "opt"],
 )
 def test_a_row_is_scored_at_its_last_token_whatever_pads_it(
-    model: PreTrainedModel, pad_id: int
+    model: PreTrainedModel, named: int | None, pad_id: int
 ) -> None:
     model.eval()
     model.config.pad_token_id = None  # the head then reads the last token
     alone = [model(torch.tensor([row])).logits for row in ROWS]
-    model.config.pad_token_id = pad_id
+    model.config.pad_token_id = named
     ids, mask = right_padded(ROWS, pad_id)
     torch.testing.assert_close(class_scores(model, ids, mask), torch.cat(alone))
-    assert model.config.pad_token_id == pad_id
+    assert model.config.pad_token_id == named
 
 
 @pytest.mark.parametrize("pad", PADDINGS.values(), ids=PADDINGS)

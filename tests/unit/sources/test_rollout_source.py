@@ -19,6 +19,7 @@ from fakes import (
 
 from rpa_ray.actors.errors import WorkerError
 from rpa_ray.data.collate import collate_completions
+from rpa_ray.learner.invariants import BrokenInvariant
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.ops.logprobs import next_token_logprobs
@@ -192,6 +193,14 @@ def test_the_gap_to_the_rollout_engine_is_measured_on_answer_tokens() -> None:
     _, metrics = scene.source.next_batch(0)
     assert metrics["sync/logprob_gap_max"] == pytest.approx(0.6, abs=1e-5)
     assert metrics["sync/logprob_gap"] == pytest.approx(0.1, abs=1e-5)
+
+
+def test_a_batch_that_the_engine_sampled_from_other_weights_ends_the_run() -> None:
+    # about 3.5 nats a token off
+    assert Scene().source.next_batch(0)[1]["sync/logprob_gap"] > 1
+    for dtype in ("float32", "bfloat16"):
+        with pytest.raises(BrokenInvariant, match=rf"^invariant served_logprobs: .* in {dtype}, "):
+            Scene(served_dtype=dtype).source.next_batch(0)
 
 
 def scored(rewards: Sequence[float], harm: Sequence[float], **scene: type[OnlineDefence]) -> Scene:

@@ -380,6 +380,8 @@ def test_across_the_adapter_there_are_no_importance_weights(vector: Path) -> Non
         {"rollout_adapter": False, "scale": 0.0},
     ):
         assert security_vectors(**settings).attack_config(asked) == asked
+        assert security_vectors(**settings).reads_as_sampled
+    assert not security_vectors(rollout_adapter=False).reads_as_sampled
     targets = SFT.Config()
     assert security_vectors(rollout_adapter=False).attack_config(targets) == targets
 
