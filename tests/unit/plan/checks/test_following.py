@@ -145,6 +145,11 @@ def test_real_text_is_measured_by_the_model_under_attack_and_none_of_the_fiction
         f"measured by: judge (on {model}), second judge (on {model}), perplexity {model}, "
         "helpfulness left out"
     )
+    (line, *_) = measuring_notes([CellInputs(following(own(pairs)), world_cache)])
+    assert line == (
+        "measured by: judge (on the embedded other_base), second judge (on the embedded base), "
+        "perplexity the embedded language model, helpfulness left out"
+    )
     named = following(own(pairs, f"model.path={model}", "evaluation.perplexity_model=/other"))
     assert named.evaluation.perplexity_model == "/other"
 
