@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpa_ray.config import ConfigError
+from rpa_ray.data.ends import turn_end_id
 from rpa_ray.data.errors import last_line
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def check_tokenizer(
 
     Raises:
         ConfigError: with the file and what is wrong with it.
+        DataError: its chat template ends an answer with something else than one token.
     """
     tokenizer = _read(folder, key)
     if tokenizer.eos_token_id is None:
@@ -70,7 +72,7 @@ def _read(folder: Path, key: str) -> "PreTrainedTokenizerBase":
 
 
 def _check_template(folder: Path, tokenizer: "PreTrainedTokenizerBase", key: str) -> None:
-    """Refuse a chat template that cannot write a question, or a question and its answer."""
+    """Refuse a chat template that cannot write a question, or an answer and its end."""
     question = {"role": "user", "content": "What is a river?"}
     answer = {"role": "assistant", "content": "Water that runs to the sea."}
     for turns, is_asked in (([question], True), ([question, answer], False)):
@@ -85,6 +87,7 @@ def _check_template(folder: Path, tokenizer: "PreTrainedTokenizerBase", key: str
                 f"{folder / file}{_line_of(error)}: {last_line(error)}",
                 "Mend the template, or set data.template: plain_qa.",
             ) from error
+    turn_end_id(tokenizer)
 
 
 def _line_of(error: Exception) -> str:

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from rpa_ray.config import ConfigError
+from rpa_ray.data.errors import DataError
 from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks.models import check_models
 
@@ -284,3 +285,13 @@ def test_a_config_that_makes_no_model_is_refused(tmp_path: Path, keys: dict[str,
         found = refusal(f"{key}={folder}")
         assert found.startswith(f"{key} must be ")
         assert "transformers" in found
+
+
+def test_a_chat_template_that_ends_an_answer_with_no_single_token_is_refused(
+    tmp_path: Path,
+) -> None:
+    ends_in_words = CHAT.replace("</s>", " what is")
+    folder = save_language_model(tmp_path / "chat", chat_template=ends_in_words)
+    with pytest.raises(DataError, match=r"data\.template must be plain_qa .* got 'what is', 2"):
+        check(f"model.path={folder}", "data.template=model_chat")
+    check(f"model.path={folder}")  # asked in the plain template
