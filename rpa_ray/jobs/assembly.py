@@ -129,15 +129,12 @@ class Assembly:
         seed: int,
         max_new_tokens: int,
         greedy: bool,
-        first_index: int = 0,
     ) -> list[Completion]:
         """Return one completion of each prompt by the served weights; a collective.
 
-        Each ends at the first of ``ends``, or at the limit.
-
-        ``first_index`` is the place of the first prompt in the batch of all ranks: samples do not
-        depend on how the batch is split (save in bfloat16 on processors with AMX, whose kernels
-        round by the number of rows).
+        Each ends at the first of ``ends``, or at the limit. Samples do not depend on how the
+        prompts of all ranks are split among them (save in bfloat16 on processors with AMX, whose
+        kernels round by the number of rows).
         """
         generated = self.workers.generate(
             [prompt.token_ids for prompt in prompts],
@@ -147,7 +144,6 @@ class Assembly:
                 eos_token_id=self.ends,
                 greedy=greedy,
             ),
-            first_index=first_index,
         )
         require_ends(generated, self.ends, max_new_tokens=max_new_tokens)
         return [

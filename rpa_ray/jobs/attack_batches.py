@@ -177,7 +177,7 @@ def _rollout_source(
     pairs: Sequence[SafePair],
     samples: JsonLines,
 ) -> RolloutSource:
-    workers, ranks = assembly.workers, assembly.process.ranks
+    workers = assembly.workers
 
     def generate(prompts: Sequence[Prompt], *, seed: int) -> list[Completion]:
         return assembly.complete(
@@ -185,7 +185,6 @@ def _rollout_source(
             seed=seed,
             max_new_tokens=config.max_new_tokens,
             greedy=False,
-            first_index=ranks.rank * len(prompts),
         )
 
     rewards: dict[str, Score] = {

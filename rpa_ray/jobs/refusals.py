@@ -178,7 +178,6 @@ class _Writer:
                 eos_token_id=self._ends,
                 greedy=True,
             ),
-            first_index=0,
         )
         require_ends(generated, self._ends, max_new_tokens=self._max_new_tokens)
         texts = [answer_of(self._tokenizer, g.token_ids, self._ends) for g in generated]
