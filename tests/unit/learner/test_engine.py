@@ -380,6 +380,16 @@ def test_the_config_holds_the_global_batch_and_the_optimizer() -> None:
     assert config["optimizer"]["params"]["betas"] == [0.8, 0.9]
 
 
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_adam_is_torchs_own_which_is_not_compiled_at_its_first_use(
+    has_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    config = deepspeed_config(settings_of(OptimizerSettings(learning_rate=3e-4, num_steps=1)))
+    params = config["optimizer"]["params"]
+    assert params["torch_adam"] and params["fused"]
+
+
 def test_keys_of_the_users_own_deepspeed_file_win(tmp_path: Path) -> None:
     file = tmp_path / "deepspeed.json"
     file.write_text(json.dumps({"gradient_clipping": 0.5, "zero_optimization": {"stage": 2}}))
