@@ -25,7 +25,14 @@ from rpa_ray.learner.invariants import require_ends
 from rpa_ray.learner.modules import PolicyModel, add_lora, load_policy
 from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.plugin import Need
-from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellInputs, CellModels, Model, folder_of
+from rpa_ray.recipes.cell_models import (
+    MAX_MODEL_LEN,
+    CellInputs,
+    CellModels,
+    Model,
+    folder_of,
+    place_of,
+)
 from rpa_ray.recipes.to_make import Cell
 from rpa_ray.scoring.batching import padding_id
 from rpa_ray.types import Completion, Metrics, ModelOutputs, Prompt
@@ -262,7 +269,10 @@ class Assembly:
             adapters=self.module.adapters(),
         )
         engine = rollout_engine(
-            self.path, self.module, dtype=self.settings.model.dtype, cluster=self.settings.cluster
+            place_of(self.models.policy, self.process.cache),
+            self.module,
+            dtype=self.settings.model.dtype,
+            cluster=self.settings.cluster,
         )
         return WeightSync(
             pool=self.process.rollouts, source=source, engine=engine, rank=self.process.ranks.rank
@@ -273,11 +283,11 @@ class Assembly:
 
 
 def rollout_engine(
-    path: str, module: PolicyModel, *, dtype: str, cluster: ClusterSettings
+    place: str, module: PolicyModel, *, dtype: str, cluster: ClusterSettings
 ) -> EngineConfig:
     """Return from what an engine is built that serves the weights of the module."""
     return EngineConfig(
-        model_path=path,
+        model_path=place,
         max_model_len=min(MAX_MODEL_LEN, _context_of(module)),
         dtype=dtype,
         backend=choose_backend(
