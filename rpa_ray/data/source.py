@@ -96,6 +96,7 @@ def check_source(data: DataSettings, where: str) -> None:
                 f"be real where data.name is {data.name}",
                 data.world,
                 "Set data.world: real, and name your file in data.path.",
+                fitting={"data.world": "real"},
             )
         for key in ("path", "safety_path", "columns", "subset"):
             if (value := getattr(data, key)) != getattr(defaults, key):
@@ -104,6 +105,7 @@ def check_source(data: DataSettings, where: str) -> None:
                     "be left out where data.world is embedded",
                     value,
                     "Set data.world: real to read it.",
+                    fitting={"data.world": "real"},
                 )
     elif data.path is None and FORMATS[data.name].hub_id is None:
         raise ConfigError(
