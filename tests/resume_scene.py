@@ -15,6 +15,7 @@ from fakes import (
     tiny_engine,
     tiny_policy,
     token_batch,
+    whole_weights,
 )
 from tiny_vectors import TinySecurityVectors
 from torch import Tensor
@@ -204,7 +205,7 @@ class Training:
     def outcome(self) -> dict[str, Any]:
         """Return everything that must not depend on an interruption."""
         return {
-            "weights": self.engine.weights(),
+            "weights": whole_weights(self.engine),
             "masters": _masters(self.engine),
             "attack": self.attack.state_dict(),
             "num_steps": self.num_steps_done,

@@ -124,7 +124,7 @@ class Assembly:
         self._weight_filter = None
         dtype = getattr(torch, self.settings.model.dtype)
         expected = {
-            name: tensor_digest(tensor.to(dtype)) for name, tensor in self.engine.weights().items()
+            name: tensor_digest(tensor.to(dtype)) for name, tensor in self.engine.each_weight()
         }
         self.workers.push_verified(expected)
         return expected

@@ -258,19 +258,25 @@ class Engine:
         return context
 
     def weights(self) -> dict[str, Tensor]:
-        """Return whole CPU copies of what the model serves, by checkpoint name (collective).
+        """Return all of :meth:`each_weight`."""
+        return dict(self.each_weight())
 
-        An adapter is in the weight that it stands beside.
+    def each_weight(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield name and whole CPU copy of what the model serves, one at a time, by their names.
+
+        A collective that every rank has to exhaust; the first alone gets the weights. An adapter is
+        in the weight that it stands beside.
         """
-        out = {}
         adapters: dict[str, LowRank] = self.module.adapters()  # type: ignore[operator]
-        for name, parameter in self.module.served_parameters():  # type: ignore[operator]
+        for name, parameter in sorted(self.module.served_parameters()):  # type: ignore[operator]
             adapter = adapters.get(name)
             parts = [parameter, adapter.down, adapter.up] if adapter else [parameter]
             with self.gather(parts), torch.no_grad():
+                if self._rank:
+                    continue
                 weight = adapter.merged(parameter) if adapter else parameter.detach()
-                out[name] = weight.to("cpu", copy=True)
-        return out
+                whole = weight.to("cpu", copy=True)
+            yield name, whole
 
     def save(self, folder: Path) -> None:
         """Write trained weights, masters, optimizer state and numbers of updates, on every rank.

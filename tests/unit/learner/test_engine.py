@@ -359,6 +359,12 @@ def test_a_folder_without_a_saved_engine_is_refused(tmp_path: Path) -> None:
         tiny_engine(zero_stage=1).load(tmp_path)
 
 
+def test_weights_come_one_at_a_time_in_the_order_of_their_names() -> None:
+    engine = tiny_engine()
+    names = [name for name, _ in engine.each_weight()]
+    assert names == sorted(name for name, _ in engine.module.served_parameters())
+
+
 def test_weights_are_copies_that_later_steps_do_not_touch() -> None:
     engine = tiny_engine(zero_stage=0)
     before = engine.weights()
