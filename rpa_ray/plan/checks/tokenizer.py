@@ -1,17 +1,20 @@
 """Whether the tokenizer of a model folder and its chat template can be read and used."""
 
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import last_line
+from rpa_ray.deadline import answer_within
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 """Where transformers looks for a chat template, in this order."""
+_TEMPLATE_LIMIT_S = 2.0
 _TEMPLATE_NAMES = ("<template>", "<unknown>")
 """What jinja calls a template that it was given as a text."""
 
@@ -75,7 +78,15 @@ def _check_template(folder: Path, tokenizer: "PreTrainedTokenizerBase", key: str
     answer = {"role": "assistant", "content": "Water that runs to the sea."}
     for turns, is_asked in (([question], True), ([question, answer], False)):
         try:
-            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=is_asked)
+            answer_within(
+                _TEMPLATE_LIMIT_S,
+                partial(
+                    tokenizer.apply_chat_template,
+                    turns,
+                    tokenize=False,
+                    add_generation_prompt=is_asked,
+                ),
+            )
         except Exception as error:  # a template is a program: it can raise whatever it likes
             file = next(f for f in _TEMPLATE_FILES if (folder / f).is_file())
             what = "a question" if is_asked else "a question and its answer"
