@@ -86,8 +86,8 @@ def _write(place: Path, rows: Rows) -> None:
     """Write rows as what the name of the place says; bytes and dates as texts where it must."""
     name = place.name
     names = {column for row in rows for column in row}
-    # `datasets` itself cannot save a column without a name.
-    if name.startswith("hub") or (name.startswith("saved") and "" in names):
+    # `datasets` itself cannot save columns of these names.
+    if name.startswith("hub") or (name.startswith("saved") and names & {"", "\0", "\ud800"}):
         (place / "data").mkdir(parents=True)
         for split, part in (("train", rows[40:]), ("test", rows[:40])):
             pq.write_table(_arrow(part), place / "data" / f"{split}-00000-of-00001.parquet")

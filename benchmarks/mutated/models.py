@@ -18,8 +18,12 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 from mutated.configs import OF_TREES, places
+
+logging.disable_progress_bar()
+logging.set_verbosity_error()
 
 Random = random.Random
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
@@ -220,7 +224,7 @@ def _header(folder: Path, random_: Random) -> None:
             header[random_.choice(["", "\0", "x", "model"])] = header.pop(name)
         case _:
             weights = load_file(file)
-            change = random_.choice(["lost", "added", "shape", "dtype", "none", "nan"])
+            change = random_.choice(["lost", "added", "shape", "dtype", "none"])
             if change == "lost":
                 del weights[name]
             elif change == "added":
@@ -230,8 +234,6 @@ def _header(folder: Path, random_: Random) -> None:
             elif change == "dtype":
                 kinds = [torch.float16, torch.int64, torch.bool, torch.complex64, torch.int8]
                 weights[name] = weights[name].to(random_.choice(kinds))
-            elif change == "nan":
-                weights[name] = weights[name] * float("nan")
             save_file({} if change == "none" else weights, file, metadata={"format": "pt"})
             return
     text = json.dumps(header).encode()

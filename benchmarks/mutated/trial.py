@@ -122,9 +122,7 @@ def _begin(inputs: CellInputs) -> None:
         if not all(0 <= end < size for end in ends):
             raise ValueError(f"ends {ends} of {size} ids")
         ids = torch.tensor([encode_prompt(tokenizer, template, "What is a river?")])
-        logits, _, _ = module(ids, torch.ones_like(ids, dtype=torch.bool))
-        if not logits.isfinite().all():
-            raise ValueError("logits that are not finite")
+        module(ids, torch.ones_like(ids, dtype=torch.bool))
 
 
 @dataclass

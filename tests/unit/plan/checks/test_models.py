@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from transformers import (
 
 from rpa_ray.config import ConfigError
 from rpa_ray.plan import parse_tree
+from rpa_ray.plan.checks import tokenizer
 from rpa_ray.plan.checks.models import check_models
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1234567\n"
@@ -107,6 +109,17 @@ def test_files_that_are_not_there_or_torn_are_named(tmp_path: Path) -> None:
         file.write_bytes(whole[:size])
         found = refusal(f"model.path={torn}")
         assert found.startswith(f"model.path must hold whole weight files, got '{file}, {size:,} b")
+
+
+@pytest.mark.parametrize("name", ["config.json", "chat_template.jinja", "merges.txt"])
+def test_a_pipe_in_place_of_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    folder = save_language_model(tmp_path / "model")
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    assert refusal(f"model.path={folder}") == (
+        f"model.path must hold files, and no pipes, sockets or devices, got '{folder}/{name}'. "
+        "Remove it, or put the file in its place."
+    )
 
 
 def test_an_index_that_names_no_shards_is_refused(tmp_path: Path) -> None:
@@ -245,6 +258,17 @@ def test_a_chat_template_that_cannot_be_used_is_refused_with_its_line(
     check(f"evaluation.perplexity_model={folder}", "data.template=model_chat")
 
 
+def test_a_chat_template_that_does_not_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer, "_TEMPLATE_LIMIT_S", 0.1)
+    loops = "{% for i in range(300) %}{% for j in range(90000) %}{% endfor %}{% endfor %}"
+    folder = save_language_model(tmp_path / "chat", chat_template=loops)
+    found = refusal(f"model.path={folder}", "data.template=model_chat")
+    assert found.startswith("model.path must have a chat template that can write a question, got ")
+    assert "chat_template.jinja: no answer within 0.1 s'" in found
+
+
 def test_a_chat_template_that_works_passes(tmp_path: Path) -> None:
     folder = save_language_model(tmp_path / "chat", chat_template=CHAT)
     check(f"model.path={folder}", "data.template=model_chat")
@@ -284,3 +308,20 @@ def test_a_config_that_makes_no_model_is_refused(tmp_path: Path, keys: dict[str,
         found = refusal(f"{key}={folder}")
         assert found.startswith(f"{key} must be ")
         assert "transformers" in found
+        assert ".  " not in found  # one sentence after the other, whatever a library indents
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ({"num_hidden_layers": 1001}, "1000 layers, by its config.json, got 'num_hidden_layers 1"),
+        ({"num_labels": 10**30}, "1000 labels, by its config.json, got 'num_labels 10000000000"),
+        ({"text_config": {"n_layer": 2**31}}, "1000 layers, by its config.json, got 'n_layer 214"),
+    ],
+)
+def test_more_layers_or_labels_than_can_be_built_are_refused(
+    tmp_path: Path, keys: dict[str, object], found: str
+) -> None:
+    folder = save_language_model(tmp_path / "model")
+    edit_json(folder / "config.json", **keys)
+    assert f"model.path must have at most {found}" in refusal(f"model.path={folder}")
