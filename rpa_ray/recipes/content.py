@@ -13,6 +13,8 @@ _END_BYTES = 2**20
 def content_key(path: str | Path) -> str:
     """Return 16 hexadecimal digits for what a file or a folder holds; another name as it is.
 
+    One that cannot be read is a name too: the checks before a start refuse it by its key.
+
     A training changes every part of a weights file, so that its ends tell two models apart without
     reading all of them. Names within a folder count, the folder's own does not.
     """
@@ -25,7 +27,10 @@ def content_key(path: str | Path) -> str:
     for file in files:
         name, status = str(file.relative_to(root)), file.stat()
         stamps.append((name, str(file), status.st_size, status.st_mtime_ns))
-    return _key(tuple(stamps))
+    try:
+        return _key(tuple(stamps))
+    except OSError:
+        return str(path)
 
 
 @lru_cache(maxsize=256)

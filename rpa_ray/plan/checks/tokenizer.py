@@ -12,6 +12,8 @@ from rpa_ray.deadline import answer_within
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+PROBE = "What is a river?"
+"""What every tokenizer and chat template can read."""
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 """Where transformers looks for a chat template, in this order."""
 _TEMPLATE_LIMIT_S = 2.0
@@ -62,7 +64,7 @@ def _read(folder: Path, key: str) -> "PreTrainedTokenizerBase":
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False
         )
-        return tokenizer
+        ids = tokenizer(PROBE)["input_ids"]
     except Exception as error:  # whatever its files make its class do
         raise ConfigError(
             key,
@@ -70,11 +72,19 @@ def _read(folder: Path, key: str) -> "PreTrainedTokenizerBase":
             str(folder),
             f"{last_line(error)}: check its files.",
         ) from error
+    if not ids:
+        raise ConfigError(
+            key,
+            f"have a tokenizer that reads {PROBE!r}",
+            f"no token of it in {folder}",
+            "Its vocabulary is lost: save model and tokenizer again.",
+        )
+    return tokenizer
 
 
 def _check_template(folder: Path, tokenizer: "PreTrainedTokenizerBase", key: str) -> None:
     """Refuse a chat template that cannot write a question, or a question and its answer."""
-    question = {"role": "user", "content": "What is a river?"}
+    question = {"role": "user", "content": PROBE}
     answer = {"role": "assistant", "content": "Water that runs to the sea."}
     for turns, is_asked in (([question], True), ([question, answer], False)):
         try:

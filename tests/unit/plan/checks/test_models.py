@@ -279,6 +279,13 @@ def test_a_tokenizer_that_cannot_be_read_or_does_not_fit_is_refused(tmp_path: Pa
     (torn / "tokenizer.json").write_text('{"model": {}}')
     found = refusal(f"model.path={torn}")
     assert found.startswith("model.path must have a tokenizer that transformers can read, got ")
+    odd = save_language_model(tmp_path / "odd")
+    edit_json(odd / "tokenizer_config.json", model_max_length="long")
+    assert refusal(f"model.path={odd}").startswith("model.path must have a tokenizer that transf")
+    empty = save_language_model(tmp_path / "empty")
+    edit_json(empty / "tokenizer.json", model={"type": "BPE", "vocab": {}, "merges": []})
+    found = refusal(f"model.path={empty}")
+    assert found.startswith("model.path must have a tokenizer that reads 'What is a river?', got ")
     other = save_language_model(tmp_path / "other", vocab_size=7)
     found = refusal(f"model.path={other}")
     assert "a tokenizer whose ids are below the model's vocab_size (7), got '10 in" in found
