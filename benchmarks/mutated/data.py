@@ -65,6 +65,8 @@ ROWS_OF: dict[str, Callable[[int], dict[str, Any]]] = {
     "helpful": _helpful,
 }
 """A row by its number, by the name of the format."""
+AGAIN = "again:"
+"""Before the name of a column that is written a second time."""
 VALUES: tuple[Any, ...] = (
     *(None, 3, -1, 2.5, True, 10**18, 10**400, float("nan"), float("inf")),
     *("", " \t", "\0", "a\0b", "\u202eab", "\u200b", "\ufeff", "\ud800", "a\ud83d", "\x1b[31m"),
@@ -87,14 +89,15 @@ def _write(place: Path, rows: Rows) -> None:
     name = place.name
     names = {column for row in rows for column in row}
     # `datasets` itself cannot save columns of these names.
-    if name.startswith("hub") or (name.startswith("saved") and names & {"", "\0", "\ud800"}):
+    unfit = names & {"", "\0", "\ud800"} or any(AGAIN in column for column in names)
+    if name.startswith("hub") or (name.startswith("saved") and unfit):
         (place / "data").mkdir(parents=True)
         for split, part in (("train", rows[40:]), ("test", rows[:40])):
             pq.write_table(_arrow(part), place / "data" / f"{split}-00000-of-00001.parquet")
     elif name.startswith("saved"):
-        table = datasets.Dataset(_arrow(rows))
-        both = {"train": table.skip(40), "test": table.take(40)}
-        datasets.DatasetDict(both).save_to_disk(str(place))
+        parts = {"train": rows[40:] or rows, "test": rows[:40]}
+        tables = {split: datasets.Dataset(_arrow(part)) for split, part in parts.items()}
+        datasets.DatasetDict(tables).save_to_disk(str(place))
     elif name.startswith("splits"):
         place.mkdir()
         _write(place / "train.jsonl", rows[40:])
@@ -110,7 +113,7 @@ def _write(place: Path, rows: Rows) -> None:
         flat = dict.fromkeys(k for row in rows for k, v in row.items() if not isinstance(v, dict))
         with place.open("w", encoding="utf-8", errors="surrogatepass", newline="") as file:
             writer = csv.DictWriter(file, list(flat), extrasaction="ignore")
-            writer.writeheader()
+            writer.writerow({column: column.removeprefix(AGAIN) for column in flat})
             writer.writerows(rows)
     else:
         text = "".join(f"{_json(row)}\n" for row in rows)
@@ -126,7 +129,7 @@ PLACES = (
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, default=str)
+    return json.dumps(value, default=str).replace(f'"{AGAIN}', '"')
 
 
 def _arrow(rows: Rows) -> pa.Table:
@@ -141,7 +144,8 @@ def _arrow(rows: Rows) -> pa.Table:
             texts = [v if isinstance(v, str) else _json(v) for v in values]
             packed = pa.array([text.encode("utf-8", "surrogatepass") for text in texts])
             arrays.append(packed.view(pa.string()))
-    return pa.table(arrays, names)
+    texts = [name.removeprefix(AGAIN).encode("utf-8", "replace").decode() for name in names]
+    return pa.table(arrays, texts)
 
 
 def _files(place: Path) -> list[Path]:
@@ -163,11 +167,13 @@ def _column(rows: Rows, random_: Random) -> None:
     name = random_.choice(list(rows[0]))
     part = random_.choice([rows, rows, rows[:1], rows[::3]])
     other = random_.choice([name.upper(), f" {name}", f"{name}s", "", "\0", "\ud800", "n" * 9999])
-    change = random_.choice(["lost", "renamed", "renamed", "added", "many", "swapped"])
+    change = random_.choice(["lost", "renamed", "renamed", "added", "many", "swapped", "doubled"])
     for row in part:
         if change in ("lost", "renamed"):
             value = row.pop(name)
             row |= {other: value} if change == "renamed" else {}
+        elif change == "doubled":
+            row[f"{AGAIN}{name}"] = random_.choice([row[name], None, "other"])
         elif change == "swapped":
             names = sorted(row)
             row[names[0]], row[names[-1]] = row[names[-1]], row[names[0]]

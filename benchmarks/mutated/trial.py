@@ -23,6 +23,7 @@ from rpa_ray.data.collate import encode_answered, encode_prompt
 from rpa_ray.data.ends import end_ids
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.flip import flip, sft_targets
+from rpa_ray.data.rows import Answered
 from rpa_ray.data.template import Template
 from rpa_ray.jobs.model import encode_rows
 from rpa_ray.learner.modules import load_policy
@@ -53,9 +54,11 @@ class HangsError(BaseException):
 def tried(path: Path, output: Path) -> str:
     """Do what ``rpa-ray plan`` does with a config, then what a job does first; return the end.
 
-    That is ``accepted``, ``refused``, or one of these with what is wrong after a colon:
-    ``unreadable`` (a refusal that is no sentence of key, rule, value and remedy), ``traceback``.
+    That is ``accepted``, ``refused``, or one of these with what is wrong after a colon: ``late`` (a
+    job refuses what plan accepted), ``unreadable`` (a refusal that is no sentence of key, rule,
+    value and remedy), ``traceback``.
     """
+    planned_it = False
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), _no_hanging():
@@ -63,10 +66,13 @@ def tried(path: Path, output: Path) -> str:
             console = Console(file=io.StringIO())
             found, inputs = checked(loaded, output, cli.cache_folder(), console)
             planned(found, output, inputs, console)
+            planned_it = True
             for cell in found.campaign.cells:
                 _begin(inputs.of(cell))
     except (ConfigError, DataError, Refused) as error:
-        return "refused" if _is_readable(str(error)) else f"unreadable: {str(error)[:3000]}"
+        if not _is_readable(str(error)):
+            return f"unreadable: {str(error)[:3000]}"
+        return f"late: {error}" if planned_it else "refused"
     except (Exception, HangsError):
         return f"traceback: {traceback.format_exc(limit=-6)[-3000:]}"
     return "accepted"
@@ -116,6 +122,8 @@ def _begin(inputs: CellInputs) -> None:
             encode_answered(tokenizer, template, row, mask="response")
         data.helpful_pairs("test")
     elif own not in EMBEDDED_MODELS:
+        answer = Answered(prompt="What is a river?", answer="Water.")
+        encode_answered(tokenizer, template, answer, mask="response")
         module = load_policy(own, dtype=torch.float32)
         ends = end_ids(tokenizer, template, module.generation_config)
         size = module.policy.get_input_embeddings().num_embeddings
@@ -155,9 +163,11 @@ class Tally:
 
     def print(self, what: str, kinds: Sequence[str]) -> None:
         """Print the table, and after it what was the slowest."""
-        ends = ("accepted", "refused", "traceback", "unreadable")
-        print(f"| {what} | tried | accepted | refused | tracebacks | unreadable | over 5 s |")
-        print("| --- " + "| --: " * 6 + "|")
+        ends = ("accepted", "refused", "late", "traceback", "unreadable")
+        print(
+            f"| {what} | tried | accepted | refused | late | tracebacks | unreadable | over 5 s |"
+        )
+        print("| --- " + "| --: " * 7 + "|")
         for kind in kinds:
             ended = [self.counts[kind, how] for how in ends]
             cells: list[Any] = [kind, sum(ended), *ended, self.counts[kind, "slow"]]

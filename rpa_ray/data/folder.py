@@ -105,7 +105,7 @@ def _saved(folder: Path, path_key: str) -> "Mapping[str, Dataset]":
 
     try:
         found = datasets.load_from_disk(str(folder), keep_in_memory=False)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever its files make the library do
         raise _unreadable(folder, error, path_key) from error
     return found if isinstance(found, datasets.DatasetDict) else {"train": found}
 
@@ -113,12 +113,11 @@ def _saved(folder: Path, path_key: str) -> "Mapping[str, Dataset]":
 def _downloaded(folder: Path, path_key: str) -> dict[str, list[Path]]:
     """Return the files of every split, as the library finds them by name or by a README."""
     import datasets
-    import yaml
 
     with TemporaryDirectory(prefix="rpa-ray-data-") as cache:
         try:
             builder = datasets.load_dataset_builder(str(folder), cache_dir=cache)
-        except (ValueError, OSError, RuntimeError, TypeError, KeyError, yaml.YAMLError) as error:
+        except Exception as error:  # whatever its files make the library do
             raise _unreadable(folder, error, path_key) from error
     found = {
         str(split): [Path(os.path.normpath(file)) for file in files]

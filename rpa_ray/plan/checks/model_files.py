@@ -137,6 +137,10 @@ def _weight_files(folder: Path, key: str) -> list[Path]:
         rule = f"have an {INDEX} that names the shard of every weight"
         raise ConfigError(key, rule, str(folder / INDEX), _SAVE_AGAIN)
     shards = sorted(set(shard_of.values()))
+    foreign = [shard for shard in shards if Path(shard).name != shard]
+    if foreign:
+        rule = f"have an {INDEX} that names files beside it"
+        raise ConfigError(key, rule, foreign[0], _SAVE_AGAIN)
     lost = [shard for shard in shards if not (folder / shard).is_file()]
     if lost:
         raise ConfigError(

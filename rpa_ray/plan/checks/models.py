@@ -32,6 +32,7 @@ def check_models(settings: ExperimentSettings, where: str) -> None:
 
     Raises:
         ConfigError: with the key that names it.
+        DataError: the template of the policy is one that answers cannot be learned in.
     """
     for name, judge in settings.evaluation.judges.items():
         if judge.trained and judge.path is None:

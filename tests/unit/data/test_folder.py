@@ -201,13 +201,19 @@ def lost_table(folder: Path) -> None:
         file.unlink()
 
 
+def empty_table(folder: Path) -> None:
+    none = datasets.Dataset.from_dict({"prompt": []})
+    datasets.DatasetDict({"train": none, "test": none}).save_to_disk(str(folder))
+
+
 def pictures(folder: Path) -> None:
     folder.mkdir()
     (folder / "one.png").write_bytes(b"x")
 
 
 @pytest.mark.parametrize(
-    "made", [Path.mkdir, torn_readme, files_elsewhere, torn_table, lost_table, pictures]
+    "made",
+    [Path.mkdir, torn_readme, files_elsewhere, torn_table, lost_table, empty_table, pictures],
 )
 def test_a_folder_of_something_else_is_refused(
     tmp_path: Path, made: Callable[[Path], None]

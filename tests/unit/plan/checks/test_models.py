@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from transformers import (
 )
 
 from rpa_ray.config import ConfigError
+from rpa_ray.data.errors import DataError
 from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks import tokenizer
 from rpa_ray.plan.checks.models import check_models
@@ -129,6 +131,20 @@ def test_an_index_that_names_no_shards_is_refused(tmp_path: Path) -> None:
         index.write_text(json.dumps(broken))
         assert "must have an model.safetensors.index.json that names the shard" in refusal(
             f"model.path={folder}"
+        )
+
+
+def test_an_index_that_names_shards_of_another_folder_is_refused(tmp_path: Path) -> None:
+    folder = save_language_model(tmp_path / "shards", shard="40KB")
+    shutil.copytree(folder, tmp_path / "others")
+    index = folder / "model.safetensors.index.json"
+    tree = json.loads(index.read_text())
+    name, shard = next(iter(tree["weight_map"].items()))
+    for foreign in (f"../others/{shard}", f"{tmp_path}/others/{shard}"):
+        edit_json(index, weight_map=tree["weight_map"] | {name: foreign})
+        assert refusal(f"model.path={folder}") == (
+            "model.path must have an model.safetensors.index.json that names files beside it, got "
+            f"'{foreign}'. Save the model again, its weights as safetensors."
         )
 
 
@@ -239,7 +255,7 @@ def test_heads_that_the_engine_has_no_kernel_for_on_a_cpu_are_refused_there(tmp_
         ("{% for m in messages %}\n{{ m['content'] }\n{% endfor %}", 2, "unexpected '}'"),
         ("\n\n{{ raise_exception('no users here') }}", 3, "no users here"),
         (
-            "{% if messages|length > 1 %}\n{{ raise_exception('one turn') }}{% endif %}",
+            "{{ messages[0].content }}\n{{ raise_exception('one turn') if messages[1] }}",
             2,
             "one turn",
         ),
@@ -256,6 +272,30 @@ def test_a_chat_template_that_cannot_be_used_is_refused_with_its_line(
     assert message in found.replace("\\'", "'").replace('\\"', '"')
     check(f"model.path={folder}")  # asked in the plain template
     check(f"evaluation.perplexity_model={folder}", "data.template=model_chat")
+
+
+@pytest.mark.parametrize(
+    ("template", "what", "written"),
+    [
+        ("Ask me.", "a question, got ", "Ask me."),
+        ("{{ messages[0]['content'] | upper }}", "a question, got ", "WHAT IS A RIVER?"),
+        ("{{ messages[-1]['content'] }}", "a question and its answer, got ", "Water that runs"),
+    ],
+)
+def test_a_chat_template_that_leaves_out_what_was_said_is_refused(
+    tmp_path: Path, template: str, what: str, written: str
+) -> None:
+    folder = save_language_model(tmp_path / "chat", chat_template=template)
+    found = refusal(f"model.path={folder}", "data.template=model_chat")
+    assert found.startswith(f"model.path must have a chat template that can write {what}")
+    assert f"chat_template.jinja: it writes '{written}" in found.replace("\\'", "'")
+
+
+def test_a_chat_template_that_ends_a_turn_in_words_is_refused(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m['content'] }} and so on {% endfor %}"
+    folder = save_language_model(tmp_path / "chat", chat_template=template)
+    with pytest.raises(DataError, match=r"^data\.template must be plain_qa for a chat template "):
+        check(f"model.path={folder}", "data.template=model_chat")
 
 
 def test_a_chat_template_that_does_not_end_is_refused(
