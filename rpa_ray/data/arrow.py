@@ -1,47 +1,36 @@
 """What Arrow holds, as rows; Arrow itself looks neither into its texts nor at where they lie."""
 
-from typing import cast
+from typing import TypeAlias, cast
 
 import pyarrow as pa
 
-from rpa_ray.data.errors import DataError, last_line
-from rpa_ray.data.schema import Row
+_Row: TypeAlias = dict[str, object]
 
 
-def require_sound(table: pa.Table, text: str, path_key: str) -> None:
+def require_sound(table: pa.Table) -> None:
     """Refuse a table of which a value lies outside its memory: to read it would end the process.
 
     Bytes that are no text are left to the check of the rows, which names them.
 
-    Args:
-        table: Of a file that Arrow maps as it is.
-        text: The file, or the Hub id and its split.
-        path_key: The config path that the error names.
-
     Raises:
-        DataError: It is damaged.
+        ValueError: It is damaged; says in which column.
     """
     for name, column in zip(table.column_names, table.columns, strict=True):
         try:
             column.validate(full=True)
         except pa.ArrowInvalid as error:
             if "UTF8" not in str(error):
-                raise DataError.broken_rule(
-                    path_key,
-                    "hold tables that are whole",
-                    f"{last_line(error)} in column {name!r} of {text}",
-                    "Write the data set again.",
-                ) from error
+                raise ValueError(f"column {name!r}: {error}") from error
 
 
-def rows_of(batch: pa.RecordBatch | pa.Table) -> list[Row]:
+def rows_of(batch: pa.RecordBatch | pa.Table) -> list[_Row]:
     """Return the rows of an Arrow batch; bytes that are no UTF-8 become halves of characters.
 
     Arrow does not look into its texts, so that a file may hold any bytes; the check of the rows
     refuses them by number.
     """
     try:
-        return cast("list[Row]", batch.to_pylist())
+        return cast("list[_Row]", batch.to_pylist())
     except UnicodeDecodeError:
         columns = [[_value(value) for value in column] for column in batch.columns]
         return [

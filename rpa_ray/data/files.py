@@ -157,7 +157,15 @@ def rows_of_table(table: "Dataset", text: str, wanted: Wanted, *, divided: bool)
     require_size(table.num_rows, table.data.nbytes, text, wanted.path_key)
     columns = table.column_names
     some = table.select_columns([name for name in columns if name in wanted.columns] or columns)
-    require_sound(some.data.table, text, wanted.path_key)
+    try:
+        require_sound(some.data.table)
+    except ValueError as error:
+        raise DataError.broken_rule(
+            wanted.path_key,
+            "hold tables that are whole",
+            f"{text}, {last_line(error)}",
+            "Write the data set again.",
+        ) from error
     try:
         rows: list[Row] = some.to_list()
     except UnicodeDecodeError:

@@ -1,5 +1,6 @@
 """Whether the generation config of a language model can be read and ends answers at its ids."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ def check_generation(folder: Path, config: "PretrainedConfig", key: str) -> None
     file = folder / FILE
     try:
         found: GenerationConfig = (
-            GenerationConfig.from_pretrained(folder)
+            GenerationConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
             if file.is_file()
             else GenerationConfig.from_model_config(config)
         )

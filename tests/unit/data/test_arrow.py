@@ -4,7 +4,6 @@ import pyarrow as pa
 import pytest
 
 from rpa_ray.data.arrow import require_sound
-from rpa_ray.data.errors import DataError
 
 
 def texts(*offsets: int, data: bytes = b"abc") -> pa.Array:
@@ -17,12 +16,9 @@ def texts(*offsets: int, data: bytes = b"abc") -> pa.Array:
 @pytest.mark.parametrize("is_nested", [False, True])
 def test_a_table_that_points_out_of_its_memory_is_refused(array: pa.Array, is_nested: bool) -> None:
     column = pa.StructArray.from_arrays([array], ["inner"]) if is_nested else array
-    with pytest.raises(DataError) as caught:
-        require_sound(pa.table({"prompt": column}), "train.arrow (train)", "data.path")
-    message = str(caught.value)
-    assert message.startswith("data.path must hold tables that are whole, got ")
-    assert message.endswith(" in column 'prompt' of train.arrow (train). Write the data set again.")
+    with pytest.raises(ValueError, match=r"^column 'prompt': "):
+        require_sound(pa.table({"prompt": column}))
 
 
 def test_bytes_that_are_no_text_are_left_to_the_check_of_the_rows() -> None:
-    require_sound(pa.table({"prompt": texts(0, 1, 3, data=b"a\xff\xff")}), "train", "data.path")
+    require_sound(pa.table({"prompt": texts(0, 1, 3, data=b"a\xff\xff")}))
