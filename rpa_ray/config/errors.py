@@ -31,7 +31,8 @@ class ConfigError(ValueError):
         self.fitting = fitting or {}
 
     def __str__(self) -> str:
-        return f"{self.key} must {self.rule}, got {short(self.value)}. {self.remedy}"
+        key = self.key or repr(self.key)
+        return f"{key} must {self.rule}, got {short(self.value)}. {self.remedy}"
 
 
 def short(value: object) -> str:

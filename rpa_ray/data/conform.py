@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from rpa_ray.config.errors import nearest
+from rpa_ray.config.errors import nearest, short
 from rpa_ray.data.errors import DataError, Problem
 from rpa_ray.data.messages import PROMPT, with_texts
 from rpa_ray.data.schema import ASSISTANT, HUMAN, Column, Kind, Row, RowRule, Schema
@@ -93,7 +93,7 @@ def _require_columns(schema: Schema, present: set[str], origin: Origin) -> None:
         if theirs not in present:
             raise DataError.broken_rule(
                 f"data.columns.{own}",
-                f"name a column of {origin.text} (its columns: {sorted(present)})",
+                f"name a column of {origin.text} (its columns: {short(sorted(present))})",
                 repr(theirs),
                 nearest(theirs, present),
             )
@@ -108,7 +108,7 @@ def _require_columns(schema: Schema, present: set[str], origin: Origin) -> None:
         raise DataError.broken_rule(
             origin.path_key,
             f"have the columns {required}",
-            f"{origin.text} without {missing} (its columns: {sorted(present)})",
+            f"{origin.text} without {missing} (its columns: {short(sorted(present))})",
             remedy,
             fitting={"data.name": others[0]} if len(others) == 1 else {},
         )

@@ -49,7 +49,7 @@ class Problem:
 def last_line(error: BaseException) -> str:
     """Return the last line of an error's message, cut to 200 characters."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1][:200]
+    return lines[-1].strip()[:200]
 
 
 def require_size(num_rows: int, num_bytes: int, text: str, path_key: str) -> None:

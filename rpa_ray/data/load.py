@@ -98,6 +98,13 @@ def _checked(place: _Place, split: Split) -> tuple[list[Row], bool]:
     if path.is_dir():
         raw = read_folder(path, schema, split=split, subset=place.subset, wanted=wanted)
     elif path.exists():
+        if not path.is_file():
+            raise DataError.broken_rule(
+                path_key,
+                "be a file, a folder or a Hub id",
+                f"{place.source}, a pipe, a socket or a device",
+                "Write the rows into a file.",
+            )
         raw = read_files([path], path.parent, wanted, divided=True)
     else:
         source = pinned(place.source, path_key)
