@@ -14,6 +14,7 @@ import pickle
 import random
 import re
 import stat
+import tempfile
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -31,6 +32,7 @@ from rpa_ray.run_folder.files import parse_json, say_once, sync, sync_tree, writ
 
 MAX_TIME_SHARE = 0.05
 """Share of a training's time that checkpoints may take."""
+_PROBE_BYTES = 2**26
 _MADE_BY = "ranks.json"
 _NAME = re.compile(r"step_(\d{6,})")
 _REMEDY = "Delete it to go on from the one before it, or from the start."
@@ -63,6 +65,7 @@ class Checkpoints:
         """Take what is saved; ``interval_s`` is the least time between two checkpoints.
 
         It grows with what a checkpoint costs, to ``MAX_TIME_SHARE`` of the run; 0 saves always.
+        What the first one costs is estimated by writing a part of it.
         """
         self._folder = folder
         self._ranks = ranks
@@ -70,7 +73,7 @@ class Checkpoints:
         self._parts = dict(parts)
         self._interval_s = interval_s
         self._last_save = time.monotonic()
-        self._cost_s = 0.0
+        self._cost_s = writing_s(folder, state_bytes(engine.module)) if ranks.is_main else 0.0
         self._newest: Path | None = None
         """What this training was last at, known to be whole."""
 
@@ -163,6 +166,34 @@ class Checkpoints:
         self._ranks.barrier()
         if self._ranks.is_main:
             delete(self._folder)
+
+
+def state_bytes(module: torch.nn.Module) -> int:
+    """Return how many bytes weights, fp32 masters and two moments of what is trained have.
+
+    Of a checkpoint that is nearly all, whatever the number of ranks.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    # ZeRO-3 leaves a parameter empty and keeps its size in ``ds_numel``.
+    return sum(getattr(p, "ds_numel", p.numel()) * (p.element_size() + 3 * 4) for p in trained)
+
+
+def writing_s(folder: Path, num_bytes: int) -> float:
+    """Return about how many seconds it takes to put so many bytes on the disk of a folder.
+
+    What is less than the 64 MiB that are written to find out counts as 0.
+    """
+    if num_bytes <= _PROBE_BYTES:
+        return 0.0
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        # Not zeros, which some file systems do not store.
+        block = os.urandom(_PROBE_BYTES)
+        started = time.monotonic()
+        probe.write(block)
+        probe.flush()
+        os.fsync(probe.fileno())
+        return (time.monotonic() - started) * num_bytes / _PROBE_BYTES
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -252,6 +252,20 @@ def test_checkpoints_that_take_long_are_written_less_often(
     assert always.is_due()
 
 
+def test_the_first_checkpoint_of_a_large_model_waits_as_long_as_it_would_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert checkpoints(tmp_path, interval_s=1e-9).is_due()  # of a small one
+    monkeypatch.setattr("rpa_ray.learner.checkpoints._PROBE_BYTES", 2**10)
+    # 1 kB takes 0.1 s, and a checkpoint is of more than 100 kB.
+    clock = iter([0.0, 0.0, 0.1, 150.0, 10_000.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    saver = checkpoints(tmp_path, interval_s=1e-9)
+    assert not saver.is_due()
+    assert saver.is_due()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_checkpoints_are_deleted_when_they_are_not_needed(tmp_path: Path) -> None:
     saver = checkpoints(tmp_path / "checkpoints")
     saver.save(1)
