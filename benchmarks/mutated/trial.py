@@ -172,7 +172,8 @@ class Tally:
             ended = [self.counts[kind, how] for how in ends]
             cells: list[Any] = [kind, sum(ended), *ended, self.counts[kind, "slow"]]
             print(f"| {' | '.join(map(str, cells))} |")
-        print(f"\nThe slowest in one process took {self.slowest_s:.1f} s ({self.slowest}).\n")
+        took = f"{self.slowest_s:.1f} s ({self.slowest})"
+        print(f"\nThe slowest in one process took {took}.\n", flush=True)
 
 
 class Watch:
