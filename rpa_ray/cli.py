@@ -62,8 +62,7 @@ Scale = Annotated[
     str,
     typer.Option(
         "--scale",
-        help="Folder that {scale} stands for in the parts a config includes: tiny, the embedded "
-        "models, or paper, those of the literature.",
+        help="Folder for {scale} in what a config includes: tiny, embedded models, or paper.",
     ),
 ]
 Cluster = Annotated[
@@ -280,7 +279,7 @@ def cache_folder() -> Path:
 
 
 def _planned(loaded: LoadedConfig, folder: Path, *, on_paper: bool) -> "Plan":
-    """Refuse what cannot be; print and return what will be done, or, on paper, would be."""
+    """Refuse what cannot be; print and return what will be done, or on paper would be."""
     from rpa_ray.plan.checks.machine import native_dtype_here
     from rpa_ray.plan.preflight import checked, hub_if_in_reach, planned
     from rpa_ray.report.outcome import print_dtypes
@@ -324,12 +323,10 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
                 from rpa_ray.campaign.sweep import run_sweep
 
                 records = run_sweep(plan, view=view, command=command, resume=resume)
-    except CampaignFailed as error:
+    except (CampaignFailed, FolderInUse) as error:
         _print_error(str(error))
-        raise typer.Exit(EXIT_FAILED) from None
-    except FolderInUse as error:
-        _print_error(str(error))
-        raise typer.Exit(EXIT_REFUSED) from None
+        status = EXIT_FAILED if isinstance(error, CampaignFailed) else EXIT_REFUSED
+        raise typer.Exit(status) from None
     except KeyboardInterrupt:
         errors.print("interrupted; the same command continues where it stopped")
         raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -51,15 +51,15 @@ def is_offline() -> bool:
 @contextmanager
 def local_cache_alone() -> Iterator[None]:
     """Have the Hub asked for nothing in the meantime, as with HF_HUB_OFFLINE."""
-    before = os.environ.get("HF_HUB_OFFLINE")
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    from huggingface_hub import constants
+
+    # The library reads the variable once, where it is imported, and tries for minutes otherwise.
+    before = constants.HF_HUB_OFFLINE, os.environ.get("HF_HUB_OFFLINE", "0")
+    constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["HF_HUB_OFFLINE"]
-        else:
-            os.environ["HF_HUB_OFFLINE"] = before
+        constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = before
 
 
 def split_id(source: str, path_key: str) -> tuple[str, str | None]:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,6 +110,7 @@ def _embedded_shape() -> ModelShape:
     return ModelShape(num_parameters, layers, hidden, mlp, heads, heads, VOCABULARY_SIZE)
 
 
+@lru_cache(maxsize=32)
 def _shape_in(folder: Path) -> ModelShape | None:
     """Return the sizes that a config.json tells, with the parameters that the weight files hold."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

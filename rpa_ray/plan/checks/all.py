@@ -33,7 +33,7 @@ class Checked:
     placed: list[str]
     """The models that come with the package and were placed."""
     not_checked: dict[str, None]
-    """Hub ids, and config paths of data sets, for which the Hub could not be asked."""
+    """What the Hub could not be asked for: ids of models, and the rows at a config path."""
 
 
 def check_all(
@@ -76,8 +76,7 @@ def check_all(
         for (where, asked), own, check in zip(cells, settings, checks, strict=True)
     ]
     for own, check, (where, asked) in zip(settings, checks, cells, strict=True):
-        can_name_models = check is not None
-        own_inputs = campaigns[asked.cache].of(own) if can_name_models else None
+        own_inputs = campaigns[asked.cache].of(own) if check is check_data else None
         with problems.noted(where):
             _check_room(own, own_inputs, on_paper=on_paper)
     _check_places(settings, folders, problems, on_paper=on_paper)
@@ -94,7 +93,7 @@ def _unasked(error: ConfigError | DataError) -> str | None:
     if isinstance(error, ModelOutOfReach) and known_shape(str(error.value)) is not None:
         return str(error.value)
     if isinstance(error, DataOutOfReach):
-        return str(error).partition(" must ")[0]
+        return f"rows of {str(error).partition(' must ')[0]}"
     return None
 
 
