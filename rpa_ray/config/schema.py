@@ -204,7 +204,7 @@ class ClusterSettings(Settings):
     address: str | None = None
     """Ray address, ``auto`` for a cluster that runs here; None takes RAY_ADDRESS or starts one."""
     machines: MachineSettings | None = None
-    """What `rpa-ray plan` places the work on; None takes this machine."""
+    """What `rpa-ray plan` places the work on, and whose memory bounds it; None: this machine."""
     num_ranks: int = Field(1, ge=1, le=4096)
     """Learner processes."""
     cpus_per_rank: float = Field(1.0, gt=0)

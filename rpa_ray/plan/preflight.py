@@ -13,6 +13,7 @@ from rpa_ray.data.hub import DataOutOfReach, local_cache_alone
 from rpa_ray.data.hub_model import ModelOutOfReach, with_pinned_models
 from rpa_ray.plan.checks.all import check_all
 from rpa_ray.plan.checks.machine import check_checkpoints
+from rpa_ray.plan.checks.settings import check_data_source
 from rpa_ray.plan.load import LoadedConfig
 from rpa_ray.plan.plan import Plan, make_plan
 from rpa_ray.plan.table import (
@@ -66,6 +67,7 @@ def hub_if_in_reach(loaded: LoadedConfig) -> AbstractContextManager[None]:
     """
     for cell in loaded.campaign.cells:
         try:
+            check_data_source(cell)
             with_pinned_data(with_pinned_models(cell))
         except (ModelOutOfReach, DataOutOfReach):
             return local_cache_alone()

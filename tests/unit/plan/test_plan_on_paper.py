@@ -118,6 +118,11 @@ def test_a_model_of_unknown_sizes_is_refused_where_the_hub_is_out_of_reach(own_c
     assert "model.path must be a folder with a model, or a Hub id that can be read" in told
 
 
+def test_data_that_nobody_named_are_refused(own_cache: Path) -> None:
+    told = refusal(own_cache, "data.name=preferences", "data.path=null")
+    assert "data.path must be given where data.name is preferences" in told
+
+
 def test_a_run_needs_the_hub_and_the_machine(own_cache: Path) -> None:
     told = refusal(own_cache, on_paper=False)
     for broken in (
