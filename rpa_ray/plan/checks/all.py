@@ -124,6 +124,8 @@ def _check_settings(
     for check_model in model_checks(settings):
         with problems.noted(where):
             check_model("")
+        if problems.num_noted > before:  # others may follow from that model
+            break
     if not has_source:
         return None
     return check_data if problems.num_noted == before else _check_rows
