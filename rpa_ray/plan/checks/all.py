@@ -120,11 +120,12 @@ def _check_settings(
     before = problems.num_noted
     with problems.noted(where):
         check_data_source(settings)
-    has_source = problems.num_noted == before
+    num_noted = problems.num_noted
+    has_source = num_noted == before
     for check_model in model_checks(settings):
         with problems.noted(where):
             check_model("")
-        if problems.num_noted > before:  # others may follow from that model
+        if problems.num_noted > num_noted:  # others may follow from that model
             break
     if not has_source:
         return None
