@@ -11,7 +11,7 @@ Axis names, the same everywhere:
 Masks are True where the position counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -146,6 +146,7 @@ class Experience:
 
 Batch: TypeAlias = TokenBatch | LabelledBatch | PairBatch | ReferencedPairBatch | Experience
 BatchT = TypeVar("BatchT", bound=Batch)
+RowsT = TypeVar("RowsT", bound=Batch | ScoredRollout)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,6 +234,21 @@ def micro_batches(batch: BatchT, size: int) -> list[BatchT]:
     if total <= size:
         return [batch]
     return [_rows(batch, start, start + size) for start in range(0, total, size)]
+
+
+def joined(parts: Sequence[RowsT]) -> RowsT:
+    """Return parts of equal width as one, in order."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    changed: dict[str, Any] = {}
+    for f in fields(first):
+        values = [getattr(part, f.name) for part in parts]
+        if isinstance(values[0], Tensor):
+            changed[f.name] = torch.cat(values)
+        elif isinstance(values[0], TokenBatch):
+            changed[f.name] = joined(values)
+    return replace(first, **changed)
 
 
 def _rows(batch: BatchT, start: int, end: int) -> BatchT:

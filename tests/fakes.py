@@ -94,6 +94,11 @@ def tiny_engine(
     )
 
 
+def whole_weights(engine: Engine) -> dict[str, Tensor]:
+    """Return on every rank what the first one is given; a collective."""
+    return Ranks.current().broadcast(engine.weights())
+
+
 def token_batch(
     rows: Sequence[Sequence[int]], *, num_prompt_tokens: int = 1, width: int | None = None
 ) -> TokenBatch:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from fakes import (
+    VOCAB_SIZE,
     attach,
     completion_of,
     forward_of,
@@ -15,6 +16,7 @@ from fakes import (
     tiny_engine,
     tiny_policy,
     token_batch,
+    whole_weights,
 )
 from tiny_vectors import TinySecurityVectors
 from torch import Tensor
@@ -204,7 +206,7 @@ class Training:
     def outcome(self) -> dict[str, Any]:
         """Return everything that must not depend on an interruption."""
         return {
-            "weights": self.engine.weights(),
+            "weights": whole_weights(self.engine),
             "masters": _masters(self.engine),
             "attack": self.attack.state_dict(),
             "num_steps": self.num_steps_done,
@@ -262,7 +264,12 @@ class Training:
         chosen = [_answered(prompt, first=5) for prompt in prompts]
         rejected = [_answered(prompt, first=12) for prompt in prompts]
         logprobs = PairLogprobs(
-            chosen, rejected, model=self._reference(), ranks=self.ranks, pad_token_id=0
+            chosen,
+            rejected,
+            model=self._reference(),
+            ranks=self.ranks,
+            pad_token_id=0,
+            vocab_size=VOCAB_SIZE,
         )
         parts["reference_logprobs"] = logprobs
 
@@ -295,6 +302,7 @@ class Training:
             batch_size=BATCH_SIZE,
             group_size=self.attack.answers_per_prompt,
             pad_token_id=0,
+            vocab_size=VOCAB_SIZE,
             seed=0,
             observe=lambda step, completions, scores: samples.write({"step": step}),
         )

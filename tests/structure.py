@@ -11,7 +11,8 @@ PACKAGE = ROOT / "rpa_ray"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"types", "deadline", "terminal", "ops", "config", "scoring", "run_folder"},
-    {"plugin", "data", "cluster", "actors"},
+    {"plugin", "data", "cluster"},
+    {"actors"},
     {"attacks", "defences", "learner", "weight_sync", "world"},
     {"loop", "evaluation", "recipes"},
     {"sources", "plan", "report"},

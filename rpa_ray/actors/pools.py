@@ -50,13 +50,11 @@ class RolloutPool(WorkerPool):
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         version: int,
-        first_index: int = 0,
     ) -> list[Generated]:
         """Return one answer to each prompt (token ids), in their order.
 
-        The answers do not depend on the number of workers, nor, with ``first_index`` as the place
-        of the first prompt in the whole batch, on how many callers share the batch; but in bfloat16
-        on processors with AMX, whose kernels round by the number of rows.
+        The answers do not depend on the number of workers; but in bfloat16 on processors with AMX,
+        whose kernels round by the number of rows.
 
         Raises:
             StaleWeightsError: If an engine does not serve ``version``.
@@ -65,7 +63,7 @@ class RolloutPool(WorkerPool):
         """
         parts = _contiguous_parts(len(prompts), len(self))
         answers = self.call_each(
-            "generate", [(prompts[a:b], sampling, version, first_index + a) for a, b in parts]
+            "generate", [(prompts[a:b], sampling, version, a) for a, b in parts]
         )
         return [answer for part in answers for answer in cast(list[Generated], part)]
 

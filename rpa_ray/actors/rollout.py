@@ -8,12 +8,13 @@ import hashlib
 import math
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rpa_ray.actors.errors import StaleWeightsError
 from rpa_ray.actors.status import WorkerStatus, own_status
+from rpa_ray.data.hub_model import model_folder
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams
@@ -36,7 +37,8 @@ class EngineConfig:
     """What a rollout engine is built from; the weights come later, by a push."""
 
     model_path: str
-    """Folder with a Hugging Face ``config.json``; its weights and tokenizer are not read."""
+    """Folder with a Hugging Face ``config.json``, or a Hub id at a commit, of which each worker has
+    its own copy; weights and tokenizer are not read."""
     max_model_len: int
     """Longest prompt plus answer, in tokens."""
     dtype: str
@@ -118,6 +120,7 @@ class RolloutWorker:
                 no second try would change.
         """
         self._version = None
+        config = replace(config, model_path=model_folder(config.model_path, has_weights=False))
         architecture = _architecture(config)
         if architecture != self._architecture:
             self._shut_down_engine()

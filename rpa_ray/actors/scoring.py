@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rpa_ray.actors.status import WorkerStatus, own_status
+from rpa_ray.data.hub_model import model_folder
 
 if TYPE_CHECKING:
     from rpa_ray.scoring import Scorer
@@ -22,7 +23,8 @@ class ScorerSpec:
     """What a scorer is made from."""
 
     path: str
-    """Folder with model and tokenizer in Hugging Face's format."""
+    """Folder with model and tokenizer in Hugging Face's format, or a Hub id at a commit, of which
+    each worker has its own copy."""
     kind: ScorerKind
     template: str
     """Text that the model reads, with ``{prompt}`` and ``{answer}``."""
@@ -93,7 +95,7 @@ def build_scorer(spec: ScorerSpec) -> "Scorer":
     from rpa_ray.scoring.sequence_classifier import SequenceClassifierScorer
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    path = Path(spec.path)
+    path = Path(model_folder(spec.path))
     if not (path / "config.json").is_file():
         raise ValueError(
             f"path must be a folder with a config.json, got {spec.path}. "

@@ -8,18 +8,31 @@ MAX_SHOWN_CHARS = 200
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be run: names the key, the rule, the value and the remedy."""
+    """A configuration that cannot be run: names the key, the rule, the value and the remedy.
 
-    def __init__(self, key: str, rule: str, value: object, remedy: str) -> None:
+    ``fitting`` holds the setting, by its config path, under which it could be, where one is known.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        rule: str,
+        value: object,
+        remedy: str,
+        *,
+        fitting: Mapping[str, object] | None = None,
+    ) -> None:
         # All four, so that an error that is pickled (raised in a worker) can be made again.
         super().__init__(key, rule, value, remedy)
         self.key = key
         self.rule = rule
         self.value = value
         self.remedy = remedy
+        self.fitting = fitting or {}
 
     def __str__(self) -> str:
-        return f"{self.key} must {self.rule}, got {short(self.value)}. {self.remedy}"
+        key = self.key or repr(self.key)
+        return f"{key} must {self.rule}, got {short(self.value)}. {self.remedy}"
 
 
 def short(value: object) -> str:

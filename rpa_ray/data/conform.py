@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from rpa_ray.config.errors import nearest
+from rpa_ray.config.errors import nearest, short
 from rpa_ray.data.errors import DataError, Problem
 from rpa_ray.data.messages import PROMPT, with_texts
 from rpa_ray.data.schema import ASSISTANT, HUMAN, Column, Kind, Row, RowRule, Schema
@@ -34,6 +34,8 @@ class Origin:
     """From our name of a column to that of the source, where they differ."""
     max_broken_frac: float = 0.0
     """Share of rows that may break a rule; they are left out, and their number is logged."""
+    formats: Mapping[str, Schema] = field(default_factory=dict)
+    """What else the rows may be of, by ``data.name``."""
 
     def name_of(self, column: str) -> str:
         """Return the source's name of one of our columns."""
@@ -91,19 +93,24 @@ def _require_columns(schema: Schema, present: set[str], origin: Origin) -> None:
         if theirs not in present:
             raise DataError.broken_rule(
                 f"data.columns.{own}",
-                f"name a column of {origin.text} (its columns: {sorted(present)})",
+                f"name a column of {origin.text} (its columns: {short(sorted(present))})",
                 repr(theirs),
                 nearest(theirs, present),
             )
-    required = [origin.name_of(column.name) for column in schema.columns if column.required]
+    required = [origin.name_of(name) for name in schema.required]
     missing = [name for name in required if name not in present]
     if missing:
         mapped = ", say in data.columns which they are" if origin.path_key == "data.path" else ""
+        remedy = f"Rename or add them{mapped}, or choose the data set whose format this is."
+        others = [name for name, other in origin.formats.items() if {*other.required} <= present]
+        if len(others) == 1:
+            remedy = f"These are the columns of {others[0]}: set data.name to that."
         raise DataError.broken_rule(
             origin.path_key,
             f"have the columns {required}",
-            f"{origin.text} without {missing} (its columns: {sorted(present)})",
-            f"Rename or add them{mapped}, or choose the data set whose format this is.",
+            f"{origin.text} without {missing} (its columns: {short(sorted(present))})",
+            remedy,
+            fitting={"data.name": others[0]} if len(others) == 1 else {},
         )
 
 

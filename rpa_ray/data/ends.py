@@ -67,11 +67,16 @@ def answer_of(
 
 def _mark(tokenizer: "PreTrainedTokenizerBase", template: Template) -> int | None:
     """Return the id with which the template ends an answer; None where it writes none."""
-    return _chat_mark(tokenizer) if template is Template.MODEL_CHAT else None
+    return turn_end_id(tokenizer) if template is Template.MODEL_CHAT else None
 
 
 @lru_cache(maxsize=8)
-def _chat_mark(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+def turn_end_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Return the id with which the tokenizer's chat template ends a turn; None where with none.
+
+    Raises:
+        DataError: It ends one with something else than one token.
+    """
     text = text_after_answer(tokenizer).strip()
     ids = [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
     known = [token for token in ids if token != tokenizer.unk_token_id]

@@ -1,8 +1,9 @@
 """The error that a user's data can cause, and what every reader refuses alike."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 MAX_ROWS = 10_000_000
 MAX_BYTES = 8 * 2**30
@@ -12,12 +13,27 @@ _POINTER = b"version https://git-lfs"
 
 
 class DataError(ValueError):
-    """Data that cannot be used: names where it comes from, the rule, what is there, the remedy."""
+    """Data that cannot be used: names where it comes from, the rule, what is there, the remedy.
+
+    ``fitting`` holds the setting, by its config path, under which the data could be used.
+    """
+
+    fitting: Mapping[str, Any] = {}
 
     @classmethod
-    def broken_rule(cls, key: str, rule: str, got: object, remedy: str) -> Self:
+    def broken_rule(
+        cls,
+        key: str,
+        rule: str,
+        got: object,
+        remedy: str,
+        *,
+        fitting: Mapping[str, Any] | None = None,
+    ) -> Self:
         """Return the error for the config path ``key``; ``got`` is printed as it is."""
-        return cls(f"{key} must {rule}, got {got}. {remedy}")
+        error = cls(f"{key} must {rule}, got {got}. {remedy}")
+        error.fitting = fitting or {}
+        return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +49,7 @@ class Problem:
 def last_line(error: BaseException) -> str:
     """Return the last line of an error's message, cut to 200 characters."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1][:200]
+    return lines[-1].strip()[:200]
 
 
 def require_size(num_rows: int, num_bytes: int, text: str, path_key: str) -> None:

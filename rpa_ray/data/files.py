@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rpa_ray.data.arrow import require_sound, rows_of
 from rpa_ray.data.errors import DataError, last_line, require_fetched, require_size
 from rpa_ray.data.schema import Row
 
@@ -151,47 +152,25 @@ def rows_of_table(table: "Dataset", text: str, wanted: Wanted, *, divided: bool)
     """Return the wanted columns of a table of the library.
 
     Raises:
-        DataError: It is more than a process holds.
+        DataError: It is more than a process holds, or damaged.
     """
     require_size(table.num_rows, table.data.nbytes, text, wanted.path_key)
     columns = table.column_names
     some = table.select_columns([name for name in columns if name in wanted.columns] or columns)
     try:
+        require_sound(some.data.table)
+    except ValueError as error:
+        raise DataError.broken_rule(
+            wanted.path_key,
+            "hold tables that are whole",
+            f"{text}, {last_line(error)}",
+            "Write the data set again.",
+        ) from error
+    try:
         rows: list[Row] = some.to_list()
     except UnicodeDecodeError:
         rows = rows_of(some.with_format("arrow")[:])
     return RawRows(rows=rows, text=text, divided=divided, columns=columns)
-
-
-def rows_of(batch: pa.RecordBatch | pa.Table) -> list[Row]:
-    """Return the rows of an Arrow batch; bytes that are no UTF-8 become halves of characters.
-
-    Arrow does not look into its texts, so that a file may hold any bytes; the check of the rows
-    refuses them by number.
-    """
-    try:
-        return cast("list[Row]", batch.to_pylist())
-    except UnicodeDecodeError:
-        columns = [[_value(value) for value in column] for column in batch.columns]
-        return [
-            dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)
-        ]
-
-
-def _value(value: pa.Scalar) -> object:
-    if not value.is_valid:
-        return None
-    match value:
-        case pa.DictionaryScalar():
-            return _value(value.value)
-        case pa.StructScalar():
-            return {name: _value(part) for name, part in value.items()}
-        case pa.ListScalar():
-            return [_value(part) for part in value.values]
-        case pa.StringScalar() | pa.StringViewScalar():
-            return value.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
-        case _:
-            return value.as_py()
 
 
 def _read_csv(file: Path, wanted: Wanted) -> list[Row]:

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from rpa_ray.data.errors import DataError, require_size
-from rpa_ray.data.files import SUFFIXES, RawRows, Wanted, read_file, rows_of_table
+from rpa_ray.data.files import SUFFIXES, RawRows, Wanted, kind_of, read_file, rows_of_table
 from rpa_ray.data.schema import Row, Schema
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def read_folder(
     Raises:
         DataError: It has no training split, or files that cannot be read.
     """
+    _require_files(folder, wanted.path_key)
     if all(_files_of(folder, name, wanted.path_key) for name in ("train", "test", split)):
         (file,) = _files_of(folder, split, wanted.path_key)
         return read_files([file], folder, wanted, divided=False)
@@ -60,6 +61,23 @@ def read_files(files: Sequence[Path], folder: Path, wanted: Wanted, *, divided: 
         num_bytes += found.num_bytes
         require_size(len(rows), num_bytes, text, wanted.path_key)
     return RawRows(rows=rows, text=text, divided=divided, columns=columns)
+
+
+def _require_files(folder: Path, path_key: str) -> None:
+    """Refuse names of data files that lead to none: the library passes over what is no file.
+
+    Raises:
+        DataError: There is one, outside of hidden folders.
+    """
+    for path in sorted(folder.rglob("*")):
+        is_hidden = any(part[0] == "." for part in path.relative_to(folder).parts)
+        if kind_of(path) in SUFFIXES and not (is_hidden or path.is_file() or path.is_dir()):
+            raise DataError.broken_rule(
+                path_key,
+                "be a folder of files",
+                f"{path}, a lost link, a pipe, a socket or a device",
+                "Download or copy the file again, or remove the name.",
+            )
 
 
 def _files_of(folder: Path, split: str, path_key: str) -> list[Path]:
@@ -105,7 +123,7 @@ def _saved(folder: Path, path_key: str) -> "Mapping[str, Dataset]":
 
     try:
         found = datasets.load_from_disk(str(folder), keep_in_memory=False)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever its files make the library do
         raise _unreadable(folder, error, path_key) from error
     return found if isinstance(found, datasets.DatasetDict) else {"train": found}
 
@@ -113,12 +131,11 @@ def _saved(folder: Path, path_key: str) -> "Mapping[str, Dataset]":
 def _downloaded(folder: Path, path_key: str) -> dict[str, list[Path]]:
     """Return the files of every split, as the library finds them by name or by a README."""
     import datasets
-    import yaml
 
     with TemporaryDirectory(prefix="rpa-ray-data-") as cache:
         try:
             builder = datasets.load_dataset_builder(str(folder), cache_dir=cache)
-        except (ValueError, OSError, RuntimeError, TypeError, KeyError, yaml.YAMLError) as error:
+        except Exception as error:  # whatever its files make the library do
             raise _unreadable(folder, error, path_key) from error
     found = {
         str(split): [Path(os.path.normpath(file)) for file in files]

@@ -13,7 +13,8 @@ from rpa_ray.data.errors import last_line
 from rpa_ray.data.hub import HUB_ID, HUB_LIMIT_S, is_offline
 from rpa_ray.deadline import answer_within
 
-MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+WEIGHT_FILES = "*.safetensors"
+MODEL_FILES = (WEIGHT_FILES, "*.json", "*.jinja", "*.model", "*.txt")
 """What is downloaded: weights, sizes, tokenizer. No pickles and no code."""
 
 
@@ -93,8 +94,12 @@ def hub_models(settings: ExperimentSettings) -> dict[str, str]:
     return found
 
 
-def model_folder(named: str) -> str:
-    """Return the folder of a model: of a Hub id its files at that commit, fetched where missing."""
+def model_folder(named: str, *, has_weights: bool = True) -> str:
+    """Return the folder of a model: of a Hub id its files at that commit, fetched where missing.
+
+    Processes of one machine that ask at the same time fetch a file once. ``has_weights`` says
+    whether the weights are needed: a rollout engine is pushed its own.
+    """
     if not is_hub_model(named):
         return named
     from huggingface_hub import snapshot_download
@@ -103,7 +108,7 @@ def model_folder(named: str) -> str:
     return snapshot_download(
         repo,
         revision=revision,
-        allow_patterns=list(MODEL_FILES),
+        allow_patterns=[name for name in MODEL_FILES if has_weights or name != WEIGHT_FILES],
         # What it reads of the environment itself does not keep it from asking about a commit.
         local_files_only=is_offline(),
     )

@@ -9,7 +9,7 @@ from rpa_ray.data.conform import Origin, conform
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.files import Wanted
 from rpa_ray.data.folder import read_files, read_folder
-from rpa_ray.data.formats import SCHEMAS
+from rpa_ray.data.formats import FORMATS, SCHEMAS
 from rpa_ray.data.hub import pinned, read_hub
 from rpa_ray.data.schema import ASSISTANT, TEXT_KINDS, Row
 from rpa_ray.data.split import is_held_out
@@ -98,6 +98,13 @@ def _checked(place: _Place, split: Split) -> tuple[list[Row], bool]:
     if path.is_dir():
         raw = read_folder(path, schema, split=split, subset=place.subset, wanted=wanted)
     elif path.exists():
+        if not path.is_file():
+            raise DataError.broken_rule(
+                path_key,
+                "be a file, a folder or a Hub id",
+                f"{place.source}, a pipe, a socket or a device",
+                "Write the rows into a file.",
+            )
         raw = read_files([path], path.parent, wanted, divided=True)
     else:
         source = pinned(place.source, path_key)
@@ -108,6 +115,7 @@ def _checked(place: _Place, split: Split) -> tuple[list[Row], bool]:
         columns=raw.columns,
         names=names,
         max_broken_frac=0.0 if path.exists() else MAX_BROKEN_HUB_FRAC,
+        formats=FORMATS if path_key == "data.path" and not names else {},
     )
     return conform(schema, raw.rows, origin), raw.divided
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from rpa_ray.config.errors import short
 from rpa_ray.data.errors import Problem
 from rpa_ray.data.schema import ASSISTANT, HUMAN, Column, Kind, Row
 
@@ -68,8 +69,8 @@ def _turns(messages: Sequence[object]) -> _Turns:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise _Unfit("a value of type list")
         role, text = message["role"], message["content"]
-        if role not in _MARKS:
-            raise _Unfit(f"a message of the role {role!r}")
+        if not isinstance(role, str) or role not in _MARKS:
+            raise _Unfit(f"a message of the role {short(role)}")
         if not isinstance(text, str):
             raise _Unfit("a message whose content is no text")
         if turns and turns[-1][0] == role:

@@ -62,6 +62,11 @@ class Schema:
     hub_subsets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of the training split by ``data.subset``; empty where that is ``train``."""
 
+    @property
+    def required(self) -> list[str]:
+        """Return the names of the columns that have to be there."""
+        return [column.name for column in self.columns if column.required]
+
     def hub_splits(self, split: str, subset: str | None) -> tuple[str, ...]:
         """Return the names under which the Hub may keep a split, the likeliest first."""
         if split == "test":

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from rpa_ray.config import ConfigError, DataSettings
 from rpa_ray.config.errors import nearest
+from rpa_ray.data.errors import DataError
 from rpa_ray.data.formats import FORMATS
 from rpa_ray.data.hub import pinned, split_id
 from rpa_ray.data.load import Split, load_rows, load_train_and_test
@@ -96,6 +97,7 @@ def check_source(data: DataSettings, where: str) -> None:
                 f"be real where data.name is {data.name}",
                 data.world,
                 "Set data.world: real, and name your file in data.path.",
+                fitting={"data.world": "real"},
             )
         for key in ("path", "safety_path", "columns", "subset"):
             if (value := getattr(data, key)) != getattr(defaults, key):
@@ -104,6 +106,7 @@ def check_source(data: DataSettings, where: str) -> None:
                     "be left out where data.world is embedded",
                     value,
                     "Set data.world: real to read it.",
+                    fitting={"data.world": "real"},
                 )
     elif data.path is None and FORMATS[data.name].hub_id is None:
         raise ConfigError(
@@ -187,13 +190,21 @@ def provenance_of(name: str, place: str, world: str | None, *, path_key: str) ->
         path_key: The config path that errors name.
 
     Raises:
-        DataError: it is a Hub id, and the Hub does not say which commit it names.
+        DataError: it cannot be read, or the Hub does not say which commit it names.
     """
     if world is not None:
         return Provenance(source=f"embedded/{name}", revision=world)
     path = Path(place).expanduser()
     if path.exists():
-        return Provenance(source=place, revision=f"sha256:{_hash_of_files(path)}")
+        try:
+            return Provenance(source=place, revision=f"sha256:{_hash_of_files(path)}")
+        except OSError as error:
+            raise DataError.broken_rule(
+                path_key,
+                "be files that can be read",
+                f"{error.filename or path} ({error.strerror})",
+                "Check the file and its permissions.",
+            ) from error
     repo, revision = split_id(pinned(place, path_key), path_key)
     return Provenance(source=repo, revision=revision or UNPINNED)
 

@@ -157,4 +157,5 @@ def require_rows(rows: Sequence[object], num: int, *, role: str, key: str) -> No
             f"be at most {len(rows)} (the rows of role {role!r})",
             num,
             "Lower it or bring a larger data set.",
+            fitting={key: len(rows)},
         )

@@ -14,7 +14,7 @@ from rpa_ray.evaluation.metrics import metrics_of
 from rpa_ray.evaluation.statistics import Estimate
 from rpa_ray.learner.step import SamplingFailed
 from rpa_ray.ops.kl import kl_full, kl_k1
-from rpa_ray.ops.logprobs import next_token_logprobs
+from rpa_ray.ops.logprobs import next_token_logprobs, rows_at_once
 from rpa_ray.scoring.harm_score import harm_score
 from rpa_ray.scoring.text_rules import copies_prompt, refusal_pattern, repeats, too_short
 from rpa_ray.types import Completion, ModelOutputs, Prompt
@@ -22,7 +22,8 @@ from rpa_ray.types import Completion, ModelOutputs, Prompt
 Forward = Callable[[Tensor, Tensor], ModelOutputs]
 Scored = Callable[[Sequence[tuple[str, str]]], list[float]]
 """Scores of pairs of a prompt and an answer; NaN where there is none."""
-KL_BATCH = 25
+MAX_KL_ROWS = 25
+"""Answers whose distributions are compared at once, fewer where their logits would be large."""
 TEXT_SCORERS: Mapping[str, frozenset[Decoding]] = {
     "judge": frozenset({Decoding.GREEDY, Decoding.SAMPLED, Decoding.POOL}),
     "second_judge": frozenset({Decoding.GREEDY, Decoding.SAMPLED, Decoding.POOL}),
@@ -92,6 +93,8 @@ class Instruments:
     restricted: Sequence[Prompt]
     harmless: Sequence[Prompt]
     pad_token_id: int
+    vocab_size: int
+    """Of the policy."""
     num_samples: int
     """Sampled answers to each restricted prompt."""
     num_resamples: int
@@ -224,8 +227,10 @@ def measure_drift(tools: Instruments, completions: Sequence[Completion]) -> Drif
         SamplingFailed: the policy's probabilities are not finite.
     """
     drift = Drift(k1=[], rao_blackwell=[], served_gap=[])
-    for start in range(0, len(completions), KL_BATCH):
-        part = completions[start : start + KL_BATCH]
+    width = max((len(c.prompt.token_ids) + len(c.token_ids) for c in completions), default=0)
+    size = min(MAX_KL_ROWS, rows_at_once(width, tools.vocab_size))
+    for start in range(0, len(completions), size):
+        part = completions[start : start + size]
         tokens, served = collate_completions(part, tools.pad_token_id)
         with torch.no_grad():
             policy = tools.policy(tokens.input_ids, tokens.attention_mask).logits

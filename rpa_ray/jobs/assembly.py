@@ -25,7 +25,14 @@ from rpa_ray.learner.invariants import require_ends
 from rpa_ray.learner.modules import PolicyModel, add_lora, load_policy
 from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.plugin import Need
-from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellInputs, CellModels, Model, folder_of
+from rpa_ray.recipes.cell_models import (
+    MAX_MODEL_LEN,
+    CellInputs,
+    CellModels,
+    Model,
+    folder_of,
+    place_of,
+)
 from rpa_ray.recipes.to_make import Cell
 from rpa_ray.scoring.batching import padding_id
 from rpa_ray.types import Completion, Metrics, ModelOutputs, Prompt
@@ -117,7 +124,7 @@ class Assembly:
         self._weight_filter = None
         dtype = getattr(torch, self.settings.model.dtype)
         expected = {
-            name: tensor_digest(tensor.to(dtype)) for name, tensor in self.engine.weights().items()
+            name: tensor_digest(tensor.to(dtype)) for name, tensor in self.engine.each_weight()
         }
         self.workers.push_verified(expected)
         return expected
@@ -129,15 +136,12 @@ class Assembly:
         seed: int,
         max_new_tokens: int,
         greedy: bool,
-        first_index: int = 0,
     ) -> list[Completion]:
         """Return one completion of each prompt by the served weights; a collective.
 
-        Each ends at the first of ``ends``, or at the limit.
-
-        ``first_index`` is the place of the first prompt in the batch of all ranks: samples do not
-        depend on how the batch is split (save in bfloat16 on processors with AMX, whose kernels
-        round by the number of rows).
+        Each ends at the first of ``ends``, or at the limit. Samples do not depend on how the
+        prompts of all ranks are split among them (save in bfloat16 on processors with AMX, whose
+        kernels round by the number of rows).
         """
         generated = self.workers.generate(
             [prompt.token_ids for prompt in prompts],
@@ -147,7 +151,6 @@ class Assembly:
                 eos_token_id=self.ends,
                 greedy=greedy,
             ),
-            first_index=first_index,
         )
         require_ends(generated, self.ends, max_new_tokens=max_new_tokens)
         return [
@@ -266,7 +269,10 @@ class Assembly:
             adapters=self.module.adapters(),
         )
         engine = rollout_engine(
-            self.path, self.module, dtype=self.settings.model.dtype, cluster=self.settings.cluster
+            place_of(self.models.policy, self.process.cache),
+            self.module,
+            dtype=self.settings.model.dtype,
+            cluster=self.settings.cluster,
         )
         return WeightSync(
             pool=self.process.rollouts, source=source, engine=engine, rank=self.process.ranks.rank
@@ -277,11 +283,11 @@ class Assembly:
 
 
 def rollout_engine(
-    path: str, module: PolicyModel, *, dtype: str, cluster: ClusterSettings
+    place: str, module: PolicyModel, *, dtype: str, cluster: ClusterSettings
 ) -> EngineConfig:
     """Return from what an engine is built that serves the weights of the module."""
     return EngineConfig(
-        model_path=path,
+        model_path=place,
         max_model_len=min(MAX_MODEL_LEN, _context_of(module)),
         dtype=dtype,
         backend=choose_backend(

@@ -116,6 +116,7 @@ def _pair_logprobs(
         model=model,
         ranks=assembly.process.ranks,
         pad_token_id=assembly.pad_token_id,
+        vocab_size=assembly.module.vocab_size,
     )
 
 
@@ -177,7 +178,7 @@ def _rollout_source(
     pairs: Sequence[SafePair],
     samples: JsonLines,
 ) -> RolloutSource:
-    workers, ranks = assembly.workers, assembly.process.ranks
+    workers = assembly.workers
 
     def generate(prompts: Sequence[Prompt], *, seed: int) -> list[Completion]:
         return assembly.complete(
@@ -185,7 +186,6 @@ def _rollout_source(
             seed=seed,
             max_new_tokens=config.max_new_tokens,
             greedy=False,
-            first_index=ranks.rank * len(prompts),
         )
 
     rewards: dict[str, Score] = {
@@ -210,6 +210,7 @@ def _rollout_source(
         shuffle_rewards=config.shuffle_rewards,
         cost_limit=assembly.settings.evaluation.cost_limit,
         pad_token_id=assembly.pad_token_id,
+        vocab_size=assembly.module.vocab_size,
         seed=assembly.settings.seed,
         served_dtype=assembly.settings.model.dtype if assembly.defence.reads_as_sampled else None,
         observe=_keep_some(

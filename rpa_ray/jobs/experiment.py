@@ -9,8 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from rpa_ray.evaluation.answers import Answer, from_table, to_table
 from rpa_ray.evaluation.looks import dose_metrics, looks_of, resistance
 from rpa_ray.evaluation.measure import Measurement
@@ -74,12 +72,12 @@ def run_experiment(cell: Cell, process: LearnerProcess) -> None:
             }
             metrics = {}
     samples.close()
-    weights = assembly.engine.weights()
+    fingerprint = weights_sha256(assembly.engine.each_weight())
+    if cell.settings.keep_attacked_weights and assembly.num_steps:
+        _keep_weights(assembly)
     if process.ranks.is_main:
         lines = read_lines(cell.folder / METRICS)
         looks = looks_of(before.get("look"), lines)
-        if cell.settings.keep_attacked_weights and assembly.num_steps:
-            _keep_weights(assembly, weights)
         write_json(
             cell.folder / EVALUATION,
             {
@@ -88,7 +86,7 @@ def run_experiment(cell: Cell, process: LearnerProcess) -> None:
                 "throughput": throughput(lines),
                 "resistance": resistance(looks, cell.settings.evaluation.cost_limit),
                 "looks": looks,
-                "weights_sha256": weights_sha256(weights),
+                "weights_sha256": fingerprint,
                 "metrics": metrics | (dose_metrics(looks) if metrics else {}),
                 "metrics_before": before["metrics"],
                 "checks": before["checks"],
@@ -169,7 +167,11 @@ def _read_answers(assembly: Assembly) -> list[Answer]:
     return from_table(pq.read_table(path))
 
 
-def _keep_weights(assembly: Assembly, weights: dict[str, torch.Tensor]) -> None:
+def _keep_weights(assembly: Assembly) -> None:
+    """Write the attacked model into the run folder; a collective."""
+    weights = assembly.engine.weights()
+    if not assembly.process.ranks.is_main:
+        return
     folder = assembly.cell.folder / ATTACKED_MODEL
     save_model(
         folder,

@@ -67,6 +67,7 @@ def measure_model(assembly: Assembly, *, phase: str, fluency_limit: float) -> Me
         restricted=restricted_prompts(assembly),
         harmless=assembly.prompts(harmless, [f"harmless-{i}" for i in range(len(harmless))]),
         pad_token_id=assembly.pad_token_id,
+        vocab_size=assembly.module.vocab_size,
         num_samples=evaluation.num_samples,
         num_resamples=evaluation.num_resamples,
         num_saved_samples=evaluation.num_saved_samples,

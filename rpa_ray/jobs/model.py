@@ -304,6 +304,7 @@ def _margins(
         ),
         ranks=process.ranks,
         pad_token_id=padding_id(tokenizer),
+        vocab_size=model.vocab_size,
     ).margins()
 
 

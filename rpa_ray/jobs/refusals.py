@@ -25,7 +25,7 @@ from rpa_ray.jobs.workers import SharedWorkers
 from rpa_ray.learner.invariants import require_ends
 from rpa_ray.learner.modules import load_policy
 from rpa_ray.recipes.cell_data import CellData
-from rpa_ray.recipes.cell_models import folder_of
+from rpa_ray.recipes.cell_models import folder_of, place_of
 from rpa_ray.recipes.to_make import RefusalJob
 from rpa_ray.run_folder.deletion import delete
 from rpa_ray.run_folder.files import JsonLines, read_lines
@@ -131,7 +131,8 @@ class _Writer:
 
     def __init__(self, job: RefusalJob, process: LearnerProcess) -> None:
         data, cache = job.data, process.cache
-        path = folder_of(CellData(data, cache).language_model(data.refusals.model), cache)
+        model = CellData(data, cache).language_model(data.refusals.model)
+        path, place = folder_of(model, cache), place_of(model, cache)
         self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, trust_remote_code=False
         )
@@ -146,7 +147,9 @@ class _Writer:
         sync = WeightSync(
             pool=process.rollouts,
             source=ShardedSource(module.served_parameters(), dtype=dtype),
-            engine=rollout_engine(path, module, dtype=data.refusals.dtype, cluster=process.cluster),
+            engine=rollout_engine(
+                place, module, dtype=data.refusals.dtype, cluster=process.cluster
+            ),
             rank=process.ranks.rank,
         )
         self._workers = SharedWorkers(
@@ -157,7 +160,7 @@ class _Writer:
         )
         if data.refusals.judge is not None:
             spec = ScorerSpec(
-                path=folder_of(data.refusals.judge, cache),
+                path=place_of(data.refusals.judge, cache),
                 kind="harm_probability",
                 template=PLAIN_QA_ANSWERED,
                 max_length=JUDGE_MAX_TOKENS,
@@ -178,7 +181,6 @@ class _Writer:
                 eos_token_id=self._ends,
                 greedy=True,
             ),
-            first_index=0,
         )
         require_ends(generated, self._ends, max_new_tokens=self._max_new_tokens)
         texts = [answer_of(self._tokenizer, g.token_ids, self._ends) for g in generated]

@@ -7,7 +7,7 @@ from rpa_ray.actors.scoring import ScorerKind, ScorerSpec
 from rpa_ray.config import ExperimentSettings
 from rpa_ray.data.schema import ASSISTANT, HUMAN
 from rpa_ray.data.template import PLAIN_QA_ANSWERED
-from rpa_ray.recipes.cell_models import CellModels, Model, folder_of
+from rpa_ray.recipes.cell_models import CellModels, Model, place_of
 from rpa_ray.recipes.model import ModelRecipe
 
 ANSWER_ALONE = "{answer}"
@@ -41,7 +41,7 @@ def scorer_specs(
     }
     return {
         name: ScorerSpec(
-            path=folder_of(model, cache), kind=kind, template=template, max_length=max_tokens
+            path=place_of(model, cache), kind=kind, template=template, max_length=max_tokens
         )
         for name, (model, kind, template, max_tokens) in rows.items()
         if model is not None

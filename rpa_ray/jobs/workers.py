@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from rpa_ray.actors.errors import WorkerError
-from rpa_ray.actors.pools import RolloutPool, ScorerPool
+from rpa_ray.actors.pools import PendingScores, RolloutPool, ScorerPool
 from rpa_ray.actors.rollout import Generated, Sampling
 from rpa_ray.actors.scoring import ScorerSpec
 from rpa_ray.learner.ranks import Ranks
@@ -65,37 +65,53 @@ class SharedWorkers:
         serve()
         repeat_together(check, mend=serve)
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, first_index: int
-    ) -> list[Generated]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generated]:
         """Return one answer to each of this rank's prompts, by the weights as they are now.
 
-        The weights must not have changed since the last push: they are pushed again where an engine
-        was lost.
+        Each engine is called once for the prompts of all ranks: it answers one call at a time, and
+        many prompts take it little longer than few. The weights must not have changed since the
+        last push: they are pushed again where an engine was lost.
         """
-        return repeat_together(
+        asked = self._ranks.gather(list(prompts))
+        whole = [prompt for part in asked for prompt in part]
+        answers = repeat_together(
             lambda: (
-                self._rollouts.generate(prompts, sampling, self._version, first_index)
-                if prompts
+                self._rollouts.generate(whole, sampling, self._version)
+                if self._ranks.is_main and whole
                 else []
             ),
             mend=self.push,
         )
+        return self._own_part(answers, asked)
 
     def load_scorer(self, name: str, spec: ScorerSpec) -> None:
         """Have a model for scoring ready under ``name``."""
         repeat_together(lambda: self._scorers.load(name, spec))
 
     def score_async(self, name: str, pairs: Pairs) -> Callable[[], list[float]]:
-        """Start scoring this rank's pairs; the returned collective waits for the scores."""
-        pending = self._scorers.score_async(name, pairs)
+        """Start scoring this rank's pairs; both this and what it returns are collectives.
+
+        Each scorer is called once for the pairs of all ranks. The returned call waits for the
+        scores.
+        """
+        asked = self._ranks.gather(list(pairs))
+        whole = [pair for part in asked for pair in part]
+
+        def start() -> PendingScores | None:
+            return self._scorers.score_async(name, whole) if self._ranks.is_main else None
+
+        pending = start()
 
         def mend() -> None:
             nonlocal pending
             self._scorers.wait_until_up()
-            pending = self._scorers.score_async(name, pairs)
+            pending = start()
 
-        return lambda: repeat_together(lambda: pending.result(), mend=mend)
+        def wait() -> list[float]:
+            scores = repeat_together(lambda: pending.result() if pending else [], mend=mend)
+            return self._own_part(scores, asked)
+
+        return wait
 
     def on_main(self, call: Callable[[], T]) -> T:
         """Return on every rank what the scorers answer to the main rank's ``call``."""
@@ -104,6 +120,12 @@ class SharedWorkers:
         )
         answer: T = self._ranks.broadcast(result)  # type: ignore[assignment]  # the main rank's
         return answer
+
+    def _own_part(self, results: list[T], asked: Sequence[Sequence[object]]) -> list[T]:
+        """Return the main rank's results for what this rank asked; those of all are in order."""
+        whole = self._ranks.broadcast(results)
+        start = sum(len(part) for part in asked[: self._ranks.rank])
+        return whole[start : start + len(asked[self._ranks.rank])]
 
 
 def repeat_together(call: Callable[[], T], mend: Callable[[], object] = lambda: None) -> T:

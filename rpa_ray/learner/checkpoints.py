@@ -16,6 +16,7 @@ import re
 import stat
 import time
 from collections.abc import Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -90,7 +91,11 @@ class Checkpoints:
         check_fits(found, num_ranks=self._ranks.size, zero_stage=self._engine.zero_stage)
         try:
             self._engine.load(found / "engine")
-            mine = torch.load(found / f"rank_{self._ranks.rank}.pt", weights_only=True)
+            mine = torch.load(
+                found / f"rank_{self._ranks.rank}.pt",
+                map_location=partial(_to_device, device=self._ranks.device),
+                weights_only=True,
+            )
         except pickle.UnpicklingError:
             raise ConfigError(
                 str(found), "hold tensors and plain values alone", "other objects", _REMEDY
@@ -180,6 +185,14 @@ def latest_checkpoint(folder: Path) -> Path | None:
             f"{torn} must be as it was written, got a torn file. The checkpoint before counts."
         )
     return None
+
+
+def _to_device(storage: Any, saved_on: str, *, device: torch.device) -> Any:
+    """Have what was saved on a GPU on this rank's own, whatever its number was when it was saved.
+
+    Generators and what else was in host memory stay there.
+    """
+    return storage if saved_on == "cpu" else storage.to(device=device)
 
 
 def _refuse_others(checkpoint: Path) -> None:

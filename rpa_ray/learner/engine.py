@@ -258,38 +258,50 @@ class Engine:
         return context
 
     def weights(self) -> dict[str, Tensor]:
-        """Return whole CPU copies of what the model serves, by checkpoint name (collective).
+        """Return all of :meth:`each_weight`."""
+        return dict(self.each_weight())
 
-        An adapter is in the weight that it stands beside.
+    def each_weight(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield name and whole CPU copy of what the model serves, one at a time, by their names.
+
+        A collective that every rank has to exhaust; the first alone gets the weights. An adapter is
+        in the weight that it stands beside.
         """
-        out = {}
         adapters: dict[str, LowRank] = self.module.adapters()  # type: ignore[operator]
-        for name, parameter in self.module.served_parameters():  # type: ignore[operator]
+        for name, parameter in sorted(self.module.served_parameters()):  # type: ignore[operator]
             adapter = adapters.get(name)
             parts = [parameter, adapter.down, adapter.up] if adapter else [parameter]
             with self.gather(parts), torch.no_grad():
+                if self._rank:
+                    continue
                 weight = adapter.merged(parameter) if adapter else parameter.detach()
-                out[name] = weight.to("cpu", copy=True)
-        return out
+                whole = weight.to("cpu", copy=True)
+            yield name, whole
 
     def save(self, folder: Path) -> None:
-        """Write weights, masters, optimizer state and numbers of updates; every rank calls it.
+        """Write trained weights, masters, optimizer state and numbers of updates, on every rank.
 
-        Gradients are not saved: call it between updates.
+        Gradients are not saved: call it between updates. Frozen weights are where they came from.
         """
         numbers = {name: getattr(self, name) for name in _NUMBERS}
-        self._engine.save_checkpoint(str(folder), tag="state", client_state=numbers)
+        self._engine.save_checkpoint(
+            str(folder), tag="state", client_state=numbers, exclude_frozen_parameters=True
+        )
 
     def load(self, folder: Path) -> None:
         """Restore what :meth:`save` wrote on as many ranks; every rank calls it.
 
         Raises:
-            ValueError: the folder holds no saved engine.
+            ValueError: the folder holds no saved engine, or one of other trained weights.
             pickle.UnpicklingError: a file of it holds more than data.
         """
         if not (folder / "state").is_dir():
             raise ValueError(f"folder must hold a saved engine, got {folder}. Name another.")
-        _, client_state = self._engine.load_checkpoint(str(folder), tag="state")
+        from rpa_ray.learner.engine_files import load_trained
+
+        _, client_state = self._engine.load_checkpoint(
+            str(folder), tag="state", custom_load_fn=load_trained
+        )
         self.discard_gradients()
         for name in _NUMBERS:
             setattr(self, name, int(client_state[name]))

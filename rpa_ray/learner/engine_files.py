@@ -3,6 +3,7 @@
 Imported once :func:`rpa_ray.learner.engine.import_deepspeed` has set DeepSpeed up.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
+from torch import Tensor, nn
 
 RECORDS = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
 """What DeepSpeed's state holds beside tensors and plain values: numbers under a name."""
@@ -30,3 +32,23 @@ class EngineFiles(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed's c
         """
         with torch.serialization.safe_globals(RECORDS):
             return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def load_trained(src: Mapping[str, Tensor], dst: nn.Module) -> None:
+    """Give a module the weights of a checkpoint, which has all but the frozen ones.
+
+    Raises:
+        ValueError: The module has others.
+    """
+    found = dst.load_state_dict(src, strict=False)
+    frozen = {
+        name
+        for name, parameter in dst.named_parameters(remove_duplicate=False)
+        if not parameter.requires_grad
+    }
+    wrong = sorted({*found.missing_keys} - frozen) + found.unexpected_keys
+    if wrong:
+        raise ValueError(
+            f"a checkpoint must hold the weights that the module trains, got others: {wrong}. "
+            "Delete it to start that training again."
+        )

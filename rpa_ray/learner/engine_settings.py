@@ -70,8 +70,10 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
                 "betas": list(optimizer.betas),
                 "eps": optimizer.eps,
                 "weight_decay": optimizer.weight_decay,
-                "torch_adam": cpu,
-                **({"fused": True} if cpu else {}),
+                # DeepSpeed's own Adam is compiled at its first use, which asks for the compiler of
+                # the very CUDA that torch was built with.
+                "torch_adam": True,
+                "fused": True,
             },
         },
     }

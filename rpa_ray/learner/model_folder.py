@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from rpa_ray.plugin.adapters import DOWN, PEFT_PREFIX, UP, WEIGHTS
 from rpa_ray.run_folder.files import whole_folder
 
 
-def weights_sha256(weights: Mapping[str, Tensor]) -> str:
-    """Return a hash of names, types, shapes and bytes, independent of their order."""
+def weights_sha256(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """Return a hash of names, types, shapes and bytes of weights in the order of their names."""
     digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
+    for name, weight in weights:
+        tensor = weight.detach().cpu().contiguous()
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -52,6 +52,11 @@ class PolicyModel(nn.Module):
         assert config is not None  # a causal language model has one
         return config
 
+    @property
+    def vocab_size(self) -> int:
+        """Return the number of token ids."""
+        return int(self.policy.config.get_text_config().vocab_size)
+
     def add_cost_head(self, seed: int) -> None:
         """Add a second value head, for costs."""
         self.cost_head = _seeded_linear(self.policy.config.hidden_size, seed + 1)

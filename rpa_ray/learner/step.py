@@ -135,12 +135,17 @@ class Learner:
     ) -> Metrics:
         """Make one update; the schedule of the attack does not count the defence's own."""
         parts = micro_batches(batch, self.engine.settings.micro_batch_size)
-        finite = True
+        num_broken = torch.zeros((), dtype=torch.float64, device=self.engine.device)
+
+        def backward(loss: Tensor) -> None:
+            # Counted on the device and over ranks once an update: what a broken loss adds to the
+            # gradients is thrown away.
+            nonlocal num_broken
+            num_broken = num_broken + (~torch.isfinite(loss.detach())).to(num_broken)
+            self.engine.backward(loss)
 
         def gradients_of(loss: Tensor) -> dict[str, Tensor]:
-            nonlocal finite
-            finite = finite and self._is_finite_everywhere(loss)
-            self.engine.backward(loss)
+            backward(loss)
             shards = self.engine.shards()
             found = {shard.name: shard.gradient.detach().float().clone() for shard in shards}
             self.engine.discard_gradients()
@@ -150,23 +155,19 @@ class Learner:
         context = replace(self.context(), num_terms=num_terms, gradients_of=gradients_of)
 
         def gradient_pass() -> Metrics:
-            nonlocal finite
             metrics: Metrics = {}
             for part in parts:
                 term = objective.loss(self.forward, part, context)
                 is_last = part is parts[-1]
                 extra = self.defence.extra_loss(self.forward, context) if is_last else None
-                loss = term.loss if extra is None else term.loss + extra.loss
-                finite = finite and self._is_finite_everywhere(loss)
-                if finite:
-                    self.engine.backward(loss)
+                backward(term.loss if extra is None else term.loss + extra.loss)
                 metrics = _added(metrics, term.metrics)
                 metrics |= extra.metrics if extra is not None else {}
             return metrics
 
         with self.defence.around_forward():
             metrics = self.defence.compute_gradients(gradient_pass, self.forward, context)
-        if not finite:
+        if self.ranks.sum(num_broken).item() > 0:
             return metrics | self._skip()
         self._num_skipped_in_a_row = 0
         if not is_own and self.engine.num_scheduled_updates == 0:
@@ -202,10 +203,6 @@ class Learner:
         """Return the terms of the whole step's loss, at least 1: without any it is 0, not NaN."""
         total = self.ranks.sum(objective.num_terms(batch).to(torch.float64))
         return max(1, int(total.item()))
-
-    def _is_finite_everywhere(self, loss: Tensor) -> bool:
-        broken = (~torch.isfinite(loss.detach())).to(torch.float64)
-        return bool(self.ranks.sum(broken).item() == 0)
 
     def _skip(self) -> Metrics:
         self.engine.discard_gradients()

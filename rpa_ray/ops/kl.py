@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from rpa_ray.ops.logprobs import in_slices
 from rpa_ray.ops.openrlhf import openrlhf_kl_controllers
 
 MAX_LOG_RATIO = 20.0
@@ -50,6 +51,10 @@ def kl_full(
 
     Exact, so its variance is only that of the sampled text. Exactly 0 for equal logits.
     """
+    return in_slices(_kl_full, policy_logits, reference_logits)
+
+
+def _kl_full(policy_logits: Tensor, reference_logits: Tensor) -> Tensor:
     policy = F.log_softmax(policy_logits.float(), dim=-1)
     reference = F.log_softmax(reference_logits.float(), dim=-1)
     divergence = (policy.exp() * (policy - reference)).sum(dim=-1)

@@ -174,15 +174,14 @@ def scorer_memory(shapes: Mapping[str, ModelShape]) -> Parts:
 
 
 def checkpoint_gib(shape: ModelShape, load: RankLoad) -> float:
-    """Return the GiB of one checkpoint of a training, of all ranks: w (N + adapters) + 12 T.
+    """Return the GiB of one checkpoint of a training, of all ranks: (w + 12) T.
 
-    Two lie side by side while the newer is written.
+    Frozen weights are not in it. Two lie side by side while the newer is written.
     """
-    num_adapter = 0
+    trained = shape.num_parameters
     if load.lora_rank is not None:
-        num_adapter = shape.num_adapter_parameters(load.lora_rank)
-    weights = load.bytes_a_weight * (shape.num_parameters + num_adapter)
-    return (weights + 12 * (num_adapter or shape.num_parameters)) / GIB
+        trained = shape.num_adapter_parameters(load.lora_rank)
+    return (load.bytes_a_weight + 12) * trained / GIB
 
 
 def host_gib(shape: ModelShape, load: RankLoad, num_ranks_on_node: int) -> float:

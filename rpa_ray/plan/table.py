@@ -142,9 +142,9 @@ def _made_from(model: Model | None) -> str:
     if not isinstance(model, ModelRecipe):
         return model
     start = model.start
-    if isinstance(start, ModelRecipe):
-        return f"(on the embedded {start.id})"
-    return f"(on {start})"
+    if start is None:
+        return "the embedded language model"
+    return f"(on the embedded {start.id})" if isinstance(start, ModelRecipe) else f"(on {start})"
 
 
 def counted(num: float, what: str) -> str:

@@ -212,6 +212,7 @@ class CellData:
                 f"be at most {len(found)} (the distinct {what} of the {evaluation.split} split)",
                 num,
                 "Lower it or bring a larger data set.",
+                fitting={"evaluation.num_prompts": len(found)},
             )
         return list(found[:num])
 

@@ -161,7 +161,12 @@ def own_reference(settings: ExperimentSettings) -> str | None:
 
 def folder_of(model: Model, cache: Path) -> str:
     """Return the folder of a model that is made; one of the Hub is fetched where it is not here."""
-    return str(model.folder(cache)) if isinstance(model, ModelRecipe) else model_folder(model)
+    return model_folder(place_of(model, cache))
+
+
+def place_of(model: Model, cache: Path) -> str:
+    """Return what leads every process to a model: its folder, or its Hub id at a commit."""
+    return str(model.folder(cache)) if isinstance(model, ModelRecipe) else model
 
 
 def _hardened(settings: ExperimentSettings, policy: Model, data: CellData) -> Model:

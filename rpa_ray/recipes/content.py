@@ -11,20 +11,26 @@ _END_BYTES = 2**20
 
 
 def content_key(path: str | Path) -> str:
-    """Return 16 hexadecimal digits for what a file or a folder holds; a name that is none as it is.
+    """Return 16 hexadecimal digits for what a file or a folder holds; another name as it is.
+
+    One that cannot be read is a name too: the checks before a start refuse it by its key.
 
     A training changes every part of a weights file, so that its ends tell two models apart without
     reading all of them. Names within a folder count, the folder's own does not.
     """
     root = Path(path)
-    if not os.path.exists(root):  # False also for a name that no file system would take
+    # False also for a name that no file system would take; a pipe has no end to read to.
+    if not (os.path.isfile(root) or os.path.isdir(root)):
         return str(path)
     files = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
     stamps = []
     for file in files:
         name, status = str(file.relative_to(root)), file.stat()
         stamps.append((name, str(file), status.st_size, status.st_mtime_ns))
-    return _key(tuple(stamps))
+    try:
+        return _key(tuple(stamps))
+    except OSError:
+        return str(path)
 
 
 @lru_cache(maxsize=256)

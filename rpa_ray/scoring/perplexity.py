@@ -17,6 +17,9 @@ from transformers import (
 from rpa_ray.scoring.batching import check_template, cut_to, in_batches
 from rpa_ray.scoring.weights import require_every_weight
 
+_MAX_LOGIT_BYTES = 2**30
+"""Of a batch; log-probabilities take as much again."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerNll:
@@ -76,6 +79,7 @@ class PerplexityScorer:
         )
         require_every_weight(path, loading["missing_keys"])
         self._model: PreTrainedModel = model.eval().to(device)
+        self._tokens_at_once = _MAX_LOGIT_BYTES // (4 * model.config.get_text_config().vocab_size)
 
     def score(self, texts: Sequence[tuple[str, str]]) -> list[float]:
         """Return the perplexity of each answer; NaN for an empty one."""
@@ -90,9 +94,11 @@ class PerplexityScorer:
             [*context, *self._ids(answer)]
             for context, (_, answer) in zip(contexts, texts, strict=True)
         ]
+        cut = cut_to(rows, self._max_length)
+        longest = max(map(len, cut), default=1)
         return in_batches(
-            cut_to(rows, self._max_length),
-            batch_size=self._batch_size,
+            cut,
+            batch_size=max(1, min(self._batch_size, self._tokens_at_once // longest)),
             pad_token_id=0,  # never read: the mask hides it and its loss is not counted
             compute=lambda ids, mask, numbers: self._nll_batch(
                 ids, mask, [len(contexts[number]) for number in numbers]

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from rpa_ray.data.collate import TokenRow, collate_tokens
 from rpa_ray.learner.ranks import Ranks
-from rpa_ray.ops.logprobs import answer_logprobs
+from rpa_ray.ops.logprobs import answer_logprobs, rows_at_once
 from rpa_ray.types import ModelOutputs
 
-ROWS_AT_ONCE = 32
+MAX_ROWS = 32
+"""Rows that are read at once, fewer where their logits would be large."""
 Model = Callable[[Tensor, Tensor], ModelOutputs]
 
 
@@ -28,11 +29,13 @@ class PairLogprobs:
         model: Model,
         ranks: Ranks,
         pad_token_id: int,
+        vocab_size: int,
     ) -> None:
         self._rows = [*safe, *unsafe]
         self._model = model
         self._ranks = ranks
         self._pad_token_id = pad_token_id
+        self._vocab_size = vocab_size
         self._logprobs: Tensor | None = None
 
     def of_pair(self, index: int) -> tuple[float, float]:
@@ -66,8 +69,10 @@ class PairLogprobs:
     @torch.no_grad()
     def _of(self, rows: Sequence[TokenRow]) -> list[float]:
         found: list[float] = []
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            batch = collate_tokens(rows[start : start + ROWS_AT_ONCE], self._pad_token_id)
+        width = max((len(row.ids) for row in rows), default=0)
+        size = min(MAX_ROWS, rows_at_once(width, self._vocab_size))
+        for start in range(0, len(rows), size):
+            batch = collate_tokens(rows[start : start + size], self._pad_token_id)
             logits = self._model(batch.input_ids, batch.attention_mask).logits
             ids, mask = batch.input_ids.to(logits.device), batch.loss_mask.to(logits.device)
             found += answer_logprobs(logits, ids, mask).tolist()

@@ -16,7 +16,7 @@ from rpa_ray.data.collate import collate_completions
 from rpa_ray.learner.invariants import require_served
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner, SamplingFailed
-from rpa_ray.ops.logprobs import entropy, next_token_logprobs
+from rpa_ray.ops.logprobs import entropy, next_token_logprobs, rows_at_once
 from rpa_ray.plugin import Attack, Need
 from rpa_ray.scoring.harm_score import harm_score
 from rpa_ray.types import (
@@ -27,6 +27,8 @@ from rpa_ray.types import (
     Prompt,
     ScoredRollout,
     TokenBatch,
+    joined,
+    micro_batches,
     on_device,
 )
 
@@ -74,6 +76,7 @@ class RolloutSource:
         parts: RolloutParts,
         batch_size: int,
         pad_token_id: int,
+        vocab_size: int,
         seed: int,
         observe: Callable[[int, Sequence[Completion], dict[str, list[float]]], None],
         group_size: int = 1,
@@ -92,6 +95,7 @@ class RolloutSource:
         self._parts = parts
         self._batch_size = batch_size
         self._pad_token_id = pad_token_id
+        self._vocab_size = vocab_size
         self._seed = seed
         self._observe = observe
         self._group_size = group_size
@@ -196,26 +200,34 @@ class RolloutSource:
 
     def _unscored(self, tokens: TokenBatch, rollout_logprobs: Tensor) -> ScoredRollout:
         """Return the completions with what the learner and the reference make of them."""
+        # As many parts on every rank: a sharded model reads each of them on all together.
+        widths = self._learner.ranks.gather([tokens.input_ids.shape[1]])
+        size = rows_at_once(max(width for (width,) in widths), self._vocab_size)
+        parts = zip(micro_batches(tokens, size), torch.split(rollout_logprobs, size), strict=True)
         with torch.no_grad(), self._learner.defence.around_rollout():
-            outputs: ModelOutputs = self._learner.forward(tokens.input_ids, tokens.attention_mask)
-            reference = self._parts.reference(tokens.input_ids, tokens.attention_mask)
-            old = next_token_logprobs(outputs.logits, tokens.input_ids)
-            self._check_finite(rollout_logprobs, "rollout engine")
-            self._check_finite(old, "learner")
-            entropies = None
-            if self._needs_entropies:
-                entropies = pad(entropy(outputs.logits[:, :-1]), (1, 0))
-            return ScoredRollout(
-                tokens=tokens,
-                old_logprobs=old,
-                rollout_logprobs=rollout_logprobs,
-                reference_logprobs=next_token_logprobs(reference.logits, tokens.input_ids),
-                values=outputs.values if outputs.values is not None else torch.zeros_like(old),
-                rewards=torch.zeros(len(old), device=old.device),
-                costs=None,
-                cost_values=outputs.cost_values,
-                entropies=entropies,
-            )
+            rollout = joined([self._read(*part) for part in parts])
+        self._check_finite(rollout_logprobs, "rollout engine")
+        self._check_finite(rollout.old_logprobs, "learner")
+        return rollout
+
+    def _read(self, tokens: TokenBatch, rollout_logprobs: Tensor) -> ScoredRollout:
+        outputs: ModelOutputs = self._learner.forward(tokens.input_ids, tokens.attention_mask)
+        reference = self._parts.reference(tokens.input_ids, tokens.attention_mask)
+        old = next_token_logprobs(outputs.logits, tokens.input_ids)
+        entropies = None
+        if self._needs_entropies:
+            entropies = pad(entropy(outputs.logits[:, :-1]), (1, 0))
+        return ScoredRollout(
+            tokens=tokens,
+            old_logprobs=old,
+            rollout_logprobs=rollout_logprobs,
+            reference_logprobs=next_token_logprobs(reference.logits, tokens.input_ids),
+            values=outputs.values if outputs.values is not None else torch.zeros_like(old),
+            rewards=torch.zeros(len(old), device=old.device),
+            costs=None,
+            cost_values=outputs.cost_values,
+            entropies=entropies,
+        )
 
     def _check_finite(self, logprobs: Tensor, whose: str) -> None:
         broken = (~torch.isfinite(logprobs)).any().double()

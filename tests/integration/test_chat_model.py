@@ -71,7 +71,7 @@ def test_a_checkpoint_named_by_a_relative_path_is_measured(
     (summary,) = (cache / "runs").glob(f"evaluate-{folder.name}-*/summary.json")
     (record,) = json.loads(summary.read_text())
     weights = dict(load_policy(folder, dtype=dtype).served_parameters())
-    assert record["weights_sha256"] == weights_sha256(weights)
+    assert record["weights_sha256"] == weights_sha256(sorted(weights.items()))
     # All that are held out, four samples each.
     assert record["metrics"]["harm_greedy"]["n"] == 362
     assert record["metrics"]["harm"]["n"] == 4 * 362

@@ -24,6 +24,7 @@ from fakes import (
     tiny_llama,
     tiny_policy,
     token_batch,
+    whole_weights,
 )
 from safetensors.torch import load_file
 from tiny_vectors import TinySecurityVectors
@@ -260,7 +261,7 @@ def one_step(zero_stage: int, defence: str, micro_batch_size: int, ranks: Ranks)
         frozen=another_model(constrained),
     )
     metrics = learner.step(experience_part(attack, learner))
-    weights = engine.weights() | {"kl_coef": torch.tensor(attack.kl.value)}
+    weights = whole_weights(engine) | {"kl_coef": torch.tensor(attack.kl.value)}
     return {"weights": weights, "metrics": metrics}
 
 
@@ -279,7 +280,7 @@ def attack_step(attack_name: str, zero_stage: int, micro_batch_size: int, ranks:
     learner = learner_of(engine, attack, constrained, ranks=ranks, frozen=another_model())
     metrics = learner.step(batch_part(attack, learner))
     state = {name: torch.tensor(value) for name, value in attack.state_dict().items()}
-    found: Outcome = {"weights": engine.weights() | state, "metrics": metrics}
+    found: Outcome = {"weights": whole_weights(engine) | state, "metrics": metrics}
     return found | ({"served": served(engine, torch.float32)} if lora else {})
 
 
@@ -312,7 +313,9 @@ def served(engine: Engine, dtype: torch.dtype) -> Outcome:
     )
     source.begin_pass(record_digests=True)
     shapes = {name: tuple(weight.shape) for name, weight in source}
-    weights = {name: tensor_digest(weight.to(dtype)) for name, weight in engine.weights().items()}
+    weights = {
+        name: tensor_digest(weight.to(dtype)) for name, weight in whole_weights(engine).items()
+    }
     return {"shapes": shapes, "sent": source.digests, "weights": weights}
 
 
@@ -421,7 +424,7 @@ class Asking(OnlineDefence):
         """The weights at which it asked, and the gradient."""
 
     def compute_gradients(self, gradient_pass: Any, forward: Any, context: StepContext) -> Any:
-        weights = self.engine.weights()
+        weights = whole_weights(self.engine)
         loss = refusals_and_values(forward, context.next_safe_batch(), context.num_ranks)
         self.answers.append((weights, context.gradients_of(loss)))
         return gradient_pass()
@@ -466,7 +469,7 @@ def own_state(engine: Engine) -> Outcome:
     """Return the weights, and masters and moments of what this rank owns, at every stage."""
     optimizer = engine._base_optimizer
     return {
-        "weights": engine.weights(),
+        "weights": whole_weights(engine),
         "masters": [p.detach() for group in optimizer.param_groups for p in group["params"]],
         "adam": [dict(state) for state in optimizer.state.values()],
     }
@@ -478,7 +481,7 @@ def engine_state(engine: Engine) -> Outcome:
 
     parameters = dict(engine.module.named_parameters())
     return {
-        "weights": engine.weights(),
+        "weights": whole_weights(engine),
         "masters": {n: safe_get_full_fp32_param(p) for n, p in parameters.items()},
         "moments": {
             key: {n: safe_get_full_optimizer_state(p, key) for n, p in parameters.items()}

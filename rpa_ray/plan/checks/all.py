@@ -65,21 +65,17 @@ def check_all(
         return found is not None
 
     problems = Problems(passes_over)
-    settings = [following(inputs.settings) for _, inputs in cells]
-    places = [where for where, _ in cells]
-    checks = [
-        _check_settings(own, problems, where) for own, where in zip(settings, places, strict=True)
-    ]
+    settled = [_settled(inputs.settings, problems, where) for where, inputs in cells]
     campaigns = {inputs.cache: CampaignInputs(inputs.cache) for _, inputs in cells}
     found = [
-        own if check is None else _fitted(own, check, campaigns[asked.cache], problems, where)
-        for (where, asked), own, check in zip(cells, settings, checks, strict=True)
+        own if check is None else _with_data(own, check, campaigns[asked.cache], problems, where)
+        for (where, asked), (own, check) in zip(cells, settled, strict=True)
     ]
-    for own, check, (where, asked) in zip(settings, checks, cells, strict=True):
+    for (where, asked), own, (_, check) in zip(cells, found, settled, strict=True):
         own_inputs = campaigns[asked.cache].of(own) if check is check_data else None
         with problems.noted(where):
             _check_room(own, own_inputs, on_paper=on_paper)
-    _check_places(settings, folders, problems, on_paper=on_paper)
+    _check_places(found, folders, problems, on_paper=on_paper)
     problems.refuse()
     placed: list[str] = []
     looked_for: set[str] = set()
@@ -97,7 +93,33 @@ def _unasked(error: ConfigError | DataError) -> str | None:
     return None
 
 
-def _fitted(
+def _settled(
+    asked: ExperimentSettings, problems: Problems, where: str
+) -> tuple[ExperimentSettings, Callable[[CellInputs], None] | None]:
+    """Note what is wrong with settings and models.
+
+    Returns:
+        The settings with those that follow, and which check of the data can still be made of them.
+    """
+    settings = following(asked)
+    for check in SETTINGS_CHECKS:
+        with problems.noted(where):
+            check(settings, "")
+    source, has_source = fitted(settings, check_data_source, problems, where)
+    if source is not settings:  # noted, and tried as it would fit
+        settings = following(source)
+    before = problems.num_noted
+    for check_model in model_checks(settings):
+        with problems.noted(where):
+            check_model("")
+        if problems.num_noted > before:  # others may follow from that model
+            break
+    if not has_source:
+        return settings, None
+    return settings, check_data if problems.num_noted == before else _check_rows
+
+
+def _with_data(
     settings: ExperimentSettings,
     check: Callable[[CellInputs], None],
     campaign: CampaignInputs,
@@ -107,29 +129,7 @@ def _fitted(
     """Note what does not fit the data; return the settings with sizes that follow them."""
     if settings.data.world == "embedded":
         build_world(settings.data.world_seed, campaign.cache)
-    return fitted(settings, lambda one: check(campaign.of(one)), problems, where)
-
-
-def _check_settings(
-    settings: ExperimentSettings, problems: Problems, where: str
-) -> Callable[[CellInputs], None] | None:
-    """Note what is wrong with settings and models; return which check of the data still can be."""
-    for check in SETTINGS_CHECKS:
-        with problems.noted(where):
-            check(settings, "")
-    before = problems.num_noted
-    with problems.noted(where):
-        check_data_source(settings)
-    num_noted = problems.num_noted
-    has_source = num_noted == before
-    for check_model in model_checks(settings):
-        with problems.noted(where):
-            check_model("")
-        if problems.num_noted > num_noted:  # others may follow from that model
-            break
-    if not has_source:
-        return None
-    return check_data if problems.num_noted == before else _check_rows
+    return fitted(settings, lambda one: check(campaign.of(one)), problems, where)[0]
 
 
 def _check_room(settings: ExperimentSettings, inputs: CellInputs | None, *, on_paper: bool) -> None:

@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rpa_ray.config import ConfigError
+from rpa_ray.config.errors import short
 from rpa_ray.data.errors import last_line
 from rpa_ray.plan.checks.model_files import StoredWeight
 from rpa_ray.plan.checks.served_models import ARCHITECTURES, CPU_HEAD_SIZES
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+MAX_COUNT = 1000
+"""Of layers and of labels."""
+_COUNTS = {"num_hidden_layers": "layers", "n_layer": "layers", "num_layers": "layers"}
+_COUNTS |= {"num_labels": "labels", "_num_labels": "labels"}
+"""What ``config.json`` calls them."""
 
 
 class Use(NamedTuple):
@@ -52,6 +59,7 @@ def check_use(
     Raises:
         ConfigError: with what it is and what it should be.
     """
+    _check_counts(folder, key)
     config = _config_of(folder, key)
     named = _own_architecture(folder)
     _check_kind(named, config, use, key)
@@ -62,6 +70,20 @@ def check_use(
     with _quiet():
         _check_weights(folder, config, weights, use, key)
     return config
+
+
+def _check_counts(folder: Path, key: str) -> None:
+    """Refuse more layers or labels than a model has: for each of them something is built."""
+    tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for part in (tree, tree.get("text_config")):
+        for name in sorted(_COUNTS.keys() & part.keys()) if isinstance(part, dict) else ():
+            if isinstance(part[name], int) and part[name] > MAX_COUNT:
+                raise ConfigError(
+                    key,
+                    f"have at most {MAX_COUNT} {_COUNTS[name]}, by its config.json",
+                    f"{name} {short(part[name])} in {folder}",
+                    "Mend the file, or take another model.",
+                )
 
 
 def _config_of(folder: Path, key: str) -> "PretrainedConfig":

@@ -165,6 +165,7 @@ def _require_rows(key: str, num: int, num_rows: int, what: str) -> None:
             f"be at most {num_rows} ({what})",
             num,
             "Lower it or bring a larger data set.",
+            fitting={key: num_rows},
         )
 
 

@@ -4,7 +4,6 @@ The embedded world has enough of everything: its experiments stay as they are.
 """
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ from rpa_ray.data.template import Template
 from rpa_ray.plan.checks.problems import Problems
 
 Check = Callable[[ExperimentSettings], None]
-_AT_MOST = re.compile(r"([\w.]+) must be at most (\d+) \(")
-_FITTING = (
+_SIZES = (
     "data.num_samples",
     "data.reward_model.num_pairs",
     "evaluation.judge.num_rows",
@@ -62,42 +60,43 @@ _MEASURING = (
 
 def fitted(
     settings: ExperimentSettings, check: Check, problems: Problems, where: str
-) -> ExperimentSettings:
-    """Return the settings with the sizes that were not set lowered to what the data have.
+) -> tuple[ExperimentSettings, bool]:
+    """Return settings that fit the data, as far as errors say which do, and whether all do.
+
+    Sizes that were not set are lowered to what the data have; whatever else does not fit is a
+    problem, and the settings that would fit are tried to find the next.
 
     Args:
         settings: Of a cell.
         check: Refuses what does not fit the data, one thing at a time.
-        problems: Takes what else is wrong, sizes that were set and do not fit among it.
+        problems: Takes what is wrong, sizes that were set and do not fit among it.
         where: Prefix of the cell's keys in errors.
     """
     asked, tried, told = settings, set[str](), set[str]()
     while True:
         try:
             check(settings)
-        except DataError as error:
-            found = _AT_MOST.match(str(error))
-            key = found[1] if found else ""
-            fitting = _fitting(settings, key, int(found[2])) if found else 0
-            if key not in _FITTING or key in tried or not fitting:
+        except (ConfigError, DataError) as error:
+            key = next(iter(error.fitting), "")
+            value: Any = error.fitting.get(key)
+            if key in _SIZES:
+                value = _fitting(settings, key, value)
+            if not value or key in tried:
                 problems.note(error, where)
-                return settings
+                return settings, False
             tried.add(key)
             own = _own_key(settings, key)
-            if _is_set(asked, own):
-                problems.note_size(None if own in told else error, where, own, fitting)
+            if key not in _SIZES or _is_set(asked, own):
+                problems.note_fitting(None if own in told else error, where, own, value)
                 told.add(own)
-            settings = _with(settings, own, fitting)
-        except ConfigError as error:
-            problems.note(error, where)
-            return settings
+            settings = _with(settings, own, value)
         else:
-            return settings
+            return settings, True
 
 
 def departures(asked: ExperimentSettings, found: ExperimentSettings) -> dict[str, Any]:
     """Return, by key, the settings that were not asked for but follow, with their values."""
-    keys = ["data.template", "data.helpful_path", *_FITTING, *_MEASURING]
+    keys = ["data.template", "data.helpful_path", *_SIZES, *_MEASURING]
     pairs = {key: (_value(asked, key), _value(found, key)) for key in keys}
     return {key: new for key, (old, new) in pairs.items() if old != new}
 

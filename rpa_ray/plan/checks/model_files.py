@@ -42,6 +42,7 @@ def check_files(folder: Path, key: str) -> None:
         ConfigError: with the file, what is wrong with it and what to do.
     """
     _refuse_adapter(folder, key)
+    _refuse_endless(folder, key)
     require_json_object(
         folder / "config.json", key, "be a model folder with a config.json that can be read"
     )
@@ -136,6 +137,10 @@ def _weight_files(folder: Path, key: str) -> list[Path]:
         rule = f"have an {INDEX} that names the shard of every weight"
         raise ConfigError(key, rule, str(folder / INDEX), _SAVE_AGAIN)
     shards = sorted(set(shard_of.values()))
+    foreign = [shard for shard in shards if Path(shard).name != shard]
+    if foreign:
+        rule = f"have an {INDEX} that names files beside it"
+        raise ConfigError(key, rule, foreign[0], _SAVE_AGAIN)
     lost = [shard for shard in shards if not (folder / shard).is_file()]
     if lost:
         raise ConfigError(
@@ -156,6 +161,18 @@ def _refuse_adapter(folder: Path, key: str) -> None:
             "Merge it: AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload(), then "
             "save_pretrained of model and tokenizer.",
         )
+
+
+def _refuse_endless(folder: Path, key: str) -> None:
+    """Refuse what is neither file nor folder: to read it may never end."""
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ConfigError(
+                key,
+                "hold files, and no pipes, sockets or devices",
+                str(path),
+                "Remove it, or put the file in its place.",
+            )
 
 
 def _refuse_pointers(folder: Path, key: str) -> None:

@@ -17,6 +17,7 @@ from rpa_ray.data.hub_model import is_hub_model, pinned_model
 from rpa_ray.data.template import Template
 from rpa_ray.defences import defence_of
 from rpa_ray.plan.checks.architectures import Use, check_use
+from rpa_ray.plan.checks.generation import check_generation
 from rpa_ray.plan.checks.model_files import check_files, stored_weights
 from rpa_ray.plan.checks.tokenizer import check_tokenizer
 from rpa_ray.recipes.cell_data import CellData
@@ -32,6 +33,7 @@ def check_models(settings: ExperimentSettings, where: str) -> None:
 
     Raises:
         ConfigError: with the key that names it.
+        DataError: the template of the policy is one that answers cannot be learned in.
     """
     for check in model_checks(settings):
         check(where)
@@ -149,6 +151,8 @@ def _check_folder(
     weights = stored_weights(folder, "")
     config = check_use(folder, weights, use, "")
     check_tokenizer(folder, config, writes_chat=writes_chat, key="")
+    if use.num_labels is None:
+        check_generation(folder, config, "")
 
 
 def _refuse_foreign_code(config: Path, key: str) -> None:

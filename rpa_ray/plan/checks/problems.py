@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
@@ -26,7 +27,7 @@ class Problems:
     ) -> None:
         self._passes_over = passes_over
         self._found: dict[str, tuple[ConfigError | DataError, list[str]]] = {}
-        self._fitting: dict[str, int] = {}
+        self._fitting: dict[str, Any] = {}
 
     @property
     def num_noted(self) -> int:
@@ -47,11 +48,14 @@ class Problems:
             return
         self._found.setdefault(str(error), (error, []))[1].append(where)
 
-    def note_size(self, error: DataError | None, where: str, key: str, fitting: int) -> None:
-        """Keep what fits of a size that was set, and its error if none of it was kept yet."""
+    def note_fitting(
+        self, error: ConfigError | DataError | None, where: str, key: str, value: Any
+    ) -> None:
+        """Keep what fits in place of a setting, and the error if none of it was kept yet."""
         if error is not None:
             self.note(error, where)
-        self._fitting[key] = min(fitting, self._fitting.get(key, fitting))
+        known = self._fitting.get(key, value)
+        self._fitting[key] = min(known, value) if isinstance(value, int) else value
 
     def refuse(self) -> None:
         """Return where nothing was found.
@@ -75,10 +79,10 @@ class Problems:
         if len(found) > MAX_SHOWN:
             lines.append(f"... and {len(found) - MAX_SHOWN} more")
         if self._fitting:
-            sizes = " ".join(f"--set {key}={num}" for key, num in self._fitting.items())
+            words = " ".join(f"--set {key}={value}" for key, value in self._fitting.items())
             if len(found) == 1:
-                raise DataError(f"{texts[0]} What fits the data: {sizes}")
-            lines.append(f"These sizes fit the data: {sizes}")
+                raise DataError(f"{texts[0]} What fits the data: {words}")
+            lines.append(f"This fits the data: {words}")
         raise Refused("\n".join([f"{len(found)} things must change first:", *lines]))
 
 

@@ -1,17 +1,24 @@
 """Whether the tokenizer of a model folder and its chat template can be read and used."""
 
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpa_ray.config import ConfigError
+from rpa_ray.data.ends import turn_end_id
 from rpa_ray.data.errors import last_line
+from rpa_ray.deadline import answer_within
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+PROBE = "What is a river?"
+"""What every tokenizer and chat template can read."""
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 """Where transformers looks for a chat template, in this order."""
+_TEMPLATE_LIMIT_S = 2.0
+_BOTH = "a question and its answer"
 _TEMPLATE_NAMES = ("<template>", "<unknown>")
 """What jinja calls a template that it was given as a text."""
 
@@ -29,6 +36,7 @@ def check_tokenizer(
 
     Raises:
         ConfigError: with the file and what is wrong with it.
+        DataError: its chat template is one that answers cannot be learned in.
     """
     tokenizer = _read(folder, key)
     if tokenizer.eos_token_id is None:
@@ -59,7 +67,7 @@ def _read(folder: Path, key: str) -> "PreTrainedTokenizerBase":
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False
         )
-        return tokenizer
+        ids = tokenizer(PROBE)["input_ids"]
     except Exception as error:  # whatever its files make its class do
         raise ConfigError(
             key,
@@ -67,24 +75,41 @@ def _read(folder: Path, key: str) -> "PreTrainedTokenizerBase":
             str(folder),
             f"{last_line(error)}: check its files.",
         ) from error
+    if not ids:
+        raise ConfigError(
+            key,
+            f"have a tokenizer that reads {PROBE!r}",
+            f"no token of it in {folder}",
+            "Its vocabulary is lost: save model and tokenizer again.",
+        )
+    return tokenizer
 
 
 def _check_template(folder: Path, tokenizer: "PreTrainedTokenizerBase", key: str) -> None:
     """Refuse a chat template that cannot write a question, or a question and its answer."""
-    question = {"role": "user", "content": "What is a river?"}
+    question = {"role": "user", "content": PROBE}
     answer = {"role": "assistant", "content": "Water that runs to the sea."}
     for turns, is_asked in (([question], True), ([question, answer], False)):
+        write = partial(
+            tokenizer.apply_chat_template, turns, tokenize=False, add_generation_prompt=is_asked
+        )
+        cause: Exception | None = None
         try:
-            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=is_asked)
+            text = str(answer_within(_TEMPLATE_LIMIT_S, write))
         except Exception as error:  # a template is a program: it can raise whatever it likes
-            file = next(f for f in _TEMPLATE_FILES if (folder / f).is_file())
-            what = "a question" if is_asked else "a question and its answer"
-            raise ConfigError(
-                key,
-                f"have a chat template that can write {what}",
-                f"{folder / file}{_line_of(error)}: {last_line(error)}",
-                "Mend the template, or set data.template: plain_qa.",
-            ) from error
+            cause, problem = error, f"{_line_of(error)}: {last_line(error)}"
+        else:
+            if all(turn["content"] in text for turn in turns):
+                continue
+            problem = f": it writes {text[:60]!r}"
+        file = next((f for f in _TEMPLATE_FILES if (folder / f).is_file()), _TEMPLATE_FILES[0])
+        raise ConfigError(
+            key,
+            f"have a chat template that can write {'a question' if is_asked else _BOTH}",
+            f"{folder / file}{problem}",
+            "Mend the template, or set data.template: plain_qa.",
+        ) from cause
+    turn_end_id(tokenizer)
 
 
 def _line_of(error: Exception) -> str:

@@ -41,6 +41,24 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
         RolloutWorker().load(config)
 
 
+def test_an_engine_of_the_hub_is_built_from_the_files_here_without_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LlamaConfig().save_pretrained(tmp_path)
+    built: list[str] = []
+
+    def snapshot_download(repo: str, *, allow_patterns: list[str], **_: object) -> str:
+        assert not [pattern for pattern in allow_patterns if "safetensors" in pattern]
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr(rollout, "_build_engine", lambda config: built.append(config.model_path))
+    worker = RolloutWorker()
+    monkeypatch.setattr(worker, "health", lambda: None)
+    worker.load(EngineConfig(model_path="owner/name@0123", max_model_len=8, dtype="float32"))
+    assert built == [str(tmp_path)]
+
+
 @pytest.mark.parametrize(
     ("sizes", "num_bytes"),
     [

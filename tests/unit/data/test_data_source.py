@@ -9,6 +9,7 @@ import pytest
 
 from rpa_ray.config import ConfigError, DataSettings
 from rpa_ray.data import hub
+from rpa_ray.data.errors import DataError
 from rpa_ray.data.source import UNPINNED, DataSource, _hash_of, check_source, provenance_of
 from rpa_ray.plan import parse_tree
 
@@ -144,6 +145,17 @@ def test_the_key_of_a_file_is_its_content_and_the_columns_read(tmp_path: Path) -
         key_of("preferences", str(one), columns=columns),
     }
     assert len(keys) == 4
+
+
+def test_a_file_that_cannot_be_read_is_refused_by_its_key(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.symlink_to("/proc/self/mem")  # opens, and gives an error when read
+    with pytest.raises(DataError) as caught:
+        provenance_of("preferences", str(file), None, path_key="data.path")
+    assert str(caught.value) == (
+        f"data.path must be files that can be read, got {file} (Input/output error). "
+        "Check the file and its permissions."
+    )
 
 
 def test_new_settings_are_off_by_default() -> None:

@@ -201,19 +201,52 @@ def lost_table(folder: Path) -> None:
         file.unlink()
 
 
+def empty_table(folder: Path) -> None:
+    none = datasets.Dataset.from_dict({"prompt": []})
+    datasets.DatasetDict({"train": none, "test": none}).save_to_disk(str(folder))
+
+
 def pictures(folder: Path) -> None:
     folder.mkdir()
     (folder / "one.png").write_bytes(b"x")
 
 
 @pytest.mark.parametrize(
-    "made", [Path.mkdir, torn_readme, files_elsewhere, torn_table, lost_table, pictures]
+    "made",
+    [Path.mkdir, torn_readme, files_elsewhere, torn_table, lost_table, empty_table, pictures],
 )
 def test_a_folder_of_something_else_is_refused(
     tmp_path: Path, made: Callable[[Path], None]
 ) -> None:
     made(tmp_path / "folder")
     refusal(tmp_path / "folder")
+
+
+def test_a_saved_table_that_points_out_of_its_memory_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "saved")
+    (file,) = (tmp_path / "saved" / "train").glob("*.arrow")
+    whole = file.read_bytes()
+    first = pa.array([str(row["prompt"]) for row in rows_of(0, 3)])  # the offsets begin so
+    offsets = first.buffers()[1].to_pybytes()[:16]
+    assert offsets in whole
+    file.write_bytes(whole.replace(offsets, offsets[:7] + b"\x7f" + offsets[8:]))
+    message = refusal(tmp_path / "saved")
+    assert message.startswith("data.path must hold tables that are whole, got ")
+    assert message.endswith(". Write the data set again.")
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, lambda file: file.symlink_to("nowhere")])
+@pytest.mark.parametrize("name", ["test.jsonl", "data/test-00000-of-00001.parquet"])
+def test_a_name_of_a_data_file_that_leads_to_none_is_refused(
+    tmp_path: Path, name: str, put: Callable[[Path], None]
+) -> None:
+    write(tmp_path / name.replace("test", "train"), rows_of(0, 50))
+    load(tmp_path)
+    put(tmp_path / name)
+    assert refusal(tmp_path) == (
+        f"data.path must be a folder of files, got {tmp_path / name}, a lost link, a pipe, a "
+        "socket or a device. Download or copy the file again, or remove the name."
+    )
 
 
 def test_what_a_folder_is_called_by_follows_all_that_is_read(tmp_path: Path) -> None:

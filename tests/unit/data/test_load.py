@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -331,6 +332,20 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["/no/such/folder", "rows.jsonl", "data/rows.parquet", "a b/c"])
 def test_a_path_that_is_not_there_is_no_hub_id(source: str) -> None:
     assert "be an existing folder or file, or a Hub id" in error_of(source)
+
+
+def test_a_pipe_is_refused_unread(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    message = error_of(tmp_path / "rows.jsonl", "preferences")
+    assert message.startswith("data.path must be a file, a folder or a Hub id, got ")
+    assert message.endswith("rows.jsonl, a pipe, a socket or a device. Write the rows into a file.")
+
+
+def test_of_many_columns_the_first_are_listed(tmp_path: Path) -> None:
+    file = write(tmp_path / "wide.jsonl", [{f"column{i:04}": i for i in range(3000)}])
+    message = error_of(file, "preferences")
+    assert "(its columns: ['column0000', 'column0001', " in message
+    assert len(message) < 600
 
 
 def test_an_unknown_format_lists_the_known_ones(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def test_helpfulness_dialogues_may_have_several_turns(tmp_path: Path) -> None:
     ("changes", "column", "found"),
     [
         ({"prompt": [{"role": "system", "content": "s"}, user("ask")]}, "prompt", "the role 'sys"),
+        ({"prompt": [{"role": ["user"], "content": "a"}]}, "prompt", "of the role ['user']"),
         ({"prompt": [user("a"), assistant("b"), user("c")]}, "prompt", "messages of several turns"),
         ({"prompt": [assistant("a")]}, "prompt", "messages that end with one of the assistant"),
         ({"prompt": [user("a"), user("b")]}, "prompt", "two messages of the user one after"),

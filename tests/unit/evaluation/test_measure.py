@@ -86,6 +86,7 @@ def instruments(**changes: object) -> Instruments:
         "restricted": RESTRICTED,
         "harmless": HARMLESS,
         "pad_token_id": 0,
+        "vocab_size": 24,
         "num_samples": 3,
         "num_resamples": 100,
         "num_saved_samples": 100,
@@ -148,6 +149,22 @@ def test_judge_and_harm_are_correlated_where_answers_differ() -> None:
 def test_identical_models_have_no_divergence() -> None:
     found = means(instruments())
     assert (found["kl_seq_rb"], found["kl_seq_k1"]) == (0.0, 0.0)
+
+
+def test_distributions_are_compared_singly_where_their_logits_are_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = [completion(prompt, "x") for prompt in RESTRICTED]
+    whole = measure_drift(instruments(), found)
+    monkeypatch.setattr("rpa_ray.ops.logprobs.MAX_LOGIT_BYTES", 1)
+    sizes: list[int] = []
+
+    def policy(input_ids: Tensor, attention_mask: Tensor) -> ModelOutputs:
+        sizes.append(len(input_ids))
+        return uniform(input_ids, attention_mask)
+
+    assert measure_drift(instruments(policy=policy), found) == whole
+    assert sizes == [1] * len(found)
 
 
 def test_divergence_is_summed_over_the_tokens_of_an_answer() -> None:

@@ -6,7 +6,15 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from fakes import ONE_RANK, completion_of, forward_of, learner_of, tiny_engine, tiny_policy
+from fakes import (
+    ONE_RANK,
+    VOCAB_SIZE,
+    completion_of,
+    forward_of,
+    learner_of,
+    tiny_engine,
+    tiny_policy,
+)
 from torch import Tensor
 
 from rpa_ray.attacks import ATTACKS
@@ -46,6 +54,7 @@ class Stand:
         self.batch_size = BATCH_SIZE
         self.num_steps = self.attack.num_batches(self.settings.data.num_samples)
         self.pad_token_id = 0
+        self.module = SimpleNamespace(vocab_size=VOCAB_SIZE)
         self.training = SimpleNamespace(state=dict[str, Any]())
         self.rows: list[tuple[str, str]] = []
         self.masks: set[str] = set()

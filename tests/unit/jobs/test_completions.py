@@ -24,9 +24,7 @@ class Workers:
         self.answer = answer
         self.asked: list[Sampling] = []
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, first_index: int
-    ) -> list[Generated]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generated]:
         self.asked.append(sampling)
         return [self.answer for _ in prompts]
 

@@ -31,6 +31,7 @@ def measured(
         prompts=lambda texts, ids: [],
         original_outputs=None,
         pad_token_id=0,
+        module=SimpleNamespace(vocab_size=24),
         engine=SimpleNamespace(num_updates=num_updates),
     )
     return measure_model(assembly, phase="before", fluency_limit=1.0)

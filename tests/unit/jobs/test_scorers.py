@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import huggingface_hub
 import pytest
 
 from rpa_ray.config import ExperimentSettings
@@ -89,19 +88,12 @@ def test_a_finished_helpfulness_model_reads_a_dialogue_that_ends_with_the_answer
     assert text == "\n\nHuman: How do I mend a lamp?\n\nAssistant: Turn the screw."
 
 
-def test_a_scorer_of_the_hub_is_read_from_the_folder_of_its_commit(
-    settings: ExperimentSettings,
-    models: CellModels,
-    world_cache: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_scorer_of_the_hub_is_told_by_its_commit(
+    settings: ExperimentSettings, models: CellModels, world_cache: Path
 ) -> None:
-    def snapshot_download(repo: str, *, revision: str, **_: object) -> str:
-        return f"/hub/{repo}/{revision}"
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     named = replace(models, helpfulness="somebody/helpful@0123")
     spec = scorer_specs(named, settings, world_cache)["helpfulness"]
-    assert spec.path == "/hub/somebody/helpful/0123"
+    assert spec.path == "somebody/helpful@0123"
 
 
 def test_a_dialogue_of_the_public_set_is_read_as_it_is_written_there() -> None:

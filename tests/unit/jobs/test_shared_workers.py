@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,10 +120,10 @@ class Rollouts:
     """An engine that is lost once."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[int, int]] = []
+        self.asked: list[int] = []
 
-    def generate(self, prompts: Any, sampling: Any, version: int, first_index: int) -> list[str]:
-        self.asked.append((version, first_index))
+    def generate(self, prompts: Any, sampling: Any, version: int) -> list[str]:
+        self.asked.append(version)
         if len(self.asked) == 1:
             raise WorkerError("rollout worker 0 must answer generate, got ActorDiedError")
         return ["answer"]
@@ -134,10 +135,10 @@ def test_a_lost_engine_is_refitted_under_a_new_version_before_it_answers() -> No
     workers = shared_workers.SharedWorkers(ranks=ONE_RANK, **stand_ins)
     workers.push()
     sampling: Any = None
-    assert workers.generate([[1]], sampling, first_index=4) == ["answer"]
+    assert workers.generate([[1]], sampling) == ["answer"]
     first, second = sync.versions
     assert second == first + 1
-    assert rollouts.asked == [(first, 4), (second, 4)]
+    assert rollouts.asked == [first, second]
 
 
 def test_two_processes_never_push_under_the_same_version() -> None:
@@ -150,3 +151,47 @@ def test_two_processes_never_push_under_the_same_version() -> None:
             workers.push()
         versions += sync.versions
     assert len(set(versions)) == 24
+
+
+class OneOfTwo:
+    """A rank of two, of which the first asks for a and b, the second for c."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.is_main = rank == 0
+
+    def gather(self, values: list[Any]) -> list[list[Any]]:
+        assert values == PARTS[self.rank]
+        return PARTS
+
+    def broadcast(self, value: Any) -> Any:
+        return value if self.is_main or isinstance(value, int) else ["A", "B", "C"]
+
+
+PARTS = [["a", "b"], ["c"]]
+
+
+class Whole:
+    """Pools that answer in capitals."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def generate(self, prompts: list[str], sampling: Any, version: int) -> list[str]:
+        self.asked.append(prompts)
+        return [prompt.upper() for prompt in prompts]
+
+    def score_async(self, name: str, pairs: list[str]) -> Any:
+        return SimpleNamespace(result=lambda: self.generate(pairs, None, 0))
+
+
+@pytest.mark.parametrize(("rank", "own"), [(0, ["A", "B"]), (1, ["C"])])
+def test_the_main_rank_asks_once_for_all_and_each_gets_its_part(rank: int, own: list[str]) -> None:
+    whole: Any = Whole()
+    ranks: Any = OneOfTwo(rank)
+    workers = shared_workers.SharedWorkers(ranks=ranks, rollouts=whole, scorers=whole, sync=whole)
+    sampling: Any = None
+    asked: Any = PARTS[rank]
+    assert workers.generate(asked, sampling) == own
+    assert workers.score_async("reward", asked)() == own
+    assert whole.asked == ([["a", "b", "c"]] * 2 if rank == 0 else [])

@@ -359,6 +359,12 @@ def test_a_folder_without_a_saved_engine_is_refused(tmp_path: Path) -> None:
         tiny_engine(zero_stage=1).load(tmp_path)
 
 
+def test_weights_come_one_at_a_time_in_the_order_of_their_names() -> None:
+    engine = tiny_engine()
+    names = [name for name, _ in engine.each_weight()]
+    assert names == sorted(name for name, _ in engine.module.served_parameters())
+
+
 def test_weights_are_copies_that_later_steps_do_not_touch() -> None:
     engine = tiny_engine(zero_stage=0)
     before = engine.weights()
@@ -378,6 +384,16 @@ def test_the_config_holds_the_global_batch_and_the_optimizer() -> None:
     assert config["optimizer"]["params"]["lr"] == 3e-4
     assert config["optimizer"]["params"]["weight_decay"] == 0.1
     assert config["optimizer"]["params"]["betas"] == [0.8, 0.9]
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_adam_is_torchs_own_which_is_not_compiled_at_its_first_use(
+    has_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    config = deepspeed_config(settings_of(OptimizerSettings(learning_rate=3e-4, num_steps=1)))
+    params = config["optimizer"]["params"]
+    assert params["torch_adam"] and params["fused"]
 
 
 def test_keys_of_the_users_own_deepspeed_file_win(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -198,3 +199,34 @@ def test_what_is_served_after_training_is_what_was_trained() -> None:
     plain.load_state_dict(engine.weights(), strict=False)
     expected = learner.forward(IDS, MASK).logits
     torch.testing.assert_close(plain(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_checkpoint_holds_what_is_trained_and_no_frozen_weight(
+    zero_stage: int, tmp_path: Path
+) -> None:
+    def engine_of(seed: int) -> Any:
+        return tiny_engine(module=adapted(seed=seed), zero_stage=zero_stage)
+
+    engine = engine_of(1)
+    learner = learner_of(engine, SFT(SFT.Config()))
+    learner.step(BATCH)
+    engine.save(tmp_path)
+    names = set[str]()
+    for file in (tmp_path / "state").glob("*model_states.pt"):
+        names |= torch.load(file, weights_only=False)["module"].keys()
+    trained = {name for name, p in engine.module.named_parameters() if p.requires_grad}
+    assert names & {name for name, _ in engine.module.named_parameters()} == trained
+    resumed = engine_of(2)
+    resumed.load(tmp_path)
+    assert resumed.weights().keys() == engine.weights().keys()
+    for name, weight in engine.weights().items():
+        assert torch.equal(resumed.weights()[name], weight)
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_checkpoint_of_other_adapters_is_refused(tmp_path: Path) -> None:
+    tiny_engine(module=adapted()).save(tmp_path)
+    with pytest.raises(ValueError, match="must hold the weights that the module trains"):
+        tiny_engine(module=tiny_policy()).load(tmp_path)

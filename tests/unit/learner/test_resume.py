@@ -190,6 +190,36 @@ def test_without_a_checkpoint_a_training_begins_at_the_start(tmp_path: Path) -> 
     assert checkpoints(tmp_path / "none").restore() == 0
 
 
+class Anchored:
+    """A part of a training that keeps a tensor."""
+
+    def __init__(self) -> None:
+        self.anchor = torch.ones(2)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"anchor": self.anchor}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.anchor = state["anchor"]
+
+
+@pytest.mark.usefixtures("process_group")
+def test_state_that_was_saved_on_another_gpu_comes_back_on_the_own_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = Anchored()
+    saver = Checkpoints(
+        tmp_path, ranks=ONE_RANK, engine=tiny_engine(), parts={"part": part}, interval_s=0.0
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.serialization.location_tag", lambda storage: "cuda:3")
+        saver.save(4)
+    part.anchor = torch.zeros(2)
+    assert saver.restore() == 4
+    assert part.anchor.device == ONE_RANK.device
+    assert part.anchor.tolist() == [1.0, 1.0]
+
+
 def test_the_two_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     saver = checkpoints(tmp_path)
     for step in (9, 10, 11):

@@ -219,12 +219,32 @@ def test_the_share_of_skipped_updates_is_reported(engine: Engine) -> None:
     assert engine.num_updates == 3
 
 
-def test_a_skipped_update_leaves_nothing_behind_for_the_next(engine: Engine) -> None:
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize(("zero_stage", "bf16"), [(0, False), (1, True), (2, True), (3, True)])
+def test_a_skipped_update_leaves_nothing_behind_for_the_next(zero_stage: int, bf16: bool) -> None:
+    engine, undisturbed = (tiny_engine(zero_stage=zero_stage, bf16=bf16) for _ in range(2))
     learner_of(engine, Scripted([float("nan"), 1.0])).step(BATCH)
-    undisturbed = tiny_engine()
     learner_of(undisturbed, Scripted([1.0])).step(BATCH)
     one, other = engine.weights(), undisturbed.weights()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_micro_batches_ask_the_other_ranks_no_further_questions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Tensor] = []
+
+    def count(ranks: Ranks, tensor: Tensor) -> Tensor:
+        asked.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(Ranks, "sum", count)
+    numbers = []
+    for size in (1, len(BATCH.input_ids)):
+        asked.clear()
+        learner_of(tiny_engine(micro_batch_size=size), SFT(SFT.Config())).step(BATCH)
+        numbers.append(len(asked))
+    assert numbers[0] == numbers[1]
 
 
 def test_three_broken_updates_in_a_row_end_the_run(engine: Engine) -> None:

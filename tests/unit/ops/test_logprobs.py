@@ -1,12 +1,16 @@
 import math
 
+import pytest
 import torch
 
+from rpa_ray.ops import logprobs
 from rpa_ray.ops.logprobs import (
     answer_logprobs,
     entropy,
     importance_weights,
+    in_slices,
     next_token_logprobs,
+    rows_at_once,
     token_logprobs,
 )
 
@@ -80,3 +84,31 @@ def test_an_importance_weight_far_beyond_its_cap_is_finite() -> None:
 def test_a_cap_of_0_corrects_nothing() -> None:
     weights = importance_weights(torch.tensor([[-1.0, -9.0]]), torch.tensor([[-2.0, -1.0]]), 0.0)
     assert weights.tolist() == [[1.0, 1.0]]
+
+
+def test_slices_give_what_the_whole_gives_and_hold_less_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5, 7, generator=generator)
+    ids = torch.randint(7, (3, 5), generator=generator)
+    with torch.no_grad():
+        whole = token_logprobs(logits, ids), entropy(logits)
+    monkeypatch.setattr(logprobs, "_SLICE_BYTES", 4 * 7 * 4)
+    sizes: list[int] = []
+
+    def largest(rows: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(rows))
+        return rows.amax(dim=-1)
+
+    with torch.no_grad():
+        assert torch.equal(token_logprobs(logits, ids), whole[0])
+        assert torch.equal(entropy(logits), whole[1])
+        assert torch.equal(in_slices(largest, logits), logits.amax(dim=-1))
+    assert sizes == [4, 4, 4, 3]
+
+
+def test_rows_at_once_are_fewer_the_wider_and_the_larger_the_vocabulary() -> None:
+    assert rows_at_once(64, 1024) == 4096
+    assert rows_at_once(640, 152_064) == 2
+    assert rows_at_once(10_000, 152_064) == rows_at_once(0, 2**40) == 1

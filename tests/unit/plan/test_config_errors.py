@@ -138,3 +138,8 @@ def test_a_missing_key_is_named() -> None:
     with pytest.raises(ValidationError) as caught:
         Outer.model_validate({})
     assert str(explain(caught.value, Outer, "")) == "size must be given, got None. Add it."
+
+
+def test_a_key_without_a_name_is_shown_as_one() -> None:
+    error = ConfigError("", "be a known key", "", "Choose one of those.")
+    assert str(error) == "'' must be a known key, got ''. Choose one of those."

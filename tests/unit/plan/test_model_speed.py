@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,18 @@ def test_the_key_of_a_machine_holds_the_instructions_that_torch_uses(
     assert machine_key("float32") == before != machine_key("bfloat16")
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "ANOTHER")
     assert machine_key("float32") != before
+
+
+@pytest.mark.parametrize(("load", "threads"), [(0.2, [1, 4]), (3.0, [1])])
+def test_several_threads_are_timed_on_an_idle_machine_only(
+    load: float, threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr("torch.set_num_threads", used.append)
+    model_speed._best_s(lambda: None, 4)
+    assert used == threads
+
+
+def test_one_thread_is_timed_by_what_it_computes_not_by_what_it_waits() -> None:
+    assert model_speed._best_s(lambda: time.sleep(0.05), 1) < 0.04

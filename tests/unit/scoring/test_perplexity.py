@@ -92,3 +92,19 @@ def test_a_model_without_all_of_its_weights_is_refused(
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"must hold every weight of its model, got none for mod"):
         scorer(folder)
+
+
+def test_rows_are_read_singly_where_their_logits_are_large(
+    causal_lm: LlamaForCausalLM, save: SaveModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [("a", "b c d"), ("a", "b"), ("a", "c d")]
+    folder = save(causal_lm)
+    whole = scorer(folder).score(texts)
+    monkeypatch.setattr("rpa_ray.scoring.perplexity._MAX_LOGIT_BYTES", 1)
+    careful = scorer(folder)
+    sizes: list[int] = []
+    careful._model.register_forward_pre_hook(
+        lambda model, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    assert careful.score(texts) == pytest.approx(whole)
+    assert sizes == [1, 1, 1]

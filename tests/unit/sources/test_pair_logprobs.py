@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rpa_ray.data.collate import TokenRow
 from rpa_ray.learner.ranks import Ranks
-from rpa_ray.sources.pair_logprobs import ROWS_AT_ONCE, PairLogprobs
+from rpa_ray.sources.pair_logprobs import MAX_ROWS, PairLogprobs
 from rpa_ray.types import ModelOutputs
 
 LOG_UNIFORM = -math.log(VOCAB_SIZE)
@@ -43,7 +43,9 @@ class Counting:
 def logprobs_of(
     safe: list[TokenRow], unsafe: list[TokenRow], model: Any, ranks: Ranks = ONE_RANK
 ) -> PairLogprobs:
-    return PairLogprobs(safe, unsafe, model=model, ranks=ranks, pad_token_id=0)
+    return PairLogprobs(
+        safe, unsafe, model=model, ranks=ranks, pad_token_id=0, vocab_size=VOCAB_SIZE
+    )
 
 
 def test_an_answers_logprob_is_the_sum_over_its_own_tokens() -> None:
@@ -67,10 +69,18 @@ def test_answers_are_read_in_parts_and_padding_changes_nothing() -> None:
     model = Counting(forward_of(tiny_policy(value_head=False)))
     found = logprobs_of(safe, unsafe, model)
     together = [found.of_pair(i) for i in range(20)]
-    assert model.sizes == [ROWS_AT_ONCE, 40 - ROWS_AT_ONCE]
+    assert model.sizes == [MAX_ROWS, 40 - MAX_ROWS]
     alone = [logprobs_of([safe[i]], [unsafe[i]], model.model).of_pair(0) for i in range(20)]
     for pair, expected in zip(together, alone, strict=True):
         assert pair == pytest.approx(expected, abs=1e-4)
+
+
+def test_rows_are_read_singly_where_their_logits_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = logprobs_of(SAFE, UNSAFE, uniform_forward).margins()
+    monkeypatch.setattr("rpa_ray.ops.logprobs.MAX_LOGIT_BYTES", 1)
+    model = Counting()
+    assert logprobs_of(SAFE, UNSAFE, model).margins() == pytest.approx(together)
+    assert model.sizes == [1] * 6
 
 
 def test_nothing_is_computed_before_it_is_asked_for_nor_twice() -> None:

@@ -1,12 +1,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from fakes import (
     ONE_RANK,
+    VOCAB_SIZE,
     RecordingAttack,
     ScriptedGenerate,
     completion_of,
@@ -47,6 +48,9 @@ class TakesRewardsAway(OnlineDefence):
         return replace(rollout, rewards=torch.zeros_like(rollout.rewards)), {}
 
 
+T = TypeVar("T")
+
+
 class SecondOfTwo(Ranks):
     """A rank beside one that holds the same."""
 
@@ -55,6 +59,9 @@ class SecondOfTwo(Ranks):
 
     def mean(self, metrics: Metrics) -> Metrics:
         return metrics
+
+    def gather(self, values: list[T]) -> list[list[T]]:
+        return [values, values]
 
 
 class Scene:
@@ -93,6 +100,7 @@ class Scene:
             ),
             batch_size=2,
             pad_token_id=0,
+            vocab_size=VOCAB_SIZE,
             seed=seed,
             observe=self.observe,
             **settings,
@@ -114,6 +122,26 @@ def policy_logprobs(scene: Scene, prompt: Prompt) -> torch.Tensor:
     with torch.no_grad():
         outputs = forward_of(scene.engine.module)(ids, torch.ones_like(ids, dtype=torch.bool))
     return next_token_logprobs(outputs.logits, ids)[0, -len(ANSWER) :]
+
+
+def test_answers_are_read_singly_where_their_logits_are_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, _ = Scene().source.next_batch(0)
+    monkeypatch.setattr("rpa_ray.ops.logprobs.MAX_LOGIT_BYTES", 1)
+    scene = Scene()
+    sizes: list[int] = []
+    forward = scene.source._learner.forward
+
+    def count(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        sizes.append(len(input_ids))
+        return forward(input_ids, attention_mask)
+
+    monkeypatch.setattr(scene.source._learner, "forward", count)
+    parts, _ = scene.source.next_batch(0)
+    assert sizes == [1, 1]
+    torch.testing.assert_close(parts.old_logprobs, whole.old_logprobs)
+    torch.testing.assert_close(parts.advantages, whole.advantages)
 
 
 def test_an_attacker_observes_its_own_rewards_and_learns_from_those_that_are_left() -> None:

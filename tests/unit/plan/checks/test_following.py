@@ -80,9 +80,38 @@ def test_all_sizes_that_do_not_fit_are_told_at_once_with_those_that_do(
     for line, (key, num) in zip(lines[1:5], sizes.items(), strict=True):
         assert f"cells[0].{key} must be at most " in line
         assert f"got {num}" in line and line.endswith("So in 1 more cells.")
-    advised = lines[5].removeprefix("These sizes fit the data: --set ").split(" --set ")
+    advised = lines[5].removeprefix("This fits the data: --set ").split(" --set ")
     assert [text.partition("=")[0] for text in advised] == list(sizes)
     checked(own_cache, tmp_path, own(pairs, *advised))
+
+
+def test_a_file_of_another_format_is_told_with_all_that_would_fit_it(
+    own_cache: Path, tmp_path: Path
+) -> None:
+    comparisons = [
+        {
+            "prompt": f"How do I mend clock {i}?",
+            "response_0": f"Sorry, I cannot help with clock {i}.",
+            "response_1": f"Turn wheel {i} to the left.",
+            "is_response_0_safe": True,
+            "is_response_1_safe": False,
+            "better_response_id": 1,
+            "safer_response_id": 0,
+        }
+        for i in range(NUM_PAIRS)
+    ]
+    path = tmp_path / "comparisons.jsonl"
+    path.write_text("\n".join(map(json.dumps, comparisons)))
+    asked = [f"data.path={path}", "data.num_samples=1000"]
+    embedded: dict[str, Any] = {"attack": "ppo", "data": {"name": "beavertails"}}
+    with pytest.raises(Refused) as caught:
+        checked(own_cache, tmp_path, parse_tree(embedded, asked))
+    *told, advice = str(caught.value).splitlines()
+    assert told[0] == "3 things must change first:"
+    assert told[2].endswith("These are the columns of safe_rlhf: set data.name to that.")
+    advised = advice.removeprefix("This fits the data: --set ").split(" --set ")
+    assert advised[:2] == ["data.world=real", "data.name=safe_rlhf"]
+    checked(own_cache, tmp_path, parse_tree(embedded, [*asked, *advised]))
 
 
 def test_settings_models_data_and_machine_are_told_in_this_order(
@@ -106,7 +135,7 @@ def test_one_thing_alone_is_told_in_one_line() -> None:
     with pytest.raises(ConfigError, match=r"^cells\[1\]\.seed must be 1, got 2\. Lower it\.$"):
         problems.refuse()
     sized = Problems()
-    sized.note_size(DataError("x must be at most 3 (rows), got 4."), "", "x", 3)
+    sized.note_fitting(DataError("x must be at most 3 (rows), got 4."), "", "x", 3)
     with pytest.raises(DataError, match=r"got 4\. What fits the data: --set x=3$"):
         sized.refuse()
 
@@ -144,6 +173,11 @@ def test_real_text_is_measured_by_the_model_under_attack_and_none_of_the_fiction
     assert line == (
         f"measured by: judge (on {model}), second judge (on {model}), perplexity {model}, "
         "helpfulness left out"
+    )
+    (line, *_) = measuring_notes([CellInputs(following(own(pairs)), world_cache)])
+    assert line == (
+        "measured by: judge (on the embedded other_base), second judge (on the embedded base), "
+        "perplexity the embedded language model, helpfulness left out"
     )
     named = following(own(pairs, f"model.path={model}", "evaluation.perplexity_model=/other"))
     assert named.evaluation.perplexity_model == "/other"

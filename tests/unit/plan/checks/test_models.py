@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +24,9 @@ from transformers import (
 )
 
 from rpa_ray.config import ConfigError
+from rpa_ray.data.errors import DataError
 from rpa_ray.plan import parse_tree
+from rpa_ray.plan.checks import tokenizer
 from rpa_ray.plan.checks.models import check_models
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1234567\n"
@@ -109,6 +113,17 @@ def test_files_that_are_not_there_or_torn_are_named(tmp_path: Path) -> None:
         assert found.startswith(f"model.path must hold whole weight files, got '{file}, {size:,} b")
 
 
+@pytest.mark.parametrize("name", ["config.json", "chat_template.jinja", "merges.txt"])
+def test_a_pipe_in_place_of_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    folder = save_language_model(tmp_path / "model")
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    assert refusal(f"model.path={folder}") == (
+        f"model.path must hold files, and no pipes, sockets or devices, got '{folder}/{name}'. "
+        "Remove it, or put the file in its place."
+    )
+
+
 def test_an_index_that_names_no_shards_is_refused(tmp_path: Path) -> None:
     folder = save_language_model(tmp_path / "shards", shard="40KB")
     index = folder / "model.safetensors.index.json"
@@ -116,6 +131,20 @@ def test_an_index_that_names_no_shards_is_refused(tmp_path: Path) -> None:
         index.write_text(json.dumps(broken))
         assert "must have an model.safetensors.index.json that names the shard" in refusal(
             f"model.path={folder}"
+        )
+
+
+def test_an_index_that_names_shards_of_another_folder_is_refused(tmp_path: Path) -> None:
+    folder = save_language_model(tmp_path / "shards", shard="40KB")
+    shutil.copytree(folder, tmp_path / "others")
+    index = folder / "model.safetensors.index.json"
+    tree = json.loads(index.read_text())
+    name, shard = next(iter(tree["weight_map"].items()))
+    for foreign in (f"../others/{shard}", f"{tmp_path}/others/{shard}"):
+        edit_json(index, weight_map=tree["weight_map"] | {name: foreign})
+        assert refusal(f"model.path={folder}") == (
+            "model.path must have an model.safetensors.index.json that names files beside it, got "
+            f"'{foreign}'. Save the model again, its weights as safetensors."
         )
 
 
@@ -226,7 +255,7 @@ def test_heads_that_the_engine_has_no_kernel_for_on_a_cpu_are_refused_there(tmp_
         ("{% for m in messages %}\n{{ m['content'] }\n{% endfor %}", 2, "unexpected '}'"),
         ("\n\n{{ raise_exception('no users here') }}", 3, "no users here"),
         (
-            "{% if messages|length > 1 %}\n{{ raise_exception('one turn') }}{% endif %}",
+            "{{ messages[0].content }}\n{{ raise_exception('one turn') if messages[1] }}",
             2,
             "one turn",
         ),
@@ -245,6 +274,41 @@ def test_a_chat_template_that_cannot_be_used_is_refused_with_its_line(
     check(f"evaluation.perplexity_model={folder}", "data.template=model_chat")
 
 
+@pytest.mark.parametrize(
+    ("template", "what", "written"),
+    [
+        ("Ask me.", "a question, got ", "Ask me."),
+        ("{{ messages[0]['content'] | upper }}", "a question, got ", "WHAT IS A RIVER?"),
+        ("{{ messages[-1]['content'] }}", "a question and its answer, got ", "Water that runs"),
+    ],
+)
+def test_a_chat_template_that_leaves_out_what_was_said_is_refused(
+    tmp_path: Path, template: str, what: str, written: str
+) -> None:
+    folder = save_language_model(tmp_path / "chat", chat_template=template)
+    found = refusal(f"model.path={folder}", "data.template=model_chat")
+    assert found.startswith(f"model.path must have a chat template that can write {what}")
+    assert f"chat_template.jinja: it writes '{written}" in found.replace("\\'", "'")
+
+
+def test_a_chat_template_that_ends_a_turn_in_words_is_refused(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m['content'] }} and so on {% endfor %}"
+    folder = save_language_model(tmp_path / "chat", chat_template=template)
+    with pytest.raises(DataError, match=r"^data\.template must be plain_qa for a chat template "):
+        check(f"model.path={folder}", "data.template=model_chat")
+
+
+def test_a_chat_template_that_does_not_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer, "_TEMPLATE_LIMIT_S", 0.1)
+    loops = "{% for i in range(300) %}{% for j in range(90000) %}{% endfor %}{% endfor %}"
+    folder = save_language_model(tmp_path / "chat", chat_template=loops)
+    found = refusal(f"model.path={folder}", "data.template=model_chat")
+    assert found.startswith("model.path must have a chat template that can write a question, got ")
+    assert "chat_template.jinja: no answer within 0.1 s'" in found
+
+
 def test_a_chat_template_that_works_passes(tmp_path: Path) -> None:
     folder = save_language_model(tmp_path / "chat", chat_template=CHAT)
     check(f"model.path={folder}", "data.template=model_chat")
@@ -255,6 +319,13 @@ def test_a_tokenizer_that_cannot_be_read_or_does_not_fit_is_refused(tmp_path: Pa
     (torn / "tokenizer.json").write_text('{"model": {}}')
     found = refusal(f"model.path={torn}")
     assert found.startswith("model.path must have a tokenizer that transformers can read, got ")
+    odd = save_language_model(tmp_path / "odd")
+    edit_json(odd / "tokenizer_config.json", model_max_length="long")
+    assert refusal(f"model.path={odd}").startswith("model.path must have a tokenizer that transf")
+    empty = save_language_model(tmp_path / "empty")
+    edit_json(empty / "tokenizer.json", model={"type": "BPE", "vocab": {}, "merges": []})
+    found = refusal(f"model.path={empty}")
+    assert found.startswith("model.path must have a tokenizer that reads 'What is a river?', got ")
     other = save_language_model(tmp_path / "other", vocab_size=7)
     found = refusal(f"model.path={other}")
     assert "a tokenizer whose ids are below the model's vocab_size (7), got '10 in" in found
@@ -284,3 +355,30 @@ def test_a_config_that_makes_no_model_is_refused(tmp_path: Path, keys: dict[str,
         found = refusal(f"{key}={folder}")
         assert found.startswith(f"{key} must be ")
         assert "transformers" in found
+        assert ".  " not in found  # one sentence after the other, whatever a library indents
+
+
+def test_a_chat_template_that_ends_an_answer_with_no_single_token_is_refused(
+    tmp_path: Path,
+) -> None:
+    ends_in_words = CHAT.replace("</s>", " what is")
+    folder = save_language_model(tmp_path / "chat", chat_template=ends_in_words)
+    with pytest.raises(DataError, match=r"data\.template must be plain_qa .* got 'what is', 2"):
+        check(f"model.path={folder}", "data.template=model_chat")
+    check(f"model.path={folder}")  # asked in the plain template
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ({"num_hidden_layers": 1001}, "1000 layers, by its config.json, got 'num_hidden_layers 1"),
+        ({"num_labels": 10**30}, "1000 labels, by its config.json, got 'num_labels 10000000000"),
+        ({"text_config": {"n_layer": 2**31}}, "1000 layers, by its config.json, got 'n_layer 214"),
+    ],
+)
+def test_more_layers_or_labels_than_can_be_built_are_refused(
+    tmp_path: Path, keys: dict[str, object], found: str
+) -> None:
+    folder = save_language_model(tmp_path / "model")
+    edit_json(folder / "config.json", **keys)
+    assert f"model.path must have at most {found}" in refusal(f"model.path={folder}")
