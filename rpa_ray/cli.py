@@ -5,10 +5,10 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -22,9 +22,7 @@ from rpa_ray.plan.files import DEFAULT_SCALE
 from rpa_ray.terminal import say
 
 if TYPE_CHECKING:
-    from rpa_ray.campaign.run import View
     from rpa_ray.plan.plan import Plan
-    from rpa_ray.recipes.cell_models import CampaignInputs
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
@@ -64,8 +62,16 @@ Scale = Annotated[
     str,
     typer.Option(
         "--scale",
-        help="Folder that {scale} stands for in the parts a config includes: tiny, the embedded "
-        "models, or paper, those of the literature.",
+        help="Folder for {scale} in what a config includes: tiny, embedded models, or paper.",
+    ),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="NAME",
+        help="Cluster in place of the config's: a file of configs/cluster, or a path.",
+        show_default=False,
     ),
 ]
 Output = Annotated[
@@ -110,7 +116,11 @@ def main() -> None:
     short_help="One experiment: attack under a defence, evaluate, record.",
 )
 def run(
-    config: ConfigPath, set_: Overrides = None, output: Output = None, scale: Scale = DEFAULT_SCALE
+    config: ConfigPath,
+    set_: Overrides = None,
+    output: Output = None,
+    scale: Scale = DEFAULT_SCALE,
+    cluster: Cluster = None,
 ) -> None:
     """Run one experiment: attack a model under a defence, evaluate before and after, record.
 
@@ -118,7 +128,7 @@ def run(
     config.yaml, manifest.json, metrics.jsonl, samples.jsonl and evaluation.json. A run that was
     finished before with the same settings is read back. A file of another kind is run as that.
     """
-    _run(load_config(config, set_ or [], scale), output)
+    _run(load_config(config, set_ or [], scale, cluster), output)
 
 
 @app.command(
@@ -126,14 +136,18 @@ def run(
     short_help="Many experiments on one warm cluster.",
 )
 def campaign(
-    config: ConfigPath, set_: Overrides = None, output: Output = None, scale: Scale = DEFAULT_SCALE
+    config: ConfigPath,
+    set_: Overrides = None,
+    output: Output = None,
+    scale: Scale = DEFAULT_SCALE,
+    cluster: Cluster = None,
 ) -> None:
     """Run many experiments on one warm cluster, and write one table of all.
 
     Writes what `run` writes, with a folder for each cell. Interrupted, the same command continues
     at the first unfinished cell; cells that are done are read back.
     """
-    _run(load_config(config, set_ or [], scale), output)
+    _run(load_config(config, set_ or [], scale, cluster), output)
 
 
 @app.command(
@@ -145,6 +159,7 @@ def sweep(
     set_: Overrides = None,
     output: Output = None,
     scale: Scale = DEFAULT_SCALE,
+    cluster: Cluster = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -155,10 +170,10 @@ def sweep(
     """Run one trial for each combination of the values that a file lists under `sweep`.
 
     Writes what `campaign` writes, a plot and a table of the metric over the swept keys, and Ray
-    Tune's own record in tune/. Interrupted, the same command continues, with --resume in the same
-    record; trials that are done are read back in either case.
+    Tune's own record in tune/. Interrupted, the same command continues, with --resume in that
+    record; trials that are done are read back.
     """
-    _run(load_config(config, set_ or [], scale), output, resume=resume)
+    _run(load_config(config, set_ or [], scale, cluster), output, resume=resume)
 
 
 @app.command(
@@ -207,24 +222,20 @@ def report(
     short_help="What a config would do; refuses what cannot be.",
 )
 def plan(
-    config: ConfigPath, set_: Overrides = None, output: Output = None, scale: Scale = DEFAULT_SCALE
+    config: ConfigPath,
+    set_: Overrides = None,
+    output: Output = None,
+    scale: Scale = DEFAULT_SCALE,
+    cluster: Cluster = None,
 ) -> None:
     """Show the cells of a config, the models to make, CPUs, memory and time; start nothing.
 
-    Refuses what `run`, `campaign` and `sweep` would refuse. Writes to the cache alone: the texts
-    and models of the embedded world, and how fast such models are here, timed once (3 s).
+    Refuses what `run`, `campaign` and `sweep` would refuse; with --cluster for machines elsewhere.
+    Writes to the cache alone: the texts and models of the embedded world, and how fast such models
+    are here, timed once (3 s).
     """
-    from rpa_ray.plan.checks.machine import native_dtype_here
-    from rpa_ray.plan.preflight import planned
-    from rpa_ray.report.outcome import print_dtypes
-
-    loaded = load_config(config, set_ or [], scale)
-    native = native_dtype_here(loaded.campaign)
-    typed = loaded if native is None else with_native_dtype(loaded, native.dtype)
-    folder = output or Path("runs") / loaded.name
-    typed, inputs = _checked(typed, folder)
-    planned(typed, folder, inputs, console)
-    print_dtypes(console, errors, loaded.campaign.cells, typed.campaign.cells, native)
+    loaded = load_config(config, set_ or [], scale, cluster)
+    _planned(loaded, output or Path("runs") / loaded.name, on_paper=True)
 
 
 @app.command(
@@ -267,29 +278,38 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RPA_RAY_CACHE", "runs/cache")).absolute()
 
 
-def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> None:
+def _planned(loaded: LoadedConfig, folder: Path, *, on_paper: bool) -> "Plan":
+    """Refuse what cannot be; print and return what will be done, or on paper would be."""
     from rpa_ray.plan.checks.machine import native_dtype_here
-    from rpa_ray.plan.preflight import planned
-
-    folder = output or Path("runs") / loaded.name
-    asked, native = loaded, native_dtype_here(loaded.campaign)
-    if native is not None:
-        loaded = with_native_dtype(loaded, native.dtype)
-    loaded, inputs = _checked(loaded, folder)
-    cells = loaded.campaign.cells
-    if native is None and any(cell.model.dtype == "auto" for cell in cells):
-        from rpa_ray.cluster.session import native_dtype_of_cluster
-
-        native = native_dtype_of_cluster(cells[0].cluster)
-        loaded = with_native_dtype(loaded, native.dtype)
-        cells = loaded.campaign.cells
+    from rpa_ray.plan.preflight import checked, hub_if_in_reach, planned
     from rpa_ray.report.outcome import print_dtypes
 
-    plan = planned(loaded, folder, inputs, console)
-    print_dtypes(console, errors, asked.campaign.cells, cells, native)
+    if loaded.sweep is not None:
+        from rpa_ray.report.tables.response import require_metric
+
+        require_metric(loaded.sweep.metric)
+    asked, native, cache = loaded, native_dtype_here(loaded.campaign), cache_folder()
+    if native is not None:
+        loaded = with_native_dtype(loaded, native.dtype)
+    with hub_if_in_reach(loaded) if on_paper else nullcontext():
+        loaded, inputs, unasked = checked(loaded, folder, cache, console, on_paper=on_paper)
+        is_open = any(cell.model.dtype == "auto" for cell in loaded.campaign.cells)
+        if is_open and native is None and not on_paper:
+            from rpa_ray.cluster.session import native_dtype_of_cluster
+
+            native = native_dtype_of_cluster(loaded.campaign.cells[0].cluster)
+            loaded = with_native_dtype(loaded, native.dtype)
+        plan = planned(loaded, folder, inputs, console, unasked)
+    print_dtypes(console, errors, asked.campaign.cells, loaded.campaign.cells, native)
+    return plan
+
+
+def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> None:
+    folder = output or Path("runs") / loaded.name
+    plan = _planned(loaded, folder, on_paper=False)
 
     from rpa_ray.campaign.progress import ProgressView
-    from rpa_ray.campaign.run import CampaignFailed
+    from rpa_ray.campaign.run import CampaignFailed, run_campaign
     from rpa_ray.report import write_report
     from rpa_ray.report.outcome import print_outcome
     from rpa_ray.run_folder.lock import FolderInUse
@@ -297,13 +317,16 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
     command = shlex.join(["rpa-ray", *sys.argv[1:]])
     try:
         with ProgressView(console) as view:
-            records = _records(plan, view=view, command=command, resume=resume)
-    except CampaignFailed as error:
+            if plan.config.sweep is None:
+                records = run_campaign(plan, view=view, command=command)
+            else:
+                from rpa_ray.campaign.sweep import run_sweep
+
+                records = run_sweep(plan, view=view, command=command, resume=resume)
+    except (CampaignFailed, FolderInUse) as error:
         _print_error(str(error))
-        raise typer.Exit(EXIT_FAILED) from None
-    except FolderInUse as error:
-        _print_error(str(error))
-        raise typer.Exit(EXIT_REFUSED) from None
+        status = EXIT_FAILED if isinstance(error, CampaignFailed) else EXIT_REFUSED
+        raise typer.Exit(status) from None
     except KeyboardInterrupt:
         errors.print("interrupted; the same command continues where it stopped")
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -311,27 +334,6 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
     print_outcome(console, folder, records, sweep=loaded.sweep, paths=paths)
     if any(record["status"] == "failed" for record in records):
         raise typer.Exit(EXIT_FAILED)
-
-
-def _records(plan: "Plan", *, view: "View", command: str, resume: bool) -> list[dict[str, Any]]:
-    if plan.config.sweep is None:
-        from rpa_ray.campaign.run import run_campaign
-
-        return run_campaign(plan, view=view, command=command)
-    from rpa_ray.campaign.sweep import run_sweep
-
-    return run_sweep(plan, view=view, command=command, resume=resume)
-
-
-def _checked(loaded: LoadedConfig, folder: Path) -> "tuple[LoadedConfig, CampaignInputs]":
-    """Refuse what cannot be; return what is run, and the rows and models found on the way."""
-    from rpa_ray.plan.preflight import checked
-
-    if loaded.sweep is not None:
-        from rpa_ray.report.tables.response import require_metric
-
-        require_metric(loaded.sweep.metric)
-    return checked(loaded, folder, cache_folder(), console)
 
 
 @contextmanager

@@ -156,8 +156,9 @@ def _run(plan: Plan, view: View, releases: Releases | None) -> str:
     with ray_session(cluster.address, view.say):
         view.say(f"cluster up after {time.monotonic() - started:.0f} s")
         if cluster_to_join(cluster.address) is not None:
-            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            require_cluster_resources(plan.todo[0].settings, resources)
+            nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+            found = [node["Resources"] for node in nodes]
+            require_cluster_resources(plan.todo[0].settings, found)
         held = [cell.name for cell in plan.todo] if releases is not None else []
         queue: Any = ray.remote(JobQueue).options(num_cpus=0).remote(plan.needs, held)
         try:

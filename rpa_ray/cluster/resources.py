@@ -2,10 +2,11 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rpa_ray.cluster.address import cluster_to_join
+from rpa_ray.cluster.placement import Placed, Resources, place
 from rpa_ray.config import ClusterSettings, ConfigError, ExperimentSettings
 
 GIB_A_PROCESS = 2.0
@@ -44,36 +45,38 @@ def num_model_threads(cluster: ClusterSettings, num_groups: int) -> int:
     return max(cluster.threads_per_process, local_cpus() // (num_groups * cluster.num_ranks))
 
 
-def require_cluster_resources(settings: ExperimentSettings, resources: Mapping[str, float]) -> None:
+def require_cluster_resources(settings: ExperimentSettings, nodes: Sequence[Resources]) -> None:
     """Refuse a cluster that was joined and has fewer CPUs or GPUs, busy ones included, than asked.
 
     Args:
         settings: Any cell; all cells share ``cluster``.
-        resources: What ``ray.cluster_resources()`` returns.
+        nodes: What ``ray.nodes()`` says of the resources of each.
 
     Raises:
-        ConfigError: with the sum that was asked and what there is.
+        ConfigError: with what was asked and what there is.
     """
-    require_resources(settings, resources, "cluster", "the Ray cluster")
+    require_resources(settings, nodes, "cluster", "the Ray cluster")
 
 
 def require_resources(
-    settings: ExperimentSettings, resources: Mapping[str, float], key: str, whose: str
-) -> None:
-    """Refuse a config that asks for more CPUs or GPUs at once than there are.
+    settings: ExperimentSettings, nodes: Sequence[Resources], key: str, whose: str
+) -> list[Placed]:
+    """Return the place of every process; refuse a config whose processes do not fit the nodes.
 
     Args:
         settings: One cell; ``cluster.parallel_cells`` of them run side by side.
-        resources: What there is, by Ray's names ``CPU`` and ``GPU``.
+        nodes: What each node has, by Ray's names ``CPU`` and ``GPU``.
         key: The key that the error names.
-        whose: The owner of the resources in words.
+        whose: The owner of the nodes in words.
 
     Raises:
-        ConfigError: with the sum that was asked and what there is.
+        ConfigError: with the sum that was asked and what there is, or with the worker that fits no
+            node.
     """
-    at_once = settings.cluster.parallel_cells or 1
+    cluster = settings.cluster
+    at_once = cluster.parallel_cells or 1
     for unit, each in (("CPU", cpus_asked(settings)), ("GPU", gpus_asked(settings))):
-        asked, there = at_once * each, resources.get(unit, 0.0)
+        asked, there = at_once * each, sum(node.get(unit, 0.0) for node in nodes)
         if asked > there:
             raise ConfigError(
                 key,
@@ -82,6 +85,14 @@ def require_resources(
                 "Lower num_ranks, num_rollout_workers, num_scorer_workers, their "
                 f"{unit.lower()}s_per_* or parallel_cells.",
             )
+    if cluster.num_ranks > 1 and cluster.gpus_per_rank % 1:
+        raise ConfigError(
+            f"{key}.gpus_per_rank",
+            "be whole where there are several ranks: NCCL takes each on a GPU of its own",
+            cluster.gpus_per_rank,
+            "Set it to 1, and fewer ranks where there are too few GPUs.",
+        )
+    return place(cluster, nodes, key, whose)
 
 
 def cpus_asked(settings: ExperimentSettings) -> float:

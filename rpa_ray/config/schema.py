@@ -186,11 +186,25 @@ class EvaluationSettings(Settings):
         return {"judge": self.judge} | ({} if second is None else {"second_judge": second})
 
 
+class MachineSettings(Settings):
+    """The machines of a cluster, all alike, for plans that are made elsewhere."""
+
+    num_nodes: int = Field(1, ge=1)
+    cpus_per_node: float = Field(gt=0)
+    gib_per_node: float = Field(gt=0)
+    """Main memory."""
+    gpus_per_node: int = Field(0, ge=0)
+    gib_per_gpu: float = Field(80.0, gt=0)
+    """Memory of a GPU as it tells it, in GiB of 2**30 bytes."""
+
+
 class ClusterSettings(Settings):
     """Where the work runs."""
 
     address: str | None = None
     """Ray address, ``auto`` for a cluster that runs here; None takes RAY_ADDRESS or starts one."""
+    machines: MachineSettings | None = None
+    """What `rpa-ray plan` places the work on, and whose memory bounds it; None: this machine."""
     num_ranks: int = Field(1, ge=1, le=4096)
     """Learner processes."""
     cpus_per_rank: float = Field(1.0, gt=0)

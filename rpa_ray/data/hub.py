@@ -5,6 +5,8 @@ The Hugging Face libraries are imported on first use: they are slow to import.
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +19,10 @@ HUB_LIMIT_S = 2.5
 """Longest wait for the Hub's first answer; what it sends afterwards may take its time."""
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+class DataOutOfReach(DataError):
+    """A data set that the Hub could not be asked for."""
 
 
 def pinned(source: str, path_key: str) -> str:
@@ -40,6 +46,20 @@ def pinned(source: str, path_key: str) -> str:
 def is_offline() -> bool:
     """Return whether HF_HUB_OFFLINE forbids to ask the Hub."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+@contextmanager
+def local_cache_alone() -> Iterator[None]:
+    """Have the Hub asked for nothing in the meantime, as with HF_HUB_OFFLINE."""
+    from huggingface_hub import constants
+
+    # The library reads the variable once, where it is imported, and tries for minutes otherwise.
+    before = constants.HF_HUB_OFFLINE, os.environ.get("HF_HUB_OFFLINE", "0")
+    constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = before
 
 
 def split_id(source: str, path_key: str) -> tuple[str, str | None]:
@@ -80,7 +100,8 @@ def read_hub(
     try:
         tables = datasets.load_dataset(repo, data_dir=schema.hub_folder, revision=revision)
     except (datasets.exceptions.DatasetsError, ValueError, OSError, RuntimeError) as error:
-        raise DataError.broken_rule(
+        kind = DataOutOfReach if isinstance(error, ConnectionError) else DataError
+        raise kind.broken_rule(
             wanted.path_key,
             "be a Hub data set that can be read",
             f"{source}: {last_line(error)}",
@@ -114,11 +135,12 @@ def _commit(repo: str, revision: str | None, path_key: str) -> str:
         return answer_within(HUB_LIMIT_S, ask)
     except (httpx.HTTPError, OSError, ValueError) as error:
         answer = error
+    kind: type[DataError] = DataError
     if isinstance(answer, HfHubHTTPError | HFValidationError):
         rule, remedy = "that the Hub gives out", "Check id, revision and access rights."
     else:
-        rule = "within reach"
+        kind, rule = DataOutOfReach, "within reach"
         remedy = "Name a local folder or file, or set HF_HUB_OFFLINE=1 to read the local cache."
-    raise DataError.broken_rule(
+    raise kind.broken_rule(
         path_key, f"be a data set {rule}", f"{repo} ({last_line(answer)})", remedy
     ) from answer

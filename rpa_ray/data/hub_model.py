@@ -4,6 +4,7 @@ The Hugging Face libraries are imported on first use: they are slow to import.
 """
 
 import os
+from collections.abc import Set
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from rpa_ray.deadline import answer_within
 WEIGHT_FILES = "*.safetensors"
 MODEL_FILES = (WEIGHT_FILES, "*.json", "*.jinja", "*.model", "*.txt")
 """What is downloaded: weights, sizes, tokenizer. No pickles and no code."""
+
+
+class ModelOutOfReach(ConfigError):
+    """A model that the Hub could not be asked for; ``value`` is its id."""
 
 
 def is_hub_model(named: str) -> bool:
@@ -34,16 +39,19 @@ def pinned_model(named: str, key: str) -> str:
         key: The config path that names it.
 
     Raises:
-        ConfigError: The Hub does not give it out, or does not answer within
-            :data:`~rpa_ray.data.hub.HUB_LIMIT_S` seconds, or it is not in the cache.
+        ModelOutOfReach: The Hub does not answer within :data:`~rpa_ray.data.hub.HUB_LIMIT_S`
+            seconds, or it is not to be asked and the model is not in the cache.
+        ConfigError: The Hub does not give it out.
     """
     import httpx
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     repo, revision = _split(named)
     try:
         commit = _cached_commit(repo, revision) if is_offline() else _commit(repo, revision)
     except (httpx.HTTPError, OSError, ValueError) as error:
-        raise ConfigError(
+        answered = isinstance(error, HfHubHTTPError | HFValidationError)
+        raise (ConfigError if answered else ModelOutOfReach)(
             key,
             "be a folder with a model, or a Hub id that can be read",
             named,
@@ -53,15 +61,24 @@ def pinned_model(named: str, key: str) -> str:
     return f"{repo}@{commit}"
 
 
-def with_pinned_models(settings: ExperimentSettings) -> ExperimentSettings:
+def with_pinned_models(
+    settings: ExperimentSettings, unasked: Set[str] = frozenset()
+) -> ExperimentSettings:
     """Return the settings with the commit of every model of the Hub.
+
+    Args:
+        settings: Of a cell.
+        unasked: Hub ids that stay as they are.
 
     Raises:
         ConfigError: It cannot be told.
     """
-    return with_models(
-        settings, lambda key, named: pinned_model(named, key) if is_hub_model(named) else named
-    )
+
+    def pinned(key: str, named: str) -> str:
+        is_asked = is_hub_model(named) and named not in unasked
+        return pinned_model(named, key) if is_asked else named
+
+    return with_models(settings, pinned)
 
 
 def hub_models(settings: ExperimentSettings) -> dict[str, str]:

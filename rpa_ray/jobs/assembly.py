@@ -294,6 +294,7 @@ def rollout_engine(
             cuda_available=torch.cuda.is_available(),
             colocated=cluster.gpus_per_rollout_worker < 1,
         ),
+        tensor_parallel_size=max(1, int(cluster.gpus_per_rollout_worker)),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from rpa_ray.config.errors import ConfigError
+from rpa_ray.config.errors import ConfigError, nearest
 from rpa_ray.config.schema import EMBEDDED_MODELS, PATH_FIELDS
 from rpa_ray.plan.yaml_text import parsed, reason
 
@@ -17,6 +17,7 @@ PLUGIN_KEYS = ("attack", "defence")
 DEPARTURE_KEYS = ("cells", "grid")
 """Keys of a campaign that hold departures from what its cells share."""
 DEFAULT_SCALE = "tiny"
+CLUSTERS = Path(__file__).parents[2] / "configs" / "cluster"
 MAX_FILE_BYTES = 4 * 2**20
 """Of one file; ten thousand cells that depart in ten settings have half of it."""
 
@@ -42,6 +43,24 @@ def read_with_parts(path: Path, scale: str = DEFAULT_SCALE) -> Tree:
         rule = "be left out where no part that the file includes has {scale} in its path"
         raise ConfigError("--scale", rule, scale, "Remove it.")
     return tree
+
+
+def read_cluster(name: str) -> Any:
+    """Return the settings of a cluster by the name of a file in ``configs/cluster``, or by a path.
+
+    Raises:
+        ConfigError: there is no such file, or it holds other settings too.
+    """
+    known = {path.stem: path for path in sorted(CLUSTERS.glob("*.yaml"))}
+    path = known.get(name, Path(name))
+    if not path.is_file():
+        rule = f"name a file of configs/cluster ({', '.join(known)}) or a path"
+        raise ConfigError("--cluster", rule, name, nearest(name, known))
+    tree = read_with_parts(path)
+    if tree.keys() != {"cluster"}:
+        remedy = "Write the settings below `cluster:`, and nothing else."
+        raise ConfigError("--cluster", "name a file with `cluster` alone", sorted(tree), remedy)
+    return tree["cluster"]
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:

@@ -20,6 +20,7 @@ from rpa_ray.plan.files import (
     merge,
     nested,
     parse_override,
+    read_cluster,
     read_with_parts,
     with_overrides,
 )
@@ -57,14 +58,18 @@ class LoadedConfig:
 
 
 def load_config(
-    path: str | Path, overrides: Iterable[str] = (), scale: str = DEFAULT_SCALE
+    path: str | Path,
+    overrides: Iterable[str] = (),
+    scale: str = DEFAULT_SCALE,
+    cluster: str | None = None,
 ) -> LoadedConfig:
     """Return the resolved config of a YAML file.
 
     Overrides ``a.b=value`` are laid over every cell, those of an attack's or a defence's settings
     where it has them; one of a key that a cell sets itself is refused. ``seeds=[...]`` replaces the
     seeds of a campaign.
-    ``scale`` names the folder of parts whose path holds ``{scale}``.
+    ``scale`` names the folder of parts whose path holds ``{scale}``; ``cluster``, a file of
+    ``configs/cluster`` or a path, the settings of the cluster in place of those of the file.
 
     Raises:
         ConfigError: the file or one of its keys cannot be run; nothing has been started.
@@ -76,6 +81,8 @@ def load_config(
     overrides = [text for text in overrides if text not in of_campaign]
     tree = with_overrides(tree, of_campaign)
     own = _take_keys_of(kind, tree)
+    if cluster is not None:
+        tree["cluster"] = read_cluster(cluster)
     tree = _with_shared_overrides(tree, overrides)
     sweep = None
     if kind == "run":
@@ -87,6 +94,8 @@ def load_config(
         refuse_overridden(sweep, overrides)
         trees = trials(tree, sweep)
     trees = _overridden(trees, tree, overrides)
+    if cluster is not None:
+        _refuse_hidden(trees, ["cluster"], "--cluster", cluster)
     try:
         settings = _parse_all(trees)
     except ConfigError as error:
@@ -209,7 +218,7 @@ def _overridden(
     """
     for override in overrides:
         keys, value = parse_override(override)
-        _refuse_hidden(trees, keys, override)
+        _refuse_hidden(trees, keys, "--set", override)
         able = [_has_setting(cell.tree, keys) for cell in trees]
         laid = nested(keys, value)
         trees = [
@@ -221,16 +230,16 @@ def _overridden(
     return list(trees)
 
 
-def _refuse_hidden(trees: Iterable[CellTree], keys: Sequence[str], override: str) -> None:
+def _refuse_hidden(trees: Iterable[CellTree], keys: Sequence[str], option: str, value: str) -> None:
     for cell in trees:
         held: Any = cell.departures
         for key in keys:
             held = held.get(key, cell) if isinstance(held, Mapping) else cell
         if held is not cell:
             raise ConfigError(
-                "--set",
+                option,
                 f"name a key that no cell sets ({cell.where}{'.'.join(keys)} is {held!r})",
-                override,
+                value,
                 "Change the cell in the file.",
             )
 

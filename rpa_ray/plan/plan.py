@@ -1,18 +1,20 @@
 """What a command will do, decided once: cells, jobs, who waits for whom, and the cost."""
 
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from rpa_ray.cluster.resources import num_model_threads, parallel_cells
 from rpa_ray.config import with_absolute_paths, with_local_paths
+from rpa_ray.data.hub import DataOutOfReach
 from rpa_ray.data.hub_model import with_pinned_models
 from rpa_ray.data.split import ROLE_SHARES
 from rpa_ray.plan.cells import PlannedCell, is_done, plan_cells
 from rpa_ray.plan.cost import CellCosts, model_seconds
 from rpa_ray.plan.load import LoadedConfig, with_cells
 from rpa_ray.recipes.cell_data import CellData, with_pinned_data
-from rpa_ray.recipes.cell_models import CampaignInputs
+from rpa_ray.recipes.cell_models import CampaignInputs, CellInputs
 from rpa_ray.recipes.to_make import Cell, Job, ModelJob, RefusalJob, plan_jobs
 
 SECONDS_AN_ANSWER = 0.02
@@ -42,6 +44,11 @@ class Plan:
     def cache(self) -> Path:
         """Return where models and worlds are kept."""
         return self.inputs.cache
+
+    @property
+    def all_inputs(self) -> list[CellInputs]:
+        """Return the rows and models of every cell."""
+        return [self.inputs.of(cell.settings) for cell in self.cells]
 
     @cached_property
     def named_paths(self) -> frozenset[Path]:
@@ -77,9 +84,12 @@ class Plan:
             cell.done == is_done(cell.folder, cell.settings) for cell in self.cells
         )
 
-    def num_answers(self, job: RefusalJob) -> int:
-        """Return how many prompts are answered for a set of refusals."""
-        roles = CellData(job.data, self.cache).planned.roles
+    def num_answers(self, job: RefusalJob) -> int | None:
+        """Return how many prompts are answered for refusals; None with the data out of reach."""
+        try:
+            roles = CellData(job.data, self.cache).planned.roles
+        except DataOutOfReach:
+            return None
         return len({pair.prompt for role in ROLE_SHARES for pair in roles[role]})
 
     def seconds(self, name: str) -> float | None:
@@ -89,21 +99,25 @@ class Plan:
                 threads = num_model_threads(self.cells[0].settings.cluster, self.num_at_once)
                 return model_seconds(job.recipe, self.cache, threads, self.num_at_once)
             case RefusalJob():
-                return self.num_answers(job) * SECONDS_AN_ANSWER
+                num_answers = self.num_answers(job)
+                return None if num_answers is None else num_answers * SECONDS_AN_ANSWER
             case Cell():
                 return self.costs.seconds.get(name)
 
 
-def make_plan(config: LoadedConfig, output: Path, inputs: CampaignInputs) -> Plan:
+def make_plan(
+    config: LoadedConfig, output: Path, inputs: CampaignInputs, unasked: Set[str] = frozenset()
+) -> Plan:
     """Return what a config that was checked will do; reads the data, and starts nothing.
 
-    From here on a model of the Hub is named with its commit, in results too.
+    From here on a model of the Hub is named with its commit, in results too, but for those
+    ``unasked``, which a plan that is only shown may have.
 
     Raises:
         ConfigError: the Hub does not say which commit an id names, or two cells name the same.
         DataError: data cannot be read.
     """
-    config = with_cells(config, with_pinned_models)
+    config = with_cells(config, lambda cell: with_pinned_models(cell, unasked))
     cells = plan_cells(config, output)
     undone = [cell for cell in cells if not cell.done]
     num_at_once = parallel_cells([cell.settings for cell in undone or cells])

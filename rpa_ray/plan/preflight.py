@@ -1,23 +1,40 @@
 """What a command says before anything is started: what follows, what is made, what it costs."""
 
+from collections.abc import Set
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
+from rpa_ray.config import ConfigError
+from rpa_ray.data.errors import DataError
+from rpa_ray.data.hub import DataOutOfReach, local_cache_alone
+from rpa_ray.data.hub_model import ModelOutOfReach, with_pinned_models
 from rpa_ray.plan.checks.all import check_all
 from rpa_ray.plan.checks.machine import check_checkpoints
+from rpa_ray.plan.checks.settings import check_data_source
 from rpa_ray.plan.load import LoadedConfig
 from rpa_ray.plan.plan import Plan, make_plan
-from rpa_ray.plan.table import follow_notes, measuring_notes, plan_caption, plan_table
+from rpa_ray.plan.table import (
+    follow_notes,
+    measuring_notes,
+    memory_notes,
+    plan_caption,
+    plan_table,
+)
+from rpa_ray.recipes.cell_data import with_pinned_data
 from rpa_ray.recipes.cell_models import CampaignInputs
 from rpa_ray.terminal import say
 
 
 def checked(
-    loaded: LoadedConfig, folder: Path, cache: Path, console: Console
-) -> tuple[LoadedConfig, CampaignInputs]:
+    loaded: LoadedConfig, folder: Path, cache: Path, console: Console, *, on_paper: bool = False
+) -> tuple[LoadedConfig, CampaignInputs, frozenset[str]]:
     """Refuse what cannot be; return what is run, and the rows and models found on the way.
+
+    The last of what is returned are the Hub ids that could not be asked for; a plan alone, which is
+    ``on_paper``, has any.
 
     Raises:
         ConfigError: one thing has to change in the config.
@@ -27,9 +44,12 @@ def checked(
     inputs = CampaignInputs(cache)
     asked = loaded.campaign.cells
     cells = list(zip(loaded.wheres, map(inputs.of, asked), strict=True))
-    found = check_all(cells, {"--output": folder, "RPA_RAY_CACHE": cache})
+    folders = {"--output": folder, "RPA_RAY_CACHE": cache}
+    found = check_all(cells, folders, on_paper=on_paper)
     for note in follow_notes(asked, found.settings):
         say(console, note)
+    if found.not_checked:
+        say(console, f"not checked: Hub out of reach: {', '.join(found.not_checked)}")
     if found.placed:
         say(
             console,
@@ -37,20 +57,44 @@ def checked(
             f"trains them; in {cache}",
         )
     campaign = loaded.campaign.model_copy(update={"cells": found.settings})
-    return replace(loaded, campaign=campaign), inputs
+    return replace(loaded, campaign=campaign), inputs, frozenset(found.not_checked)
 
 
-def planned(loaded: LoadedConfig, folder: Path, inputs: CampaignInputs, console: Console) -> Plan:
+def hub_if_in_reach(loaded: LoadedConfig) -> AbstractContextManager[None]:
+    """Return a context in which the Hub is asked, if it answers, or else the local cache alone.
+
+    Otherwise every model would be waited for in vain.
+    """
+    for cell in loaded.campaign.cells:
+        try:
+            check_data_source(cell)
+            with_pinned_data(with_pinned_models(cell))
+        except (ModelOutOfReach, DataOutOfReach):
+            return local_cache_alone()
+        except (ConfigError, DataError):  # refused by the checks
+            continue
+    return nullcontext()
+
+
+def planned(
+    loaded: LoadedConfig,
+    folder: Path,
+    inputs: CampaignInputs,
+    console: Console,
+    unasked: Set[str] = frozenset(),
+) -> Plan:
     """Print and return what will be done; refuse where other ranks began a cell of it.
+
+    ``unasked`` are the Hub ids of which the commit is left open.
 
     Raises:
         ConfigError: a cell of it was begun by another number of ranks.
     """
-    plan = make_plan(loaded, folder, inputs)
+    plan = make_plan(loaded, folder, inputs, unasked)
     for cell in plan.todo:
         check_checkpoints(cell.folder, cell.settings)
     console.print(plan_table(plan))
     say(console, plan_caption(plan))
-    for note in measuring_notes([inputs.of(cell.settings) for cell in plan.cells]):
+    for note in (*memory_notes(plan), *measuring_notes(plan.all_inputs)):
         say(console, note)
     return plan

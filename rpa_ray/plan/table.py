@@ -12,7 +12,9 @@ from rpa_ray.cluster.resources import (
 from rpa_ray.config import ExperimentSettings
 from rpa_ray.plan.cells import PlannedCell, cell_labels
 from rpa_ray.plan.checks.following import departures
+from rpa_ray.plan.checks.gpus import cell_memory, parts_text
 from rpa_ray.plan.cost import START_S, minutes
+from rpa_ray.plan.memory import total
 from rpa_ray.plan.plan import Plan
 from rpa_ray.recipes.cell_models import CellInputs, Model
 from rpa_ray.recipes.model import ModelRecipe
@@ -40,7 +42,8 @@ def plan_table(plan: Plan) -> Table:
             steps = f"{job.recipe.job.num_steps} steps"
             table.add_row("make", plain(job.recipe.id), steps, _seconds(seconds[name]))
         elif isinstance(job, RefusalJob):
-            answers = f"{plan.num_answers(job)} answers"
+            num_answers = plan.num_answers(job)
+            answers = f"{NOT_ESTIMATED if num_answers is None else num_answers} answers"
             table.add_row("make", plain(name), answers, _seconds(seconds[name]))
     kind, labels = "cell" if config.sweep is None else "trial", cell_labels(cells)
     for cell in cells:
@@ -103,6 +106,36 @@ def measuring_notes(cells: Sequence[CellInputs]) -> list[str]:
     return list(lines)
 
 
+def memory_notes(plan: Plan) -> list[str]:
+    """Return in lines what a GPU of each kind of worker holds by part, in the cell with most.
+
+    Nothing where no GPU is asked for.
+    """
+    labels = cell_labels(plan.cells)
+    every = {
+        labels[cell.name]: memory
+        for cell, inputs in zip(plan.cells, plan.all_inputs, strict=True)
+        if (memory := cell_memory(inputs)) is not None
+    }
+    settings = plan.cells[0].settings
+    if not every:
+        is_known = not gpus_asked(settings)
+        return [] if is_known else ["memory of the GPUs: the sizes of the model are not known"]
+    lines = []
+    for kind in next(iter(every.values())).gpu:
+        label = max(every, key=lambda name: total(every[name].gpu[kind]))
+        parts, whose = every[label].gpu[kind], f" with {label}" * (len(every) > 1)
+        words = kind.replace("_", " ")
+        lines.append(f"GPU of a {words}{whose}: {total(parts):.1f} GiB ({parts_text(parts)})")
+    checkpoint = max(memory.checkpoint_gib for memory in every.values())
+    loading = max(memory.host_gib_a_rank for memory in every.values())
+    lines.append(
+        f"a checkpoint: {checkpoint:.1f} GiB on disk, two at a time; main memory while models are "
+        f"loaded: {loading:.1f} GiB a rank"
+    )
+    return lines
+
+
 def _made_from(model: Model | None) -> str:
     if model is None:
         return "left out"
@@ -139,10 +172,13 @@ def _machine(cells: Sequence[PlannedCell], num: int) -> str:
     """Return what ``num`` of the cells, which share one cluster, reserve at once."""
     settings = cells[0].settings
     gpus = num * gpus_asked(settings)
-    gib = num * max(memory_asked_gib(cell.settings) for cell in cells)
+    memory = ""
+    if not gpus:
+        gib = num * max(memory_asked_gib(cell.settings) for cell in cells)
+        memory = f", about {gib:.1f} GiB memory"
     return (
         (f"{num} cells at a time, " if num > 1 else "")
         + counted(num * cpus_asked(settings), "CPU")
         + (f", {counted(gpus, 'GPU')}" if gpus else "")
-        + f", about {gib:.1f} GiB memory"
+        + memory
     )

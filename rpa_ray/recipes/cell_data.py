@@ -102,16 +102,24 @@ class CellData:
         Raises:
             DataError: a file is missing, broken, or not of the schema.
         """
+        return _preference_data(self._preference_source, self.cache)
+
+    @cached_property
+    def key(self) -> str:
+        """Return what names the content of the preference data, of which no row is read."""
+        return self._preference_source.key()
+
+    @cached_property
+    def _preference_source(self) -> PreferenceSource:
         refusals = self.refusals
         made_in = self.cache if refusals is not None and refusals.is_made(self.cache) else None
-        source = PreferenceSource(
+        return PreferenceSource(
             rows=self._source,
             all_pairs=self.settings.pairs == "all_pairs",
             refusals=refusals,
             made_in=made_in,
             world_seed=self._embedded_seed,
         )
-        return _preference_data(source, self.cache)
 
     @cached_property
     def refusals(self) -> RefusalSet | None:

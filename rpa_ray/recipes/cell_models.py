@@ -203,7 +203,7 @@ def _tuned(
         tokenizer_key=policy.tokenizer_key if isinstance(policy, ModelRecipe) else policy,
         rows=Rows(
             kind=rows,
-            data_key=data.safety.planned.key,
+            data_key=data.safety.key,
             settings={"template": settings.data.template},
         ),
         job=JobSettings(
@@ -226,7 +226,7 @@ def _reward_model(settings: ExperimentSettings, policy: Model, data: CellData) -
         job,
         Rows(
             kind=RowKind.PREFERENCES,
-            data_key=data.planned.key,
+            data_key=data.key,
             settings={"num_pairs": job.num_pairs, "rho": settings.data.rho, "seed": MODEL_SEED},
         ),
         num_rows=job.num_pairs,
@@ -284,7 +284,7 @@ def _judge_of(
         judge,
         Rows(
             kind=RowKind.JUDGE_ROWS,
-            data_key=data.safety.planned.key,
+            data_key=data.safety.key,
             settings={
                 "num_rows": judge.num_rows,
                 "empty_frac": judge.empty_frac,

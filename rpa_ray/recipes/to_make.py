@@ -79,7 +79,7 @@ def plan_jobs(
         for recipe in recipes:
             models.setdefault(_name_of(recipe), ModelJob(recipe=recipe, data=data))
             needs[_name_of(recipe)] = [_name_of(r) for r in in_order(recipe.made_from, cache)]
-            if job is not None and recipe.rows.data_key == inputs.data.planned.key:
+            if job is not None and recipe.rows.data_key == inputs.data.key:
                 needs[_name_of(recipe)].append(job.name)
         needs_of_others[cell.name] = [_name_of(recipe) for recipe in recipes]
         if job is not None:

@@ -42,13 +42,13 @@ def test_the_commands_are_these() -> None:
         for name, command in group.commands.items()
     }
     assert options == {
-        "run": ["config", "--set", "--output", "--scale"],
-        "campaign": ["config", "--set", "--output", "--scale"],
-        "sweep": ["config", "--set", "--output", "--scale", "--resume"],
+        "run": ["config", "--set", "--output", "--scale", "--cluster"],
+        "campaign": ["config", "--set", "--output", "--scale", "--cluster"],
+        "sweep": ["config", "--set", "--output", "--scale", "--cluster", "--resume"],
         "evaluate": ["checkpoint", "--set", "--output"],
         "evidence": ["folders", "--output"],
         "report": ["folder"],
-        "plan": ["config", "--set", "--output", "--scale"],
+        "plan": ["config", "--set", "--output", "--scale", "--cluster"],
         "doctor": [],
     }
 

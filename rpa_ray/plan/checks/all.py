@@ -6,13 +6,18 @@ from pathlib import Path
 
 from rpa_ray.cluster.address import cluster_to_join, require_ray_cluster
 from rpa_ray.cluster.temporary import folder_for_ray
-from rpa_ray.config import ExperimentSettings
+from rpa_ray.config import ConfigError, ExperimentSettings
+from rpa_ray.data.errors import DataError
+from rpa_ray.data.hub import DataOutOfReach
+from rpa_ray.data.hub_model import ModelOutOfReach
 from rpa_ray.plan.checks.data import _check_rows, check_data
 from rpa_ray.plan.checks.following import fitted, following
-from rpa_ray.plan.checks.machine import check_output, check_placement
-from rpa_ray.plan.checks.models import check_models
+from rpa_ray.plan.checks.gpus import check_memory
+from rpa_ray.plan.checks.machine import check_output, check_placement, placed_on_paper
+from rpa_ray.plan.checks.models import model_checks
 from rpa_ray.plan.checks.problems import Problems
 from rpa_ray.plan.checks.settings import SETTINGS_CHECKS, check_data_source
+from rpa_ray.plan.model_shapes import known_shape
 from rpa_ray.recipes.cell_models import CampaignInputs, CellInputs
 from rpa_ray.recipes.model import in_order
 from rpa_ray.world.datasets import build_world
@@ -27,9 +32,13 @@ class Checked:
     """Of every cell, with those that follow from the data and the models."""
     placed: list[str]
     """The models that come with the package and were placed."""
+    not_checked: dict[str, None]
+    """What the Hub could not be asked for: ids of models, and the rows at a config path."""
 
 
-def check_all(cells: Sequence[tuple[str, CellInputs]], folders: dict[str, Path]) -> Checked:
+def check_all(
+    cells: Sequence[tuple[str, CellInputs]], folders: dict[str, Path], *, on_paper: bool = False
+) -> Checked:
     """Refuse what cannot run, all of it at once; return what will.
 
     Builds the embedded worlds (seconds) and places the models that come with the package where
@@ -39,6 +48,8 @@ def check_all(cells: Sequence[tuple[str, CellInputs]], folders: dict[str, Path])
         cells: The inputs of every cell, after the prefix of its keys in errors.
         folders: What will be written to, by the option that names it: ``--output`` and
             ``RPA_RAY_CACHE``.
+        on_paper: True for a plan, which does without the Hub where the sizes of the models are
+            known, and without the machines that ``cluster.machines`` describes.
 
     Raises:
         ConfigError: sizes, models, folders or the machine do not fit the settings, or the cluster
@@ -46,21 +57,40 @@ def check_all(cells: Sequence[tuple[str, CellInputs]], folders: dict[str, Path])
         DataError: data cannot be read, are too few, or do not fit the context of the model.
         Refused: several of these.
     """
-    problems = Problems()
-    places = [where for where, _ in cells]
+    not_checked: dict[str, None] = {}
+
+    def passes_over(error: ConfigError | DataError) -> bool:
+        found = _unasked(error) if on_paper else None
+        not_checked.update({} if found is None else {found: None})
+        return found is not None
+
+    problems = Problems(passes_over)
     settled = [_settled(inputs.settings, problems, where) for where, inputs in cells]
     campaigns = {inputs.cache: CampaignInputs(inputs.cache) for _, inputs in cells}
     found = [
         own if check is None else _with_data(own, check, campaigns[asked.cache], problems, where)
         for (where, asked), (own, check) in zip(cells, settled, strict=True)
     ]
-    _check_places(found, places, folders, problems)
+    for (where, asked), own, (_, check) in zip(cells, found, settled, strict=True):
+        own_inputs = campaigns[asked.cache].of(own) if check is check_data else None
+        with problems.noted(where):
+            _check_room(own, own_inputs, on_paper=on_paper)
+    _check_places(found, folders, problems, on_paper=on_paper)
     problems.refuse()
     placed: list[str] = []
     looked_for: set[str] = set()
     for (_, asked), own in zip(cells, found, strict=True):
         placed += _place_models(campaigns[asked.cache].of(own), looked_for)
-    return Checked(settings=tuple(found), placed=placed)
+    return Checked(settings=tuple(found), placed=placed, not_checked=not_checked)
+
+
+def _unasked(error: ConfigError | DataError) -> str | None:
+    """Return what a plan does without: a model of known sizes, data; None of any other error."""
+    if isinstance(error, ModelOutOfReach) and known_shape(str(error.value)) is not None:
+        return str(error.value)
+    if isinstance(error, DataOutOfReach):
+        return f"rows of {str(error).partition(' must ')[0]}"
+    return None
 
 
 def _settled(
@@ -79,8 +109,11 @@ def _settled(
     if source is not settings:  # noted, and tried as it would fit
         settings = following(source)
     before = problems.num_noted
-    with problems.noted(where):
-        check_models(settings, "")
+    for check_model in model_checks(settings):
+        with problems.noted(where):
+            check_model("")
+        if problems.num_noted > before:  # others may follow from that model
+            break
     if not has_source:
         return settings, None
     return settings, check_data if problems.num_noted == before else _check_rows
@@ -99,20 +132,30 @@ def _with_data(
     return fitted(settings, lambda one: check(campaign.of(one)), problems, where)[0]
 
 
+def _check_room(settings: ExperimentSettings, inputs: CellInputs | None, *, on_paper: bool) -> None:
+    """Refuse what this machine, or those that a plan is made for, have no room for."""
+    machines = settings.cluster.machines
+    if machines is None or not on_paper:
+        check_placement(settings, "")
+    if machines is not None:
+        placed = placed_on_paper(settings, "")
+        if inputs is not None:
+            check_memory(inputs, machines, placed, "")
+
+
 def _check_places(
     settings: Sequence[ExperimentSettings],
-    places: Sequence[str],
     folders: dict[str, Path],
     problems: Problems,
+    *,
+    on_paper: bool,
 ) -> None:
-    """Note what this machine or the cluster has no room for."""
-    for own, where in zip(settings, places, strict=True):
-        with problems.noted(where):
-            check_placement(own, "")
+    """Note folders that cannot be written, and a cluster that does not answer."""
     for option, folder in folders.items():
         with problems.noted():
             check_output(folder, option)
-    for cluster in {cluster_to_join(own.cluster.address) for own in settings}:
+    here = {own.cluster.address for own in settings if own.cluster.machines is None or not on_paper}
+    for cluster in map(cluster_to_join, here):
         with problems.noted():
             if cluster is None:
                 folder_for_ray()

@@ -42,6 +42,7 @@ def check_data(inputs: CellInputs) -> None:
             other answers than refusals.
     """
     settings = inputs.settings
+    _check_batches(inputs)
     _check_rows(inputs)
     _check_refusals(inputs)
     _check_context(inputs)
@@ -50,7 +51,11 @@ def check_data(inputs: CellInputs) -> None:
     drawn = _attack_draw(settings)
     if drawn is not None and settings.training is not None:
         check_attack_tells_apart(inputs.data, settings, drawn.num, drawn.key)
-    num_ranks = settings.cluster.num_ranks
+
+
+def _check_batches(inputs: CellInputs) -> None:
+    """Refuse ranks over which a batch of a model that has to be made cannot be cut."""
+    num_ranks = inputs.settings.cluster.num_ranks
     for recipe in in_order(inputs.models.recipes(), inputs.cache):
         if recipe.job.batch_size % num_ranks:
             raise ConfigError(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rpa_ray.cluster.address import cluster_to_join
 from rpa_ray.cluster.hardware import NativeDtype, native_dtype
+from rpa_ray.cluster.placement import Placed
 from rpa_ray.cluster.resources import (
     local_cpus,
     local_gpus,
@@ -76,7 +77,7 @@ def check_placement(settings: ExperimentSettings, where: str) -> None:
     if cluster_to_join(settings.cluster.address) is not None:
         return
     here = {"CPU": float(local_cpus()), "GPU": float(local_gpus())}
-    require_resources(settings, here, f"{where}cluster", "this machine")
+    require_resources(settings, [here], f"{where}cluster", "this machine")
     at_once = settings.cluster.parallel_cells or 1
     memory, there = at_once * memory_asked_gib(settings), local_memory_gib()
     if memory > there:
@@ -86,6 +87,20 @@ def check_placement(settings: ExperimentSettings, where: str) -> None:
             f"about {memory:.1f} GiB",
             "Take fewer processes or a smaller model.",
         )
+
+
+def placed_on_paper(settings: ExperimentSettings, where: str) -> list[Placed]:
+    """Return where the processes go on the machines that ``cluster.machines`` describes.
+
+    Raises:
+        ConfigError: with the sum that was asked and what there is, or with the worker that fits no
+            node.
+    """
+    machines = settings.cluster.machines
+    assert machines is not None
+    node = {"CPU": machines.cpus_per_node, "GPU": float(machines.gpus_per_node)}
+    nodes = [node] * machines.num_nodes
+    return require_resources(settings, nodes, f"{where}cluster", "cluster.machines")
 
 
 def native_dtype_here(campaign: CampaignSettings) -> NativeDtype | None:

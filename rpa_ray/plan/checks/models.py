@@ -2,7 +2,8 @@
 
 import json
 import os
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,22 @@ def check_models(settings: ExperimentSettings, where: str) -> None:
         ConfigError: with the key that names it.
         DataError: the template of the policy is one that answers cannot be learned in.
     """
+    for check in model_checks(settings):
+        check(where)
+
+
+def model_checks(settings: ExperimentSettings) -> Iterator[Callable[[str], None]]:
+    """Yield a check of each model of a cell, which gets the prefix of the cell's keys in errors."""
+    yield partial(_check_finished_judges, settings)
+    yield partial(_check_refusing_model, settings)
+    is_chat = Template(settings.data.template) is Template.MODEL_CHAT
+    for key, named, use in _named_models(settings):
+        if named is not None and not (named in EMBEDDED_MODELS and use.num_labels is None):
+            writes_chat = is_chat and use.served_on is not None
+            yield partial(_check_model, named, use, writes_chat, key)
+
+
+def _check_finished_judges(settings: ExperimentSettings, where: str) -> None:
     for name, judge in settings.evaluation.judges.items():
         if judge.trained and judge.path is None:
             raise ConfigError(
@@ -42,12 +59,6 @@ def check_models(settings: ExperimentSettings, where: str) -> None:
                 None,
                 "Name the finished classifier.",
             )
-    _check_refusing_model(settings, where)
-    is_chat = Template(settings.data.template) is Template.MODEL_CHAT
-    for key, named, use in _named_models(settings):
-        if named is not None and not (named in EMBEDDED_MODELS and use.num_labels is None):
-            writes_chat = is_chat and use.served_on is not None
-            _check_model(named, use, writes_chat=writes_chat, key=f"{where}{key}")
 
 
 def _named_models(settings: ExperimentSettings) -> list[tuple[str, str | None, Use]]:
@@ -98,9 +109,9 @@ def _check_refusing_model(settings: ExperimentSettings, where: str) -> None:
         )
 
 
-def _check_model(path: str, use: Use, *, writes_chat: bool, key: str) -> None:
+def _check_model(path: str, use: Use, writes_chat: bool, own_key: str, where: str) -> None:
     """Refuse a path that is neither a whole Hugging Face folder nor a model of the Hub."""
-    folder = Path(path)
+    folder, key = Path(path), f"{where}{own_key}"
     if os.path.exists(folder):
         try:
             files = tuple((f.name, f.stat().st_mtime_ns) for f in folder.iterdir() if f.is_file())

@@ -1,6 +1,6 @@
 """What is wrong with a config, collected: each thing once, in the order in which to mend it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +16,16 @@ class Refused(ValueError):
 
 
 class Problems:
-    """Errors of the checks of all cells."""
+    """Errors of the checks of all cells.
 
-    def __init__(self) -> None:
+    Args:
+        passes_over: Says of an error whether what it is about can be done without.
+    """
+
+    def __init__(
+        self, passes_over: Callable[[ConfigError | DataError], bool] = lambda error: False
+    ) -> None:
+        self._passes_over = passes_over
         self._found: dict[str, tuple[ConfigError | DataError, list[str]]] = {}
         self._fitting: dict[str, Any] = {}
 
@@ -37,6 +44,8 @@ class Problems:
 
     def note(self, error: ConfigError | DataError, where: str = "") -> None:
         """Keep an error of a cell; the same of another cell is counted."""
+        if self._passes_over(error):
+            return
         self._found.setdefault(str(error), (error, []))[1].append(where)
 
     def note_fitting(

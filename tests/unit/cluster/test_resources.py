@@ -102,17 +102,32 @@ def test_as_many_cells_run_side_by_side_as_the_machine_has_room_for(
 def test_a_cluster_that_was_joined_and_is_too_small_is_refused() -> None:
     # 2 x 1 + 0.5 + 0.25 CPUs, 2 x 1 GPUs
     settings = cell(num_ranks=2, gpus_per_rank=1)
-    require_cluster_resources(settings, {"CPU": 2.75, "GPU": 2.0, "node:a": 1.0})
+    require_cluster_resources(settings, [{"CPU": 2.75, "GPU": 2.0, "node:a": 1.0}])
     with pytest.raises(ConfigError) as caught:
-        require_cluster_resources(settings, {"CPU": 2.0, "GPU": 8.0})
+        require_cluster_resources(settings, [{"CPU": 1.0, "GPU": 8.0}, {"CPU": 1.0}])
     assert str(caught.value) == (
         "cluster must ask for at most the 2 CPUs of the Ray cluster, got '2.75 CPUs'. Lower "
         "num_ranks, num_rollout_workers, num_scorer_workers, their cpus_per_* or parallel_cells."
     )
     with pytest.raises(ConfigError, match="at most the 0 GPUs of the Ray cluster, got '2 GPUs'"):
-        require_cluster_resources(settings, {"CPU": 2.75})
+        require_cluster_resources(settings, [{"CPU": 2.75}])
     with pytest.raises(ConfigError, match=r"got '3\.5 CPUs'"):
-        require_cluster_resources(cell(parallel_cells=2), {"CPU": 3.0})
+        require_cluster_resources(cell(parallel_cells=2), [{"CPU": 3.0}])
+
+
+def test_a_worker_that_no_node_of_a_joined_cluster_holds_is_refused() -> None:
+    settings = cell(gpus_per_rollout_worker=2)
+    with pytest.raises(ConfigError) as caught:
+        require_cluster_resources(settings, [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}])
+    assert str(caught.value) == (
+        "cluster.gpus_per_rollout_worker must be what one node of the Ray cluster has (4 CPUs and "
+        "1 GPUs), got '2'. A worker lies on one node: lower it, or take larger nodes."
+    )
+
+
+def test_two_ranks_on_one_gpu_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^cluster.gpus_per_rank must be whole where there are"):
+        require_cluster_resources(cell(num_ranks=2, gpus_per_rank=0.5), [{"CPU": 4, "GPU": 2}])
 
 
 @pytest.mark.parametrize("address", ["", "local"])

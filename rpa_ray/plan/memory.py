@@ -1,0 +1,202 @@
+"""Memory by part before anything starts: of a rank, an engine and a scorer on a GPU, disk, host.
+
+Everything is a function of sizes and settings alone, in GiB of 2**30 bytes. What is counted are the
+tensors that the code holds at the same time, at most; that GPUs fill like this was not measured.
+
+Letters of the formulas: N parameters; T trained ones, N or those of the adapters; R ranks; w bytes
+of a weight (2 in bfloat16); L layers; H, I channels of the states and of the MLP; V tokens of the
+vocabulary; t tokens of one backward pass; tp GPUs of an engine. "ZeRO" is Rajbhandari et al. 2020
+(arXiv:1910.02054), section 3; the activations of a layer follow Korthikanti et al. 2022
+(arXiv:2205.05198), section 4, without dropout, with attention that keeps no square of scores, and
+with a gated MLP.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rpa_ray.attacks import ATTACKS
+from rpa_ray.config import ClusterSettings, ExperimentSettings, RolloutConfig
+from rpa_ray.defences import defence_of, online_defences
+from rpa_ray.plan.model_shapes import ModelShape
+from rpa_ray.plugin import DEFENCE_BATCHES, Need
+from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellModels
+
+GIB = 2**30
+PROMPT_TOKENS = 128
+"""Longest prompt that is planned for."""
+ANSWER_TOKENS = 512
+"""Longest answer of a data set that is planned for."""
+CONTEXT_GIB = 1.0
+"""CUDA context and NCCL's buffers of a rank."""
+LIVE_LAYERS_GIB = 3.0
+"""Under ZeRO-3: at most 1e9 gathered bfloat16 parameters, and buckets (DeepSpeed's defaults)."""
+PUSH_GIB = {"ipc": 1.0, "nccl": 2.4}
+"""Buffers of a push of weights: one of 1 GiB, or two, with NCCL's channels."""
+GRAPHS_GIB = 3.0
+"""CUDA graphs and activations of an engine."""
+ENGINE_FRAC = 0.9
+"""Share of a GPU that an engine takes whatever it needs: what is left is its KV cache."""
+SCORER_GIB = 0.5
+"""CUDA context of a scoring worker."""
+USABLE_FRAC = 0.98
+"""Of a GPU's memory, the rest is the driver's: 78 of the 79.6 GiB of an H100."""
+SHARD_COPIES = {"lisa": 1, "random_anchor": 1, "refusal_loss": 1, "safegrad": 1}
+"""fp32 copies that a defence keeps of the part of the trained weights, or of their gradients, that
+a rank owns: an anchor, the gradient of the refusals."""
+Parts = dict[str, float]
+"""GiB by the part that they are of."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankLoad:
+    """What attack and defence put on a rank beside the sizes of the model."""
+
+    num_tokens: int
+    """t: of the rows whose activations are held at once."""
+    num_frozen: int = 1
+    """Frozen models: the one under attack as it was, and others that are stayed near."""
+    lora_rank: int | None = None
+    num_shard_copies: int = 0
+    """See :data:`SHARD_COPIES`."""
+    bytes_a_weight: int = 2
+
+
+def load_of(settings: ExperimentSettings, models: CellModels) -> RankLoad:
+    """Return what the attack and the defence of a cell put on a rank.
+
+    A row is a prompt of at most :data:`PROMPT_TOKENS` with its answer. The rows of a defence come
+    with the last micro-batch of the attack, so that both are held; a pair is two rows.
+    """
+    cluster, training = settings.cluster, settings.training
+    defence = defence_of(settings.defence)
+    needs = ATTACKS[settings.attack.name].needs(settings.attack) | defence.needs
+    answer = ANSWER_TOKENS
+    if isinstance(settings.attack, RolloutConfig):
+        answer = settings.attack.max_new_tokens
+    num_tokens = 0
+    if training is not None:
+        attack = ATTACKS[settings.attack.name](defence.attack_config(settings.attack))
+        rows = -(-training.batch_size * attack.answers_per_prompt // cluster.num_ranks)
+        rows = min(rows, cluster.micro_batch_size or rows) * (2 if Need.PAIRS in needs else 1)
+        num_tokens = rows * (PROMPT_TOKENS + answer)
+    safe_rows = -(-defence.safe_batch_size // cluster.num_ranks)
+    for need in needs & DEFENCE_BATCHES:
+        pairs = 2 if need is Need.CONTRAST_BATCH else 1
+        num_tokens += pairs * safe_rows * (PROMPT_TOKENS + ANSWER_TOKENS)
+    others = [
+        models.reference if Need.REFERENCE in needs else None,
+        models.compared if Need.COMPARED_WEIGHTS not in needs else None,
+    ]
+    return RankLoad(
+        num_tokens=num_tokens,
+        num_frozen=1 + sum(model is not None for model in others),
+        lora_rank=training.lora.rank if training is not None and training.lora else None,
+        num_shard_copies=sum(
+            SHARD_COPIES.get(part.config.name, 0) for part in online_defences(settings.defence)
+        ),
+        bytes_a_weight=4 if settings.model.dtype == "float32" else 2,
+    )
+
+
+def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> Parts:
+    """Return the GiB of a learner rank on its GPU, by part.
+
+    ====================  ==================================================================
+    context               :data:`CONTEXT_GIB`
+    weights               w (N + adapters), / R under ZeRO-3 (ZeRO)
+    gradients             w T, / R under ZeRO-2 and 3 (ZeRO)
+    masters               12 T / R: fp32 weights and Adam's two moments (ZeRO)
+    frozen copies         w N each: whole on every rank, under LoRA too
+    live layers           :data:`LIVE_LAYERS_GIB` under ZeRO-3
+    activations           L t (18 H + 6 I), none checkpointed, at w = 2
+    head                  12 t V: logits and their gradients, in bfloat16 and in fp32
+    defence               4 T / R for each of :data:`SHARD_COPIES`
+    push                  :data:`PUSH_GIB`
+    ====================  ==================================================================
+    """
+    num_ranks, stage = cluster.num_ranks, cluster.zero_stage
+    num_adapter, trained = 0, shape.num_parameters
+    if load.lora_rank is not None:
+        num_adapter = trained = shape.num_adapter_parameters(load.lora_rank)
+    shared_by = {at: num_ranks if stage >= at else 1 for at in (2, 3)}
+    weight = load.bytes_a_weight
+    states = 18 * shape.hidden_width + 6 * shape.mlp_width
+    num_bytes = {
+        "weights": weight * (shape.num_parameters + num_adapter) / shared_by[3],
+        "gradients": weight * trained / shared_by[2],
+        "masters": 12 * trained / num_ranks,
+        "frozen copies": load.num_frozen * weight * shape.num_parameters,
+        "activations": weight / 2 * shape.num_layers * load.num_tokens * states,
+        "head": 12 * load.num_tokens * shape.vocabulary_size,
+        "defence": load.num_shard_copies * 4 * trained / num_ranks,
+    }
+    parts = {"context": CONTEXT_GIB} | {name: of / GIB for name, of in num_bytes.items()}
+    parts["live layers"] = LIVE_LAYERS_GIB if stage == 3 else 0.0
+    parts["push"] = PUSH_GIB[transfer(cluster)]
+    return {name: gib for name, gib in parts.items() if gib}
+
+
+def transfer(cluster: ClusterSettings) -> str:
+    """Return how weights travel between GPUs: ``ipc`` to engines that share one, else ``nccl``."""
+    return "ipc" if cluster.gpus_per_rollout_worker < 1 else "nccl"
+
+
+def engine_memory(
+    shape: ModelShape, cluster: ClusterSettings, gib_per_gpu: float | None, bytes_a_weight: int = 2
+) -> Parts:
+    """Return the GiB of a rollout engine on each of its GPUs, by part.
+
+    Weights are w N / tp, graphs :data:`GRAPHS_GIB`. The KV cache holds one row of the longest
+    length at least, and on a GPU of known size what is left of :data:`ENGINE_FRAC` of it: the
+    engine takes that much.
+    """
+    weights = bytes_a_weight * shape.num_parameters / _span(cluster) / GIB
+    cache = kv_gib_a_token(shape, cluster, bytes_a_weight) * MAX_MODEL_LEN
+    if gib_per_gpu is not None:
+        cache = max(cache, ENGINE_FRAC * gib_per_gpu - weights - GRAPHS_GIB)
+    return {"weights": weights, "graphs": GRAPHS_GIB, "KV cache": cache}
+
+
+def kv_gib_a_token(shape: ModelShape, cluster: ClusterSettings, bytes_a_weight: int = 2) -> float:
+    """Return the GiB that keys and values of a token take on each GPU: 2 w L kv_width / tp."""
+    return 2 * bytes_a_weight * shape.num_layers * shape.kv_width / _span(cluster) / GIB
+
+
+def _span(cluster: ClusterSettings) -> int:
+    """Return the GPUs that an engine spans."""
+    return max(1, int(cluster.gpus_per_rollout_worker))
+
+
+def scorer_memory(shapes: Mapping[str, ModelShape]) -> Parts:
+    """Return the GiB of a scoring worker on its GPU: 4 bytes a parameter of each of its models."""
+    own = {name: 4 * shape.num_parameters / GIB for name, shape in shapes.items()}
+    return {"context": SCORER_GIB} | own
+
+
+def checkpoint_gib(shape: ModelShape, load: RankLoad) -> float:
+    """Return the GiB of one checkpoint of a training, of all ranks: (w + 12) T.
+
+    Frozen weights are not in it. Two lie side by side while the newer is written.
+    """
+    trained = shape.num_parameters
+    if load.lora_rank is not None:
+        trained = shape.num_adapter_parameters(load.lora_rank)
+    return (load.bytes_a_weight + 12) * trained / GIB
+
+
+def host_gib(shape: ModelShape, load: RankLoad, num_ranks_on_node: int) -> float:
+    """Return the GiB of main memory in which ranks of a node load models: w N for each of two.
+
+    Each rank reads the model that learns and, beside it, a frozen one.
+    """
+    return num_ranks_on_node * 2 * load.bytes_a_weight * shape.num_parameters / GIB
+
+
+def total(parts: Mapping[str, float]) -> float:
+    """Return the GiB of all parts."""
+    return sum(parts.values())
+
+
+def largest(memories: Sequence[Parts]) -> Parts:
+    """Return that which is most in all."""
+    return max(memories, key=total)

@@ -1,0 +1,194 @@
+"""Memory of four language models, each number worked out by hand in bytes."""
+
+import pytest
+
+from rpa_ray.config import ClusterSettings
+from rpa_ray.plan import parse_tree
+from rpa_ray.plan.memory import (
+    RankLoad,
+    checkpoint_gib,
+    engine_memory,
+    host_gib,
+    kv_gib_a_token,
+    load_of,
+    rank_memory,
+    scorer_memory,
+    total,
+)
+from rpa_ray.plan.model_shapes import KNOWN_SHAPES, ModelShape
+from rpa_ray.recipes.cell_models import CellModels
+
+LLAMA_2_7B = KNOWN_SHAPES["meta-llama/Llama-2-7b-chat-hf"]
+LLAMA_3_8B = KNOWN_SHAPES["meta-llama/Meta-Llama-3-8B-Instruct"]
+QWEN_2_5_7B = KNOWN_SHAPES["Qwen/Qwen2.5-7B-Instruct"]
+LLAMA_3_70B = KNOWN_SHAPES["meta-llama/Meta-Llama-3-70B-Instruct"]
+CARD_GIB = 79.6
+
+
+def gib(num_bytes: float) -> object:
+    return pytest.approx(num_bytes / 1024**3, rel=1e-9)
+
+
+def on_gpus(num_ranks: int, zero_stage: int, gpus_per_engine: float = 1.0) -> ClusterSettings:
+    return ClusterSettings.model_validate(
+        {
+            "num_ranks": num_ranks,
+            "gpus_per_rank": 1,
+            "gpus_per_rollout_worker": gpus_per_engine,
+            "zero_stage": zero_stage,
+        }
+    )
+
+
+def test_llama_2_7b_under_ppo_on_four_ranks_that_share_gradients_and_masters() -> None:
+    # A row of 128 + 128 tokens, the original frozen beside it.
+    parts = rank_memory(LLAMA_2_7B, on_gpus(4, 2), RankLoad(num_tokens=256))
+    assert parts == {
+        "context": 1.0,
+        "weights": gib(13_476_831_232),  # 2 x 6,738,415,616
+        "gradients": gib(3_369_207_808),  # 2 x 6,738,415,616 / 4
+        "masters": gib(20_215_246_848),  # 12 x 6,738,415,616 / 4
+        "frozen copies": gib(13_476_831_232),
+        "activations": gib(1_145_044_992),  # 32 x 256 x (18 x 4,096 + 6 x 11,008 = 139,776)
+        "head": gib(98_304_000),  # 12 x 256 x 32,000
+        "push": 2.4,
+    }
+    assert total(parts) == pytest.approx(51.625, abs=1e-3)
+
+
+def test_an_engine_of_llama_2_7b_fills_nine_tenths_of_its_card() -> None:
+    # 0.9 x 79.6 - 12.5513 - 3; a token has 2 x 2 x 32 x 4,096 bytes.
+    parts = engine_memory(LLAMA_2_7B, on_gpus(4, 2), CARD_GIB)
+    assert parts["KV cache"] == pytest.approx(56.0887, abs=1e-4)
+    assert total(parts) == pytest.approx(71.64)
+    assert kv_gib_a_token(LLAMA_2_7B, on_gpus(4, 2)) == gib(524_288)
+    # A card that is not known is asked for one row of 4,096 tokens: 2 GiB.
+    assert engine_memory(LLAMA_2_7B, on_gpus(4, 2), None)["KV cache"] == 2.0
+
+
+def test_checkpoints_and_loading_of_llama_2_7b() -> None:
+    load = RankLoad(num_tokens=256)
+    assert checkpoint_gib(LLAMA_2_7B, load) == gib(94_337_818_624)  # 14 x 6,738,415,616
+    assert host_gib(LLAMA_2_7B, load, 4) == gib(107_814_649_856)  # 4 ranks x 2 x 2 x 6,738,415,616
+
+
+def test_llama_3_8b_under_dpo_and_lisa_on_eight_ranks_that_share_everything() -> None:
+    # A pair of rows of 128 + 512 tokens, a second frozen model, and an anchor.
+    load = RankLoad(num_tokens=1280, num_frozen=2, num_shard_copies=1)
+    parts = rank_memory(LLAMA_3_8B, on_gpus(8, 3, 0.5), load)
+    assert parts == {
+        "context": 1.0,
+        "weights": gib(2_007_565_312),  # 2 x 8,030,261,248 / 8
+        "gradients": gib(2_007_565_312),
+        "masters": gib(12_045_391_872),  # 12 x 8,030,261,248 / 8
+        "frozen copies": gib(32_121_044_992),  # 2 x 2 x 8,030,261,248
+        "activations": gib(6_543_114_240),  # 32 x 1,280 x (18 x 4,096 + 6 x 14,336 = 159,744)
+        "head": gib(1_970_012_160),  # 12 x 1,280 x 128,256
+        "defence": gib(4_015_130_624),  # 4 x 8,030,261,248 / 8
+        "live layers": 3.0,
+        "push": 1.0,
+    }
+    assert total(parts) == pytest.approx(61.540, abs=1e-3)
+    # 2 x 2 x 32 layers x 8 heads of 128
+    assert kv_gib_a_token(LLAMA_3_8B, on_gpus(8, 3)) == gib(131_072)
+
+
+def test_adapters_of_qwen_2_5_7b_on_one_rank() -> None:
+    # 28 layers x 16 x (2 x (3,584 + 3,584) + 2 x (3,584 + 512) + 3 x (3,584 + 18,944))
+    assert QWEN_2_5_7B.num_adapter_parameters(16) == 40_370_176
+    load = RankLoad(num_tokens=256, lora_rank=16)
+    parts = rank_memory(QWEN_2_5_7B, on_gpus(1, 1), load)
+    assert parts == {
+        "context": 1.0,
+        "weights": gib(15_311_973_376),  # 2 x (7,615,616,512 + 40,370,176)
+        "gradients": gib(80_740_352),  # 2 x 40,370,176
+        "masters": gib(484_442_112),  # 12 x 40,370,176
+        "frozen copies": gib(15_231_233_024),  # 2 x 7,615,616,512
+        "activations": gib(1_277_165_568),  # 28 x 256 x (18 x 3,584 + 6 x 18,944 = 178,176)
+        "head": gib(467_140_608),  # 12 x 256 x 152,064
+        "push": 2.4,
+    }
+    assert total(parts) == pytest.approx(33.996, abs=1e-3)
+    assert checkpoint_gib(QWEN_2_5_7B, load) == gib(565_182_464)  # 14 x 40,370,176
+
+
+def test_llama_3_70b_has_a_frozen_copy_on_every_rank_and_engines_of_four_cards() -> None:
+    parts = rank_memory(LLAMA_3_70B, on_gpus(16, 3, 4.0), RankLoad(num_tokens=256))
+    assert parts == {
+        "context": 1.0,
+        "weights": gib(8_819_213_312),  # 2 x 70,553,706,496 / 16
+        "gradients": gib(8_819_213_312),
+        "masters": gib(52_915_279_872),  # 12 x 70,553,706,496 / 16
+        "frozen copies": gib(141_107_412_992),  # 2 x 70,553,706,496
+        "activations": gib(6_543_114_240),  # 80 x 256 x (18 x 8,192 + 6 x 28,672 = 319,488)
+        "head": gib(394_002_432),  # 12 x 256 x 128,256
+        "live layers": 3.0,
+        "push": 2.4,
+    }
+    assert total(parts) == pytest.approx(209.985, abs=1e-3)
+    engine = engine_memory(LLAMA_3_70B, on_gpus(16, 3, 4.0), CARD_GIB)
+    # 2 x 70,553,706,496 / 4, and 0.9 x 79.6 - 32.8541 - 3
+    assert engine == {
+        "weights": gib(35_276_853_248),
+        "graphs": 3.0,
+        "KV cache": pytest.approx(35.7859, abs=1e-4),
+    }
+    # 2 x 2 x 80 layers x 8 heads of 128, over 4 cards
+    assert kv_gib_a_token(LLAMA_3_70B, on_gpus(16, 3, 4.0)) == gib(81_920)
+
+
+def test_scorers_hold_four_bytes_a_parameter() -> None:
+    shapes = {"judge": ModelShape(2**28, 1, 8, 8, 1, 1, 8), "reward model": LLAMA_2_7B}
+    assert scorer_memory(shapes) == {
+        "context": 0.5,
+        "judge": 1.0,
+        "reward model": gib(26_953_662_464),  # 4 x 6,738,415,616
+    }
+
+
+def models(**named: str) -> CellModels:
+    unnamed = dict.fromkeys(CellModels.__dataclass_fields__)
+    return CellModels(**(unnamed | named))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("attack", "defence", "num_tokens"),
+    [
+        ("none", "none", 0),
+        # 8 rows of 2 ranks, cut at 1: 128 + 512 tokens
+        ("sft", "none", 640),
+        # a pair is two rows
+        ("dpo", "none", 1280),
+        ("{name: ppo, max_new_tokens: 100}", "none", 228),
+        # 8 refusals of 2 ranks with it: 4 x (128 + 512)
+        ("{name: ppo, max_new_tokens: 100}", "refusal_loss", 228 + 2560),
+    ],
+)
+def test_a_rank_holds_the_rows_of_attack_and_defence_at_once(
+    attack: str, defence: str, num_tokens: int
+) -> None:
+    overrides = [
+        f"attack={attack}",
+        f"defence={defence}",
+        "cluster.num_ranks=2",
+        "cluster.micro_batch_size=1",
+    ]
+    assert load_of(parse_tree({}, overrides), models()).num_tokens == num_tokens
+
+
+def test_a_whole_part_of_a_batch_is_held_where_nothing_cuts_it() -> None:
+    # 2 prompts x 4 answers, over 2 ranks
+    grpo = "{name: grpo, batch_size: 2, group_size: 4, max_new_tokens: 100}"
+    settings = parse_tree({}, [f"attack={grpo}", "cluster.num_ranks=2"])
+    assert load_of(settings, models()).num_tokens == 4 * 228
+
+
+def test_every_frozen_model_and_every_anchor_counts() -> None:
+    settings = parse_tree({}, ["attack=ppo", "defence=lisa"])
+    assert load_of(settings, models()).num_frozen == 1
+    load = load_of(settings, models(reference="base", compared="chat"))
+    assert (load.num_frozen, load.num_shard_copies) == (3, 1)
+    # SFT stays near nothing.
+    settings = parse_tree({}, ["attack={name: sft, lora: {rank: 4}}", "model.dtype=float32"])
+    load = load_of(settings, models(reference="base"))
+    assert (load.num_frozen, load.lora_rank, load.bytes_a_weight) == (1, 4, 4)
