@@ -54,6 +54,18 @@ def padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     return next(int(token) for token in named if token is not None)
 
 
+def read_tokens(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> int:
+    """Return how many tokens of a text are read: ``max_length``, or fewer where the model has less.
+
+    A model has its positions, of which RoBERTa counts two that no token takes: there the
+    tokenizer's own limit tells.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return min(max_length, int(tokenizer.model_max_length), int(positions or max_length))
+
+
 def class_scores(model: "PreTrainedModel", input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Return a classifier's raw scores [batch, num_labels] of rows that are padded on the right.
 

@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rpa_ray.scoring.batching import check_template, cut_to, in_batches
+from rpa_ray.scoring.batching import check_template, cut_to, in_batches, read_tokens
 from rpa_ray.scoring.weights import require_every_weight
 
 _MAX_LOGIT_BYTES = 2**30
@@ -65,7 +65,6 @@ class PerplexityScorer:
         if not template.endswith("{answer}"):
             raise ValueError(f"template must end with {{answer}}, got {template!r}. Cut its end.")
         self._context = template.removesuffix("{answer}")
-        self._max_length = max_length
         self._batch_size = batch_size
         self._device = device
         self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -79,6 +78,7 @@ class PerplexityScorer:
         )
         require_every_weight(path, loading["missing_keys"])
         self._model: PreTrainedModel = model.eval().to(device)
+        self._max_length = read_tokens(self._model, self._tokenizer, max_length)
         self._tokens_at_once = _MAX_LOGIT_BYTES // (4 * model.config.get_text_config().vocab_size)
 
     def score(self, texts: Sequence[tuple[str, str]]) -> list[float]:

@@ -14,6 +14,7 @@ from rpa_ray.scoring.batching import (
     cut_to,
     in_batches,
     padding_id,
+    read_tokens,
 )
 
 ClassifierMode = Literal["reward", "harm_probability"]
@@ -51,11 +52,11 @@ class SequenceClassifierScorer:
         check_template(template)
         self._mode = mode
         self._template = template
-        self._max_length = max_length
         self._batch_size = batch_size
         self._device = device
         self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         self._model = _load_classifier(path, _NUM_LABELS[mode]).to(device)
+        self._max_length = read_tokens(self._model, self._tokenizer, max_length)
         self._pad_token_id = padding_id(self._tokenizer)
         self._model.config.get_text_config().pad_token_id = self._pad_token_id
 

@@ -49,8 +49,10 @@ def _counted(folder: Path, template: Template, prompts: Sequence[str]) -> list[i
     return [len(encoding.ids) for encoding in plain.encode_batch(texts)]
 
 
-def context_tokens(folder: Path) -> int:
+def context_tokens(folder: Path, key: str = "model.path") -> int:
     """Return the longest row, in tokens, that the model in the folder can read.
+
+    ``key`` is the config path that an error names.
 
     Raises:
         DataError: Its ``config.json`` does not say.
@@ -61,7 +63,7 @@ def context_tokens(folder: Path) -> int:
             if isinstance(part.get(name), int):
                 return int(part[name])
     raise DataError.broken_rule(
-        "model.path",
+        key,
         "hold a config.json with max_position_embeddings",
         str(folder),
         "Add the model's context length to its config.json.",

@@ -17,6 +17,7 @@ from rpa_ray.data.hub_model import is_hub_model, pinned_model
 from rpa_ray.data.template import Template
 from rpa_ray.defences import defence_of
 from rpa_ray.plan.checks.architectures import Use, check_use
+from rpa_ray.plan.checks.context import context_tokens
 from rpa_ray.plan.checks.generation import check_generation
 from rpa_ray.plan.checks.model_files import check_files, stored_weights
 from rpa_ray.plan.checks.tokenizer import check_tokenizer
@@ -48,6 +49,7 @@ def model_checks(settings: ExperimentSettings) -> Iterator[Callable[[str], None]
         if named is not None and not (named in EMBEDDED_MODELS and use.num_labels is None):
             writes_chat = is_chat and use.served_on is not None
             yield partial(_check_model, named, use, writes_chat, key)
+    yield partial(_check_read_tokens, settings)
 
 
 def _check_finished_judges(settings: ExperimentSettings, where: str) -> None:
@@ -58,6 +60,26 @@ def _check_finished_judges(settings: ExperimentSettings, where: str) -> None:
                 f"be given where evaluation.{name}.trained is true",
                 None,
                 "Name the finished classifier.",
+            )
+
+
+def _check_read_tokens(settings: ExperimentSettings, where: str) -> None:
+    """Refuse to train a classifier on longer texts than its model can read."""
+    groups = {"data.reward_model": settings.data.reward_model} | {
+        f"evaluation.{name}": judge
+        for name, judge in settings.evaluation.judges.items()
+        if not judge.trained
+    }
+    for key, group in groups.items():
+        if group.path is None or not Path(group.path, "config.json").is_file():
+            continue
+        context = context_tokens(Path(group.path), f"{key}.path")
+        if group.max_tokens > context:
+            raise ConfigError(
+                f"{where}{key}.max_tokens",
+                f"be at most {context} (the context of {group.path})",
+                group.max_tokens,
+                "Lower it or take a model with a longer context.",
             )
 
 

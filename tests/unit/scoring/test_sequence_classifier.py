@@ -3,7 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForSequenceClassification, LlamaModel, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaForSequenceClassification,
+    LlamaModel,
+    PreTrainedModel,
+)
 
 from rpa_ray.scoring.sequence_classifier import ClassifierMode, SequenceClassifierScorer
 
@@ -100,3 +106,11 @@ def test_a_base_model_without_a_trained_head_is_refused(
     base = LlamaModel(judge.config)
     with pytest.raises(ValueError, match=r"must hold all weights of a classifier.*score\.weight"):
         scorer(save(base), "harm_probability")
+
+
+def test_a_text_beyond_the_positions_of_a_model_loses_its_end(save: SaveModel) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=15, n_embd=16, n_layer=1, n_head=2, n_positions=8, num_labels=1)
+    short = scorer(save(GPT2ForSequenceClassification(config)), "reward")
+    # Q : a A : with three words of the answer are 8 tokens
+    assert short.score([("a", "b c d e f")]) == pytest.approx(short.score([("a", "b c d")]))

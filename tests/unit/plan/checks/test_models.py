@@ -382,3 +382,15 @@ def test_more_layers_or_labels_than_can_be_built_are_refused(
     folder = save_language_model(tmp_path / "model")
     edit_json(folder / "config.json", **keys)
     assert f"model.path must have at most {found}" in refusal(f"model.path={folder}")
+
+
+@pytest.mark.parametrize("key", ["data.reward_model", "evaluation.judge"])
+def test_a_classifier_that_would_read_beyond_its_context_is_refused(
+    tmp_path: Path, key: str
+) -> None:
+    folder = save_language_model(tmp_path / "short", max_position_embeddings=64)
+    found = refusal(f"{key}.path={folder}", f"{key}.max_tokens=65")
+    assert found.startswith(
+        f"{key}.max_tokens must be at most 64 (the context of {folder}), got 65"
+    )
+    check(f"{key}.path={folder}", f"{key}.max_tokens=64")
