@@ -53,7 +53,7 @@ def small_config(**settings: Any) -> LlamaConfig:
         "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "max_position_embeddings": 64,
+        "max_position_embeddings": 128,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,
