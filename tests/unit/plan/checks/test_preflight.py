@@ -155,7 +155,9 @@ def test_a_tokenizer_that_brings_its_own_code_is_refused(tmp_path: Path) -> None
 def test_the_context_is_that_of_the_model(world_cache: Path, tmp_path: Path) -> None:
     (tokenizer,) = world_cache.glob("world-*/tokenizer/tokenizer.json")
     vocabulary = json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"]
-    folder = save_language_model(tmp_path / "model", vocab_size=len(vocabulary))
+    folder = save_language_model(
+        tmp_path / "model", vocab_size=len(vocabulary), max_position_embeddings=64
+    )
     shutil.copy(tokenizer, folder)
     key = "evaluation.max_new_tokens"
     found = refusal(world_cache, f"model.path={folder}", f"{key}=60")
