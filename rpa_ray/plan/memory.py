@@ -20,6 +20,7 @@ from rpa_ray.defences import defence_of, online_defences
 from rpa_ray.plan.model_shapes import ModelShape
 from rpa_ray.plugin import DEFENCE_BATCHES, Need
 from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellModels
+from rpa_ray.scoring.size import bytes_a_weight
 
 GIB = 2**30
 PROMPT_TOKENS = 128
@@ -168,8 +169,11 @@ def _span(cluster: ClusterSettings) -> int:
 
 
 def scorer_memory(shapes: Mapping[str, ModelShape]) -> Parts:
-    """Return the GiB of a scoring worker on its GPU: 4 bytes a parameter of each of its models."""
-    own = {name: 4 * shape.num_parameters / GIB for name, shape in shapes.items()}
+    """Return the GiB of a scoring worker on its GPU: the weights of each of its models."""
+    own = {
+        name: bytes_a_weight(n, on_gpu=True) * n / GIB
+        for name, n in ((name, shape.num_parameters) for name, shape in shapes.items())
+    }
     return {"context": SCORER_GIB} | own
 
 

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from rpa_ray.scoring.batching import check_template, cut_to, in_batches, read_tokens
-from rpa_ray.scoring.weights import require_every_weight
+from rpa_ray.scoring.weights import require_every_weight, scoring_dtype
 
 _MAX_LOGIT_BYTES = 2**30
 """Of a batch; log-probabilities take as much again."""
@@ -71,7 +71,7 @@ class PerplexityScorer:
         self._first_token_id = _first_token_id(self._tokenizer)
         model, loading = AutoModelForCausalLM.from_pretrained(
             path,
-            dtype=torch.float32,
+            dtype=scoring_dtype(path, device),
             output_loading_info=True,
             use_safetensors=True,
             trust_remote_code=False,

@@ -16,6 +16,7 @@ from rpa_ray.scoring.batching import (
     padding_id,
     read_tokens,
 )
+from rpa_ray.scoring.weights import scoring_dtype
 
 ClassifierMode = Literal["reward", "harm_probability"]
 
@@ -55,7 +56,7 @@ class SequenceClassifierScorer:
         self._batch_size = batch_size
         self._device = device
         self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        self._model = _load_classifier(path, _NUM_LABELS[mode]).to(device)
+        self._model = _load_classifier(path, _NUM_LABELS[mode], device).to(device)
         self._max_length = read_tokens(self._model, self._tokenizer, max_length)
         self._pad_token_id = padding_id(self._tokenizer)
         self._model.config.get_text_config().pad_token_id = self._pad_token_id
@@ -83,16 +84,16 @@ class SequenceClassifierScorer:
         with torch.no_grad():
             logits = class_scores(
                 self._model, input_ids.to(self._device), attention_mask.to(self._device)
-            )  # [batch, labels]
+            ).float()  # [batch, labels]
         if self._mode == "reward":
             return [float(logit) for logit in logits[:, 0]]
         return [float(p) for p in logits.softmax(dim=-1)[:, _HARMFUL_LABEL]]
 
 
-def _load_classifier(path: Path, num_labels: int) -> PreTrainedModel:
+def _load_classifier(path: Path, num_labels: int, device: torch.device) -> PreTrainedModel:
     model, loading = AutoModelForSequenceClassification.from_pretrained(
         path,
-        dtype=torch.float32,
+        dtype=scoring_dtype(path, device),
         output_loading_info=True,
         use_safetensors=True,
         trust_remote_code=False,

@@ -1,7 +1,13 @@
-"""Whether a model that was loaded has all of its weights: others are drawn at random."""
+"""What is asked of the weights of a model: their type, and whether all were there."""
 
 from collections.abc import Collection
+from math import prod
 from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from rpa_ray.scoring.size import bytes_a_weight
 
 
 def require_every_weight(path: Path | str, missing: Collection[str]) -> None:
@@ -20,3 +26,14 @@ def require_every_weight(path: Path | str, missing: Collection[str]) -> None:
             f"{path} must hold every weight of its model, got none for {shown} "
             f"({len(missing)} in all). They would be drawn at random: save the model again."
         )
+
+
+def scoring_dtype(path: Path, device: torch.device) -> torch.dtype:
+    """Return the type in which the scoring model of a folder is held on a device."""
+    num_parameters = 0
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            names = weights.keys()
+            num_parameters += sum(prod(weights.get_slice(name).get_shape()) for name in names)
+    num_bytes = bytes_a_weight(num_parameters, on_gpu=device.type != "cpu")
+    return torch.float32 if num_bytes == torch.float32.itemsize else torch.bfloat16
