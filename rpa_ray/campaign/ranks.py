@@ -37,6 +37,8 @@ LOCK_WAIT_S = 120.0
 MODEL_LOCK_WAIT_S = 3600.0
 """Longest wait for another campaign that makes the same model or refusals."""
 ASK_EVERY_S = 0.5
+MAX_STARTS = 3
+"""Tries to find room for a group, each of Ray Train's own limit (60 s)."""
 COLLECTIVE_TIMEOUTS = 10
 """Worker time limits that a rank waits for another: one may be repeating a call that timed out."""
 SILENT_TIMEOUTS = COLLECTIVE_TIMEOUTS + 1
@@ -193,7 +195,13 @@ def run_work(given: Work, *, storage: Path) -> str:
 
     Returns what ended the group early, the cause before the rest; nothing where all went well.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import (
+        ControllerError,
+        FailureConfig,
+        RunConfig,
+        ScalingConfig,
+        TrainingFailedError,
+    )
     from ray.train.torch import TorchTrainer
 
     cluster = given.cluster
@@ -212,7 +220,11 @@ def run_work(given: Work, *, storage: Path) -> str:
             run_config=RunConfig(
                 name=f"ranks-{given.group}",
                 storage_path=str(storage.resolve()),
-                failure_config=FailureConfig(max_failures=0),
+                # Ray Train would start a group again for ever that it finds no room for.
+                failure_config=FailureConfig(  # type: ignore[call-arg]  # see below
+                    max_failures=0,
+                    controller_failure_limit=MAX_STARTS - 1,
+                ),
                 # The second version of Ray Train has it.
                 worker_runtime_env={  # type: ignore[call-arg]
                     "env_vars": {
@@ -227,7 +239,9 @@ def run_work(given: Work, *, storage: Path) -> str:
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            return f"{_cause(error)}\n{error}"
+            is_started = not isinstance(error, ControllerError)
+            asked = "" if is_started else f"; asked for {cluster.num_ranks} x {resources}"
+            return f"{_cause(error)}{asked}\n{error}"
     return ""
 
 
