@@ -221,12 +221,12 @@ def run_work(given: Work, *, storage: Path) -> str:
                 name=f"ranks-{given.group}",
                 storage_path=str(storage.resolve()),
                 # Ray Train would start a group again for ever that it finds no room for.
-                failure_config=FailureConfig(  # type: ignore[call-arg]  # see below
+                # The types are those of the first version of Ray Train.
+                failure_config=FailureConfig(  # type: ignore[call-arg]
                     max_failures=0,
                     controller_failure_limit=MAX_STARTS - 1,
                 ),
-                # The second version of Ray Train has it.
-                worker_runtime_env={  # type: ignore[call-arg]
+                worker_runtime_env={
                     "env_vars": {
                         **process_environment(
                             num_threads=cluster.threads_per_process, num_gpus=cluster.gpus_per_rank
