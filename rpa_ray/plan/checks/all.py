@@ -12,7 +12,7 @@ from rpa_ray.data.hub import DataOutOfReach
 from rpa_ray.data.hub_model import ModelOutOfReach
 from rpa_ray.plan.checks.data import _check_rows, check_data
 from rpa_ray.plan.checks.following import fitted, following
-from rpa_ray.plan.checks.gpus import check_memory
+from rpa_ray.plan.checks.gpus import check_memory, checkpoints_gib
 from rpa_ray.plan.checks.machine import check_output, check_placement, placed_on_paper
 from rpa_ray.plan.checks.models import model_checks
 from rpa_ray.plan.checks.problems import Problems
@@ -71,11 +71,14 @@ def check_all(
         own if check is None else _with_data(own, check, campaigns[asked.cache], problems, where)
         for (where, asked), (own, check) in zip(cells, settled, strict=True)
     ]
+    disk_gib = 0.0
     for (where, asked), own, (_, check) in zip(cells, found, settled, strict=True):
         own_inputs = campaigns[asked.cache].of(own) if check is check_data else None
         with problems.noted(where):
             _check_room(own, own_inputs, on_paper=on_paper)
-    _check_places(found, folders, problems, on_paper=on_paper)
+        if own_inputs is not None and not (on_paper and own.cluster.machines is not None):
+            disk_gib = max(disk_gib, checkpoints_gib(own_inputs))
+    _check_places(found, folders, disk_gib, problems, on_paper=on_paper)
     problems.refuse()
     placed: list[str] = []
     looked_for: set[str] = set()
@@ -146,14 +149,18 @@ def _check_room(settings: ExperimentSettings, inputs: CellInputs | None, *, on_p
 def _check_places(
     settings: Sequence[ExperimentSettings],
     folders: dict[str, Path],
+    disk_gib: float,
     problems: Problems,
     *,
     on_paper: bool,
 ) -> None:
-    """Note folders that cannot be written, and a cluster that does not answer."""
+    """Note folders that cannot be written or have no room, and a cluster that does not answer.
+
+    The checkpoints of cells are in ``--output``.
+    """
     for option, folder in folders.items():
         with problems.noted():
-            check_output(folder, option)
+            check_output(folder, option, disk_gib if option == "--output" else 0.0)
     here = {own.cluster.address for own in settings if own.cluster.machines is None or not on_paper}
     for cluster in map(cluster_to_join, here):
         with problems.noted():

@@ -68,6 +68,18 @@ def cell_memory(inputs: CellInputs) -> CellMemory | None:
     )
 
 
+def checkpoints_gib(inputs: CellInputs) -> float:
+    """Return the disk space of the checkpoints of cells side by side; 0 where it is not known.
+
+    Of each there are two while the newer is written.
+    """
+    settings, shape = inputs.settings, shape_of(inputs.models.policy)
+    if settings.training is None or shape is None:
+        return 0.0
+    one = checkpoint_gib(shape, load_of(settings, inputs.models))
+    return 2 * (settings.cluster.parallel_cells or 1) * one
+
+
 def check_memory(
     inputs: CellInputs, machines: MachineSettings, placed: Sequence[Placed], where: str
 ) -> None:

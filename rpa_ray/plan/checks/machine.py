@@ -21,8 +21,10 @@ from rpa_ray.run_folder.names import CHECKPOINTS
 MIN_FREE_BYTES = 500 * 2**20
 
 
-def check_output(folder: Path, option: str = "--output") -> None:
+def check_output(folder: Path, option: str = "--output", gib: float = 0.0) -> None:
     """Refuse a folder that cannot be written or has no room; makes no folder itself.
+
+    ``gib`` is what will be written to it beside the small files of every run.
 
     Raises:
         ConfigError: it or the folder it would be made in cannot be written or is nearly full.
@@ -42,11 +44,13 @@ def check_output(folder: Path, option: str = "--output") -> None:
             f"{there}: {error.strerror}. Name another folder.",
         ) from None
     free = shutil.disk_usage(there).free
-    if free < MIN_FREE_BYTES:
+    needed = MIN_FREE_BYTES + int(gib * 2**30)
+    if free < needed:
+        told = f", {gib:.0f} GiB of it for checkpoints" if gib >= 1 else ""
         raise ConfigError(
             option,
-            f"lie on a disk with {MIN_FREE_BYTES >> 20} MiB free",
-            f"{free >> 20} MiB at {there}",
+            f"lie on a disk with {needed >> 20:,} MiB free{told}",
+            f"{free >> 20:,} MiB at {there}",
             "Free space or name another folder.",
         )
 

@@ -14,6 +14,7 @@ from rpa_ray.plan.checks.all import check_all
 from rpa_ray.plan.checks.data import check_data
 from rpa_ray.plan.checks.machine import check_checkpoints, check_output
 from rpa_ray.plan.checks.settings import check_settings
+from rpa_ray.plan.model_shapes import ModelShape
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import CellInputs
 
@@ -295,6 +296,20 @@ def test_a_disk_that_is_nearly_full_is_refused(
         f"RPA_RAY_CACHE must lie on a disk with 500 MiB free, got '499 MiB at {tmp_path}'. "
         "Free space or name another folder."
     )
+
+
+def test_a_disk_holds_two_checkpoints_of_every_cell_that_runs_beside_others(
+    world_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40, 10 * 2**30))
+    large = ModelShape(10**9, 24, 2048, 8192, 16, 16, 32_000)
+    monkeypatch.setattr("rpa_ray.plan.checks.gpus.shape_of", lambda model: large)
+    settings = parse_tree({"attack": "sft", "model": {"dtype": "float32"}})
+    cells = [("", CellInputs(settings, world_cache))]
+    # two of 16 bytes a parameter: 29.8 GiB, and 500 MiB
+    with pytest.raises(ConfigError, match=r"^--output must .* 31,017 MiB free, 30 GiB of it for c"):
+        check_all(cells, {"--output": tmp_path})
 
 
 def test_too_few_pairs_for_a_cost_model_are_refused_whoever_rewards(world_cache: Path) -> None:
