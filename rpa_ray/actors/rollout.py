@@ -164,8 +164,10 @@ class RolloutWorker:
         return [_generated(output) for output in outputs]
 
     def init_weight_transfer_engine(self, request: "WeightTransferInitRequest") -> None:
-        """Connect the engine's side of the weight transfer."""
-        self._engine().init_weight_transfer_engine(request)
+        """Connect the engine's side of the weight transfer, after leaving an earlier one."""
+        engine = self._engine()
+        engine.collective_rpc("leave_transfer")
+        engine.init_weight_transfer_engine(request)
 
     def start_weight_update(self, record_digests: bool = False) -> None:
         """Open a push; from here on nothing is served until ``update_weight_version``."""

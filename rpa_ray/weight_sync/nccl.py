@@ -4,7 +4,9 @@ vLLM's receiver, communicator and packing are at work. Its sender is not used: i
 engines without a limit, and where one dies the broadcast never ends.
 """
 
+import logging
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import asdict
@@ -27,6 +29,7 @@ GRACE_S = 30.0
 """Longest wait for one side after the other has ended, and for an engine to leave a transfer."""
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class NcclSender:
@@ -36,6 +39,7 @@ class NcclSender:
         self._pool = pool
         self._tensor_parallel_size = tensor_parallel_size
         self._group: PyNcclCommunicator | None = None
+        self._abort: weakref.finalize[..., NcclSender] | None = None
 
     def connect(self) -> None:
         """Meet the engines in a group of which this process is rank 0."""
@@ -55,6 +59,9 @@ class NcclSender:
             [({"init_info": request},) for request in requests],
             lambda: nccl_common.trainer_init(info),
         )
+        # Also where nobody closes it: NCCL keeps memory of the GPU until then.
+        self._abort = weakref.finalize(self, self._group.destroy)
+        self._abort.atexit = False
 
     def pack(self, weights: Sequence[Tensor]) -> Packed:
         """Do nothing: the main rank sends from where the weights lie."""
@@ -83,9 +90,9 @@ class NcclSender:
 
     def close(self) -> None:
         """Abort the communicator: a broadcast that is under way ends."""
-        group, self._group = self._group, None
-        if group is not None:
-            group.destroy()
+        if self._abort is not None:
+            self._abort()
+        self._group = None
 
     def _with_engines(
         self, method: str, requests: Sequence[tuple[object]], own_side: Callable[[], T]
@@ -122,7 +129,8 @@ class NcclSender:
 
     def _leave_if_failed(self, own: "Future[Any]") -> None:
         """Let the engines, which would wait for this side, see that it has failed."""
-        if own.exception() is not None:
+        if (error := own.exception()) is not None:
+            logger.warning("weight transfer failed on the learner: %s", error)
             self.close()
 
 

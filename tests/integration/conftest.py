@@ -22,6 +22,7 @@ GROUPS = {
     "grid": ("test_attacks", "test_defences", "test_own_preferences"),
     "workers": (
         "test_chat_model",
+        "test_pushes",
         "test_rollout",
         "test_scoring",
         "test_served_models",
