@@ -91,13 +91,17 @@ RANK = Mortal()
 class GlooCommunicator:
     """Stands in for vLLM's NCCL communicator.
 
-    A broadcast whose other side died waits until it is aborted, as it does in NCCL.
+    As in NCCL, a broadcast whose other side died waits until it is aborted, and what is not aborted
+    stays where it is.
     """
+
+    num_open = 0
 
     def __init__(self, group: Any, device: Any, library_path: str | None = None) -> None:
         self._rank = group.rank
         self._store = group.store
         self._aborted = threading.Event()
+        GlooCommunicator.num_open += 1
         self._gloo = dist.ProcessGroupGloo(
             dist.PrefixStore("gloo", group.store),
             group.rank,
@@ -118,6 +122,8 @@ class GlooCommunicator:
             raise
 
     def destroy(self) -> None:
+        if not self._aborted.is_set():
+            GlooCommunicator.num_open -= 1
         self._aborted.set()
         self._gloo.abort()
 
@@ -135,7 +141,8 @@ def export_memory(tensor: Tensor) -> tuple[None, tuple[Any, ...]]:
     weakref.finalize(tensor, os.close, descriptor)
     path = f"/proc/{os.getpid()}/fd/{descriptor}"
     import_memory(path, tensor.nbytes).copy_(tensor)
-    return None, (path, tensor.nbytes, *[None] * 5)
+    # As in CUDA, no two exports are the same, though they may lie at the same place.
+    return None, (path, tensor.nbytes, uuid.uuid4().hex, *[None] * 4)
 
 
 def import_memory(path: str, num_bytes: int, *unused: object) -> Tensor:
@@ -324,6 +331,7 @@ def held_by_this_process() -> dict[str, int]:
     maps = Path("/proc/self/maps").read_text()
     return {
         "file descriptors": len(os.listdir("/proc/self/fd")),
+        "communicators": GlooCommunicator.num_open,
         "threads": len(os.listdir("/proc/self/task")),
         "shared buffers": maps.count(SHARED),
         "MiB": pages * os.sysconf("SC_PAGE_SIZE") // 2**20,
