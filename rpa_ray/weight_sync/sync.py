@@ -70,10 +70,10 @@ class WeightSync:
         sides (about 1 s a GB).
 
         Raises:
-            WeightSyncError: On every rank, if it still fails after several attempts or the ranks
-                lost each other.
-            UnusableRankError: On a rank that cannot go on; the others raise WeightSyncError.
-            ValueError: On the rank that failed of what no second try would change, so too.
+            WeightSyncError: On every rank, if it still fails after several attempts, no other would
+                change that, or the ranks lost each other.
+            UnusableRankError: In its place on a rank that cannot go on.
+            ValueError: In its place on rank 0, if an engine refuses what it is given.
         """
         started = time.perf_counter()
         failure = "nothing was tried"
@@ -82,7 +82,6 @@ class WeightSync:
                 self._attempt(version, record_digests)
             except WorkerError as error:
                 failure = str(error)
-                self._disconnect()
                 logger.warning("push %d failed (attempt %d): %s", version, attempt, failure)
                 continue
             except RuntimeError as error:
@@ -106,6 +105,13 @@ class WeightSync:
         )
 
     def _attempt(self, version: int, record_digests: bool) -> None:
+        try:
+            self._serve(version, record_digests)
+        except Exception:
+            self._disconnect()
+            raise
+
+    def _serve(self, version: int, record_digests: bool) -> None:
         self._on_main(self._connect)
         self._on_main(partial(self._pool.call_all, "start_weight_update", record_digests))
         self._source.begin_pass(record_digests=record_digests)

@@ -1,6 +1,7 @@
 """Pushes by every backend between processes: what arrives, and how they end where a side dies."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -210,19 +211,20 @@ class Sleeper:
         os._exit(1)
 
 
-def test_a_call_ends_with_the_first_worker_that_dies_and_silent_ones_are_restarted(
+def test_a_call_ends_with_the_first_worker_that_dies_and_all_silent_ones_are_restarted(
     ray_cluster: None,
 ) -> None:
-    ray.cloudpickle.register_pickle_by_value(__import__(__name__))  # workers cannot import it
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
     actor = ray.remote(Sleeper).options(num_cpus=0, max_restarts=-1)
-    pool = WorkerPool(
-        [Member(name=f"worker {i}", handle=actor.remote()) for i in range(2)], time_limit_s=60.0
-    )
+    members = [Member(name=f"worker {i}", handle=actor.remote()) for i in range(3)]
+    pool = WorkerPool(members, time_limit_s=60.0)
     pool.wait_until_up()
     started = time.monotonic()
-    with pytest.raises(WorkerError, match="worker 1 must answer work"):
-        pool.call_each("work", [(3600.0,), (0.0,)])
-    assert [member.name for member in pool.restart_silent(2.0)] == ["worker 0"]
-    pool.wait_until_up()
+    with pytest.raises(WorkerError, match="worker 2 must answer work"):
+        pool.call_each("work", [(3600.0,), (3600.0,), (0.0,)])
+    impatient = WorkerPool(members, time_limit_s=3.0)
+    with pytest.raises(WorkerError, match="worker 0 must answer status, got no answer within 3 s"):
+        impatient.wait_until_up()
+    pool.wait_until_up()  # worker 1 too
     assert time.monotonic() - started < 60
     pool.shut_down()
