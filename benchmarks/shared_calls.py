@@ -21,8 +21,9 @@ from typing import cast
 
 import torch
 
+from rpa_ray.actors.engine import EngineConfig
 from rpa_ray.actors.pools import RolloutPool, create_rollout_pool
-from rpa_ray.actors.rollout import EngineConfig, Generated, Sampling
+from rpa_ray.actors.rollout import Generated, Sampling
 from rpa_ray.cluster.session import ray_session
 from rpa_ray.learner.modules import load_policy
 from rpa_ray.weight_sync.source import ShardedSource

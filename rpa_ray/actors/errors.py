@@ -10,3 +10,10 @@ class WorkerError(RuntimeError):
 
 class StaleWeightsError(WorkerError):
     """A rollout worker does not hold the version of the weights that was asked for."""
+
+
+class UnusableRankError(RuntimeError):
+    """A learner rank cannot go on: a thread of it is stuck in a library, and with it its device.
+
+    Its group of ranks has to end; the next one goes on from the last checkpoint.
+    """

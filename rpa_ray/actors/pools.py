@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import ray
 from ray.actor import ActorHandle
 
+from rpa_ray.actors.engine import EngineConfig
 from rpa_ray.actors.environment import process_environment
-from rpa_ray.actors.rollout import EngineConfig, EngineStatus, Generated, RolloutWorker, Sampling
+from rpa_ray.actors.rollout import EngineStatus, Generated, RolloutWorker, Sampling
 from rpa_ray.actors.scoring import ScorerSpec, ScoringWorker
 from rpa_ray.actors.worker_pool import Member, WorkerPool
 

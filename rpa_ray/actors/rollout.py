@@ -5,13 +5,12 @@ its settings are environment variables that are read at import.
 """
 
 import hashlib
-import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from rpa_ray.actors.engine import EngineConfig, architecture_of, build_engine
 from rpa_ray.actors.errors import StaleWeightsError
 from rpa_ray.actors.status import WorkerStatus, own_status
 from rpa_ray.data.hub_model import model_folder
@@ -22,35 +21,6 @@ if TYPE_CHECKING:
         WeightTransferInitRequest,
         WeightTransferUpdateRequest,
     )
-
-TransferBackend = Literal["object_store", "nccl", "ipc"]
-
-_CPU_SEQUENCES = 256
-"""Answers that an engine on a CPU works on at once; others wait."""
-_CPU_BLOCK = 128
-"""Tokens of a block of vLLM's cache on a CPU."""
-_MAX_CPU_KV_CACHE_BYTES = 2**30
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineConfig:
-    """What a rollout engine is built from; the weights come later, by a push."""
-
-    model_path: str
-    """Folder with a Hugging Face ``config.json``, or a Hub id at a commit, of which each worker has
-    its own copy; weights and tokenizer are not read."""
-    max_model_len: int
-    """Longest prompt plus answer, in tokens."""
-    dtype: str
-    """Type of the served weights, as torch names it."""
-    backend: TransferBackend = "object_store"
-    """How the weights travel; see ``weight_sync.sync.choose_backend``."""
-    gpu_memory_utilization: float = 0.9
-    """Share of a GPU's memory that the engine may take, (0, 1]; not used on a CPU."""
-    tensor_parallel_size: int = 1
-    """GPUs that one engine spans."""
-    seed: int = 0
-    """Seed of the engine; sampling is seeded by request, in ``Sampling``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,10 +91,10 @@ class RolloutWorker:
         """
         self._version = None
         config = replace(config, model_path=model_folder(config.model_path, has_weights=False))
-        architecture = _architecture(config)
+        architecture = architecture_of(config)
         if architecture != self._architecture:
             self._shut_down_engine()
-            self._llm = _built(config)
+            self._llm = build_engine(config)
             self._architecture = architecture
             self._max_model_len = config.max_model_len
             self._engine_id = uuid.uuid4().hex
@@ -167,8 +137,10 @@ class RolloutWorker:
         return [_generated(output) for output in outputs]
 
     def init_weight_transfer_engine(self, request: "WeightTransferInitRequest") -> None:
-        """Connect the engine's side of the weight transfer."""
-        self._engine().init_weight_transfer_engine(request)
+        """Connect the engine's side of the weight transfer, after leaving an earlier one."""
+        engine = self._engine()
+        engine.collective_rpc("leave_transfer")
+        engine.init_weight_transfer_engine(request)
 
     def start_weight_update(self, record_digests: bool = False) -> None:
         """Open a push; from here on nothing is served until ``update_weight_version``."""
@@ -230,88 +202,6 @@ class RolloutWorker:
                 f"prompt plus max_new_tokens must be at most {self._max_model_len} tokens, got "
                 f"{longest}. Shorten the prompts or raise the engine's max_model_len."
             )
-
-
-def _architecture(config: EngineConfig) -> tuple[object, ...]:
-    """Return what an engine cannot change without being built anew."""
-    path = Path(config.model_path) / "config.json"
-    if not path.is_file():
-        raise ValueError(
-            f"model_path must be a folder with a config.json, got {config.model_path}. "
-            "Make the model first, or give a folder that this machine can read."
-        )
-    return (
-        hashlib.sha256(path.read_bytes()).hexdigest(),
-        config.max_model_len,
-        config.dtype,
-        config.backend,
-        config.gpu_memory_utilization,
-        config.tensor_parallel_size,
-        config.seed,
-    )
-
-
-def _built(config: EngineConfig) -> "LLM":
-    import torch
-
-    try:
-        return _build_engine(config)
-    except (torch.OutOfMemoryError, torch.distributed.DistError):
-        raise  # memory or a port that somebody else may give back
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as e:
-        raise ValueError(
-            f"engine must be one that can be built for {config.model_path}, got "
-            f"{type(e).__name__}: {e}. Take a model that vLLM serves on this machine."
-        ) from e
-
-
-def _build_engine(config: EngineConfig) -> "LLM":
-    import torch
-    from vllm import LLM
-    from vllm.config import WeightTransferConfig
-
-    has_gpu = torch.cuda.is_available()
-    return LLM(
-        max_num_seqs=None if has_gpu else _CPU_SEQUENCES,
-        kv_cache_memory_bytes=None if has_gpu else _cpu_kv_cache_bytes(config),
-        model=config.model_path,
-        skip_tokenizer_init=True,
-        load_format="dummy",
-        generation_config="vllm",
-        dtype=config.dtype,
-        max_model_len=config.max_model_len,
-        seed=config.seed,
-        tensor_parallel_size=config.tensor_parallel_size,
-        gpu_memory_utilization=config.gpu_memory_utilization,
-        enforce_eager=not has_gpu,
-        # A cached prefix changes how a prompt is batched, and with it the last bits of its logits:
-        # the same seed would give other tokens after other work. It would also outlive a push.
-        enable_prefix_caching=False,
-        # On a CPU a seeded request whose prompt is read in two parts fails (vLLM 0.29).
-        enable_chunked_prefill=has_gpu,
-        disable_log_stats=True,
-        weight_transfer_config=WeightTransferConfig(backend=config.backend),
-        worker_extension_cls="rpa_ray.weight_sync.receiving.WeightSyncExtension",
-    )
-
-
-def _cpu_kv_cache_bytes(config: EngineConfig) -> int:
-    """Return what a CPU's sequences fill at their longest, in bytes, at most 1 GiB.
-
-    vLLM writes all of its cache at start-up, 1 GiB in seconds. The environment's
-    VLLM_CPU_KVCACHE_SPACE (GiB) goes before it.
-    """
-    import torch
-    from transformers import AutoConfig
-
-    model = AutoConfig.from_pretrained(config.model_path, trust_remote_code=False).get_text_config()
-    num_heads = model.num_attention_heads
-    head_width = getattr(model, "head_dim", None) or model.hidden_size // num_heads
-    num_kv_heads = getattr(model, "num_key_value_heads", None) or num_heads
-    num_tokens = _CPU_SEQUENCES * math.ceil(config.max_model_len / _CPU_BLOCK) * _CPU_BLOCK
-    num_values = 2 * model.num_hidden_layers * num_kv_heads * head_width * num_tokens
-    num_bytes: int = num_values * getattr(torch, config.dtype).itemsize
-    return min(num_bytes, _MAX_CPU_KV_CACHE_BYTES)
 
 
 def _sampling_params(sampling: Sampling, index: int) -> "SamplingParams":

@@ -58,12 +58,21 @@ class WorkerPool:
         return self.collect(method, refs)
 
     def collect(self, method: str, refs: Sequence["ray.ObjectRef[object]"]) -> list[object]:
-        """Wait for one result of each of the first ``len(refs)`` workers, in their order."""
+        """Wait for one result of each of the first ``len(refs)`` workers, in their order.
+
+        The first failure ends the wait: the others may be waiting for the worker that was lost.
+        """
         deadline = time.monotonic() + self._time_limit_s
-        return [
-            self._wait(member, method, ref, max(0.0, deadline - time.monotonic()))
-            for member, ref in zip(self._members, refs, strict=False)
-        ]
+        asked: dict[ray.ObjectRef[object], Member] = dict(zip(refs, self._members, strict=False))
+        results: dict[ray.ObjectRef[object], object] = {}
+        waiting = list(asked)
+        while waiting:
+            left_s = max(0.0, deadline - time.monotonic())
+            ready, waiting = ray.wait(waiting, timeout=left_s, fetch_local=False)
+            ref = ready[0] if ready else waiting[0]
+            left_s = max(0.0, deadline - time.monotonic())
+            results[ref] = self._wait(asked[ref], method, ref, left_s)
+        return [results[ref] for ref in asked]
 
     def coming_up(self) -> dict[str, "ray.ObjectRef[Any]"]:
         """Return, by worker, an answer that comes once it is up, after all it was told before."""
@@ -74,16 +83,28 @@ class WorkerPool:
         for member in self._members:
             ray.kill(member.handle, no_restart=True)
 
-    def wait_until_up(self) -> None:
-        """Wait for workers that are being restarted.
+    def restart_silent(self, limit_s: float) -> list[Member]:
+        """Kill the workers that do not even say where they live, and return them.
 
-        A worker that does not even say where it lives is killed, so that the next try finds a fresh
-        one in its place.
+        The next call finds fresh ones in their place.
+        """
+        members: dict[ray.ObjectRef[object], Member] = {
+            member.handle.status.remote(): member for member in self._members
+        }
+        _, silent = ray.wait(list(members), num_returns=len(members), timeout=limit_s)
+        for ref in silent:
+            ray.kill(members[ref].handle, no_restart=False)
+        return [members[ref] for ref in silent]
+
+    def wait_until_up(self) -> None:
+        """Wait for workers that are being restarted; those that stay silent are restarted.
 
         Raises:
             WorkerError: If one is not up within the time limit, or is dead for good.
         """
         deadline = time.monotonic() + self._time_limit_s
+        if silent := self.restart_silent(self._time_limit_s):
+            raise self._error(silent[0], "status", GetTimeoutError())
         for member in self._members:
             while not self._is_up(member):
                 if time.monotonic() > deadline:
@@ -99,10 +120,7 @@ class WorkerPool:
             status = ray.get(ref, timeout=self._time_limit_s)
         except ActorUnavailableError:
             return False
-        except GetTimeoutError as error:
-            ray.kill(member.handle, no_restart=False)
-            raise self._error(member, "status", error) from None
-        except RayActorError as error:
+        except (GetTimeoutError, RayActorError) as error:
             raise self._error(member, "status", error) from None
         assert isinstance(status, WorkerStatus)
         self._log_paths[member.name] = status.log_path if status.node == platform.node() else None

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from rpa_ray.actors.environment import process_environment
+from rpa_ray.actors.errors import UnusableRankError
 from rpa_ray.actors.pools import RolloutPool, ScorerPool
 from rpa_ray.campaign.queue import ASK_AGAIN, JobQueue, QueueProgress, ask
 from rpa_ray.campaign.watchdog import Watchdog
@@ -157,7 +158,8 @@ def _run_recorded(cell: Cell, process: "LearnerProcess") -> None:
     """Run a cell; one that raises is recorded as failed and does not take the others along.
 
     With several ranks an error of one leaves the others inside a collective, so it ends the group,
-    and the cell is tried again by the next where that may end otherwise.
+    and the cell is tried again by the next where that may end otherwise. So does one after which
+    the process cannot be used.
     """
     from rpa_ray.jobs.experiment import run_experiment
 
@@ -171,7 +173,7 @@ def _run_recorded(cell: Cell, process: "LearnerProcess") -> None:
         run_experiment(cell, process)
     except Exception as error:
         logger.exception("cell %s failed", cell.name)
-        if process.ranks.size > 1:
+        if process.ranks.size > 1 or isinstance(error, UnusableRankError):
             raise
         record_failure(cell, f"{type(error).__name__}: {error}", traceback.format_exc())
 

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rpa_ray.actors.rollout import EngineConfig, Sampling
+from rpa_ray.actors.engine import EngineConfig
+from rpa_ray.actors.rollout import Sampling
 from rpa_ray.attacks import ATTACKS
 from rpa_ray.config import ClusterSettings
 from rpa_ray.data.collate import TokenRow, encode_answered, encode_prompt

@@ -1,12 +1,12 @@
 """Weight transfer through Ray's object store, for machines without NCCL: both ends of it.
 
-A layer group travels as one flat byte buffer. Importing this module registers the two ends with
-vLLM's factories under ``object_store``.
+A layer group travels as one flat byte buffer. Importing this module registers the receiver with
+vLLM's factory under ``object_store``.
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
 
 import numpy as np
 import ray
@@ -15,18 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Module
 from vllm.distributed.weight_transfer.base import (
-    TrainerInitInfo,
-    TrainerWeightTransferEngine,
-    VLLMWeightSyncClient,
-    WeightSource,
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
-from vllm.distributed.weight_transfer.factory import (
-    WeightTransferEngineFactory,
-    WeightTransferTrainerFactory,
-)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+from rpa_ray.actors.pools import RolloutPool
+from rpa_ray.weight_sync.sending import Packed, flat_bytes, layout
 
 BACKEND = "object_store"
 FETCH_LIMIT_S = 600.0
@@ -47,13 +43,6 @@ class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
     shapes: list[list[int]]
     buffer: list["ray.ObjectRef[NDArray[np.uint8]]"]
     """One reference, in a list: Ray hands on a reference that is not an argument of its own."""
-
-
-@dataclass
-class ObjectStoreTrainerInitInfo(TrainerInitInfo):  # type: ignore[misc]
-    """Which trainer rank sends (rank 0)."""
-
-    backend: ClassVar[str] = BACKEND
 
 
 class ObjectStoreReceiver(
@@ -89,36 +78,33 @@ class ObjectStoreReceiver(
         """Do nothing: nothing is held."""
 
 
-class ObjectStoreSender(
-    TrainerWeightTransferEngine[ObjectStoreTrainerInitInfo]  # type: ignore[misc]
-):
+class ObjectStoreSender:
     """Puts layer groups into the object store and tells the engines to load them."""
 
-    init_info_cls = ObjectStoreTrainerInitInfo
-    source: WeightSource
+    def __init__(self, pool: RolloutPool) -> None:
+        self._pool = pool
 
-    @classmethod
-    def trainer_init(
-        cls,
-        init_info: ObjectStoreTrainerInitInfo,
-        *,
-        client: VLLMWeightSyncClient,
-        source: WeightSource | None = None,
-    ) -> Self:
-        """Return a sender; on rank 0 the engines have been told."""
-        if init_info.is_sender:
-            client.init_weight_transfer_engine({})
-        return cls(client=client, source=source, is_sender=init_info.is_sender)
+    def connect(self) -> None:
+        """Tell the engines; there is no connection to open."""
+        self._pool.call_all("init_weight_transfer_engine", {"init_info": {}})
 
-    def send_weights(self) -> None:
-        """Send one pass over the source; every rank runs its gathers, rank 0 sends."""
-        if self.is_sender:
-            self.client.start_weight_update()
-        for names, weights in self.source.iter_groups():
-            if self.is_sender:
-                self.client.update_weights(_packed(names, weights))
-        if self.is_sender:
-            self.client.finish_weight_update()
+    def pack(self, weights: Sequence[Tensor]) -> Packed:
+        """Do nothing: the main rank sends from where the weights lie."""
+        return {}
+
+    def send(
+        self, names: Sequence[str], weights: Sequence[Tensor], packed: Sequence[Packed]
+    ) -> None:
+        """Have every engine load a layer group from the object store."""
+        buffer = ray.put(flat_bytes(weights).cpu().numpy())
+        info = {**layout(names, weights), "buffer": [buffer]}
+        self._pool.call_all("update_weights", {"update_info": info})
+
+    def let_go(self) -> None:
+        """Do nothing: nothing is held."""
+
+    def close(self) -> None:
+        """Do nothing: nothing is held."""
 
 
 def _repack_tied_heads(model: Module) -> None:
@@ -138,17 +124,6 @@ def _repack_tied_heads(model: Module) -> None:
     for head in heads:
         if head.weight.data_ptr() in embedded:
             head.quant_method.process_weights_after_loading(head)
-
-
-def _packed(names: list[str], weights: list[Tensor]) -> dict[str, object]:
-    """Return the update of one layer group, with its bytes put into the object store."""
-    flat = torch.cat([weight.view(-1).view(torch.uint8).cpu() for weight in weights])
-    return {
-        "names": names,
-        "dtype_names": [str(weight.dtype).removeprefix("torch.") for weight in weights],
-        "shapes": [list(weight.shape) for weight in weights],
-        "buffer": [ray.put(flat.numpy())],
-    }
 
 
 def _unpacked(
@@ -172,4 +147,3 @@ def _unpacked(
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreReceiver)
-WeightTransferTrainerFactory.register_engine(BACKEND, ObjectStoreSender)

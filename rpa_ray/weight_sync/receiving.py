@@ -18,6 +18,14 @@ class WeightSyncExtension:
     loaded: set[str]
     """Parameters of the engine that the push has written so far, by the engine's own names."""
 
+    def leave_transfer(self) -> None:
+        """Leave the group of an earlier transfer, for which NCCL keeps memory of the GPU."""
+        engine = self.weight_transfer_engine  # type: ignore[attr-defined]
+        group = getattr(engine, "model_update_group", None)
+        if group is not None:
+            group.destroy()
+        engine.shutdown()
+
     def open_push(self, record_digests: bool) -> None:
         """Note that a push begins, after closing one that was left half done."""
         if self.push_is_open:

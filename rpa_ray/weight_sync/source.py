@@ -35,8 +35,7 @@ def only_under(prefix: str) -> Rename:
 class ShardedSource(WeightSource):  # type: ignore[misc]  # vLLM's bases are untyped
     """A stream of (checkpoint name, whole weight) over the policy, the same on every rank.
 
-    Every pass is a sequence of gathers that all ranks must run alike. A rank whose transfer failed
-    half-way runs the rest of them with ``drain``.
+    Every pass is a sequence of gathers that all ranks must run alike, and leave alike.
     """
 
     def __init__(
@@ -66,7 +65,6 @@ class ShardedSource(WeightSource):  # type: ignore[misc]  # vLLM's bases are unt
             )
         # In the order of the groups, which vLLM's receivers read as the order of the stream.
         self._groups = layerwise_groups(list(self._parameters))
-        self._num_groups_read = 0
         self._records_digests = False
         self.digests: dict[str, str] = {}
         """SHA-256 of each weight sent in this pass, where ``begin_pass`` asked for it."""
@@ -85,16 +83,13 @@ class ShardedSource(WeightSource):  # type: ignore[misc]  # vLLM's bases are unt
         return sum(numels) * self._dtype.itemsize
 
     def begin_pass(self, *, record_digests: bool) -> None:
-        """Start counting a new pass; call it before anything that may fail."""
-        self._num_groups_read = 0
+        """Say what is recorded of the next pass."""
         self._records_digests = record_digests
         self.digests = {}
 
     def iter_groups(self) -> Iterator[tuple[list[str], list[Tensor]]]:
         """Yield the names and weights of one layer group after the other."""
-        self._num_groups_read = 0
         for group in self._groups:
-            self._num_groups_read += 1
             weights = self._read(group)
             if self._records_digests:
                 self.digests |= {n: tensor_digest(w) for n, w in zip(group, weights, strict=True)}
@@ -104,13 +99,6 @@ class ShardedSource(WeightSource):  # type: ignore[misc]  # vLLM's bases are unt
         """Yield the name and weight of one parameter after the other."""
         for names, weights in self.iter_groups():
             yield from zip(names, weights, strict=True)
-
-    def drain(self) -> None:
-        """Run the gathers that are left of this pass, for the other ranks wait in them."""
-        for group in self._groups[self._num_groups_read :]:
-            with self._gather(self._gathered(group)):
-                pass
-        self._num_groups_read = len(self._groups)
 
     def _read(self, group: list[str]) -> list[Tensor]:
         with torch.no_grad(), self._gather(self._gathered(group)):

@@ -13,8 +13,8 @@ from command_line import run_campaign
 from transformers import LlamaConfig, LlamaForCausalLM
 from xdist.scheduler import LoadScopeScheduling
 
+from rpa_ray.actors.engine import EngineConfig
 from rpa_ray.actors.pools import RolloutPool, create_rollout_pool
-from rpa_ray.actors.rollout import EngineConfig
 from rpa_ray.cluster.hardware import native_dtype
 
 MAX_MODEL_LEN = 96
@@ -22,6 +22,7 @@ GROUPS = {
     "grid": ("test_attacks", "test_defences", "test_own_preferences"),
     "workers": (
         "test_chat_model",
+        "test_pushes",
         "test_rollout",
         "test_scoring",
         "test_served_models",

@@ -8,8 +8,9 @@ import torch
 from command_line import rpa_ray
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from rpa_ray.actors.engine import EngineConfig
 from rpa_ray.actors.pools import RolloutPool
-from rpa_ray.actors.rollout import EngineConfig, Sampling
+from rpa_ray.actors.rollout import Sampling
 from rpa_ray.config import DataSettings, EvaluationSettings
 from rpa_ray.learner.model_folder import weights_sha256
 from rpa_ray.learner.modules import load_policy

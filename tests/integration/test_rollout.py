@@ -12,9 +12,10 @@ import ray
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rpa_ray.actors.engine import EngineConfig
 from rpa_ray.actors.errors import StaleWeightsError, WorkerError
 from rpa_ray.actors.pools import RolloutPool, create_rollout_pool
-from rpa_ray.actors.rollout import EngineConfig, Sampling
+from rpa_ray.actors.rollout import Sampling
 from rpa_ray.cluster.hardware import native_dtype
 from rpa_ray.weight_sync.source import ShardedSource
 from rpa_ray.weight_sync.sync import WeightSync

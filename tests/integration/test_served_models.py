@@ -9,8 +9,9 @@ from model_folders import save_turn_ending_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from rpa_ray.actors.engine import EngineConfig
 from rpa_ray.actors.pools import RolloutPool
-from rpa_ray.actors.rollout import EngineConfig, Sampling
+from rpa_ray.actors.rollout import Sampling
 from rpa_ray.data.collate import encode_prompt
 from rpa_ray.data.ends import end_ids
 from rpa_ray.data.template import Template

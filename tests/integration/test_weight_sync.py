@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import LlamaForCausalLM
 
+from rpa_ray.actors.engine import EngineConfig
 from rpa_ray.actors.errors import StaleWeightsError
 from rpa_ray.actors.pools import RolloutPool
-from rpa_ray.actors.rollout import EngineConfig, Generated, Sampling
+from rpa_ray.actors.rollout import Generated, Sampling
 from rpa_ray.weight_sync.digests import checkpoint_digests
 from rpa_ray.weight_sync.source import ShardedSource
 from rpa_ray.weight_sync.sync import WeightSync
@@ -259,7 +260,7 @@ def test_an_engine_killed_in_the_middle_of_a_push_is_rebuilt_and_no_rank_hangs(
         [rank.push.remote(model_a, rollout_pool, engine_config, victim) for rank in ranks],
         timeout=600,
     )
-    # 6 layer groups, gathered once in the push that broke and once in the one that did not
-    assert pushed == [(2, 12), (2, 12)]
+    # 3 of 6 layer groups in the push that broke, and all in the one that did not
+    assert pushed == [(2, 9), (2, 9)]
     gap = gap_to(model_a, prompts, rollout_pool.generate(prompts, GREEDY, 7))
     assert gap.num_greedy_differences == 0

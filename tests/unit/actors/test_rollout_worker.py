@@ -4,15 +4,10 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from rpa_ray.actors import rollout
+from rpa_ray.actors import engine
+from rpa_ray.actors.engine import EngineConfig, _cpu_kv_cache_bytes
 from rpa_ray.actors.errors import StaleWeightsError
-from rpa_ray.actors.rollout import (
-    EngineConfig,
-    RolloutWorker,
-    Sampling,
-    _cpu_kv_cache_bytes,
-    request_seed,
-)
+from rpa_ray.actors.rollout import RolloutWorker, Sampling, request_seed
 
 
 def test_request_seeds_depend_on_seed_and_place_and_fit_in_63_bits() -> None:
@@ -52,7 +47,7 @@ def test_an_engine_of_the_hub_is_built_from_the_files_here_without_weights(
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    monkeypatch.setattr(rollout, "_build_engine", lambda config: built.append(config.model_path))
+    monkeypatch.setattr(engine, "_llm", lambda config: built.append(config.model_path))
     worker = RolloutWorker()
     monkeypatch.setattr(worker, "health", lambda: None)
     worker.load(EngineConfig(model_path="owner/name@0123", max_model_len=8, dtype="float32"))
@@ -88,7 +83,7 @@ def test_an_engine_that_cannot_be_built_is_no_reason_to_try_again(
         def build(config: EngineConfig) -> None:
             raise error
 
-        monkeypatch.setattr(rollout, "_build_engine", build)
+        monkeypatch.setattr(engine, "_llm", build)
         RolloutWorker().load(config)
 
     for error in (RuntimeError("no kernel for 16"), TypeError("no kernel for 16")):

@@ -7,6 +7,7 @@ import pytest
 from fakes import ONE_RANK
 
 import rpa_ray.jobs.experiment
+from rpa_ray.actors.errors import UnusableRankError
 from rpa_ray.campaign.ranks import _cause, _run_recorded
 from rpa_ray.plan import load_config
 from rpa_ray.recipes.to_make import Cell
@@ -53,6 +54,22 @@ def test_a_cell_that_failed_or_did_not_begin_is_run(cell: Cell, runs: list[str])
     end(cell, "failed")
     _run_recorded(cell, PLACE)
     assert runs == ["cell", "cell"]
+
+
+def test_a_rank_that_is_unusable_ends_and_leaves_its_cell_to_the_next(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_experiment(cell: Cell, place: object) -> None:
+        raise error
+
+    monkeypatch.setattr(rpa_ray.jobs.experiment, "run_experiment", run_experiment)
+    error: Exception = UnusableRankError("stuck")
+    with pytest.raises(UnusableRankError):
+        _run_recorded(cell, PLACE)
+    assert not cell.folder.exists()
+    error = RuntimeError("broken")
+    _run_recorded(cell, PLACE)
+    assert json.loads((cell.folder / "evaluation.json").read_text())["status"] == "failed"
 
 
 def test_ranks_that_failed_name_the_cause_before_what_ray_says() -> None:

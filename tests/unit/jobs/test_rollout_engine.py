@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from rpa_ray.actors.rollout import EngineConfig
+from rpa_ray.actors.engine import EngineConfig
 from rpa_ray.config import ClusterSettings
 from rpa_ray.jobs.assembly import rollout_engine
 from rpa_ray.plan.memory import ENGINE_FRAC, transfer

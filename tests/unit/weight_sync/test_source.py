@@ -74,27 +74,6 @@ def test_weight_filter_sees_full_precision_and_leaves_the_policy_alone() -> None
     assert named[0][1].tolist() == [1.0, 2.0**-12]
 
 
-def test_drain_runs_exactly_the_gathers_that_are_left() -> None:
-    gathered: list[int] = []
-
-    @contextmanager
-    def gather(group: Sequence[Parameter]) -> Iterator[None]:
-        gathered.append(len(group))
-        yield
-
-    source = ShardedSource(parameters(*LAYERED), dtype=torch.float32, gather=gather)
-    source.begin_pass(record_digests=False)
-    stream = source.iter_groups()
-    next(stream), next(stream)
-    source.drain()
-    assert gathered == [1, 2, 1, 1]
-    source.drain()
-    assert len(gathered) == 4
-    source.begin_pass(record_digests=False)
-    source.drain()
-    assert gathered == [1, 2, 1, 1] * 2
-
-
 def test_digests_of_a_pass_are_those_of_the_bytes_it_sent() -> None:
     source = ShardedSource([("w", Parameter(torch.ones(2)))], dtype=torch.bfloat16)
     source.begin_pass(record_digests=True)
@@ -160,9 +139,6 @@ def test_an_adapter_is_whole_when_its_weight_is_read_and_in_every_gather() -> No
     )
     assert torch.equal(dict(source)["layers.1.a"], 2.0 + ADDED)
     assert sizes == [1, 2, 3, 1]
-    source.begin_pass(record_digests=False)
-    source.drain()
-    assert sizes == [1, 2, 3, 1] * 2
 
 
 def test_the_weight_filter_sees_the_merged_weight() -> None:

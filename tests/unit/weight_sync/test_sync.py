@@ -1,20 +1,21 @@
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import cast
 
 import pytest
 import torch
 from torch.nn import Parameter
 
+from rpa_ray.actors.engine import EngineConfig, TransferBackend
 from rpa_ray.actors.errors import WorkerError
 from rpa_ray.actors.pools import RolloutPool
-from rpa_ray.actors.rollout import EngineConfig, EngineStatus, TransferBackend
+from rpa_ray.actors.rollout import EngineStatus
 from rpa_ray.actors.status import own_status
+from rpa_ray.weight_sync.agreement import WeightSyncError
 from rpa_ray.weight_sync.source import ShardedSource
 from rpa_ray.weight_sync.sync import (
     MAX_ATTEMPTS,
-    PoolClient,
     WeightSync,
-    WeightSyncError,
     choose_backend,
 )
 
@@ -101,22 +102,6 @@ def test_a_push_that_always_fails_ends_with_the_words_of_the_worker(
     assert sync.version is None
 
 
-def test_every_engine_gets_its_own_place_in_the_transfer() -> None:
-    pool = FakePool()
-    client = PoolClient(cast(RolloutPool, pool), tensor_parallel_size=4)
-    client.init_weight_transfer_engine({"rank_offset": 1, "world_size": 9})
-    # the sender is rank 0, the first engine 1 to 4, the second 5 to 8
-    assert pool.calls == [
-        (
-            "init_weight_transfer_engine",
-            [
-                ({"init_info": {"rank_offset": 1, "world_size": 9}},),
-                ({"init_info": {"rank_offset": 5, "world_size": 9}},),
-            ],
-        )
-    ]
-
-
 @pytest.mark.parametrize(
     ("cuda_available", "colocated", "backend"),
     [
@@ -130,6 +115,42 @@ def test_backend_follows_the_hardware(
     cuda_available: bool, colocated: bool, backend: TransferBackend
 ) -> None:
     assert choose_backend(cuda_available=cuda_available, colocated=colocated) == backend
+
+
+def test_a_gather_that_fails_ends_the_push_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = FakePool()
+    sync = sync_of(pool, monkeypatch)
+
+    def gather(parameters: Sequence[Parameter]) -> nullcontext[None]:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(sync._source, "_gather", gather)
+    with pytest.raises(WeightSyncError, match="got RuntimeError: Connection closed by peer"):
+        sync.push(1)
+
+
+def test_a_group_is_sent_when_its_gather_has_ended_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order: list[str] = []
+
+    class Noted(FakePool):
+        def call_each(self, method: str, args: Sequence[Sequence[object]]) -> list[object]:
+            order.append(method)
+            return super().call_each(method, args)
+
+    @contextmanager
+    def gather(parameters: Sequence[Parameter]) -> Iterator[None]:
+        yield
+        order.append("gather")
+
+    sync = sync_of(Noted(), monkeypatch)
+    monkeypatch.setattr(sync._source, "_groups", [["w"], ["w"]])
+    monkeypatch.setattr(sync._source, "_gather", gather)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: order.append("synchronize"))
+    sync.push(1)
+    assert order[2:8] == ["gather", "synchronize", "update_weights"] * 2
 
 
 def test_what_no_second_try_would_change_is_not_tried_again(
