@@ -114,13 +114,6 @@ def check_source(data: DataSettings, where: str) -> None:
             None,
             "Name a folder, a file or a Hub id.",
         )
-    if data.safety_path is not None and not FORMATS[data.name].is_harmless_task:
-        raise ConfigError(
-            f"{where}data.safety_path",
-            f"be left out where data.name is {data.name}",
-            data.safety_path,
-            "Safety is measured with the preference data themselves.",
-        )
     if data.subset != defaults.subset and (local or not FORMATS[data.name].hub_subsets):
         raise ConfigError(
             f"{where}data.subset",
