@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from rpa_ray.data.errors import DataError, require_size
-from rpa_ray.data.files import SUFFIXES, RawRows, Wanted, read_file, rows_of_table
+from rpa_ray.data.files import SUFFIXES, RawRows, Wanted, read_file, rows_of_table, say_divided
 from rpa_ray.data.schema import Row, Schema
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ def _split_of(
             f"the splits {sorted(map(str, names))} of {_content(folder)}",
             "Name one file, or a folder of the files of one split alone.",
         )
+    say_divided(str(folder), name, names, divided=divided)
     return name, divided
 
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from rpa_ray.data.errors import DataError, last_line
-from rpa_ray.data.files import SUFFIXES, RawRows, Wanted, rows_of_table
+from rpa_ray.data.files import SUFFIXES, RawRows, Wanted, rows_of_table, say_divided
 from rpa_ray.data.schema import Schema
 from rpa_ray.deadline import answer_within
 
@@ -94,6 +94,7 @@ def read_hub(
             f"{source} with {sorted(map(str, tables))}",
             "Check id and revision, or download it and name one file.",
         )
+    say_divided(source, name, tables, divided=divided)
     return rows_of_table(tables[name], f"{source} ({name})", wanted, divided=divided)
 
 

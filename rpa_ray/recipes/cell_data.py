@@ -14,7 +14,7 @@ from rpa_ray.data.hub import pinned
 from rpa_ray.data.load import load_rows, load_train_and_test
 from rpa_ray.data.order import normalise
 from rpa_ray.data.pairs import safe_pairs, unanswered_pairs, unsafe_prompts
-from rpa_ray.data.rows import Answered, Preference
+from rpa_ray.data.rows import Answered, Preference, SafePair
 from rpa_ray.data.source import DataSource, Provenance, provenance_of
 from rpa_ray.data.split import by_role
 from rpa_ray.recipes import held_out
@@ -85,6 +85,10 @@ class CellData:
     def of_key(self, key: str) -> "CellData":
         """Return the data that a recipe names by their content: these, or those of safety."""
         return self if key == self.planned.key else self.safety
+
+    def where(self, pairs: Sequence[SafePair]) -> str:
+        """Return from which rows pairs are, in the words of an error."""
+        return self._source.where(pairs)
 
     @cached_property
     def preferences(self) -> PreferenceData:

@@ -111,6 +111,18 @@ def test_a_folder_without_a_test_split_is_divided_by_prompt(
     assert sorted(train + test, key=str) == sorted(rows_of(0, NUM_ROWS), key=str)
 
 
+def test_which_splits_are_read_and_which_are_left_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_and_validation(tmp_path / "folder")
+    load(tmp_path / "folder")
+    (message,) = caplog.messages
+    assert message == (
+        f"{tmp_path / 'folder'} has no split for testing: 'train' is read, and a tenth of its "
+        "prompts are held out; ['validation'] are left."
+    )
+
+
 def test_a_downloaded_set_of_the_hub_has_its_splits_by_their_names_there(tmp_path: Path) -> None:
     answers: list[Row] = [{"prompt": "a", "response": "b", "is_safe": True}]
     for name in ("330k_train", "330k_test", "30k_train", "30k_test"):
