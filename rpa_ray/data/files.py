@@ -7,7 +7,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from rpa_ray.data.csv_file import read_csv
 from rpa_ray.data.errors import DataError, last_line, require_fetched, require_size, require_utf8
 from rpa_ray.data.schema import Row
-from rpa_ray.run_folder.files import say_once
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,6 +53,8 @@ class RawRows:
     """True where they are training and test rows in one, to be divided by prompt."""
     columns: Collection[str] = ()
     """Columns there beyond those that were read."""
+    left: Sequence[str] = ()
+    """Splits there beyond the one that was read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,16 +78,6 @@ class Wanted:
     """Those of them that are texts whatever they look like: an answer in a CSV may be "7"."""
     path_key: str
     """The config path that errors name."""
-
-
-def say_divided(text: str, name: str, names: Iterable[str], *, divided: bool) -> None:
-    """Say once which split is training and test rows in one, where others are left unread."""
-    left = sorted(set(map(str, names)) - {name})
-    if divided and left:
-        say_once(
-            f"{text} has no split for testing: {name!r} is read, and a tenth of its prompts are "
-            f"held out; {left} are left."
-        )
 
 
 def kind_of(file: Path) -> str:
@@ -208,7 +199,13 @@ def _value(value: pa.Scalar) -> object:
 
 
 def _read_csv(file: Path, wanted: Wanted) -> list[Row]:
-    return read_csv(file, columns=wanted.columns, texts=wanted.texts, path_key=wanted.path_key)
+    try:
+        rows = read_csv(file, set(wanted.columns) - set(wanted.texts))
+    except ValueError:
+        require_utf8(file)
+        raise
+    require_size(len(rows), 0, file.name, wanted.path_key)
+    return rows
 
 
 def _read_json(file: Path, wanted: Wanted) -> list[Row]:

@@ -5,12 +5,13 @@ That is a data set as it is downloaded from the Hub, or as ``save_to_disk`` writ
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from rpa_ray.data.errors import DataError, require_size
-from rpa_ray.data.files import SUFFIXES, RawRows, Wanted, read_file, rows_of_table, say_divided
+from rpa_ray.data.files import SUFFIXES, RawRows, Wanted, read_file, rows_of_table
 from rpa_ray.data.schema import Row, Schema
 
 if TYPE_CHECKING:
@@ -34,12 +35,14 @@ def read_folder(
     if any((folder / name).is_file() for name in _SAVED):
         tables = _saved(folder, wanted.path_key)
         name, divided = _split_of(folder, list(tables), schema, split, subset, wanted)
-        return rows_of_table(tables[name], f"{folder} ({name})", wanted, divided=divided)
+        raw = rows_of_table(tables[name], f"{folder} ({name})", wanted, divided=divided)
+        return replace(raw, left=sorted(tables.keys() - {name}))
     if schema.hub_folder is not None and (folder / schema.hub_folder).is_dir():
         folder = folder / schema.hub_folder
     files = _downloaded(folder, wanted.path_key)
     name, divided = _split_of(folder, list(files), schema, split, subset, wanted)
-    return read_files(files[name], folder, wanted, divided=divided)
+    raw = read_files(files[name], folder, wanted, divided=divided)
+    return replace(raw, left=sorted(files.keys() - {name}))
 
 
 def read_files(files: Sequence[Path], folder: Path, wanted: Wanted, *, divided: bool) -> RawRows:
@@ -97,7 +100,6 @@ def _split_of(
             f"the splits {sorted(map(str, names))} of {_content(folder)}",
             "Name one file, or a folder of the files of one split alone.",
         )
-    say_divided(str(folder), name, names, divided=divided)
     return name, divided
 
 

@@ -5,11 +5,12 @@ The Hugging Face libraries are imported on first use: they are slow to import.
 
 import os
 import re
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from rpa_ray.data.errors import DataError, last_line
-from rpa_ray.data.files import SUFFIXES, RawRows, Wanted, rows_of_table, say_divided
+from rpa_ray.data.files import SUFFIXES, RawRows, Wanted, rows_of_table
 from rpa_ray.data.schema import Schema
 from rpa_ray.deadline import answer_within
 
@@ -94,8 +95,8 @@ def read_hub(
             f"{source} with {sorted(map(str, tables))}",
             "Check id and revision, or download it and name one file.",
         )
-    say_divided(source, name, tables, divided=divided)
-    return rows_of_table(tables[name], f"{source} ({name})", wanted, divided=divided)
+    raw = rows_of_table(tables[name], f"{source} ({name})", wanted, divided=divided)
+    return replace(raw, left=sorted(set(tables) - {name}))
 
 
 @lru_cache(maxsize=32)

@@ -13,6 +13,7 @@ from rpa_ray.data.formats import FORMATS, SCHEMAS
 from rpa_ray.data.hub import pinned, read_hub
 from rpa_ray.data.schema import ASSISTANT, TEXT_KINDS, Row
 from rpa_ray.data.split import is_held_out
+from rpa_ray.run_folder.files import say_once
 
 MAX_BROKEN_HUB_FRAC = 0.01
 """Share of a Hub data set's rows that may be broken: nobody can mend them there."""
@@ -122,6 +123,11 @@ def _checked(place: _Place, split: Split) -> tuple[list[Row], RawRows]:
     else:
         source = pinned(place.source, path_key)
         raw = read_hub(source, schema, split=split, subset=place.subset, wanted=wanted)
+    if raw.divided and raw.left:
+        say_once(
+            f"{path_key} has no split for testing: a tenth of the prompts of {raw.text} are held "
+            f"out, and the splits {raw.left} are not read."
+        )
     origin = Origin(
         text=raw.text,
         path_key=path_key,

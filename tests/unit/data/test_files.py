@@ -294,14 +294,14 @@ def test_a_csv_of_another_separator_is_told_to_be_written_with_commas(
     file = tmp_path / "mine.csv"
     file.write_text(sign.join(("prompt", "safe", "unsafe")) + "\n" + sign.join("ab,c") + "\n")
     message = error_of(file)
-    assert f"commas where it is a CSV file, got mine.csv with {name}. Write it with com" in message
+    assert f"got mine.csv: {name} between its columns, where a CSV file has commas." in message
     assert "__index" not in message
 
 
 def test_rows_of_a_csv_that_are_longer_than_its_first_line_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.csv"
     file.write_text("prompt,safe,unsafe\nask, please,no,yes\n")
-    assert "rows of as many values as its first line has names, got longer ones" in error_of(file)
+    assert "mine.csv: rows of more values than its first line has names" in error_of(file)
 
 
 @pytest.mark.parametrize("num_digits", [20, 3000])

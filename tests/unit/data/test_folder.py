@@ -16,6 +16,7 @@ from rpa_ray.data.errors import DataError
 from rpa_ray.data.load import load_train_and_test
 from rpa_ray.data.schema import Row
 from rpa_ray.data.source import provenance_of
+from rpa_ray.run_folder.files import say_once
 
 NUM_ROWS = 60
 
@@ -114,12 +115,14 @@ def test_a_folder_without_a_test_split_is_divided_by_prompt(
 def test_which_splits_are_read_and_which_are_left_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    say_once.cache_clear()
     train_and_validation(tmp_path / "folder")
+    load(tmp_path / "folder")
     load(tmp_path / "folder")
     (message,) = caplog.messages
     assert message == (
-        f"{tmp_path / 'folder'} has no split for testing: 'train' is read, and a tenth of its "
-        "prompts are held out; ['validation'] are left."
+        "data.path has no split for testing: a tenth of the prompts of train.parquet are held out, "
+        "and the splits ['validation'] are not read."
     )
 
 
