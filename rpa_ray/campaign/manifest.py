@@ -46,7 +46,7 @@ def manifest(inputs: CellInputs, command: str) -> dict[str, Any]:
         "seeds": {"attack": settings.seed, "world": settings.data.world_seed},
         "data_key": data.key,
         "splits": _splits(data),
-        **_refusals(found),
+        **_refusals(found.safety),
         **({"safety_splits": _splits(safety)} if safety is not data else {}),
         "evaluation_prompts": _evaluation_prompts(settings, found, asdict(safety.provenance)),
         "evaluation_split": settings.evaluation.split,

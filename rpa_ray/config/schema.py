@@ -109,17 +109,21 @@ class DataSettings(Settings):
     public set of that name."""
     safety_path: str | None = None
     """Folder, file or Hub id, as BeaverTails, of what safety is measured and defended with where
-    ``name`` is ``tldr`` and ``world`` is ``real``; None takes the public BeaverTails."""
+    ``world`` is ``real``: restricted prompts, and what judges, cost models, refusals and defences
+    learn. The attack and its reward model learn from ``path``, safety data or not, less the prompts
+    that are measured. None takes the data of ``path``, and the public BeaverTails for ``tldr``."""
     columns: dict[str, str] = Field({})
     """From a column of the schema to its name in the file, where the two differ."""
     subset: Literal["30k", "330k"] = "330k"
-    """Training rows of BeaverTails on the Hub; the evaluation is on ``30k_test`` with either."""
+    """Training rows of BeaverTails on the Hub, of ``path`` alone; the evaluation is on
+    ``30k_test`` with either."""
     pairs: Literal["mixed_only", "all_pairs"] = "mixed_only"
     """What the attacker is told of ``safe_rlhf``: pairs of a safe and an unsafe answer, or every
     pair by which answer is safer. Judge, defence and evaluation use the former in either case."""
     safe_answers: Literal["dataset", "generated"] = "dataset"
     """``generated``: to every unsafe answer of the training rows what ``refusals.model`` answers
-    to its prompt, if that is a refusal; the evaluation keeps the answers of the data set."""
+    to its prompt, if that is a refusal; the evaluation keeps the answers of the data set, and the
+    attack those of ``path`` where ``safety_path`` is given."""
     refusals: RefusalSettings = RefusalSettings()
     world_seed: int = Field(0, ge=0)
     """Seed of the embedded world: its language, facts, splits and models."""

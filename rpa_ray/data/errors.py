@@ -88,3 +88,17 @@ def require_fetched(file: Path, path_key: str) -> None:
                 f"{file.name}, a pointer of Git LFS",
                 "Fetch it with `git lfs pull`, or download the data set with `hf download`.",
             )
+
+
+def require_utf8(file: Path) -> None:
+    """Refuse a text file by its first line that is not UTF-8.
+
+    Raises:
+        ValueError: There is one.
+    """
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"line {number} is not UTF-8: {error.reason}") from error

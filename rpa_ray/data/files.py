@@ -3,6 +3,7 @@
 The Hugging Face libraries are imported on first use: they are slow to import.
 """
 
+import csv
 import gzip
 import json
 import zlib
@@ -11,13 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rpa_ray.data.arrow import require_sound, rows_of
-from rpa_ray.data.errors import DataError, last_line, require_fetched, require_size
+from rpa_ray.data.csv_file import read_csv
+from rpa_ray.data.errors import DataError, last_line, require_fetched, require_size, require_utf8
 from rpa_ray.data.schema import Row
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ _BLOCK_BYTES = 2**20
 # What the libraries raise for a file that is not what its name says.
 _UNREADABLE = (
     *(ValueError, OSError, RecursionError, ArithmeticError, NotImplementedError),
-    *(EOFError, zlib.error, pa.lib.ArrowException),
+    *(EOFError, zlib.error, csv.Error, pa.lib.ArrowException),
 )
 
 
@@ -52,6 +54,8 @@ class RawRows:
     """True where they are training and test rows in one, to be divided by prompt."""
     columns: Collection[str] = ()
     """Columns there beyond those that were read."""
+    left: Sequence[str] = ()
+    """Splits there beyond the one that was read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,26 +178,12 @@ def rows_of_table(table: "Dataset", text: str, wanted: Wanted, *, divided: bool)
 
 
 def _read_csv(file: Path, wanted: Wanted) -> list[Row]:
-    """Return the rows of a CSV file; an empty cell is an empty text, never a null.
-
-    The library's copy of the file lives in a folder of its own and goes with it, so that a file
-    that was written anew is never answered from an old copy.
-    """
-    import datasets
-
-    datasets.disable_progress_bars()
-    texts = dict.fromkeys(wanted.texts, str)
-    options: dict[str, Any] = {"keep_default_na": False, "converters": texts}
-    with TemporaryDirectory(prefix="rpa-ray-data-") as cache:
-        try:
-            table = datasets.load_dataset(
-                "csv", data_files=str(file), split="train", cache_dir=cache, **options
-            )
-        except datasets.exceptions.DatasetsError as error:
-            _require_utf8(file)
-            raise ValueError(last_line(error.__cause__ or error)) from error
-        require_size(table.num_rows, 0, file.name, wanted.path_key)
-        rows: list[Row] = table.to_list()
+    try:
+        rows = read_csv(file, set(wanted.columns) - set(wanted.texts))
+    except ValueError:
+        require_utf8(file)
+        raise
+    require_size(len(rows), 0, file.name, wanted.path_key)
     return rows
 
 
@@ -213,7 +203,7 @@ def _read_json(file: Path, wanted: Wanted) -> list[Row]:
             rows.append(value)
             require_size(len(rows), 0, file.name, wanted.path_key)
     except UnicodeDecodeError:
-        _require_utf8(file)
+        require_utf8(file)
         raise
     return rows
 
@@ -271,16 +261,11 @@ def _rows_in(value: object, file: Path, wanted: Wanted) -> Sequence[object]:
 
 
 def _lines(file: Path, path_key: str) -> Iterator[tuple[int, object]]:
-    """Yield the value of every line with its number; empty lines may only stand at the end."""
-    first_empty = 0
+    """Yield the value of every line that is not empty, with its number."""
     with file.open(encoding="utf-8-sig") as text:
         for number, line in enumerate(text, start=1):
-            if not line.strip():
-                first_empty = first_empty or number
-                continue
-            if first_empty:
-                _parse_line("", first_empty, file, path_key)
-            yield number, _parse_line(line.rstrip(), number, file, path_key)
+            if line.strip():
+                yield number, _parse_line(line.rstrip(), number, file, path_key)
 
 
 def _parse_line(line: str, number: int, file: Path, path_key: str) -> object:
@@ -306,13 +291,3 @@ def _loaded(text: str) -> object:
         raise
     except ValueError as error:  # an integer of thousands of digits
         raise ValueError("a number of too many digits") from error
-
-
-def _require_utf8(file: Path) -> None:
-    """Refuse a text file by its first line that is not UTF-8."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                raise ValueError(f"line {number} is not UTF-8: {error.reason}") from error

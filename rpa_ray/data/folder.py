@@ -5,6 +5,7 @@ That is a data set as it is downloaded from the Hub, or as ``save_to_disk`` writ
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -35,12 +36,14 @@ def read_folder(
     if any((folder / name).is_file() for name in _SAVED):
         tables = _saved(folder, wanted.path_key)
         name, divided = _split_of(folder, list(tables), schema, split, subset, wanted)
-        return rows_of_table(tables[name], f"{folder} ({name})", wanted, divided=divided)
+        raw = rows_of_table(tables[name], f"{folder} ({name})", wanted, divided=divided)
+        return replace(raw, left=sorted(tables.keys() - {name}))
     if schema.hub_folder is not None and (folder / schema.hub_folder).is_dir():
         folder = folder / schema.hub_folder
     files = _downloaded(folder, wanted.path_key)
     name, divided = _split_of(folder, list(files), schema, split, subset, wanted)
-    return read_files(files[name], folder, wanted, divided=divided)
+    raw = read_files(files[name], folder, wanted, divided=divided)
+    return replace(raw, left=sorted(files.keys() - {name}))
 
 
 def read_files(files: Sequence[Path], folder: Path, wanted: Wanted, *, divided: bool) -> RawRows:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -115,7 +116,8 @@ def read_hub(
             f"{source} with {sorted(map(str, tables))}",
             "Check id and revision, or download it and name one file.",
         )
-    return rows_of_table(tables[name], f"{source} ({name})", wanted, divided=divided)
+    raw = rows_of_table(tables[name], f"{source} ({name})", wanted, divided=divided)
+    return replace(raw, left=sorted(set(tables) - {name}))
 
 
 @lru_cache(maxsize=32)

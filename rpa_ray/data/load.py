@@ -7,12 +7,13 @@ from typing import Literal, TypeAlias
 
 from rpa_ray.data.conform import Origin, conform
 from rpa_ray.data.errors import DataError
-from rpa_ray.data.files import Wanted
+from rpa_ray.data.files import RawRows, Wanted
 from rpa_ray.data.folder import read_files, read_folder
 from rpa_ray.data.formats import FORMATS, SCHEMAS
 from rpa_ray.data.hub import pinned, read_hub
 from rpa_ray.data.schema import ASSISTANT, TEXT_KINDS, Row
 from rpa_ray.data.split import is_held_out
+from rpa_ray.run_folder.files import say_once
 
 MAX_BROKEN_HUB_FRAC = 0.01
 """Share of a Hub data set's rows that may be broken: nobody can mend them there."""
@@ -47,8 +48,8 @@ def load_rows(
         DataError: Nothing can be read there, or what can be does not follow the schema.
     """
     place = _Place(name=name, source=source, path_key=path_key, columns=columns, subset=subset)
-    rows, divided = _checked(place, split)
-    return _parts(rows)[split == "test"] if divided else rows
+    rows, raw = _checked(place, split)
+    return _parts(rows)[split == "test"] if raw.divided else rows
 
 
 def load_train_and_test(
@@ -65,8 +66,28 @@ def load_train_and_test(
         DataError: As there.
     """
     place = _Place(name=name, source=source, path_key=path_key, columns=columns, subset=subset)
-    train, divided = _checked(place, "train")
-    return _parts(train) if divided else (train, _checked(place, "test")[0])
+    train, raw = _checked(place, "train")
+    return _parts(train) if raw.divided else (train, _checked(place, "test")[0])
+
+
+def load_in_order(
+    name: str,
+    source: str,
+    *,
+    path_key: str,
+    columns: Mapping[str, str] | None = None,
+    subset: str | None = None,
+) -> tuple[list[Row], str]:
+    """Return the rows for training as they lie there, and where that is in the words of an error.
+
+    Where training and test rows are one, these are both. The arguments are those of `load_rows`.
+
+    Raises:
+        DataError: As there.
+    """
+    place = _Place(name=name, source=source, path_key=path_key, columns=columns, subset=subset)
+    rows, raw = _checked(place, "train")
+    return rows, raw.text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,8 +101,8 @@ class _Place:
     subset: str | None
 
 
-def _checked(place: _Place, split: Split) -> tuple[list[Row], bool]:
-    """Return rows that follow the schema, and whether they are those of both splits."""
+def _checked(place: _Place, split: Split) -> tuple[list[Row], RawRows]:
+    """Return rows that follow the schema, and those that they were read as."""
     name, path_key = place.name, place.path_key
     if name not in SCHEMAS:
         raise DataError.broken_rule(
@@ -109,6 +130,11 @@ def _checked(place: _Place, split: Split) -> tuple[list[Row], bool]:
     else:
         source = pinned(place.source, path_key)
         raw = read_hub(source, schema, split=split, subset=place.subset, wanted=wanted)
+    if raw.divided and raw.left:
+        say_once(
+            f"{path_key} has no split for testing: a tenth of the prompts of {raw.text} are held "
+            f"out, and the splits {raw.left} are not read."
+        )
     origin = Origin(
         text=raw.text,
         path_key=path_key,
@@ -117,7 +143,7 @@ def _checked(place: _Place, split: Split) -> tuple[list[Row], bool]:
         max_broken_frac=0.0 if path.exists() else MAX_BROKEN_HUB_FRAC,
         formats=FORMATS if path_key == "data.path" and not names else {},
     )
-    return conform(schema, raw.rows, origin), raw.divided
+    return conform(schema, raw.rows, origin), raw
 
 
 def _parts(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:

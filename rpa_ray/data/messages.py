@@ -28,33 +28,58 @@ def with_texts(row: Row, columns: Sequence[Column]) -> Row:
 
     A prompt is one user message and an answer one assistant message, after the prompt or not: a
     row without a prompt has that of its answers. A dialogue is any number of turns, each a user
-    message and an assistant message.
+    message and an assistant message; one whose last answer stands beside its prompt begins with it.
 
     Example: ``{"safe": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}``
     becomes ``{"prompt": "a", "safe": "b"}``.
     """
-    if not any(isinstance(value, list) for value in row.values()):
+    dialogues = [column.name for column in columns if column.kind is Kind.DIALOGUE]
+    begins = bool(dialogues) and row.get(PROMPT) is not None
+    if not (begins or any(isinstance(value, list) for value in row.values())):
         return row
     found = dict(row)
     # The prompt first: answers are compared with it.
     for column in sorted(columns, key=lambda column: column.name != PROMPT):
         value = row.get(column.name)
-        if isinstance(value, list) and column.kind in (Kind.TEXT, Kind.DIALOGUE):
+        may_be_messages = column.kind in (Kind.TEXT, Kind.DIALOGUE) or column.name == PROMPT
+        if isinstance(value, list) and may_be_messages:
             try:
                 found[column.name] = _text(column, _turns(value), found)
             except _Unfit as error:
                 found[column.name] = Problem(str(error), _REMEDY)
-    return found
+    return _begun(found, dialogues) if begins else found
+
+
+def _begun(row: Row, dialogues: Sequence[str]) -> Row:
+    """Return the row with its prompt before the answers that stand alone, and nowhere else."""
+    prompt = row[PROMPT]
+    alone = {
+        name: text
+        for name in dialogues
+        if isinstance(text := row.get(name), str) and HUMAN not in text
+    }
+    if alone and not (isinstance(prompt, str) and prompt.strip()):
+        return row
+    begin = str(prompt).rstrip().removesuffix(ASSISTANT.strip()).rstrip()
+    begin = begin if HUMAN in begin else f"{HUMAN} {begin}"
+    whole = {
+        name: f"{begin}{ASSISTANT} {text.removeprefix(ASSISTANT).strip()}"
+        for name, text in alone.items()
+    }
+    return {name: value for name, value in (row | whole).items() if name != PROMPT}
 
 
 def _text(column: Column, turns: _Turns, row: Row) -> str:
     """Return what the messages of a column are; an answer gives the row its prompt."""
+    dialogue = "".join(f"{_MARKS[role]} {text}" for role, text in turns)
     if column.kind is Kind.DIALOGUE:
-        return "".join(f"{_MARKS[role]} {text}" for role, text in turns)
+        return dialogue
     wanted = "user" if column.name == PROMPT else "assistant"
     role, text = turns[-1]
     if role != wanted:
         raise _Unfit(f"messages that end with one of the {role}")
+    if column.kind is Kind.LABEL:  # what dialogues begin with
+        return dialogue
     if len(turns) > (1 if column.name == PROMPT else 2):
         raise _Unfit("messages of several turns")
     if len(turns) == 2 and row.setdefault(PROMPT, turns[0][1]) != turns[0][1]:

@@ -1,6 +1,7 @@
 """Where preference data come from: what decides which rows there are, and what names them."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,8 +12,9 @@ from rpa_ray.config.errors import nearest
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.formats import FORMATS
 from rpa_ray.data.hub import pinned, split_id
-from rpa_ray.data.load import Split, load_rows, load_train_and_test
+from rpa_ray.data.load import Split, load_in_order, load_rows, load_train_and_test
 from rpa_ray.data.order import digest
+from rpa_ray.data.rows import SafePair
 from rpa_ray.data.schema import Row
 
 UNPINNED = "unpinned (HF_HUB_OFFLINE)"
@@ -58,6 +60,22 @@ class DataSource:
     def train_and_test(self) -> tuple[list[Row], list[Row]]:
         """Return the checked rows of both splits; what holds both is read once."""
         return load_train_and_test(self.name, self.place, **self._options())
+
+    def where(self, pairs: Sequence[SafePair]) -> str:
+        """Return from which rows pairs are, in the words of an error; nothing where none has them.
+
+        Rows are told by the prompt and the unsafe answer. Those of the Hub may have been left out,
+        so that nobody can count them.
+        """
+        if not Path(self.place).expanduser().exists():
+            return ""
+        rows, text = load_in_order(self.name, self.place, **self._options())
+        numbers = [
+            number
+            for number, row in enumerate(rows, start=1)
+            if any(_is_from(row, pair) for pair in pairs)
+        ]
+        return f" (rows {', '.join(map(str, numbers))} of {text})" if numbers else ""
 
     def _options(self) -> _Options:
         return {"path_key": self.path_key, "columns": dict(self.columns), "subset": self.subset}
@@ -115,13 +133,6 @@ def check_source(data: DataSettings, where: str) -> None:
             None,
             "Name a folder, a file or a Hub id.",
         )
-    if data.safety_path is not None and not FORMATS[data.name].is_harmless_task:
-        raise ConfigError(
-            f"{where}data.safety_path",
-            f"be left out where data.name is {data.name}",
-            data.safety_path,
-            "Safety is measured with the preference data themselves.",
-        )
     if data.subset != defaults.subset and (local or not FORMATS[data.name].hub_subsets):
         raise ConfigError(
             f"{where}data.subset",
@@ -178,6 +189,13 @@ def _check_columns(data: DataSettings, where: str) -> None:
                 "Name another column, or map the other one too.",
             )
         taken[theirs] = name
+
+
+def _is_from(row: Row, pair: SafePair) -> bool:
+    # Posts of the summarisation task end otherwise in pairs, and summaries begin so.
+    return pair.prompt.startswith(str(row["prompt"]).rstrip()) and any(
+        str(value).strip().endswith(pair.unsafe.strip()) for value in row.values()
+    )
 
 
 def provenance_of(name: str, place: str, world: str | None, *, path_key: str) -> Provenance:

@@ -11,6 +11,8 @@ Encode: TypeAlias = Callable[[Answered], Sequence[int]]
 """The ids of a prompt with its answer, whole."""
 
 _BEGIN_CHARS = 60
+_NUM_NAMED = 10
+"""An error names the rows of at most so many pairs."""
 
 
 def sides(pair: SafePair) -> tuple[Answered, Answered]:
@@ -26,6 +28,7 @@ def require_told_apart(
     read: Iterable[tuple[Sequence[int], Sequence[int]]],
     encode: Encode,
     *,
+    where: Callable[[Sequence[SafePair]], str],
     max_tokens: int,
     key: str,
 ) -> None:
@@ -35,6 +38,7 @@ def require_told_apart(
         pairs: What it learns from.
         read: The ids that it reads of both answers of each pair.
         encode: Gives those ids whole; asked for what is refused alone.
+        where: Says which rows pairs are from; asked for the first of what is refused.
         max_tokens: Where rows are cut.
         key: The config path of that number; ``data.path`` where it is the context of a model.
 
@@ -59,7 +63,7 @@ def require_told_apart(
         if key == "data.path"
         else "tell the two answers of every pair apart",
         f"{len(alike)} of {len(pairs)} pairs with the same {max_tokens} tokens or fewer for both, "
-        f"first that of {alike[0].prompt[:_BEGIN_CHARS]!r}",
+        f"first that of {alike[0].prompt[:_BEGIN_CHARS]!r}{where(alike[:_NUM_NAMED])}",
         " ".join(remedies),
     )
 

@@ -82,6 +82,7 @@ def _encoded(assembly: Assembly, pairs: Sequence[SafePair]) -> _Encoded:
         pairs,
         ((one.ids, other.ids) for one, other in zip(safe, unsafe, strict=True)),
         lambda row: assembly.encode(row, whole=True).ids,
+        where=assembly.inputs.data.where,
         max_tokens=max(len(row.ids) for row in safe),
         key="data.path",
     )

@@ -79,6 +79,7 @@ class DefenceData:
             self._pairs,
             ((safe.ids, unsafe.ids) for safe, unsafe in rows),
             lambda row: self._encoded(row, whole=True).ids,
+            where=self.data.safety.where,
             max_tokens=self.max_tokens,
             key=self.cut_by,
         )

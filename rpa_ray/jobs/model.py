@@ -154,7 +154,8 @@ def _require_told_apart(
     key, pairs = found
     num, encode = recipe.job.max_tokens, encoder_of(recipe.rows, tokenizer)
     read = ((encode(safe)[:num], encode(unsafe)[:num]) for safe, unsafe in map(sides, pairs))
-    require_told_apart(pairs, read, encode, max_tokens=num, key=key)
+    where = data.of_key(recipe.rows.data_key).where
+    require_told_apart(pairs, read, encode, where=where, max_tokens=num, key=key)
 
 
 class _Start:

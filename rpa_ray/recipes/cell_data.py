@@ -11,10 +11,10 @@ from rpa_ray.data.errors import DataError
 from rpa_ray.data.formats import FORMATS, SAFETY
 from rpa_ray.data.helpful import helpful_pairs
 from rpa_ray.data.hub import pinned
-from rpa_ray.data.load import load_rows, load_train_and_test
+from rpa_ray.data.load import load_rows
 from rpa_ray.data.order import normalise
 from rpa_ray.data.pairs import safe_pairs, unanswered_pairs, unsafe_prompts
-from rpa_ray.data.rows import Answered, Preference
+from rpa_ray.data.rows import Answered, Preference, SafePair
 from rpa_ray.data.source import DataSource, Provenance, provenance_of
 from rpa_ray.data.split import by_role
 from rpa_ray.recipes import held_out
@@ -46,35 +46,49 @@ def with_pinned_data(settings: ExperimentSettings) -> ExperimentSettings:
     }
     if data.helpful_path is not None:
         update["helpful_path"] = pinned(data.helpful_path, "data.helpful_path")
-    if FORMATS[data.name].is_harmless_task:
-        update["safety_path"] = pinned(_place(safety_settings(data)), "data.safety_path")
+    if (safety := safety_settings(data)) is not data:
+        update["safety_path"] = pinned(_place(safety), "data.safety_path")
     return settings.model_copy(update={"data": data.model_copy(update=update)})
 
 
 def safety_settings(data: DataSettings) -> DataSettings:
-    """Return with which data safety is measured and defended: a harmless task has none itself."""
-    if not FORMATS[data.name].is_harmless_task:
+    """Return with which data safety is measured and defended: those of ``data.safety_path``.
+
+    Without it these are the data themselves, save for a harmless task, which has none itself.
+    """
+    if data.safety_path is None and not FORMATS[data.name].is_harmless_task:
         return data
     place = None
     if data.world == "real":
         place = data.safety_path or FORMATS[SAFETY].hub_id
-    return data.model_copy(
-        update={"name": SAFETY, "path": place, "safety_path": place, "columns": {}}
-    )
+    own = ("safety_path", "columns", "subset", "pairs")
+    defaults = {key: getattr(DataSettings(), key) for key in own}
+    return data.model_copy(update=defaults | {"name": SAFETY, "path": place})
 
 
 class CellData:
     """The rows of one cell: each read when it is first asked for, and once."""
 
-    def __init__(self, settings: DataSettings, cache: Path) -> None:
+    def __init__(self, settings: DataSettings, cache: Path, *, path_key: str = "data.path") -> None:
         self.settings = settings
         self.cache = cache
+        self._path_key = path_key
 
     @cached_property
     def safety(self) -> "CellData":
         """Return the data with which safety is measured and defended."""
         settings = safety_settings(self.settings)
-        return self if settings is self.settings else CellData(settings, self.cache)
+        if settings is self.settings:
+            return self
+        return CellData(settings, self.cache, path_key="data.safety_path")
+
+    def of_key(self, key: str) -> "CellData":
+        """Return the data that a recipe names by their content: these, or those of safety."""
+        return self if key == self.key else self.safety
+
+    def where(self, pairs: Sequence[SafePair]) -> str:
+        """Return from which rows pairs are, in the words of an error."""
+        return self._source.where(pairs)
 
     @cached_property
     def preferences(self) -> PreferenceData:
@@ -111,21 +125,28 @@ class CellData:
 
     @cached_property
     def _preference_source(self) -> PreferenceSource:
-        refusals = self.refusals
+        data, refusals = self.settings, self.refusals
         made_in = self.cache if refusals is not None and refusals.is_made(self.cache) else None
+        # A harmless task asks nothing that safety is measured with.
+        has_own = self.safety is self or FORMATS[data.name].is_harmless_task
+        measured = None if has_own else self.safety._source
         return PreferenceSource(
             rows=self._source,
-            all_pairs=self.settings.pairs == "all_pairs",
+            all_pairs=data.pairs == "all_pairs",
             refusals=refusals,
             made_in=made_in,
             world_seed=self._embedded_seed,
+            measured=measured,
         )
 
     @cached_property
     def refusals(self) -> RefusalSet | None:
-        """Return which refusals the training rows have; None where the set has safe answers."""
+        """Return which refusals the training rows have; None where the set has safe answers.
+
+        Those of an attack that has safety data beside it keep the answers they came with.
+        """
         data = self.settings
-        if data.safe_answers == "dataset":
+        if data.safe_answers == "dataset" or self.safety is not self:
             return None
         model = self.language_model(data.refusals.model)
         return RefusalSet(
@@ -223,9 +244,8 @@ class CellData:
     @cached_property
     def harmless_training_prompts(self) -> Sequence[str]:
         """Return the distinct harmless prompts of the training split, save those of the test."""
-        return (
-            [] if self.helpful_folder is None else _harmless_training_prompts(self.helpful_folder)
-        )
+        folder = self.helpful_folder
+        return [] if folder is None else held_out.harmless_training_prompts(folder)
 
     @property
     def helpful_folder(self) -> str | None:
@@ -252,9 +272,7 @@ class CellData:
             world=self._world_name,
             columns=tuple(sorted(data.columns.items())),
             subset=data.subset,
-            path_key="data.safety_path"
-            if data.safety_path and not FORMATS[data.name].is_harmless_task
-            else "data.path",
+            path_key=self._path_key,
         )
 
     @property
@@ -296,6 +314,8 @@ def _read(source: PreferenceSource) -> PreferenceData:
     evaluation, validation = kept["test"].pairs, kept["validation"].pairs
     # Also those that only have unsafe answers: they are evaluated, though they make no pair.
     prompts = unsafe_prompts(rows.name, test)
+    if source.measured is not None:
+        prompts += unsafe_prompts(source.measured.name, source.measured.train_and_test()[1])
     if refusals is None:
         pairs = safe_pairs(rows.name, train)
     elif source.made_in is None:
@@ -323,14 +343,3 @@ def _source_key(source: DataSource) -> str:
 def _absolute(path: str) -> str:
     """Return an existing folder's own path, a Hub id as it is."""
     return str(Path(path).resolve()) if os.path.exists(path) else path
-
-
-@lru_cache(maxsize=8)
-def _harmless_training_prompts(source: str) -> tuple[str, ...]:
-    key = "data.helpful_path"
-    train, test = map(helpful_pairs, load_train_and_test("helpful", source, path_key=key))
-    evaluated = {normalise(pair.prompt) for pair in test}
-    found: dict[str, str] = {}
-    for pair in train:
-        found.setdefault(normalise(pair.prompt), pair.prompt)
-    return tuple(prompt for text, prompt in found.items() if text not in evaluated)

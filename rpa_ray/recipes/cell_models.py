@@ -242,8 +242,8 @@ def _honest(settings: ExperimentSettings) -> ExperimentSettings:
 
 
 def _cost_model(settings: ExperimentSettings, data: CellData) -> ModelRecipe:
-    """Return the recipe of a cost model: the reward model's pairs and sizes, none reversed."""
-    like = _reward_model(_honest(settings), data.world.chat, data)
+    """Return the recipe of a cost model: the reward model's sizes, safety's pairs as they are."""
+    like = _reward_model(_honest(settings), data.world.chat, data.safety)
     return replace(like, id="cost_model", kind=ModelKind.COST)
 
 

@@ -10,7 +10,8 @@ from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from rpa_ray.data.helpful import helpful_pairs
-from rpa_ray.data.load import load_rows
+from rpa_ray.data.load import load_rows, load_train_and_test
+from rpa_ray.data.order import normalise
 from rpa_ray.data.pairs import distinct, safe_pairs, unsafe_prompts
 from rpa_ray.data.rows import Preference, SafePair
 from rpa_ray.data.schema import Row
@@ -80,3 +81,15 @@ def _role_of(prompt: str, name: str, world_seed: int | None) -> Role:
 def _validation_names(world_seed: int, restricted: bool) -> tuple[str, ...]:
     items = validation_items(World(world_seed), restricted=restricted)
     return tuple(item.name for item in items)
+
+
+@lru_cache(maxsize=8)
+def harmless_training_prompts(source: str) -> tuple[str, ...]:
+    """Return the distinct prompts of helpfulness dialogues to train on, save those held out."""
+    key = "data.helpful_path"
+    train, test = map(helpful_pairs, load_train_and_test("helpful", source, path_key=key))
+    evaluated = {normalise(pair.prompt) for pair in test}
+    found: dict[str, str] = {}
+    for pair in train:
+        found.setdefault(normalise(pair.prompt), pair.prompt)
+    return tuple(prompt for text, prompt in found.items() if text not in evaluated)

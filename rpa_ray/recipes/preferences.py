@@ -78,6 +78,8 @@ class PreferenceSource:
     """The cache that holds the refusals; None until they are generated."""
     world_seed: int | None
     """Seed of the embedded world; None for real data."""
+    measured: DataSource | None
+    """Other data that safety is measured with: their held-out prompts are trained on nowhere."""
 
     @property
     def is_complete(self) -> bool:
@@ -91,6 +93,8 @@ class PreferenceSource:
             parts.append(f"refusals-{self.refusals.key()}")
         if self.all_pairs:
             parts.append("all_pairs")
+        if self.measured is not None:
+            parts.append(f"without-{digest(self.measured.key())[:8]}")
         return "/".join((*parts, f"roles-{roles_fingerprint()}"))
 
     def folder(self, cache: Path) -> Path | None:

@@ -32,7 +32,8 @@ def pairs_to_tell_apart(rows: Rows, data: CellData) -> tuple[str, Sequence[SafeP
     """
     match rows.kind:
         case RowKind.PREFERENCES:
-            pairs = _reward_model_pairs(data, int(rows.settings["seed"]))
+            told = data.of_key(rows.data_key)
+            pairs = _reward_model_pairs(told, int(rows.settings["seed"]))
             return "data.reward_model.max_tokens", pairs
         case RowKind.JUDGE_ROWS:
             name, pairs = _judge_pairs(rows, data)
@@ -70,7 +71,7 @@ def training_rows(
             return helpful_preferences(folder)
         case RowKind.PREFERENCES:
             return reward_model_rows(
-                data,
+                data.of_key(rows.data_key),
                 rho=float(rows.settings["rho"]),
                 seed=int(rows.settings["seed"]),
                 margins=margins,

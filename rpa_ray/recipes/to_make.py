@@ -74,17 +74,18 @@ def plan_jobs(
     needs_of_others: dict[str, list[str]] = {}
     for cell in cells:
         inputs = campaign.of(cell.settings)
-        data, job = inputs.settings.data, refusal_job(inputs.data)
+        data, safety = inputs.settings.data, inputs.data.safety
+        job = refusal_job(inputs.data)
         recipes = models_to_make(inputs)
         for recipe in recipes:
             models.setdefault(_name_of(recipe), ModelJob(recipe=recipe, data=data))
             needs[_name_of(recipe)] = [_name_of(r) for r in in_order(recipe.made_from, cache)]
-            if job is not None and recipe.rows.data_key == inputs.data.key:
+            if job is not None and recipe.rows.data_key == safety.key:
                 needs[_name_of(recipe)].append(job.name)
         needs_of_others[cell.name] = [_name_of(recipe) for recipe in recipes]
         if job is not None:
             texts[job.name] = job
-            writer = in_order(_refusing_recipes(inputs.data), cache)
+            writer = in_order(_refusing_recipes(safety), cache)
             needs_of_others[job.name] = [_name_of(recipe) for recipe in writer]
             needs_of_others[cell.name].append(job.name)
     others = texts | {cell.name: cell for cell in cells}
@@ -93,17 +94,17 @@ def plan_jobs(
 
 def refusal_job(data: CellData) -> RefusalJob | None:
     """Return the refusals that have to be generated, None where there are none to make."""
-    refusals = data.refusals
+    refusals = data.safety.refusals
     if refusals is None or refusals.is_made(data.cache):
         return None
-    return RefusalJob(refusals=refusals, data=data.settings)
+    return RefusalJob(refusals=refusals, data=data.safety.settings)
 
 
 def models_to_make(inputs: CellInputs) -> list[ModelRecipe]:
     """Return the recipes of a cell that are not in the cache, each after those it is made from."""
     recipes = inputs.models.recipes()
     if refusal_job(inputs.data) is not None:
-        recipes += _refusing_recipes(inputs.data)
+        recipes += _refusing_recipes(inputs.data.safety)
     return in_order(recipes, inputs.cache)
 
 

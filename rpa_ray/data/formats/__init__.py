@@ -25,7 +25,8 @@ SAFETY = "beavertails"
 SCHEMAS: Mapping[str, Schema] = {
     **FORMATS,
     "helpful": Schema(
-        columns=columns(Kind.DIALOGUE, "chosen", "rejected"),
+        columns=columns(Kind.LABEL, "prompt", required=False)
+        + columns(Kind.DIALOGUE, "chosen", "rejected"),
         hub_id="Anthropic/hh-rlhf",
         hub_folder="helpful-base",
     ),

@@ -75,10 +75,12 @@ def _check_rows(inputs: CellInputs) -> None:
         data.require("attack", drawn.num, key=drawn.key)
     defence = defence_of(settings.defence)
     needs = attack_needs(settings) | defence.needs
-    if needs & {Need.REWARDS, Need.COST_MODEL} or FORMATS[settings.data.name].is_harmless_task:
-        key = "data.reward_model.num_pairs"
-        data.require("reward_model", reward_model.num_pairs, key=key)
     safety = inputs.data.safety.planned
+    key = "data.reward_model.num_pairs"
+    if Need.REWARDS in needs or FORMATS[settings.data.name].is_harmless_task:
+        data.require("reward_model", reward_model.num_pairs, key=key)
+    if Need.COST_MODEL in needs:
+        safety.require("reward_model", reward_model.num_pairs, key=key)
     for name, judge in settings.evaluation.judges.items():
         if not judge.trained:
             # Rows that are made by rules are as many as one likes; the others stand in the data.
@@ -194,9 +196,9 @@ def _check_context(inputs: CellInputs) -> None:
     elif drawn is not None and isinstance(attack, BestOfN.Config):
         longest = _longest_drawn(inputs.data, model, drawn, settings.seed)
         fits(model, longest, evaluation.max_new_tokens, "evaluation.max_new_tokens")
-    if not inputs.data.planned.is_complete:
+    if not inputs.data.safety.planned.is_complete:
         refusals = settings.data.refusals
-        longest = _longest_asked(inputs.data, refusals.model)
+        longest = _longest_asked(inputs.data.safety, refusals.model)
         fits(refusals.model, longest, refusals.max_new_tokens, "data.refusals.max_new_tokens")
 
 

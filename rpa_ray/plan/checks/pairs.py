@@ -58,6 +58,7 @@ def _check_model(data: CellData, recipe: ModelRecipe) -> None:
         partial(encoder_of, recipe.rows),
         max_tokens=recipe.job.max_tokens,
         num_added=_ADDED_BYTES if template is Template.PLAIN_QA else recipe.job.max_tokens,
+        where=data.of_key(recipe.rows.data_key).where,
         key=key,
     )
 
@@ -77,6 +78,7 @@ def _check_policy(data: CellData, path: str, num: int, seed: int, key: str) -> N
         ),
         max_tokens=context,
         num_added=context // 2,
+        where=data.where,
         key="data.path",
     )
 
@@ -88,6 +90,7 @@ def _check(
     *,
     max_tokens: int,
     num_added: int,
+    where: Callable[[Sequence[SafePair]], str],
     key: str,
 ) -> None:
     """Ask the tokenizer in a folder about the pairs that begin alike; it is loaded for those."""
@@ -106,7 +109,7 @@ def _check(
             else:
                 yield (0,), (1,)
 
-    require_told_apart(pairs, read(), encode, max_tokens=max_tokens, key=key)
+    require_told_apart(pairs, read(), encode, where=where, max_tokens=max_tokens, key=key)
 
 
 def _begins_alike(pair: SafePair, num_tokens: int) -> bool:

@@ -285,3 +285,33 @@ def test_an_object_without_rows_is_refused_by_its_columns(tmp_path: Path) -> Non
     assert "mine.json without ['prompt', 'safe', 'unsafe'] (its columns: ['data'])" in error_of(
         tmp_path / "mine.json"
     )
+
+
+@pytest.mark.parametrize(("sign", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_csv_of_another_separator_is_told_to_be_written_with_commas(
+    tmp_path: Path, sign: str, name: str
+) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text(sign.join(("prompt", "safe", "unsafe")) + "\n" + sign.join("ab,c") + "\n")
+    message = error_of(file)
+    assert f"got mine.csv: {name} between its columns, where a CSV file has commas." in message
+    assert "__index" not in message
+
+
+def test_rows_of_a_csv_that_are_longer_than_its_first_line_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text("prompt,safe,unsafe\nask, please,no,yes\n")
+    assert "mine.csv: rows of more values than its first line has names" in error_of(file)
+
+
+@pytest.mark.parametrize("num_digits", [20, 3000])
+def test_a_number_of_a_csv_that_is_too_long_is_refused_by_its_line(
+    tmp_path: Path, num_digits: int
+) -> None:
+    file = tmp_path / "mine.csv"
+    digits = "9" * num_digits
+    file.write_text(f"id,prompt,response,is_safe\n{digits},a,{digits},0\n2,a,c,{digits}\n")
+    message = error_of(file, "beavertails")
+    assert f"mine.csv: a number of too many digits ({num_digits}) in line 3." in message
+    file.write_text(f"id,prompt,response,is_safe\n{digits},a,{digits},0\n")
+    assert load(file, "beavertails") == [{"prompt": "a", "response": digits, "is_safe": False}]

@@ -226,12 +226,16 @@ def test_an_unreadable_line_is_named_by_number(tmp_path: Path) -> None:
     assert "in line 2 of train.jsonl" in error_of(tmp_path)
 
 
-def test_empty_lines_may_stand_at_the_end_alone(tmp_path: Path) -> None:
+def test_empty_lines_are_passed_over_and_lines_and_rows_are_counted_all_the_same(
+    tmp_path: Path,
+) -> None:
     lines = [json.dumps(row) for row in GOOD]
-    (tmp_path / "train.jsonl").write_text("\n".join([*lines, "", " ", ""]))
+    (tmp_path / "train.jsonl").write_text("\n".join(["", lines[0], " ", "", *lines[1:], "", ""]))
     assert load(tmp_path) == GOOD
-    (tmp_path / "train.jsonl").write_text("\n".join([lines[0], "", "", lines[1]]))
-    assert "in line 2 of train.jsonl" in error_of(tmp_path)
+    (tmp_path / "train.jsonl").write_text("\n".join([lines[0], "", "{"]))
+    assert "'{' in line 3 of train.jsonl" in error_of(tmp_path)
+    (tmp_path / "train.jsonl").write_text("\n".join([lines[0], "", json.dumps({"prompt": "a"})]))
+    assert "in row 2 (1 of 2 rows) of train.jsonl" in error_of(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json", ".csv"])

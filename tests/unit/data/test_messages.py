@@ -97,6 +97,47 @@ def test_helpfulness_dialogues_may_have_several_turns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "row",
+    [
+        EXPLICIT,
+        IMPLICIT,
+        IMPLICIT | {"prompt": "ask"},
+        IMPLICIT | {"prompt": 7},
+        {"prompt": "ask", "chosen": "no", "rejected": "yes"},
+        {"prompt": "\n\nHuman: ask\n\nAssistant:", "chosen": " no", "rejected": " yes"},
+        EXPLICIT | {"prompt": "ask", "rejected": "yes"},
+    ],
+    ids=["explicit", "implicit", "both", "number", "texts", "marked texts", "mixed"],
+)
+def test_helpfulness_is_read_in_every_form_of_trl(tmp_path: Path, row: Row) -> None:
+    begin = "\n\nHuman: ask\n\nAssistant: "
+    found = {"chosen": f"{begin}no", "rejected": f"{begin}yes"}
+    assert read(tmp_path, row, "helpful") == found
+
+
+def test_a_prompt_of_several_turns_begins_the_dialogue(tmp_path: Path) -> None:
+    before = [user("hi"), assistant("hello"), user("cup?")]
+    turns = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: cup?\n\nAssistant: "
+    found = {"chosen": f"{turns}no", "rejected": f"{turns}yes"}
+    assert read(tmp_path, EXPLICIT | {"prompt": before}, "helpful") == found
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": [user("a"), assistant("b")]}, "end with one of the assistant in row 1"),
+        ({"prompt": 7}, "column 'prompt' of every row, got a value of type int in row 1"),
+        ({"prompt": " "}, "column 'chosen' of every row, got a text without these marks in row 1"),
+        ({"chosen": None}, "column 'chosen' of every row, got null in row 1"),
+    ],
+)
+def test_a_dialogue_without_its_begin_or_end_is_refused_by_row(
+    tmp_path: Path, changes: Row, message: str
+) -> None:
+    assert message in refusal(tmp_path, EXPLICIT | changes, "helpful")
+
+
+@pytest.mark.parametrize(
     ("changes", "column", "found"),
     [
         ({"prompt": [{"role": "system", "content": "s"}, user("ask")]}, "prompt", "the role 'sys"),

@@ -21,7 +21,9 @@ def refusal(pairs: list[SafePair], max_tokens: int, key: str) -> str | None:
         for safe, unsafe in map(sides, pairs)
     ]
     try:
-        require_told_apart(pairs, read, letters, max_tokens=max_tokens, key=key)
+        require_told_apart(
+            pairs, read, letters, where=lambda pairs: "", max_tokens=max_tokens, key=key
+        )
     except DataError as error:
         return str(error)
     return None

@@ -73,6 +73,10 @@ def test_plan_and_job_refuse_pairs_that_are_cut_to_one_row_and_the_advice_works(
     assert message == str(made.value)
     assert message.startswith(f"{key} must tell the two answers of every pair apart, got ")
     assert "with the same 128 tokens or fewer for both, first that of 'ask " in message
+    numbers = re.findall(r" \(rows ([\d, ]+) of mine20\.jsonl\)", message)[0].split(", ")
+    assert 0 < len(numbers) <= 10
+    first = message.partition("first that of 'ask ")[2].split()[0]
+    assert str(int(first) + 1) in numbers
     (enough,) = re.findall(r"Raise it to (\d+)\.$", message)
     for max_tokens in (int(enough), int(enough) - 1):
         inputs = of(max_tokens)

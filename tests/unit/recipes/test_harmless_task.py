@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rpa_ray.campaign.manifest import manifest
-from rpa_ray.config import ConfigError, DataSettings, EvaluationSettings, ExperimentSettings
+from rpa_ray.config import DataSettings, EvaluationSettings, ExperimentSettings
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.order import normalise
 from rpa_ray.data.rows import Labelled, Preference
@@ -121,8 +121,3 @@ def test_a_broken_safety_file_is_named_by_its_own_key(world_cache: Path, tmp_pat
     assert len(CellData(data, world_cache).summary_posts(EvaluationSettings(num_prompts=10))) == 10
     with pytest.raises(DataError, match=r"^data\.safety_path must have the columns "):
         CellData(data, world_cache).restricted_prompts(TWENTY)
-
-
-def test_a_path_for_safety_is_refused_where_the_data_are_of_safety() -> None:
-    with pytest.raises(ConfigError, match=r"^data\.safety_path must be left out where data\.name"):
-        check_settings(parse_tree({"data": {"world": "real", "path": "x", "safety_path": "y"}}))
