@@ -1,6 +1,7 @@
 """Whether a model is of the kind that it is used as: architecture, weights, head and engine."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,13 @@ from rpa_ray.plan.checks.served_models import ARCHITECTURES, CPU_HEAD_SIZES
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+
+_MEANINGS = {
+    True: {"harm", "harmful", "unsafe", "toxic", "dangerous", "malicious", "jailbreak"},
+    False: {"harmless", "safe", "nontoxic", "benign", "innocuous", "unharmful", "nonharmful"},
+}
+_NEGATIONS = {"no", "not", "non"}
 
 
 class Use(NamedTuple):
@@ -57,11 +65,38 @@ def check_use(
     _check_kind(named, config, use, key)
     if use.served_on is not None:
         _check_served(named, config, use.served_on, key)
+        _check_shapes(named, config, json.loads((folder / "config.json").read_text("utf-8")), key)
     if use.num_labels is not None:
         config.num_labels = use.num_labels
     with _quiet():
         _check_weights(folder, config, weights, use, key)
     return config
+
+
+def check_same_weights(
+    folder: Path, weights: Mapping[str, StoredWeight], like: Path, key: str
+) -> None:
+    """Refuse a language model whose weights are not those of another by name and shape.
+
+    Args:
+        folder: Its folder.
+        weights: What its weight files hold.
+        like: Folder of the other model.
+        key: The config path that names the first.
+
+    Raises:
+        ConfigError: with what is missing, unknown or of another shape.
+    """
+    try:
+        with _quiet():
+            _check_weights(folder, _config_of(like, key), weights, Use(), key)
+    except ConfigError as error:
+        raise ConfigError(
+            key,
+            f"hold weights by name and shape as the model under attack ({like}) does",
+            error.value,
+            "Name a model of the same architecture and sizes.",
+        ) from error
 
 
 def _config_of(folder: Path, key: str) -> "PretrainedConfig":
@@ -115,6 +150,30 @@ def _check_kind(named: str | None, config: "PretrainedConfig", use: Use, key: st
             f"{config.num_labels} ({', '.join(map(str, config.id2label.values()))})",
             "Take another model, or train one with as many.",
         )
+    if config.num_labels == 2 and not use.is_start:
+        _check_meaning(config.id2label, key)
+
+
+def _check_meaning(names: Mapping[int, str], key: str) -> None:
+    """Refuse a classifier whose own names of its labels say that they are the other way round."""
+    if _says_harm(names[0]) is False or _says_harm(names[1]) is True:
+        raise ConfigError(
+            key,
+            "be a classifier whose label 0 is harmful and label 1 safe",
+            f"0: {names[0]}, 1: {names[1]}",
+            "Swap the two rows of its head's weights (and bias), and the names in id2label of its "
+            "config.json; or take another classifier.",
+        )
+
+
+def _says_harm(label: str) -> bool | None:
+    """Return whether a label's name says harm or its absence; None where it says neither."""
+    words = set(re.findall(r"[a-z]+", label.lower()))
+    found = {harm for harm, of in _MEANINGS.items() if words & of}
+    if len(found) != 1:
+        return None
+    (harm,) = found
+    return harm != bool(words & _NEGATIONS)
 
 
 def _labels(use: Use) -> str:
@@ -143,9 +202,7 @@ def _check_served(named: str | None, config: "PretrainedConfig", device: str, ke
             named,
             f"Take a model of one of these: {', '.join(ARCHITECTURES)}.",
         )
-    text = config.get_text_config()
-    heads = getattr(text, "num_attention_heads", None)
-    size = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else None)
+    size = _head_size(config.get_text_config())
     if device == "cpu" and size is not None and size not in CPU_HEAD_SIZES:
         raise ConfigError(
             key,
@@ -154,6 +211,39 @@ def _check_served(named: str | None, config: "PretrainedConfig", device: str, ke
             size,
             "Take another model, or serve it on a GPU (cluster.gpus_per_rollout_worker).",
         )
+
+
+def _check_shapes(
+    named: str | None, config: "PretrainedConfig", told: Mapping[str, Any], key: str
+) -> None:
+    """Refuse sizes of which the rollout engine builds no model, or another.
+
+    Raises:
+        ConfigError: with the sizes, as ``config.json`` tells them.
+    """
+    text = config.get_text_config()
+    heads, width = text.num_attention_heads, text.hidden_size
+    pairs = getattr(text, "num_key_value_heads", None) or heads
+    inner = getattr(text, "intermediate_size", None)
+    own_inner = told.get("n_inner") or 4 * width
+    broken = None
+    if heads % pairs:
+        broken = "num_attention_heads a multiple of num_key_value_heads", f"{heads} and {pairs}"
+    elif "head_dim" not in told and width % heads and _head_size(text) == width // heads:
+        broken = "hidden_size a multiple of num_attention_heads", f"{width} and {heads}"
+    # vLLM's Phi, model_executor/models/phi.py, has sizes that its config cannot change.
+    elif named == "PhiForCausalLM" and pairs != heads:
+        broken = "as many num_key_value_heads as num_attention_heads", f"{pairs} and {heads}"
+    elif named == "PhiForCausalLM" and inner != own_inner:
+        broken = f"an intermediate_size of four times its hidden_size, {own_inner}", str(inner)
+    if broken is not None:
+        rule = f"be of sizes that the rollout engine can build: {broken[0]}"
+        raise ConfigError(key, rule, broken[1], "Take another model.")
+
+
+def _head_size(text: "PretrainedConfig") -> int | None:
+    heads = getattr(text, "num_attention_heads", None)
+    return getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else None)
 
 
 def _check_weights(
