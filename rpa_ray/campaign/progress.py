@@ -152,10 +152,11 @@ class ProgressView:
     def _seconds_left(self, states: Mapping[str, JobView]) -> float | None:
         """Return about how long all jobs still take; None where one of them is not estimated.
 
-        Estimates are corrected by how long the jobs took that have ended.
+        Estimates are corrected by how long the jobs took that have ended; all take no less than
+        each that runs takes for the steps that it has left.
         """
         now = time.time()
-        took = expected_s = left = 0.0
+        took = expected_s = left = longest = 0.0
         for name, job in self._expected.items():
             state = states.get(name)
             if job.seconds is None:
@@ -167,8 +168,9 @@ class ProgressView:
                 left += job.seconds
             else:
                 left += max(job.seconds - (now - state.started), 0.0)
+                longest = max(longest, _steps_left_s(state, now))
         pace = took / expected_s if expected_s else 1.0
-        return left * pace / self._num_at_once
+        return max(left * pace / self._num_at_once, longest)
 
     def _label(self, name: str) -> str:
         label = self._expected[name].label if name in self._expected else name
@@ -271,9 +273,13 @@ def _ending(job: JobView) -> str:
 
 
 def _time_left(job: JobView, now: float) -> str:
-    """Return how long the steps that are left take at the pace so far; nothing before the first."""
+    seconds = _steps_left_s(job, now)
+    return f" ({minutes(seconds)} left)" if seconds else ""
+
+
+def _steps_left_s(job: JobView, now: float) -> float:
+    """Return how long the steps that are left take at the pace so far; 0 before the first."""
     if job.num_done == 0 or job.num_done >= job.num_steps:
-        return ""
+        return 0.0
     since = job.stage_started or job.started
-    seconds = (now - since) / job.num_done * (job.num_steps - job.num_done)
-    return f" ({minutes(seconds)} left)"
+    return (now - since) / job.num_done * (job.num_steps - job.num_done)

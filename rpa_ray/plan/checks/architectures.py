@@ -1,6 +1,7 @@
 """Whether a model is of the kind that it is used as: architecture, weights, head and engine."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from rpa_ray.config import ConfigError
 from rpa_ray.config.errors import short
 from rpa_ray.data.errors import last_line
 from rpa_ray.plan.checks.model_files import StoredWeight
-from rpa_ray.plan.checks.served_models import ARCHITECTURES, CPU_HEAD_SIZES
+from rpa_ray.plan.checks.served_models import check_served, check_shapes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -20,6 +21,13 @@ MAX_COUNT = 1000
 _COUNTS = {"num_hidden_layers": "layers", "n_layer": "layers", "num_layers": "layers"}
 _COUNTS |= {"num_labels": "labels", "_num_labels": "labels"}
 """What ``config.json`` calls them."""
+
+
+_MEANINGS = {
+    True: {"harm", "harmful", "unsafe", "toxic", "dangerous", "malicious", "jailbreak"},
+    False: {"harmless", "safe", "nontoxic", "benign", "innocuous", "unharmful", "nonharmful"},
+}
+_NEGATIONS = {"no", "not", "non"}
 
 
 class Use(NamedTuple):
@@ -64,7 +72,8 @@ def check_use(
     named = _own_architecture(folder)
     _check_kind(named, config, use, key)
     if use.served_on is not None:
-        _check_served(named, config, use.served_on, key)
+        check_served(named, config, use.served_on, key)
+        check_shapes(named, config, json.loads((folder / "config.json").read_text("utf-8")), key)
     if use.num_labels is not None:
         config.num_labels = use.num_labels
     with _quiet():
@@ -84,6 +93,32 @@ def _check_counts(folder: Path, key: str) -> None:
                     f"{name} {short(part[name])} in {folder}",
                     "Mend the file, or take another model.",
                 )
+
+
+def check_same_weights(
+    folder: Path, weights: Mapping[str, StoredWeight], like: Path, key: str
+) -> None:
+    """Refuse a language model whose weights are not those of another by name and shape.
+
+    Args:
+        folder: Its folder.
+        weights: What its weight files hold.
+        like: Folder of the other model.
+        key: The config path that names the first.
+
+    Raises:
+        ConfigError: with what is missing, unknown or of another shape.
+    """
+    try:
+        with _quiet():
+            _check_weights(folder, _config_of(like, key), weights, Use(), key)
+    except ConfigError as error:
+        raise ConfigError(
+            key,
+            f"hold weights by name and shape as the model under attack ({like}) does",
+            error.value,
+            "Name a model of the same architecture and sizes.",
+        ) from error
 
 
 def _config_of(folder: Path, key: str) -> "PretrainedConfig":
@@ -137,6 +172,30 @@ def _check_kind(named: str | None, config: "PretrainedConfig", use: Use, key: st
             f"{config.num_labels} ({', '.join(map(str, config.id2label.values()))})",
             "Take another model, or train one with as many.",
         )
+    if config.num_labels == 2 and not use.is_start:
+        _check_meaning(config.id2label, key)
+
+
+def _check_meaning(names: Mapping[int, str], key: str) -> None:
+    """Refuse a classifier whose own names of its labels say that they are the other way round."""
+    if _says_harm(names[0]) is False or _says_harm(names[1]) is True:
+        raise ConfigError(
+            key,
+            "be a classifier whose label 0 is harmful and label 1 safe",
+            f"0: {names[0]}, 1: {names[1]}",
+            "Swap the two rows of its head's weights (and bias), and the names in id2label of its "
+            "config.json; or take another classifier.",
+        )
+
+
+def _says_harm(label: str) -> bool | None:
+    """Return whether a label's name says harm or its absence; None where it says neither."""
+    words = set(re.findall(r"[a-z]+", label.lower()))
+    found = {harm for harm, of in _MEANINGS.items() if words & of}
+    if len(found) != 1:
+        return None
+    (harm,) = found
+    return harm != bool(words & _NEGATIONS)
 
 
 def _labels(use: Use) -> str:
@@ -150,32 +209,6 @@ def _names_in(mapping: Mapping[str, Any]) -> set[str]:
         for value in mapping.values()
         for name in ((value,) if isinstance(value, str) else tuple(value))
     }
-
-
-def _check_served(named: str | None, config: "PretrainedConfig", device: str, key: str) -> None:
-    """Refuse what the rollout engine cannot serve.
-
-    Raises:
-        ConfigError: with what it can.
-    """
-    if named not in ARCHITECTURES:
-        raise ConfigError(
-            key,
-            "be of an architecture that the rollout engine serves, by its config.json",
-            named,
-            f"Take a model of one of these: {', '.join(ARCHITECTURES)}.",
-        )
-    text = config.get_text_config()
-    heads = getattr(text, "num_attention_heads", None)
-    size = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else None)
-    if device == "cpu" and size is not None and size not in CPU_HEAD_SIZES:
-        raise ConfigError(
-            key,
-            "have attention heads of a size that the engine has kernels for on a CPU "
-            f"({', '.join(map(str, CPU_HEAD_SIZES))})",
-            size,
-            "Take another model, or serve it on a GPU (cluster.gpus_per_rollout_worker).",
-        )
 
 
 def _check_weights(

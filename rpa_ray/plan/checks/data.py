@@ -18,7 +18,7 @@ from rpa_ray.data.split import ROLE_SHARES
 from rpa_ray.data.template import Template
 from rpa_ray.defences import defence_of
 from rpa_ray.plan.checks.context import check_context, context_tokens, prompt_lengths
-from rpa_ray.plan.checks.models import check_same_tokens
+from rpa_ray.plan.checks.models import check_compared_weights, check_same_tokens
 from rpa_ray.plan.checks.pairs import check_attack_tells_apart, check_models_tell_apart
 from rpa_ray.plugin import DEFENCE_BATCHES, Need
 from rpa_ray.recipes.cell_data import CellData
@@ -47,6 +47,7 @@ def check_data(inputs: CellInputs) -> None:
     _check_refusals(inputs)
     _check_context(inputs)
     check_same_tokens(inputs)
+    check_compared_weights(inputs)
     check_models_tell_apart(inputs)
     drawn = _attack_draw(settings)
     if drawn is not None and settings.training is not None:

@@ -16,13 +16,15 @@ from rpa_ray.data.errors import last_line
 from rpa_ray.data.hub_model import is_hub_model, pinned_model
 from rpa_ray.data.template import Template
 from rpa_ray.defences import defence_of
-from rpa_ray.plan.checks.architectures import Use, check_use
+from rpa_ray.plan.checks.architectures import Use, check_same_weights, check_use
 from rpa_ray.plan.checks.context import context_tokens
 from rpa_ray.plan.checks.generation import check_generation
 from rpa_ray.plan.checks.model_files import check_files, stored_weights
 from rpa_ray.plan.checks.tokenizer import check_tokenizer
+from rpa_ray.plugin import Need
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import CellInputs, own_reference
+from rpa_ray.recipes.model import ModelRecipe
 
 LANGUAGE_MODEL = Use()
 
@@ -237,6 +239,31 @@ def check_same_tokens(inputs: CellInputs) -> None:
                 named,
                 "Name a model that was made from the same one.",
             )
+
+
+def check_compared_weights(inputs: CellInputs) -> None:
+    """Refuse a model whose weights a defence compares with others; no weight is read.
+
+    One of the Hub that is not on this machine yet is taken on trust.
+
+    Raises:
+        ConfigError: the two have other weights, by name or shape.
+    """
+    policy, defence = inputs.settings.model.path, defence_of(inputs.settings.defence)
+    named = defence.compared_model
+    if Need.COMPARED_WEIGHTS not in defence.needs or not isinstance(named, str):
+        return
+    like, folder = (_folder(path, inputs) for path in (policy, named))
+    if like is not None and folder is not None and not {policy, named} <= set(EMBEDDED_MODELS):
+        weights = stored_weights(folder, "defence.model")
+        check_same_weights(folder, weights, like, "defence.model")
+
+
+def _folder(path: str, inputs: CellInputs) -> Path | None:
+    """Return where a language model lies, None where it is not on this machine."""
+    model = inputs.data.language_model(path)
+    folder = model.folder(inputs.cache) if isinstance(model, ModelRecipe) else Path(model)
+    return folder if (folder / "config.json").is_file() else None
 
 
 def _vocabulary(path: str, data: CellData) -> Any:

@@ -108,6 +108,17 @@ def test_what_is_left_is_corrected_by_what_the_finished_jobs_took() -> None:
     )
 
 
+def test_all_cells_take_no_less_than_the_one_that_runs() -> None:
+    text, console = plain()
+    begun = time.time() - 300  # five times its estimate
+    with ProgressView(console) as view:
+        view.expect({"a": cell("a", 60.0)}, num_at_once=4)
+        view.show([Job(name="a", num_steps=15, num_done=5, started=begun)])
+    one, every = text.getvalue().splitlines()
+    assert one == "a: 5/15 (10 min left)"
+    assert every.endswith("1 running, 0 failed, about 10 min left")
+
+
 def test_no_time_left_is_told_where_a_job_is_not_estimated() -> None:
     view = ProgressView(plain()[1])
     view.expect({"a": cell("a", 100.0), "b": cell("b")}, 1)

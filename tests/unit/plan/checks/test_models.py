@@ -27,7 +27,8 @@ from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
 from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks import tokenizer
-from rpa_ray.plan.checks.models import check_models
+from rpa_ray.plan.checks.models import check_compared_weights, check_models
+from rpa_ray.recipes.cell_models import CellInputs
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1234567\n"
 
@@ -250,6 +251,67 @@ def test_heads_that_the_engine_has_no_kernel_for_on_a_cpu_are_refused_there(tmp_
 
 
 @pytest.mark.parametrize(
+    ("harmful", "safe"),
+    [
+        ("harmful", "harmless"),
+        ("UNSAFE", "Safe"),
+        ("Unsafe response", "LABEL_1"),
+        ("LABEL_0", "not_harmful"),
+        ("not-safe", "non-toxic"),
+        ("toxic", "benign"),
+    ],
+)
+def test_a_judge_whose_labels_are_the_other_way_round_is_refused(
+    tmp_path: Path, harmful: str, safe: str
+) -> None:
+    judge = save_classifier(tmp_path / "judge", 2)
+    named = f"evaluation.judge.path={judge}"
+    edit_json(judge / "config.json", id2label={0: harmful, 1: safe})
+    check(named, "evaluation.judge.trained=true")
+    edit_json(judge / "config.json", id2label={0: safe, 1: harmful})
+    found = refusal(named, "evaluation.judge.trained=true")
+    assert found.startswith(
+        "evaluation.judge.path must be a classifier whose label 0 is harmful and label 1 safe, "
+        f"got '0: {safe}, 1: {harmful}'. Swap the two rows of its head's weights"
+    )
+    assert refusal(f"data.refusals.judge={judge}").startswith("data.refusals.judge must be a ")
+    check(named)  # what a judge begins with learns them anew
+
+
+@pytest.mark.parametrize("names", [("LABEL_0", "LABEL_1"), ("no", "yes"), ("safe or unsafe", "x")])
+def test_labels_that_say_nothing_of_harm_are_taken_as_they_are(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    judge = save_classifier(tmp_path / "judge", 2)
+    for zero, one in (names, names[::-1]):
+        edit_json(judge / "config.json", id2label={0: zero, 1: one})
+        check(f"evaluation.judge.path={judge}", "evaluation.judge.trained=true")
+
+
+QWEN = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+PHI = {"architectures": ["PhiForCausalLM"], "model_type": "phi"}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (QWEN | {"num_attention_heads": 3, "num_key_value_heads": 2}, "got '3 and 2'"),
+        (QWEN | {"num_attention_heads": 3, "num_key_value_heads": 1}, "got '64 and 3'"),
+        (PHI | {"num_key_value_heads": 1}, "as many num_key_value_heads as num_attention_heads"),
+        (PHI | {"num_key_value_heads": 2}, "four times its hidden_size, 256, got '64'"),
+    ],
+)
+def test_sizes_that_the_engine_cannot_build_are_refused(
+    tmp_path: Path, sizes: dict[str, object], message: str
+) -> None:
+    folder = save_language_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    del config["head_dim"]
+    (folder / "config.json").write_text(json.dumps(config | sizes))
+    assert message in refusal(f"model.path={folder}", "cluster.gpus_per_rollout_worker=1")
+
+
+@pytest.mark.parametrize(
     ("template", "line", "message"),
     [
         ("{% for m in messages %}\n{{ m['content'] }\n{% endfor %}", 2, "unexpected '}'"),
@@ -394,3 +456,24 @@ def test_a_classifier_that_would_read_beyond_its_context_is_refused(
         f"{key}.max_tokens must be at most 64 (the context of {folder}), got 65"
     )
     check(f"{key}.path={folder}", f"{key}.max_tokens=64")
+
+
+def test_a_model_that_weights_are_compared_with_has_those_of_the_policy(tmp_path: Path) -> None:
+    policy, same = (save_language_model(tmp_path / name) for name in ("policy", "same"))
+    deeper = save_language_model(tmp_path / "deeper", num_hidden_layers=3)
+    wider = save_language_model(tmp_path / "wider", intermediate_size=96)
+
+    def check_anchor(folder: Path, defence: str = "random_anchor") -> None:
+        anchored = f"defence={{name: {defence}, model: {folder}}}"
+        settings = parse_tree({"attack": "dpo"}, [f"model.path={policy}", anchored])
+        check_compared_weights(CellInputs(settings, tmp_path))
+
+    check_anchor(same)
+    for folder, found in ((deeper, "unknown model.layers.2."), (wider, "[96, 64] for [64, 64]")):
+        with pytest.raises(ConfigError) as caught:
+            check_anchor(folder)
+        message = str(caught.value)
+        assert message.startswith("defence.model must hold weights by name and shape as the model ")
+        assert found in message
+        assert message.endswith("Name a model of the same architecture and sizes.")
+        check_anchor(folder, "kl_safe_ref")  # whose tokens alone have to be the same
