@@ -95,7 +95,7 @@ class Pretended(Tensor):
         return Pretended(parts["values"])
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        _STORED_HERE.add(self.values.untyped_storage().data_ptr())
+        _STORED_HERE[self.untyped_storage().data_ptr()] = self.values.untyped_storage()
         return _loaded, (self.values,)
 
 
@@ -155,6 +155,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     }
     outer = {id(tensor.values): tensor for tensor in given if isinstance(tensor, Pretended)}
     result_is_here = _is_here(target) if target is not None else bool(outer)
+    if func.overloadpacket is torch.ops.aten.copy_:
+        result_is_here = isinstance(args[0], Pretended)
     if func.overloadpacket not in _MOVES:
         _refuse_mixed(func, args, given, result_is_here=result_is_here)
     if outer and (not result_is_here or func.overloadpacket is torch.ops.aten._local_scalar_dense):
@@ -165,8 +167,6 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if outer and torch.Tag.inplace_view in func.tags:
         with no_dispatch():  # the shape that the tensor itself tells
             func(*args, **kwargs)
-    if func.overloadpacket is torch.ops.aten.copy_:
-        return args[0]
 
     def wrapped(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -222,8 +222,8 @@ class _Generator(torch.Generator):
         return generator
 
 
-_STORED_HERE: set[int] = set()
-"""Addresses of the values of tensors on the device that were saved or loaded."""
+_STORED_HERE: dict[int, torch.UntypedStorage] = {}
+"""Values of tensors on the device that were saved or loaded, by address, which each keeps."""
 
 
 def _location_of(storage: torch.UntypedStorage) -> str | None:
@@ -235,7 +235,7 @@ def _storage_to(storage: torch.UntypedStorage, *, device: Any, **settings: Any) 
     """Move a storage that is loaded; its values stay where they can be computed with."""
     if not _is_here(device):
         return _STORAGE_TO(storage, device=device, **settings)
-    _STORED_HERE.add(storage.data_ptr())
+    _STORED_HERE[storage.data_ptr()] = storage
     return storage
 
 

@@ -266,6 +266,7 @@ class Scene:
             ),
             batch_size=BATCH_SIZE,
             group_size=self.attack.answers_per_prompt,
+            vocab_size=fakes.VOCAB_SIZE,
             pad_token_id=0,
             seed=0,
             observe=lambda step, completions, scores: None,
