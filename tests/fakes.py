@@ -33,13 +33,13 @@ VOCAB_SIZE = 24
 ONE_RANK = Ranks(rank=0, size=1, device=torch.device("cpu"))
 
 
-def tiny_config(**settings: Any) -> LlamaConfig:
-    """Return 2 layers of width 32, with weights large enough that the logits are not flat."""
+def tiny_config(*, num_hidden_layers: int = 2, **settings: Any) -> LlamaConfig:
+    """Return layers of width 32, with weights large enough that the logits are not flat."""
     return LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=num_hidden_layers,
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=32,

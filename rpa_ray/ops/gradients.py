@@ -1,6 +1,7 @@
 """How two gradients stand to each other, from the parts that the ranks own."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,12 +22,17 @@ class Angle:
 def inner_products(
     first: Float[Tensor, "*shape"], second: Float[Tensor, "*shape"]
 ) -> Float[Tensor, " products"]:
-    """Return ``first.first``, ``second.second`` and ``first.second``: float64, on the CPU.
+    """Return ``first.first``, ``second.second`` and ``first.second``: float64, where they are.
 
     The products of parts add up to those of the whole.
     """
     one, other = first.double().flatten(), second.double().flatten()
-    return torch.stack([one @ one, other @ other, one @ other]).cpu()
+    return torch.stack([one @ one, other @ other, one @ other])
+
+
+def rows_of(products: Sequence[Float[Tensor, " products"]]) -> Float[Tensor, "parts products"]:
+    """Return the :func:`inner_products` of parts, on the CPU: a device is waited for once."""
+    return torch.stack([*products]).cpu() if products else torch.zeros(0, 3, dtype=torch.float64)
 
 
 def angle_of(products: Float[Tensor, " products"]) -> Angle:

@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from rpa_ray.ops.gradients import angle_of, inner_products
+from rpa_ray.ops.gradients import angle_of, inner_products, rows_of
 from rpa_ray.plugin import Need, OnlineDefence, PluginConfig, Shard, StepContext, is_of_policy
 from rpa_ray.types import Metrics
 
@@ -50,17 +49,17 @@ class Proximal(OnlineDefence):
     def on_gradients(self, shards: Iterable[Shard], context: StepContext) -> Metrics:
         """Add the pull to the gradients, and measure both and the distance to the anchor."""
         pulls = self.config.prox == "gradient" and self.is_active(context)
-        products = torch.zeros(3, dtype=torch.float64)
+        products = []
         for shard in shards:
             if not is_of_policy(shard.name):
                 continue
             if shard.name not in self.anchors:
                 self.anchors[shard.name] = self.new_anchor(shard, context)
             gap = shard.master.detach().float() - self.anchors[shard.name]
-            products += inner_products(shard.gradient.detach().float(), gap)
+            products.append(inner_products(shard.gradient.detach().float(), gap))
             if pulls:
                 shard.gradient.copy_(shard.gradient.float() + self.config.rho * gap)
-        angle = angle_of(context.sum_over_shards(products))
+        angle = angle_of(context.sum_over_shards(rows_of(products).sum(dim=0)))
         distance = angle.second_norm
         return {
             "defence/task_grad_norm": angle.first_norm,

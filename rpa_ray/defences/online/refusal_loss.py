@@ -4,11 +4,10 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from rpa_ray.ops.gradients import angle_of, inner_products
+from rpa_ray.ops.gradients import angle_of, inner_products, rows_of
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.ops.losses import sft_loss
 from rpa_ray.plugin import (
@@ -103,13 +102,13 @@ class RefusalLoss(OnlineDefence):
         refusal = self._refusal_gradient
         if refusal is None:
             return {}
-        products = torch.zeros(3, dtype=torch.float64)
+        products = []
         for shard in shards:
             if is_of_policy(shard.name):
                 own = refusal[shard.name]
                 task = shard.gradient.detach().float() - self.config.alpha * own
-                products += inner_products(own, task)
-        angle = angle_of(context.sum_over_shards(products))
+                products.append(inner_products(own, task))
+        angle = angle_of(context.sum_over_shards(rows_of(products).sum(dim=0)))
         return {
             "defence/refusal_grad_norm": angle.first_norm,
             "defence/task_grad_norm": angle.second_norm,

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from rpa_ray.ops.gradients import inner_products, rows_of
 from rpa_ray.ops.kl import kl_of_frozen
 from rpa_ray.plugin import (
     Forward,
@@ -94,20 +95,19 @@ class SafeGrad(OnlineDefence):
         safety, self._safety = self._safety, {}
         owned = [shard for shard in shards if shard.name in safety]
         places = self._places()
-        products = torch.zeros(1 + max(places.values()), 3, dtype=torch.float64)
-        for shard in owned:
-            task, safe = (g.double().flatten() for g in (shard.gradient, safety[shard.name]))
-            found = torch.stack([task @ safe, task @ task, safe @ safe])
-            products[places[shard.name]] += found.cpu()
-        products = context.sum_over_shards(products).cpu()
-        dots, _, safety_squares = products.unbind(dim=1)
+        found = [inner_products(shard.gradient, safety[shard.name]) for shard in owned]
+        own_products = torch.zeros(1 + max(places.values()), 3, dtype=torch.float64)
+        own_places = torch.tensor([places[shard.name] for shard in owned], dtype=torch.long)
+        own_products.index_add_(0, own_places, rows_of(found))
+        products = context.sum_over_shards(own_products).cpu()
+        _, safety_squares, dots = products.unbind(dim=1)
         conflicts = conflict(dots, safety_squares)
         weights = (self.config.strength - conflicts) * (safety_squares.sqrt() >= MIN_NORM)
         for shard in owned:
             weight = float(weights[places[shard.name]])
             if weight != 0:
                 shard.gradient.copy_(shard.gradient.float() + weight * safety[shard.name])
-        dot, task_square, safety_square = products.sum(dim=0).tolist()
+        task_square, safety_square, dot = products.sum(dim=0).tolist()
         norms = (task_square * safety_square) ** 0.5
         return {
             "defence/task_grad_norm": task_square**0.5,

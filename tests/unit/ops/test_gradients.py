@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rpa_ray.ops.gradients import angle_of, inner_products
+from rpa_ray.ops.gradients import angle_of, inner_products, rows_of
 
 
 def test_norms_and_cosine_of_two_gradients() -> None:
@@ -26,3 +26,9 @@ def test_a_gradient_and_its_reverse_are_opposed() -> None:
 def test_without_a_gradient_the_cosine_is_0() -> None:
     angle = angle_of(inner_products(torch.zeros(2), torch.ones(2)))
     assert (angle.first_norm, angle.cosine) == (0.0, 0.0)
+
+
+def test_parts_come_as_rows_and_none_as_no_row() -> None:
+    parts = [inner_products(torch.tensor([x]), torch.tensor([1.0])) for x in (2.0, 3.0)]
+    assert rows_of(parts).tolist() == [[4.0, 1.0, 2.0], [9.0, 1.0, 3.0]]
+    assert rows_of([]).sum(dim=0).tolist() == [0.0, 0.0, 0.0]
