@@ -11,7 +11,7 @@ from rpa_ray.plan.load import LoadedConfig
 from rpa_ray.plan.plan import Plan, make_plan
 from rpa_ray.plan.table import follow_notes, measuring_notes, plan_caption, plan_table
 from rpa_ray.recipes.cell_models import CampaignInputs
-from rpa_ray.terminal import say
+from rpa_ray.terminal import say, show_table
 
 
 def checked(
@@ -49,7 +49,7 @@ def planned(loaded: LoadedConfig, folder: Path, inputs: CampaignInputs, console:
     plan = make_plan(loaded, folder, inputs)
     for cell in plan.todo:
         check_checkpoints(cell.folder, cell.settings)
-    console.print(plan_table(plan))
+    show_table(console, plan_table(plan))
     say(console, plan_caption(plan))
     for note in measuring_notes([inputs.of(cell.settings) for cell in plan.cells]):
         say(console, note)
