@@ -3,6 +3,7 @@
 import re
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 _UNPRINTABLE = re.compile(
@@ -10,6 +11,10 @@ _UNPRINTABLE = re.compile(
 )
 """Control characters but for tab and line feed, which move a cursor or command a terminal; marks
 that turn the direction of what follows; and halves of characters, which no file can hold."""
+
+
+_WIDE = 10_000
+"""Characters of a line that nobody reads on a terminal."""
 
 
 def printable(text: str) -> str:
@@ -33,3 +38,22 @@ def say(console: Console, text: str, *, mark: str = "", style: str = "") -> None
     """
     parts = [plain(f"{mark} ", style), plain(text)] if mark else [plain(text, style)]
     console.print(Text.assemble(*parts), soft_wrap=True)
+
+
+def show_table(console: Console, table: Table) -> None:
+    """Print a table; where there is no terminal nothing in it, above or below is broken.
+
+    Args:
+        console: Where to.
+        table: Its title and caption are texts.
+    """
+    if console.is_terminal:
+        console.print(table)
+        return
+    title, caption = (Text.assemble(text or "").plain for text in (table.title, table.caption))
+    table.title = table.caption = None
+    if title:
+        say(console, title)
+    Console(file=console.file, width=_WIDE).print(table)
+    if caption:
+        say(console, caption)

@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,7 +22,13 @@ from rpa_ray.plan import LoadedConfig
 from rpa_ray.plan.files import PLUGIN_KEYS
 from rpa_ray.recipes.content import content_key
 from rpa_ray.run_folder.files import say_once
-from rpa_ray.run_folder.names import CONFIG, MAX_NAME_BYTES, cut_to_bytes
+from rpa_ray.run_folder.names import (
+    COMMIT,
+    CONFIG,
+    MAX_NAME_BYTES,
+    cut_to_bytes,
+    short_commit,
+)
 from rpa_ray.run_folder.outcome import ran_to_an_end
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -86,12 +91,14 @@ def cell_labels(cells: Sequence[PlannedCell]) -> dict[str, str]:
             "seed": settings.seed,
         }
 
+    shown = _shown_models({cell.settings.model.path for cell in cells})
     every = [values(cell) for cell in cells]
     varied = {key for own in every for key in own if own[key] != every[0][key]}
     labels = {}
     for cell, own in zip(cells, every, strict=True):
         settings = cell.settings
-        parts = [str(own[key]) for key in ("model", "data") if key in varied]
+        named_by = {"model": shown[own["model"]], "data": own["data"]}
+        parts = [name for key, name in named_by.items() if key in varied]
         parts.append(settings.attack.name)
         if (settings.attack.name, settings.defence.name) != ("none", "none"):
             parts.append(settings.defence.name)
@@ -109,6 +116,14 @@ def cell_labels(cells: Sequence[PlannedCell]) -> dict[str, str]:
     return labels
 
 
+def _shown_models(paths: Set[str]) -> dict[str, str]:
+    """Return short names of models, no two alike: of folders the last part, of commits 8 digits."""
+    short = {path: short_commit(path) for path in paths}
+    short |= {path: Path(path).name or path for path in paths if Path(path).is_dir()}
+    num = Counter(short.values())
+    return {path: name if num[name] == 1 else path for path, name in short.items()}
+
+
 def cell_name(settings: ExperimentSettings, key_of: Callable[[Path], str] = content_key) -> str:
     """Return a readable folder name that two different cells never share.
 
@@ -122,15 +137,13 @@ def cell_name(settings: ExperimentSettings, key_of: Callable[[Path], str] = cont
     # What lies under local paths counts, not the paths.
     identity = json.dumps(_identity(with_local_paths(settings, key_of)), sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()
-    named = _COMMIT.sub("", Path(settings.model.path).name)
+    named = COMMIT.sub("", Path(settings.model.path).name)
     model = "".join(c if c.isalnum() else "-" for c in named)
     defence = settings.defence.name.replace("+", "_")
     readable = "_".join([model, settings.attack.name, defence, f"seed{settings.seed}"])
     return f"{cut_to_bytes(readable, MAX_NAME_BYTES - 9)}_{digest[:8]}"
 
 
-_COMMIT = re.compile("@[0-9a-f]{40}$")
-"""What a Hub id of a model ends with."""
 _RECORD_KEYS = frozenset(
     {
         "model.path",

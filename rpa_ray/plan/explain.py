@@ -1,7 +1,7 @@
 """From a pydantic error to one message in the words of the configuration."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -10,10 +10,21 @@ from pydantic.fields import FieldInfo
 from rpa_ray.config.errors import ConfigError, nearest, nearest_words
 
 
-def explain(error: ValidationError, model: type[BaseModel], where: str) -> ConfigError:
+def explain(
+    error: ValidationError,
+    model: type[BaseModel],
+    where: str,
+    plugins: Mapping[str, type[BaseModel]] | None = None,
+) -> ConfigError:
     """Return the error for the first thing that is wrong; ``where`` prefixes its key.
 
     An unknown key comes first: where a name is misspelt, the rest may only follow from it.
+
+    Args:
+        error: What pydantic found.
+        model: The settings that it found it in.
+        where: Prefix of the key.
+        plugins: By the key that they stand at, settings whose keys may have been meant too.
     """
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     path, known, field = _find(model, first["loc"])
@@ -22,7 +33,10 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Confi
         case "extra_forbidden":
             wrong = str(first["loc"][-1])
             key = ".".join(part for part in (key.rstrip("."), wrong) if part)
-            if not nearest_words(wrong, known) and (elsewhere := _leaves(model, wrong)):
+            elsewhere = _leaves(model, wrong)
+            for at, plugin in (plugins or {}).items():
+                elsewhere += _leaves(plugin, wrong, f"{at}.")
+            if not nearest_words(wrong, known) and elsewhere:
                 remedy = f"Did you mean {' or '.join(map(repr, elsewhere))}?"
             else:
                 remedy = nearest(wrong, known)

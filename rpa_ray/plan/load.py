@@ -260,7 +260,7 @@ def _shares(tree: Tree, shared: Tree, keys: Sequence[str]) -> bool:
     return alike and _has_setting(shared, keys)
 
 
-def _plugin_name(tree: Tree, key: str) -> str:
+def _plugin_name(tree: Mapping[str, Any], key: str) -> str:
     value = tree.get(key, "none")
     return str(value.get("name") if isinstance(value, Mapping) else value)
 
@@ -298,4 +298,10 @@ def _check_own_keys(tree: Mapping[str, Any], where: str) -> None:
     try:
         ExperimentSettings.model_validate({**tree, **dict.fromkeys(PLUGIN_KEYS, stand_in)})
     except ValidationError as error:
-        raise explain(error, ExperimentSettings, where) from None
+        raise explain(error, ExperimentSettings, where, _plugins_of(tree)) from None
+
+
+def _plugins_of(tree: Mapping[str, Any]) -> dict[str, type[PluginConfig]]:
+    """Return the settings of the attack and the defence that a cell names, by their key."""
+    found = {key: _plugin_configs(key).get(_plugin_name(tree, key)) for key in PLUGIN_KEYS}
+    return {key: config for key, config in found.items() if config is not None}

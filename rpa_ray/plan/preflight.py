@@ -25,7 +25,7 @@ from rpa_ray.plan.table import (
 )
 from rpa_ray.recipes.cell_data import with_pinned_data
 from rpa_ray.recipes.cell_models import CampaignInputs
-from rpa_ray.terminal import say
+from rpa_ray.terminal import say, show_table
 
 
 def checked(
@@ -93,7 +93,7 @@ def planned(
     plan = make_plan(loaded, folder, inputs, unasked)
     for cell in plan.todo:
         check_checkpoints(cell.folder, cell.settings)
-    console.print(plan_table(plan))
+    show_table(console, plan_table(plan))
     say(console, plan_caption(plan))
     for note in (*memory_notes(plan), *measuring_notes(plan.all_inputs)):
         say(console, note)

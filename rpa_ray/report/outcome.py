@@ -13,7 +13,7 @@ from rpa_ray.report.tables.main import terminal_table
 from rpa_ray.report.tables.response import best_text
 from rpa_ray.run_folder.names import EVALUATION, LOSSES, SUMMARY
 from rpa_ray.run_folder.outcome import why_failed
-from rpa_ray.terminal import say
+from rpa_ray.terminal import say, show_table
 
 
 def print_outcome(
@@ -33,7 +33,7 @@ def print_outcome(
         sweep: What varied, of a sweep.
         paths: Where the report was written.
     """
-    console.print(terminal_table(records))
+    show_table(console, terminal_table(records))
     if sweep is not None:
         say(console, best_text(records, sweep))
     for record in records:

@@ -1,13 +1,22 @@
 """The names of every file of a campaign folder and of the run folders in it."""
 
+import re
+
 MAX_NAME_BYTES = 255
 """Of a folder's name, as file systems take it."""
+COMMIT = re.compile("@[0-9a-f]{40}$")
+"""What a Hub id of a model ends with."""
 
 
 def cut_to_bytes(name: str, num_bytes: int) -> str:
     """Return the longest beginning of a name that has at most so many bytes in UTF-8."""
     data = name.encode("utf-8", "surrogatepass")
     return name if len(data) <= num_bytes else data[:num_bytes].decode("utf-8", "ignore")
+
+
+def short_commit(model: str) -> str:
+    """Return a Hub id at a commit with eight digits of it; any other name as it is."""
+    return COMMIT.sub(lambda found: found[0][:9], model)
 
 
 # Of a campaign, in the order in which they are written.

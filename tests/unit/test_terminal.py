@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from hostile import HARMLESS, every_hostile_text, runs_named
 from rich.console import Console
+from rich.table import Table
 
 from rpa_ray import cli
 from rpa_ray.campaign.progress import Expected, JobView, ProgressView
@@ -23,7 +24,7 @@ from rpa_ray.plan.table import plan_caption, plan_table
 from rpa_ray.recipes.cell_models import CampaignInputs
 from rpa_ray.report.html import ReportPaths
 from rpa_ray.report.outcome import print_outcome
-from rpa_ray.terminal import printable, say
+from rpa_ray.terminal import plain, printable, say, show_table
 
 ACTS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -163,3 +164,18 @@ def test_a_report_on_a_folder_with_brackets_ends_well(
         cli.main()
     assert ended.value.code in (None, 0)
     assert f"report: {name}/report.html" in capsys.readouterr().out
+
+
+def test_without_a_terminal_nothing_of_a_table_is_broken() -> None:
+    title, cell, caption = ("t " * 60, "c" * 200, "/folder/" * 40)
+    printed = []
+    for is_terminal in (False, True):
+        text = io.StringIO()
+        table = Table(title=plain(title), caption=plain(caption))
+        table.add_column("what")
+        table.add_row(plain(cell))
+        show_table(Console(file=text, width=80, force_terminal=is_terminal), table)
+        printed.append(text.getvalue())
+    assert all(part in printed[0] for part in (title, cell, caption))
+    assert max(map(len, printed[0].splitlines())) < 400
+    assert cell not in printed[1]

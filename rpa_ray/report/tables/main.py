@@ -21,6 +21,7 @@ from rpa_ray.report.read.groups import (
 )
 from rpa_ray.report.read.records import Record, parse_records
 from rpa_ray.report.read.values import CellValue
+from rpa_ray.run_folder.names import short_commit
 from rpa_ray.terminal import plain
 
 TERMINAL_HEADINGS = {
@@ -307,7 +308,7 @@ def _setting_texts(cell: Cell) -> dict[str, str]:
     """Return the settings that may become columns, by heading."""
     setting = cell.setting
     return {
-        "Model": setting.model,
+        "Model": short_commit(setting.model),
         "World": setting.world or MISSING,
         "Data": setting.data,
         "rho": MISSING if setting.rho is None else f"{setting.rho:g}",

@@ -9,7 +9,7 @@ from hostile import every_hostile_text
 from rpa_ray.campaign.summary import record, worst_checks
 from rpa_ray.config import ConfigError
 from rpa_ray.plan import evaluation_of, load_config, parse_tree
-from rpa_ray.plan.cells import cell_labels, cell_name, plan_cells
+from rpa_ray.plan.cells import _shown_models, cell_labels, cell_name, plan_cells
 from rpa_ray.plan.checks.models import check_models
 
 
@@ -283,3 +283,14 @@ def test_a_model_that_is_none_is_refused_by_its_key(text: str, tmp_path: Path) -
     settings = parse_tree({"model": {"path": f"a:{text}"}})
     with pytest.raises(ConfigError, match=r"^model\.path must be chat, base"):
         check_models(settings, "")
+
+
+def test_models_are_called_by_the_last_name_of_their_folder_where_that_is_their_own(
+    tmp_path: Path,
+) -> None:
+    llama, one, other = (tmp_path / name for name in ("models/llama", "a/chat", "b/chat"))
+    for folder in (llama, one, other):
+        folder.mkdir(parents=True)
+    named = {str(llama): "llama", "owner/name@" + "ab" * 20: "owner/name@abababab"}
+    named |= {str(one): str(one), str(other): str(other)}
+    assert _shown_models(named.keys()) == named

@@ -282,6 +282,20 @@ def test_a_name_that_is_nearly_right_is_advised_first(override: str, advice: str
     assert advice in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "advice"),
+    [
+        ("kl_coef=1", "Did you mean 'attack.kl_coef'?"),
+        ("alpha=1", "Did you mean 'attack.lora.alpha' or 'defence.alpha'?"),
+        ("mu=1", "Choose one of those."),  # of a defence that the cell does not name
+    ],
+)
+def test_a_setting_of_a_plugin_is_advised_with_its_whole_key(override: str, advice: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_tree({"attack": "ppo", "defence": "refusal_loss"}, [override])
+    assert f". {advice} Known: [" in str(refused.value)
+
+
 def test_a_file_beside_the_config_is_found_wherever_the_command_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -269,3 +269,17 @@ def test_every_trial_is_counted() -> None:
     ]
     sweep = sweep_of({"data.rho": [0.1, 0.5], "attack": ["none", "sft"]})
     assert best_text(attacks, sweep).startswith("Of 4 trials the one with the largest")
+
+
+def test_that_no_trial_differs_within_the_intervals_is_said_where_none_does() -> None:
+    grid: dict[str, list[object]] = {"attack.kl_coef": [0.1, 1.0]}
+
+    def told(*harms: float) -> str:
+        records = [trial(coef, harm) for coef, harm in zip((0.1, 1.0), harms, strict=True)]
+        return best_text(records, sweep_of(grid))
+
+    sentence = "Within the intervals there is no difference between them."
+    assert told(0.5, 0.5).endswith(sentence)
+    assert sentence not in told(0.9, 0.1)
+    records = [trial(0.1, 0.5)]
+    assert sentence not in best_text(records, sweep_of(grid))
