@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import ray
 import torch
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 GRACE_S = 30.0
 """Longest wait for one side after the other has ended, and for an engine to leave a transfer."""
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -54,14 +53,18 @@ class NcclSender:
             {**asdict(info), "rank_offset": 1 + index * self._tensor_parallel_size}
             for index in range(len(self._pool))
         ]
-        self._group = self._with_engines(
+
+        def meet() -> None:
+            self._group = nccl_common.trainer_init(info)
+            # Also where nobody closes it: NCCL keeps memory of the GPU until then.
+            self._abort = weakref.finalize(self, self._group.destroy)
+            self._abort.atexit = False
+
+        self._with_engines(
             "init_weight_transfer_engine",
             [({"init_info": request},) for request in requests],
-            lambda: nccl_common.trainer_init(info),
+            meet,
         )
-        # Also where nobody closes it: NCCL keeps memory of the GPU until then.
-        self._abort = weakref.finalize(self, self._group.destroy)
-        self._abort.atexit = False
 
     def pack(self, weights: Sequence[Tensor]) -> Packed:
         """Do nothing: the main rank sends from where the weights lie."""
@@ -95,9 +98,9 @@ class NcclSender:
         self._group = None
 
     def _with_engines(
-        self, method: str, requests: Sequence[tuple[object]], own_side: Callable[[], T]
-    ) -> T:
-        """Return what ``own_side`` gives while the engines answer ``method``, their side of it.
+        self, method: str, requests: Sequence[tuple[object]], own_side: Callable[[], None]
+    ) -> None:
+        """Have ``own_side`` done while the engines answer ``method``, their side of it.
 
         Inside NCCL nothing has a limit, so the call to the engines, which has one, is the limit of
         both: NCCL is waited for no longer than ``GRACE_S`` after them.
@@ -115,7 +118,7 @@ class NcclSender:
                     f"{method} must end on the learner within {GRACE_S:g} s after the engines, got "
                     "no end. Check the connection between the GPUs (NCCL_DEBUG=INFO)."
                 )
-            return own.result()
+            own.result()
         except Exception as error:
             self.close()
             # An engine that waits in NCCL for one that died cannot be told to stop.
@@ -125,25 +128,27 @@ class NcclSender:
                     f"{method} must end within {GRACE_S:g} s after it was aborted, got a thread "
                     f"that is still in NCCL. The ranks have to be started again. Cause: {error}"
                 ) from error
+            self.close()  # a group that was met only now
             raise
 
-    def _leave_if_failed(self, own: "Future[Any]") -> None:
+    def _leave_if_failed(self, own: "Future[None]") -> None:
         """Let the engines, which would wait for this side, see that it has failed."""
         if (error := own.exception()) is not None:
             logger.warning("weight transfer failed on the learner: %s", error)
             self.close()
 
 
-def _in_thread(call: Callable[[], T]) -> "Future[T]":
-    """Return the result to come of a call in a thread that does not keep the process alive."""
-    future: Future[T] = Future()
+def _in_thread(call: Callable[[], None]) -> "Future[None]":
+    """Return the end to come of a call in a thread that does not keep the process alive."""
+    future: Future[None] = Future()
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
 
     def run() -> None:
         try:
             if device is not None:
                 torch.cuda.set_device(device)  # a new thread begins on the first
-            future.set_result(call())
+            call()
+            future.set_result(None)
         except BaseException as error:
             future.set_exception(error)
 

@@ -150,9 +150,15 @@ def test_an_engine_that_dies_while_it_connects_is_named(
         connected(pool)
 
 
+def test_a_group_that_is_met_when_an_engine_refused_is_left(pool: FakePool) -> None:
+    pool.failure = ValueError("rollout worker 1: no such transfer")
+    with pytest.raises(ValueError, match="no such transfer"):
+        connected(pool)
+    assert pool.group.aborted.is_set()
+
+
 def test_a_communicator_is_given_back_with_its_sender(pool: FakePool) -> None:
-    sender = connected(pool)
-    del sender
+    connected(pool)  # and kept by nobody
     assert pool.group.aborted.is_set()
 
 
@@ -162,4 +168,6 @@ def test_a_new_thread_is_on_the_gpu_of_its_rank(monkeypatch: pytest.MonkeyPatch)
         is_available=lambda: True, current_device=lambda: 3, set_device=on.append
     )
     monkeypatch.setattr(nccl.torch, "cuda", cuda)
-    assert nccl._in_thread(lambda: tuple(on)).result(5) == (3,)
+    seen: list[int] = []
+    nccl._in_thread(lambda: seen.extend(on)).result(5)
+    assert seen == [3]
