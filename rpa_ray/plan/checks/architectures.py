@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import last_line
 from rpa_ray.plan.checks.model_files import StoredWeight
-from rpa_ray.plan.checks.served_models import ARCHITECTURES, CPU_HEAD_SIZES
+from rpa_ray.plan.checks.served_models import (
+    ARCHITECTURES,
+    CPU_HEAD_SIZES,
+    check_shapes,
+    head_size,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -65,7 +70,7 @@ def check_use(
     _check_kind(named, config, use, key)
     if use.served_on is not None:
         _check_served(named, config, use.served_on, key)
-        _check_shapes(named, config, json.loads((folder / "config.json").read_text("utf-8")), key)
+        check_shapes(named, config, json.loads((folder / "config.json").read_text("utf-8")), key)
     if use.num_labels is not None:
         config.num_labels = use.num_labels
     with _quiet():
@@ -202,7 +207,7 @@ def _check_served(named: str | None, config: "PretrainedConfig", device: str, ke
             named,
             f"Take a model of one of these: {', '.join(ARCHITECTURES)}.",
         )
-    size = _head_size(config.get_text_config())
+    size = head_size(config.get_text_config())
     if device == "cpu" and size is not None and size not in CPU_HEAD_SIZES:
         raise ConfigError(
             key,
@@ -211,39 +216,6 @@ def _check_served(named: str | None, config: "PretrainedConfig", device: str, ke
             size,
             "Take another model, or serve it on a GPU (cluster.gpus_per_rollout_worker).",
         )
-
-
-def _check_shapes(
-    named: str | None, config: "PretrainedConfig", told: Mapping[str, Any], key: str
-) -> None:
-    """Refuse sizes of which the rollout engine builds no model, or another.
-
-    Raises:
-        ConfigError: with the sizes, as ``config.json`` tells them.
-    """
-    text = config.get_text_config()
-    heads, width = text.num_attention_heads, text.hidden_size
-    pairs = getattr(text, "num_key_value_heads", None) or heads
-    inner = getattr(text, "intermediate_size", None)
-    own_inner = told.get("n_inner") or 4 * width
-    broken = None
-    if heads % pairs:
-        broken = "num_attention_heads a multiple of num_key_value_heads", f"{heads} and {pairs}"
-    elif "head_dim" not in told and width % heads and _head_size(text) == width // heads:
-        broken = "hidden_size a multiple of num_attention_heads", f"{width} and {heads}"
-    # vLLM's Phi, model_executor/models/phi.py, has sizes that its config cannot change.
-    elif named == "PhiForCausalLM" and pairs != heads:
-        broken = "as many num_key_value_heads as num_attention_heads", f"{pairs} and {heads}"
-    elif named == "PhiForCausalLM" and inner != own_inner:
-        broken = f"an intermediate_size of four times its hidden_size, {own_inner}", str(inner)
-    if broken is not None:
-        rule = f"be of sizes that the rollout engine can build: {broken[0]}"
-        raise ConfigError(key, rule, broken[1], "Take another model.")
-
-
-def _head_size(text: "PretrainedConfig") -> int | None:
-    heads = getattr(text, "num_attention_heads", None)
-    return getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else None)
 
 
 def _check_weights(
