@@ -64,8 +64,10 @@ def tried(path: Path, output: Path) -> str:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), _no_hanging():
             loaded = load_config(path)
             console = Console(file=io.StringIO())
-            found, inputs = checked(loaded, output, cli.cache_folder(), console)
-            planned(found, output, inputs, console)
+            found, inputs, unasked = checked(
+                loaded, output, cli.cache_folder(), console, on_paper=True
+            )
+            planned(found, output, inputs, console, unasked)
             planned_it = True
             for cell in found.campaign.cells:
                 _begin(inputs.of(cell))

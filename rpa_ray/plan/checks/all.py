@@ -76,7 +76,8 @@ def check_all(
         own_inputs = campaigns[asked.cache].of(own) if check is check_data else None
         with problems.noted(where):
             _check_room(own, own_inputs, on_paper=on_paper)
-        if own_inputs is not None and not (on_paper and own.cluster.machines is not None):
+        is_here = own.cluster.machines is None or not on_paper
+        if own_inputs is not None and is_here and not problems.num_noted:
             disk_gib = max(disk_gib, checkpoints_gib(own_inputs))
     _check_places(found, folders, disk_gib, problems, on_paper=on_paper)
     problems.refuse()
