@@ -161,12 +161,12 @@ def _check_safe_answers(data: DataSettings, where: str) -> None:
                 data.refusals.model_dump(exclude_defaults=True),
                 "Set data.safe_answers: generated, or remove it.",
             )
-    elif FORMATS[data.name].is_harmless_task or data.pairs != defaults.pairs:
+    elif data.pairs != defaults.pairs and data.safety_path is None:
         raise ConfigError(
             f"{where}data.safe_answers",
-            "be dataset where data.name is tldr or data.pairs is all_pairs",
+            "be dataset where data.pairs is all_pairs and no data.safety_path is given",
             data.safe_answers,
-            "A refusal is the safe answer to a restricted prompt.",
+            "A refusal is the safe answer of a pair with an unsafe one.",
         )
 
 

@@ -16,8 +16,8 @@ from rpa_ray.plan.checks.gpus import cell_memory, parts_text
 from rpa_ray.plan.cost import START_S, minutes
 from rpa_ray.plan.memory import total
 from rpa_ray.plan.plan import Plan
-from rpa_ray.recipes.cell_models import CellInputs, Model
-from rpa_ray.recipes.model import ModelRecipe
+from rpa_ray.recipes.cell_models import CellInputs
+from rpa_ray.recipes.model import ModelRecipe, made_from
 from rpa_ray.recipes.to_make import ModelJob, RefusalJob
 from rpa_ray.terminal import plain
 
@@ -95,7 +95,7 @@ def measuring_notes(cells: Sequence[CellInputs]) -> list[str]:
             "helpfulness": models.helpfulness,
         }
         if inputs.settings.data.world == "real":
-            told = (f"{name} {_made_from(model)}" for name, model in named.items())
+            told = (f"{name} {made_from(model)}" for name, model in named.items())
             lines["measured by: " + ", ".join(told)] = None
         for name in ("judge", "second judge"):
             model = named[name]
@@ -134,17 +134,6 @@ def memory_notes(plan: Plan) -> list[str]:
         f"loaded: {loading:.1f} GiB a rank"
     )
     return lines
-
-
-def _made_from(model: Model | None) -> str:
-    if model is None:
-        return "left out"
-    if not isinstance(model, ModelRecipe):
-        return model
-    start = model.start
-    if start is None:
-        return "the embedded language model"
-    return f"(on the embedded {start.id})" if isinstance(start, ModelRecipe) else f"(on {start})"
 
 
 def counted(num: float, what: str) -> str:
