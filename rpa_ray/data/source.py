@@ -10,7 +10,8 @@ from typing import TypedDict
 from rpa_ray.config import ConfigError, DataSettings
 from rpa_ray.config.errors import nearest
 from rpa_ray.data.errors import DataError
-from rpa_ray.data.formats import FORMATS
+from rpa_ray.data.folder import Splits, splits_of
+from rpa_ray.data.formats import FORMATS, SCHEMAS
 from rpa_ray.data.hub import pinned, split_id
 from rpa_ray.data.load import Split, load_in_order, load_rows, load_train_and_test
 from rpa_ray.data.order import digest
@@ -76,6 +77,11 @@ class DataSource:
             if any(_is_from(row, pair) for pair in pairs)
         ]
         return f" (rows {', '.join(map(str, numbers))} of {text})" if numbers else ""
+
+    def splits(self) -> Splits:
+        """Return which splits of a folder are read and which are left."""
+        folder, schema = Path(self.place).expanduser(), SCHEMAS[self.name]
+        return splits_of(folder, schema, subset=self.subset, path_key=self.path_key)
 
     def _options(self) -> _Options:
         return {"path_key": self.path_key, "columns": dict(self.columns), "subset": self.subset}

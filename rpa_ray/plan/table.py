@@ -1,6 +1,7 @@
 """What a config will do: cells, models to make, CPUs, memory and time, before anything starts."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.table import Table
 
@@ -10,6 +11,7 @@ from rpa_ray.cluster.resources import (
     memory_asked_gib,
 )
 from rpa_ray.config import ExperimentSettings
+from rpa_ray.data.source import DataSource
 from rpa_ray.plan.cells import PlannedCell, cell_labels
 from rpa_ray.plan.checks.following import departures
 from rpa_ray.plan.checks.gpus import cell_memory, parts_text
@@ -103,6 +105,27 @@ def measuring_notes(cells: Sequence[CellInputs]) -> list[str]:
                 num_rows = model.rows.settings["num_rows"]
                 text = f"the {name} learns in {model.job.num_steps} steps from {num_rows} rows"
                 lines[f"{text}: below {FEW_STEPS} its probabilities may mean little"] = None
+    return list(lines)
+
+
+def reading_notes(cells: Sequence[CellInputs]) -> list[str]:
+    """Return in lines which splits of a folder are read, where it has others or no test split."""
+    lines: dict[str, None] = {}
+    for inputs in cells:
+        data = inputs.data
+        sources = [data.source, data.safety.source]
+        if (place := data.settings.helpful_path) is not None:
+            key = "data.helpful_path"
+            sources.append(DataSource(name="helpful", place=place, world=None, path_key=key))
+        for source in sources if data.settings.world == "real" else ():
+            if not Path(source.place).expanduser().is_dir():
+                continue
+            read, left = source.splits()
+            held_out = ", of which a part of the prompts is held out" * (len(read) == 1)
+            unread = f"; {', '.join(left)} not read" * bool(left)
+            if held_out or unread:
+                told = f"{source.path_key}: {' and '.join(read)} of {source.place}"
+                lines[told + held_out + unread] = None
     return list(lines)
 
 

@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rpa_ray.plan.checks.all import Checked, check_all
 from rpa_ray.plan.checks.following import departures, fitted, following
 from rpa_ray.plan.checks.problems import Problems, Refused
 from rpa_ray.plan.preflight import planned
-from rpa_ray.plan.table import follow_notes, measuring_notes
+from rpa_ray.plan.table import follow_notes, measuring_notes, reading_notes
 from rpa_ray.recipes.cell_models import CampaignInputs, CellInputs
 
 NUM_PAIRS = 600
@@ -198,6 +199,30 @@ def test_a_plan_and_the_begin_of_a_run_say_what_of_the_embedded_world_measures_r
     planned(load_config(file), tmp_path / "out", CampaignInputs(world_cache), console)
     written = console.file.getvalue()  # type: ignore[attr-defined]
     assert "measured by: judge (on the embedded other_base), second judge (on the emb" in written
+
+
+def test_a_plan_says_which_splits_of_a_folder_are_read_and_which_are_not(
+    pairs: Path, world_cache: Path, tmp_path: Path
+) -> None:
+    for split in ("train", "validation"):
+        shutil.copy(pairs, tmp_path / f"{split}.jsonl")
+
+    def notes(data: dict[str, Any]) -> list[str]:
+        tree = {"data": {"name": "preferences", "world": "real", "helpful_path": None, **data}}
+        return reading_notes([CellInputs(parse_tree(tree), world_cache)])
+
+    (told,) = notes({"path": str(tmp_path), "safety_path": str(pairs)})
+    assert told == (
+        f"data.path: train of {tmp_path}, of which a part of the prompts is held out; "
+        "validation not read"
+    )
+    shutil.copy(pairs, tmp_path / "test.jsonl")
+    told, helpful = notes({"path": str(tmp_path), "helpful_path": str(tmp_path)})
+    assert told == f"data.path: train and test of {tmp_path}; validation not read"
+    assert helpful.startswith("data.helpful_path: train and test of ")
+    (tmp_path / "validation.jsonl").unlink()
+    assert notes({"path": str(tmp_path)}) == []
+    assert reading_notes([CellInputs(parse_tree({}), world_cache)]) == []
 
 
 def test_the_embedded_world_stays_as_it_is() -> None:
