@@ -22,7 +22,7 @@ class EngineFiles(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed's c
 
     def save(self, state_dict: Any, path: str) -> None:
         """Write one file."""
-        torch.save(state_dict, path)
+        torch.save(_without_enums(state_dict), path)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Return what :meth:`save` wrote.
@@ -32,6 +32,18 @@ class EngineFiles(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed's c
         """
         with torch.serialization.safe_globals(RECORDS):
             return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def _without_enums(state: Any) -> Any:
+    """Return a state with the numbers that are members of an enum as plain ones.
+
+    Python 3.11.0 to 3.11.3 writes a member as a call of ``getattr``, which is never read.
+    """
+    if isinstance(state, dict):
+        return type(state)((key, _without_enums(value)) for key, value in state.items())
+    if type(state) in (list, tuple):
+        return type(state)(map(_without_enums, state))
+    return int(state) if isinstance(state, ZeroStageEnum) else state
 
 
 def load_trained(src: Mapping[str, Tensor], dst: nn.Module) -> None:

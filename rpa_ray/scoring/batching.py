@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from rpa_ray.scoring.size import POSITION_TABLES
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -59,11 +61,18 @@ def read_tokens(
 ) -> int:
     """Return how many tokens of a text are read: ``max_length``, or fewer where the model has less.
 
-    A model has its positions, of which RoBERTa counts two that no token takes: there the
-    tokenizer's own limit tells.
+    That is where its positions are learned. Some tables have rows that no token takes (RoBERTa,
+    OPT): there the tokenizer's own limit or the config tells.
     """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(max_length, int(tokenizer.model_max_length), int(positions or max_length))
+    tables = [
+        module.num_embeddings
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in POSITION_TABLES and isinstance(module, torch.nn.Embedding)
+    ]
+    if not tables:
+        return max_length
+    told = getattr(model.config.get_text_config(), "max_position_embeddings", max_length)
+    return min(max_length, *tables, int(tokenizer.model_max_length), int(told))
 
 
 def class_scores(model: "PreTrainedModel", input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -184,8 +184,9 @@ def test_twenty_pushes_leave_nothing_behind(
                 ranks.ask("serves", config=config)  # and is connected anew
             ranks.ask("push", version=version)
         for old, new in zip(before, held(), strict=True):
-            assert new.pop("MiB") <= old.pop("MiB") + 20
-            assert new == old
+            # One a push or a connection would be 20 or 5 more; Ray starts threads of its own.
+            bounds = {"MiB": 20, "threads": 4, "file descriptors": 4}
+            assert all(new[what] <= old[what] + bounds.get(what, 0) for what in old), (old, new)
 
 
 def test_an_engine_without_a_rank_on_its_gpu_is_reached_unless_it_reads_the_gpus_memory(

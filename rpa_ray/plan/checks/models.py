@@ -25,6 +25,7 @@ from rpa_ray.plugin import Need
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import CellInputs, own_reference
 from rpa_ray.recipes.model import ModelRecipe
+from rpa_ray.scoring.size import POSITION_TABLES
 
 LANGUAGE_MODEL = Use()
 
@@ -75,6 +76,8 @@ def _check_read_tokens(settings: ExperimentSettings, where: str) -> None:
     for key, group in groups.items():
         if group.path is None or not Path(group.path, "config.json").is_file():
             continue
+        if not _has_learned_positions(Path(group.path), f"{where}{key}.path"):
+            continue
         context = context_tokens(Path(group.path), f"{key}.path")
         if group.max_tokens > context:
             raise ConfigError(
@@ -83,6 +86,14 @@ def _check_read_tokens(settings: ExperimentSettings, where: str) -> None:
                 group.max_tokens,
                 "Lower it or take a model with a longer context.",
             )
+
+
+def _has_learned_positions(folder: Path, key: str) -> bool:
+    """Return whether a model reads no text beyond a table of positions."""
+    names = {
+        name.removesuffix(".weight").rpartition(".")[2] for name in stored_weights(folder, key)
+    }
+    return bool(names & {*POSITION_TABLES})
 
 
 def _named_models(settings: ExperimentSettings) -> list[tuple[str, str | None, Use]]:

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +353,18 @@ def test_a_file_that_would_run_code_is_refused(zero_stage: int, tmp_path: Path) 
             engine.load(tmp_path)
         file.write_bytes(whole)
     assert not touched.exists()
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_no_member_of_an_enum_is_written(zero_stage: int, tmp_path: Path) -> None:
+    # Python 3.11.0 to 3.11.3 would write one as a call, which is refused when it is read.
+    tiny_engine(zero_stage=zero_stage).save(tmp_path)
+    files = list((tmp_path / "state").glob("*.pt"))
+    assert files
+    for file in files:
+        with zipfile.ZipFile(file) as parts:
+            (pickled,) = (name for name in parts.namelist() if name.endswith("data.pkl"))
+            assert b"ZeroStageEnum" not in parts.read(pickled)
 
 
 def test_a_folder_without_a_saved_engine_is_refused(tmp_path: Path) -> None:

@@ -114,3 +114,11 @@ def test_a_text_beyond_the_positions_of_a_model_loses_its_end(save: SaveModel) -
     short = scorer(save(GPT2ForSequenceClassification(config)), "reward")
     # Q : a A : with three words of the answer are 8 tokens
     assert short.score([("a", "b c d e f")]) == pytest.approx(short.score([("a", "b c d")]))
+
+
+def test_a_model_that_computes_its_positions_reads_beyond_what_its_config_says(
+    reward_model: LlamaForSequenceClassification, save: SaveModel
+) -> None:
+    whole = scorer(save(reward_model), "reward").score(PAIRS)
+    reward_model.config.max_position_embeddings = 8
+    assert scorer(save(reward_model), "reward").score(PAIRS) == pytest.approx(whole)

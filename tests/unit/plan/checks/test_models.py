@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaModel,
     MixtralConfig,
     MixtralForCausalLM,
@@ -450,12 +452,15 @@ def test_more_layers_or_labels_than_can_be_built_are_refused(
 def test_a_classifier_that_would_read_beyond_its_context_is_refused(
     tmp_path: Path, key: str
 ) -> None:
-    folder = save_language_model(tmp_path / "short", max_position_embeddings=64)
+    learned = GPT2Config(vocab_size=11, n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    folder = save(tmp_path / "learned", GPT2LMHeadModel(learned))
     found = refusal(f"{key}.path={folder}", f"{key}.max_tokens=65")
     assert found.startswith(
         f"{key}.max_tokens must be at most 64 (the context of {folder}), got 65"
     )
     check(f"{key}.path={folder}", f"{key}.max_tokens=64")
+    computed = save_language_model(tmp_path / "computed", max_position_embeddings=64)
+    check(f"{key}.path={computed}", f"{key}.max_tokens=65")
 
 
 def test_a_model_that_weights_are_compared_with_has_those_of_the_policy(tmp_path: Path) -> None:
