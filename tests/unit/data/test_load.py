@@ -179,7 +179,7 @@ def test_values_of_another_kind_are_named(
 
 
 @pytest.mark.parametrize(
-    ("value", "found"), [(2, "another number"), (True, "a value of type bool"), ("0", "type str")]
+    ("value", "found"), [(2, "another number"), (True, "a value of type bool"), ("two", "type str")]
 )
 def test_the_safer_answer_is_zero_or_one(tmp_path: Path, value: object, found: str) -> None:
     write(tmp_path / "train.jsonl", [comparison() | {"safer_response_id": value}])
