@@ -17,7 +17,7 @@ from rpa_ray.data.hub_model import hub_models
 from rpa_ray.data.order import digest
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import CellInputs
-from rpa_ray.recipes.model import ModelRecipe
+from rpa_ray.recipes.model import ModelRecipe, made_from
 from rpa_ray.recipes.preferences import PreferenceData
 
 PACKAGES = (
@@ -51,6 +51,7 @@ def manifest(inputs: CellInputs, command: str) -> dict[str, Any]:
         "evaluation_prompts": _evaluation_prompts(settings, found, asdict(safety.provenance)),
         "evaluation_split": settings.evaluation.split,
         "models": _models(inputs),
+        **_made_from(inputs),
         "hub_models": hub_models(settings),
         "template": settings.data.template,
         "determinism": determinism(settings),
@@ -65,6 +66,14 @@ def _models(inputs: CellInputs) -> dict[str, str]:
         for name, model in named.items()
         if model is not None
     }
+
+
+def _made_from(inputs: CellInputs) -> dict[str, Any]:
+    """Return in words what models are or began with where one of the embedded world says little."""
+    if inputs.settings.data.world != "real":
+        return {}
+    named = {one.name: getattr(inputs.models, one.name) for one in fields(inputs.models)}
+    return {"made_from": {name: made_from(model) for name, model in named.items() if model}}
 
 
 def _refusals(data: CellData) -> dict[str, Any]:

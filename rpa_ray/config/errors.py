@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 MAX_SHOWN_CHARS = 200
 """A value that prints longer than this is cut in the message."""
+NOT_NEAR = "Choose one of those."
+"""The remedy where a name is like none that is known."""
 
 
 class ConfigError(ValueError):
@@ -73,14 +75,14 @@ def _parts(value: object) -> Iterator[str]:
             yield f"a large {type(value).__name__}"
 
 
-def nearest_words(name: object, known: Iterable[str]) -> list[str]:
-    """Return the known word most like ``name``, in whatever case, or none."""
+def nearest_words(name: object, known: Iterable[str], *, cutoff: float = 0.5) -> list[str]:
+    """Return the known word most like ``name``, in whatever case, or none that is so like it."""
     of_lower = {word.lower(): word for word in known}
     asked = name.lower() if isinstance(name, str) else ""
-    return [of_lower[w] for w in difflib.get_close_matches(asked, of_lower, n=1, cutoff=0.5)]
+    return [of_lower[w] for w in difflib.get_close_matches(asked, of_lower, n=1, cutoff=cutoff)]
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
     """Return a remedy that names the known word most like ``name``."""
     close = nearest_words(name, known)
-    return f"Did you mean {close[0]!r}?" if close else "Choose one of those."
+    return f"Did you mean {close[0]!r}?" if close else NOT_NEAR

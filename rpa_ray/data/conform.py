@@ -46,7 +46,7 @@ def conform(schema: Schema, rows: Sequence[Row], origin: Origin) -> list[Row]:
     """Return the rows with the columns of the schema, under its names and no others.
 
     Messages become texts; 0 and 1, or the words true and false, become flags where every value of
-    the column is one of the two.
+    the column is one of the two; the texts 0 and 1 become choices.
 
     Args:
         schema: What must hold.
@@ -77,6 +77,8 @@ def conform(schema: Schema, rows: Sequence[Row], origin: Origin) -> list[Row]:
     for column in columns:
         if column.kind is Kind.FLAG:
             _write_flags(ours, column.name)
+        elif column.kind is Kind.CHOICE:
+            _write_choices(ours, column.name)
     broken, first_error = _broken_rows(schema, columns, ours, origin)
     if first_error is None:
         return ours
@@ -173,6 +175,13 @@ def _write_flags(rows: Sequence[Row], column: str) -> None:
             is_one = _convention(value) == convention
             problem = Problem(f"another value among {convention}")
             row[column] = _said(value) in ("1", "1.0", "true") if is_one else problem
+
+
+def _write_choices(rows: Sequence[Row], column: str) -> None:
+    """Write texts 0 and 1 as numbers: a CSV file has a column of texts where one row is none."""
+    for row in rows:
+        if (value := row.get(column)) in ("0", "1"):
+            row[column] = int(str(value))
 
 
 def _convention(value: object) -> str | None:

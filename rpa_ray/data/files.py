@@ -55,7 +55,7 @@ class RawRows:
     columns: Collection[str] = ()
     """Columns there beyond those that were read."""
     left: Sequence[str] = ()
-    """Splits there beyond the one that was read."""
+    """Splits there beyond the one that was read of the Hub; those of a folder a plan lists."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,10 +5,9 @@ That is a data set as it is downloaded from the Hub, or as ``save_to_disk`` writ
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rpa_ray.data.errors import DataError, require_size
 from rpa_ray.data.files import SUFFIXES, RawRows, Wanted, kind_of, read_file, rows_of_table
@@ -36,14 +35,39 @@ def read_folder(
     if any((folder / name).is_file() for name in _SAVED):
         tables = _saved(folder, wanted.path_key)
         name, divided = _split_of(folder, list(tables), schema, split, subset, wanted)
-        raw = rows_of_table(tables[name], f"{folder} ({name})", wanted, divided=divided)
-        return replace(raw, left=sorted(tables.keys() - {name}))
+        return rows_of_table(tables[name], f"{folder} ({name})", wanted, divided=divided)
     if schema.hub_folder is not None and (folder / schema.hub_folder).is_dir():
         folder = folder / schema.hub_folder
     files = _downloaded(folder, wanted.path_key)
     name, divided = _split_of(folder, list(files), schema, split, subset, wanted)
-    raw = read_files(files[name], folder, wanted, divided=divided)
-    return replace(raw, left=sorted(files.keys() - {name}))
+    return read_files(files[name], folder, wanted, divided=divided)
+
+
+class Splits(NamedTuple):
+    """Names of the splits of a folder."""
+
+    read: tuple[str, ...]
+    """Training, and test where there is one: without, a part of the former is held out."""
+    left: tuple[str, ...]
+
+
+def splits_of(folder: Path, schema: Schema, *, subset: str | None, path_key: str) -> Splits:
+    """Return which splits of a folder `read_folder` reads, and which it leaves.
+
+    Raises:
+        DataError: As there.
+    """
+    if all(_files_of(folder, name, path_key) for name in ("train", "test")):
+        files = (file for file in folder.iterdir() if kind_of(file) in SUFFIXES)
+        names = {file.name.partition(".")[0] for file in files}
+    elif any((folder / name).is_file() for name in _SAVED):
+        names = set(map(str, _saved(folder, path_key)))
+    else:
+        below = folder / (schema.hub_folder or "")
+        names = set(_downloaded(below if below.is_dir() else folder, path_key))
+    found = (schema.split_among(names, split, subset)[0] for split in ("train", "test"))
+    read = tuple(dict.fromkeys(name for name in found if name is not None))
+    return Splits(read=read, left=tuple(sorted(names.difference(read))))
 
 
 def read_files(files: Sequence[Path], folder: Path, wanted: Wanted, *, divided: bool) -> RawRows:

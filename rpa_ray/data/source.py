@@ -10,7 +10,8 @@ from typing import TypedDict
 from rpa_ray.config import ConfigError, DataSettings
 from rpa_ray.config.errors import nearest
 from rpa_ray.data.errors import DataError
-from rpa_ray.data.formats import FORMATS
+from rpa_ray.data.folder import Splits, splits_of
+from rpa_ray.data.formats import FORMATS, SCHEMAS
 from rpa_ray.data.hub import pinned, split_id
 from rpa_ray.data.load import Split, load_in_order, load_rows, load_train_and_test
 from rpa_ray.data.order import digest
@@ -76,6 +77,11 @@ class DataSource:
             if any(_is_from(row, pair) for pair in pairs)
         ]
         return f" (rows {', '.join(map(str, numbers))} of {text})" if numbers else ""
+
+    def splits(self) -> Splits:
+        """Return which splits of a folder are read and which are left."""
+        folder, schema = Path(self.place).expanduser(), SCHEMAS[self.name]
+        return splits_of(folder, schema, subset=self.subset, path_key=self.path_key)
 
     def _options(self) -> _Options:
         return {"path_key": self.path_key, "columns": dict(self.columns), "subset": self.subset}
@@ -161,12 +167,12 @@ def _check_safe_answers(data: DataSettings, where: str) -> None:
                 data.refusals.model_dump(exclude_defaults=True),
                 "Set data.safe_answers: generated, or remove it.",
             )
-    elif FORMATS[data.name].is_harmless_task or data.pairs != defaults.pairs:
+    elif data.pairs != defaults.pairs and data.safety_path is None:
         raise ConfigError(
             f"{where}data.safe_answers",
-            "be dataset where data.name is tldr or data.pairs is all_pairs",
+            "be dataset where data.pairs is all_pairs and no data.safety_path is given",
             data.safe_answers,
-            "A refusal is the safe answer to a restricted prompt.",
+            "A refusal is the safe answer of a pair with an unsafe one.",
         )
 
 

@@ -1,45 +1,52 @@
 """From a pydantic error to one message in the words of the configuration."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from rpa_ray.config.errors import ConfigError, nearest, nearest_words
+from rpa_ray.config.errors import NOT_NEAR, ConfigError, nearest_words
+
+_VERY_LIKE = 0.6
+"""Likeness, as `difflib` counts it, with which a key of the same place is meant and no other."""
+_LIKE_ELSEWHERE = 0.8
+"""Likeness from which a key of another place may be meant."""
 
 
 def explain(
     error: ValidationError,
     model: type[BaseModel],
     where: str,
-    plugins: Mapping[str, type[BaseModel]] | None = None,
+    plugins: Callable[[], Mapping[str, type[BaseModel]]] = dict,
+    *,
+    at: str = "",
 ) -> ConfigError:
-    """Return the error for the first thing that is wrong; ``where`` prefixes its key.
+    """Return the error for the first thing that is wrong.
 
     An unknown key comes first: where a name is misspelt, the rest may only follow from it.
 
     Args:
         error: What pydantic found.
         model: The settings that it found it in.
-        where: Prefix of the key.
-        plugins: By the key that they stand at, settings whose keys may have been meant too.
+        where: Prefix of the keys of a cell.
+        plugins: Gives by the key that they stand at settings whose keys may have been meant too;
+            asked only about an unknown key, since it may take a large import.
+        at: Key that ``model`` stands at in a cell, followed by a dot; nothing for the cell itself.
     """
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     path, known, field = _find(model, first["loc"])
-    key = where + path
+    key = where + at + path
     match first["type"]:
         case "extra_forbidden":
             wrong = str(first["loc"][-1])
             key = ".".join(part for part in (key.rstrip("."), wrong) if part)
-            elsewhere = _leaves(model, wrong)
-            for at, plugin in (plugins or {}).items():
-                elsewhere += _leaves(plugin, wrong, f"{at}.")
-            if not nearest_words(wrong, known) and elsewhere:
-                remedy = f"Did you mean {' or '.join(map(repr, elsewhere))}?"
-            else:
-                remedy = nearest(wrong, known)
+            leaves = _leaves(model, at)
+            for plugin_at, plugin in plugins().items():
+                leaves |= _leaves(plugin, f"{plugin_at}.")
+            meant = _meant(wrong, known, leaves)
+            remedy = f"Did you mean {' or '.join(map(repr, meant))}?" if meant else NOT_NEAR
             return ConfigError(key, "be a known key", wrong, f"{remedy} Known: {sorted(known)}.")
         case "missing":
             return ConfigError(key, "be given", None, "Add it.")
@@ -70,13 +77,27 @@ def _find(
     return path.removeprefix("."), known, field
 
 
-def _leaves(model: type[BaseModel], name: str, above: str = "") -> list[str]:
-    """Return the dotted keys of a settings class, and of those in it, that end with a name."""
-    found = []
+def _meant(wrong: str, known: list[str], leaves: Mapping[str, str]) -> list[str]:
+    """Return what an unknown key may stand for: one of its place, or dotted keys of another."""
+
+    def ending(names: list[str]) -> list[str]:
+        return [key for key, leaf in leaves.items() if leaf in names]
+
+    return (
+        nearest_words(wrong, known, cutoff=_VERY_LIKE)
+        or ending([wrong.lower()])
+        or nearest_words(wrong, known)
+        or ending(nearest_words(wrong, leaves.values(), cutoff=_LIKE_ELSEWHERE))
+    )
+
+
+def _leaves(model: type[BaseModel], at: str) -> dict[str, str]:
+    """Return the last part of each dotted key of a settings class, and of those in it."""
+    found = {}
     for field, info in model.model_fields.items():
-        found += [f"{above}{field}"] * (field == name.lower())
+        found[f"{at}{field}"] = field
         for inner in _models_in(info.annotation):
-            found += _leaves(inner, name, f"{above}{field}.")
+            found |= _leaves(inner, f"{at}{field}.")
     return found
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -298,10 +299,18 @@ def _check_own_keys(tree: Mapping[str, Any], where: str) -> None:
     try:
         ExperimentSettings.model_validate({**tree, **dict.fromkeys(PLUGIN_KEYS, stand_in)})
     except ValidationError as error:
-        raise explain(error, ExperimentSettings, where, _plugins_of(tree)) from None
+        raise explain(error, ExperimentSettings, where, partial(_plugins_of, tree)) from None
 
 
 def _plugins_of(tree: Mapping[str, Any]) -> dict[str, type[PluginConfig]]:
-    """Return the settings of the attack and the defence that a cell names, by their key."""
-    found = {key: _plugin_configs(key).get(_plugin_name(tree, key)) for key in PLUGIN_KEYS}
-    return {key: config for key, config in found.items() if config is not None}
+    """Return the settings of the attack and the defences that a cell names, by their key."""
+    found = {}
+    for key in PLUGIN_KEYS:
+        value = tree.get(key, "none")
+        parts = {key: value}
+        if isinstance(value, list):  # defences that run as one
+            parts = {f"{key}[{i}]": part for i, part in enumerate(value)}
+        for at, part in parts.items():
+            if (config := _plugin_configs(key).get(_plugin_name({key: part}, key))) is not None:
+                found[at] = config
+    return found

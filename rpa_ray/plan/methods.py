@@ -25,7 +25,7 @@ def plugin_config(key: str, value: Any, where: str) -> PluginConfig:
     try:
         return configs[name].model_validate(tree)
     except ValidationError as error:
-        raise explain(error, configs[name], f"{where}{key}.") from None
+        raise explain(error, configs[name], where, at=f"{key}.") from None
 
 
 def defence_config(value: Any, where: str) -> PluginConfig:

@@ -22,6 +22,7 @@ from rpa_ray.plan.table import (
     memory_notes,
     plan_caption,
     plan_table,
+    reading_notes,
 )
 from rpa_ray.recipes.cell_data import with_pinned_data
 from rpa_ray.recipes.cell_models import CampaignInputs
@@ -95,6 +96,7 @@ def planned(
         check_checkpoints(cell.folder, cell.settings)
     show_table(console, plan_table(plan))
     say(console, plan_caption(plan))
-    for note in (*memory_notes(plan), *measuring_notes(plan.all_inputs)):
+    cells = plan.all_inputs
+    for note in (*memory_notes(plan), *reading_notes(cells), *measuring_notes(cells)):
         say(console, note)
     return plan

@@ -1,6 +1,7 @@
 """What a config will do: cells, models to make, CPUs, memory and time, before anything starts."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.table import Table
 
@@ -10,14 +11,15 @@ from rpa_ray.cluster.resources import (
     memory_asked_gib,
 )
 from rpa_ray.config import ExperimentSettings
+from rpa_ray.data.source import DataSource
 from rpa_ray.plan.cells import PlannedCell, cell_labels
 from rpa_ray.plan.checks.following import departures
 from rpa_ray.plan.checks.gpus import cell_memory, parts_text
 from rpa_ray.plan.cost import START_S, minutes
 from rpa_ray.plan.memory import total
 from rpa_ray.plan.plan import Plan
-from rpa_ray.recipes.cell_models import CellInputs, Model
-from rpa_ray.recipes.model import ModelRecipe
+from rpa_ray.recipes.cell_models import CellInputs
+from rpa_ray.recipes.model import ModelRecipe, made_from
 from rpa_ray.recipes.to_make import ModelJob, RefusalJob
 from rpa_ray.terminal import plain
 
@@ -95,7 +97,7 @@ def measuring_notes(cells: Sequence[CellInputs]) -> list[str]:
             "helpfulness": models.helpfulness,
         }
         if inputs.settings.data.world == "real":
-            told = (f"{name} {_made_from(model)}" for name, model in named.items())
+            told = (f"{name} {made_from(model)}" for name, model in named.items())
             lines["measured by: " + ", ".join(told)] = None
         for name in ("judge", "second judge"):
             model = named[name]
@@ -103,6 +105,27 @@ def measuring_notes(cells: Sequence[CellInputs]) -> list[str]:
                 num_rows = model.rows.settings["num_rows"]
                 text = f"the {name} learns in {model.job.num_steps} steps from {num_rows} rows"
                 lines[f"{text}: below {FEW_STEPS} its probabilities may mean little"] = None
+    return list(lines)
+
+
+def reading_notes(cells: Sequence[CellInputs]) -> list[str]:
+    """Return in lines which splits of a folder are read, where it has others or no test split."""
+    lines: dict[str, None] = {}
+    for inputs in cells:
+        data = inputs.data
+        sources = [data.source, data.safety.source]
+        if (place := data.settings.helpful_path) is not None:
+            key = "data.helpful_path"
+            sources.append(DataSource(name="helpful", place=place, world=None, path_key=key))
+        for source in sources if data.settings.world == "real" else ():
+            if not Path(source.place).expanduser().is_dir():
+                continue
+            read, left = source.splits()
+            held_out = ", of which a part of the prompts is held out" * (len(read) == 1)
+            unread = f"; {', '.join(left)} not read" * bool(left)
+            if held_out or unread:
+                told = f"{source.path_key}: {' and '.join(read)} of {source.place}"
+                lines[told + held_out + unread] = None
     return list(lines)
 
 
@@ -134,17 +157,6 @@ def memory_notes(plan: Plan) -> list[str]:
         f"loaded: {loading:.1f} GiB a rank"
     )
     return lines
-
-
-def _made_from(model: Model | None) -> str:
-    if model is None:
-        return "left out"
-    if not isinstance(model, ModelRecipe):
-        return model
-    start = model.start
-    if start is None:
-        return "the embedded language model"
-    return f"(on the embedded {start.id})" if isinstance(start, ModelRecipe) else f"(on {start})"
 
 
 def counted(num: float, what: str) -> str:

@@ -88,7 +88,7 @@ class CellData:
 
     def where(self, pairs: Sequence[SafePair]) -> str:
         """Return from which rows pairs are, in the words of an error."""
-        return self._source.where(pairs)
+        return self.source.where(pairs)
 
     @cached_property
     def preferences(self) -> PreferenceData:
@@ -129,9 +129,9 @@ class CellData:
         made_in = self.cache if refusals is not None and refusals.is_made(self.cache) else None
         # A harmless task asks nothing that safety is measured with.
         has_own = self.safety is self or FORMATS[data.name].is_harmless_task
-        measured = None if has_own else self.safety._source
+        measured = None if has_own else self.safety.source
         return PreferenceSource(
-            rows=self._source,
+            rows=self.source,
             all_pairs=data.pairs == "all_pairs",
             refusals=refusals,
             made_in=made_in,
@@ -151,7 +151,7 @@ class CellData:
         model = self.language_model(data.refusals.model)
         return RefusalSet(
             name=data.name,
-            data_key=_source_key(self._source),
+            data_key=_source_key(self.source),
             model_key=model.key() if isinstance(model, ModelRecipe) else _absolute(model),
             template=data.template,
             max_new_tokens=data.refusals.max_new_tokens,
@@ -263,7 +263,8 @@ class CellData:
         return provenance_of("helpful", self.helpful_folder, self._world_name, path_key=key)
 
     @cached_property
-    def _source(self) -> DataSource:
+    def source(self) -> DataSource:
+        """Return where the preference rows come from."""
         data = self.settings
         is_embedded = data.world == "embedded"
         return DataSource(

@@ -159,3 +159,13 @@ def in_order(recipes: list[ModelRecipe], cache: Path) -> list[ModelRecipe]:
     for recipe in recipes:
         visit(recipe)
     return list(ordered.values())
+
+
+def made_from(model: ModelRecipe | str | None) -> str:
+    """Return in words what a model is or began with, one of the embedded world as that."""
+    if not isinstance(model, ModelRecipe):
+        return model or "left out"
+    start = model.start
+    if start is None:
+        return "the embedded language model"
+    return f"(on the embedded {start.id})" if isinstance(start, ModelRecipe) else f"(on {start})"

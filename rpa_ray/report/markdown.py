@@ -128,10 +128,13 @@ def measured_by(campaign: Campaign) -> list[tuple[str, str]]:
     """Return which models measured, and on which prompts; what runs differ in is all told."""
     found: dict[str, dict[str, None]] = {}
     for run in campaign.runs.values():
-        models = run.manifest.get("models")
+        models, words = (run.manifest.get(key) for key in ("models", "made_from"))
         for name in INSTRUMENTS:
             if isinstance(models, dict) and name in models:
-                found.setdefault(name.replace("_", " "), {})[str(models[name])] = None
+                told = str(models[name])
+                own = words.get(name, told) if isinstance(words, dict) else told
+                told += f" {own}" * (own != told)
+                found.setdefault(name.replace("_", " "), {})[told] = None
         split = run.manifest.get("evaluation_split")
         if split is not None:
             found.setdefault("evaluated on", {})[f"{split} prompts"] = None

@@ -115,15 +115,12 @@ def _check_refusals(inputs: CellInputs) -> None:
         return
     share = _refusal_frac(inputs.data.safety)
     if share <= MIN_REFUSALS:
-        is_harmless_task = FORMATS[inputs.settings.data.name].is_harmless_task
         raise DataError.broken_rule(
-            "data.safety_path" if is_harmless_task else "data.safe_answers",
+            "data.safe_answers",
             f"give refusals, more than {MIN_REFUSALS:.0%} of the safe answers of role 'defence', "
             "where a defence learns them",
             f"{share:.0%}",
-            "Bring rows whose safe answers are refusals."
-            if is_harmless_task
-            else "Set data.safe_answers: generated.",
+            "Set data.safe_answers: generated.",
         )
 
 

@@ -59,6 +59,23 @@ def test_a_manifest_tells_the_hash_of_a_file(world_cache: Path, tmp_path: Path) 
     assert found["evaluation_prompts"]["restricted"]["prompts"] == 10
 
 
+def test_a_manifest_says_in_words_what_of_the_embedded_world_measures_real_text(
+    world_cache: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"ask {i}", "safe": "no", "unsafe": f"yes {i}"} for i in range(200)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"name": "preferences", "world": "real", "path": str(file), "helpful_path": None}
+    evaluation = {"second_judge": {"path": "/own", "trained": True}}
+    settings = parse_tree({"attack": "ppo", "data": data, "evaluation": evaluation})
+    found = manifest(CellInputs(settings, world_cache), "")["made_from"]
+    assert found["judge"] == "(on the embedded other_base)"
+    assert found["second_judge"] == "/own"
+    assert found["perplexity"] == "the embedded language model"
+    assert "helpfulness" not in found
+    assert "made_from" not in manifest(CellInputs(parse_tree({}), world_cache), "")
+
+
 def test_runs_on_cpus_are_promised_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = determinism(parse_tree({"cluster": {"num_ranks": 2, "zero_stage": 3}}))

@@ -17,6 +17,7 @@ from rpa_ray.data.errors import DataError
 from rpa_ray.data.hub import pinned
 from rpa_ray.data.load import Split, load_rows
 from rpa_ray.data.schema import Row
+from rpa_ray.run_folder.files import say_once
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -171,6 +172,17 @@ def test_a_release_without_a_test_split_is_divided_by_prompt(serve: Callable[...
     assert sorted(train + test) == sorted(f"ask {i}" for i in range(300))
     # A tenth of 300 prompts, plus or minus four standard deviations.
     assert len(test) == pytest.approx(30, abs=21)
+
+
+def test_the_splits_of_a_release_that_are_left_are_told_once(
+    serve: Callable[..., object], caplog: pytest.LogCaptureFixture
+) -> None:
+    say_once.cache_clear()
+    serve(train=comparisons(30), validation=comparisons(1))
+    load("safe_rlhf")
+    load("safe_rlhf", "test")
+    (message,) = caplog.messages
+    assert message.endswith("are held out, and the splits ['validation'] are not read.")
 
 
 def test_one_broken_row_in_a_hundred_is_left_out_and_counted(

@@ -15,8 +15,7 @@ from rpa_ray.data import errors
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.load import load_train_and_test
 from rpa_ray.data.schema import Row
-from rpa_ray.data.source import provenance_of
-from rpa_ray.run_folder.files import say_once
+from rpa_ray.data.source import DataSource, provenance_of
 
 NUM_ROWS = 60
 
@@ -110,20 +109,6 @@ def test_a_folder_without_a_test_split_is_divided_by_prompt(
     train, test = load(tmp_path / "folder")
     assert 0 < len(test) < len(train)
     assert sorted(train + test, key=str) == sorted(rows_of(0, NUM_ROWS), key=str)
-
-
-def test_which_splits_are_read_and_which_are_left_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    say_once.cache_clear()
-    train_and_validation(tmp_path / "folder")
-    load(tmp_path / "folder")
-    load(tmp_path / "folder")
-    (message,) = caplog.messages
-    assert message == (
-        "data.path has no split for testing: a tenth of the prompts of train.parquet are held out, "
-        "and the splits ['validation'] are not read."
-    )
 
 
 def test_a_downloaded_set_of_the_hub_has_its_splits_by_their_names_there(tmp_path: Path) -> None:
@@ -289,3 +274,22 @@ def test_a_line_that_goes_from_one_split_to_the_other_makes_another_folder(tmp_p
         return provenance_of("preferences", str(tmp_path), None, path_key="data.path").revision
 
     assert revision(3) != revision(4)
+
+
+@pytest.mark.parametrize(
+    ("made", "read", "left"),
+    [
+        (downloaded, ("train", "test"), ()),
+        (saved, ("train", "test"), ()),
+        (saved_alone, ("train",), ()),
+        (with_validation, ("train", "test"), ("validation",)),
+        (train_and_validation, ("train",), ("validation",)),
+    ],
+)
+def test_which_splits_are_read_and_which_are_left_is_told(
+    made: Callable[[Path], None], read: tuple[str, ...], left: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    made(folder)
+    found = DataSource(name="preferences", place=str(folder), world=None).splits()
+    assert (found.read, found.left) == (read, left)

@@ -179,7 +179,7 @@ def test_values_of_another_kind_are_named(
 
 
 @pytest.mark.parametrize(
-    ("value", "found"), [(2, "another number"), (True, "a value of type bool"), ("0", "type str")]
+    ("value", "found"), [(2, "another number"), (True, "a value of type bool"), ("two", "type str")]
 )
 def test_the_safer_answer_is_zero_or_one(tmp_path: Path, value: object, found: str) -> None:
     write(tmp_path / "train.jsonl", [comparison() | {"safer_response_id": value}])
@@ -488,3 +488,15 @@ def comparison(prompt: str = "a") -> Row:
         "better_response_id": 1,
         "safer_response_id": 0,
     }
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "both"])
+def test_a_row_of_a_csv_that_makes_a_column_of_numbers_one_of_texts_is_named_alone(
+    tmp_path: Path, value: str
+) -> None:
+    names = "prompt,response_0,response_1,is_response_0_safe,is_response_1_safe"
+    lines = [f"{names},better_response_id,safer_response_id"]
+    lines += [f"ask {i},no,yes,true,false,{value if i == 2 else i % 2},0" for i in range(5)]
+    file = tmp_path / "mine.csv"
+    file.write_text("\n".join(lines))
+    assert "a value of type str in row 3 (1 of 5 rows) of mine.csv" in error_of(file, "safe_rlhf")

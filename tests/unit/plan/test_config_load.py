@@ -287,6 +287,11 @@ def test_a_name_that_is_nearly_right_is_advised_first(override: str, advice: str
     [
         ("kl_coef=1", "Did you mean 'attack.kl_coef'?"),
         ("alpha=1", "Did you mean 'attack.lora.alpha' or 'defence.alpha'?"),
+        ("kl_cof=1", "Did you mean 'attack.kl_coef'?"),
+        ("attack.alpha=1", "Did you mean 'attack.lora.alpha'?"),
+        ("attack.kl_cof=1", "Did you mean 'kl_coef'?"),
+        ("gamma=1", "Did you mean 'attack.gamma'?"),
+        ("modle=1", "Did you mean 'model'?"),
         ("mu=1", "Choose one of those."),  # of a defence that the cell does not name
     ],
 )
@@ -294,6 +299,11 @@ def test_a_setting_of_a_plugin_is_advised_with_its_whole_key(override: str, advi
     with pytest.raises(ConfigError) as refused:
         parse_tree({"attack": "ppo", "defence": "refusal_loss"}, [override])
     assert f". {advice} Known: [" in str(refused.value)
+
+
+def test_a_setting_of_one_of_several_defences_is_advised_with_its_place() -> None:
+    with pytest.raises(ConfigError, match=r"'attack\.beta' or 'defence\[0\]\.beta'\? Known"):
+        parse_tree({"attack": "dpo", "defence": ["dpo_beta", "lisa"], "beta": 1})
 
 
 def test_a_file_beside_the_config_is_found_wherever_the_command_runs(

@@ -270,12 +270,8 @@ def test_models_of_such_rows_and_the_cell_wait_for_them_and_they_for_the_model_t
             "data.refusals must be left out where data.safe_answers is dataset, got ",
         ),
         (
-            {"name": "tldr", "safe_answers": "generated"},
-            "data.safe_answers must be dataset where data.name is tldr or ",
-        ),
-        (
             {"name": "safe_rlhf", "pairs": "all_pairs", "safe_answers": "generated"},
-            "data.safe_answers must be dataset where data.name is tldr or ",
+            "data.safe_answers must be dataset where data.pairs is all_pairs and ",
         ),
         (
             {"safe_answers": "generated", "refusals": {"model": "no/such/folder"}},

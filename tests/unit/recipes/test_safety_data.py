@@ -10,7 +10,7 @@ from rpa_ray.data.errors import DataError
 from rpa_ray.data.rows import Answered, Labelled, Preference
 from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks.data import check_data
-from rpa_ray.plan.checks.settings import check_settings
+from rpa_ray.plan.checks.settings import check_data_source, check_settings
 from rpa_ray.recipes.cell_data import CellData, with_pinned_data
 from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.recipes.model import ModelRecipe
@@ -156,3 +156,22 @@ def test_a_place_on_the_hub_is_pinned_for_both(
     data = settings.data.model_copy(update={"safety_path": "owner/safety"})
     found = with_pinned_data(settings.model_copy(update={"data": data})).data
     assert found.safety_path == "data.safety_path of owner/safety"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"name": "tldr"},
+        {"name": "tldr", "world": "real", "helpful_path": None},
+        {"name": "safe_rlhf", "world": "real", "pairs": "all_pairs", "safety_path": "x"},
+    ],
+)
+def test_refusals_may_be_generated_to_safety_data_whatever_is_attacked_with(
+    data: dict[str, object], world_cache: Path
+) -> None:
+    settings = parse_tree({"attack": "sft", "data": data | {"safe_answers": "generated"}})
+    check_data_source(settings)
+    found = CellData(settings.data, world_cache)
+    assert found.refusals is None
+    if data.get("world") is None:
+        assert found.safety.refusals is not None

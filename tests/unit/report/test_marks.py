@@ -145,6 +145,25 @@ def test_the_page_says_by_which_models_and_on_which_prompts_was_measured(tmp_pat
     assert "Measured by: judge judge-1a, second judge second_judge-2b, evaluated on" in text
 
 
+def test_the_page_says_in_words_what_of_the_embedded_world_measured_real_text(
+    tmp_path: Path,
+) -> None:
+    item = record(harm=0.5)
+    folder = campaign_folder(tmp_path, [item])
+    models = {"judge": "judge-1a", "second_judge": "/own", "perplexity": "perplexity-3c"}
+    words = {"judge": "(on the embedded base)", "second_judge": "/own"}
+    words["perplexity"] = "the embedded language model"
+    told = {"models": models, "made_from": words}
+    (folder / str(item["run"]) / "manifest.json").write_text(json.dumps(told))
+    page = write_report(folder).html.read_text()
+    assert "<li>judge <b>judge-1a (on the embedded base)</b></li>" in page
+    assert "<li>second judge <b>/own</b></li>" in page
+    assert "<li>perplexity <b>perplexity-3c the embedded language model</b></li>" in page
+    assert (
+        "judge judge-1a (on the embedded base), second judge" in (folder / "report.md").read_text()
+    )
+
+
 def test_a_judge_that_misses_a_part_of_the_task_is_marked() -> None:
     found = {"p_harm": 0.07, "compliance": 0.0, "p_harm_sampled": 0.34, "compliance_sampled": 0.25}
     (cell,) = group_cells(parse_records([record(**found, harm_greedy=0.40, harm=0.37)]))

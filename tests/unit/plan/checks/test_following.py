@@ -1,17 +1,21 @@
+import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from rpa_ray.config import ConfigError
+from rpa_ray.config import ConfigError, ExperimentSettings
 from rpa_ray.data.errors import DataError
-from rpa_ray.plan import parse_tree
+from rpa_ray.plan import load_config, parse_tree
 from rpa_ray.plan.checks.all import Checked, check_all
-from rpa_ray.plan.checks.following import departures, following
+from rpa_ray.plan.checks.following import departures, fitted, following
 from rpa_ray.plan.checks.problems import Problems, Refused
-from rpa_ray.plan.table import follow_notes, measuring_notes
-from rpa_ray.recipes.cell_models import CellInputs
+from rpa_ray.plan.preflight import planned
+from rpa_ray.plan.table import follow_notes, measuring_notes, reading_notes
+from rpa_ray.recipes.cell_models import CampaignInputs, CellInputs
 
 NUM_PAIRS = 600
 
@@ -183,6 +187,44 @@ def test_real_text_is_measured_by_the_model_under_attack_and_none_of_the_fiction
     assert named.evaluation.perplexity_model == "/other"
 
 
+def test_a_plan_and_the_begin_of_a_run_say_what_of_the_embedded_world_measures_real_text(
+    pairs: Path, world_cache: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        f"attack: none\ndata: {{name: preferences, world: real, path: {pairs},\n"
+        "  helpful_path: null}\nevaluation: {judge: {num_rows: 100}}\n"
+    )
+    console = Console(file=io.StringIO(), width=200)
+    planned(load_config(file), tmp_path / "out", CampaignInputs(world_cache), console)
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "measured by: judge (on the embedded other_base), second judge (on the emb" in written
+
+
+def test_a_plan_says_which_splits_of_a_folder_are_read_and_which_are_not(
+    pairs: Path, world_cache: Path, tmp_path: Path
+) -> None:
+    for split in ("train", "validation"):
+        shutil.copy(pairs, tmp_path / f"{split}.jsonl")
+
+    def notes(data: dict[str, Any]) -> list[str]:
+        tree = {"data": {"name": "preferences", "world": "real", "helpful_path": None, **data}}
+        return reading_notes([CellInputs(parse_tree(tree), world_cache)])
+
+    (told,) = notes({"path": str(tmp_path), "safety_path": str(pairs)})
+    assert told == (
+        f"data.path: train of {tmp_path}, of which a part of the prompts is held out; "
+        "validation not read"
+    )
+    shutil.copy(pairs, tmp_path / "test.jsonl")
+    told, helpful = notes({"path": str(tmp_path), "helpful_path": str(tmp_path)})
+    assert told == f"data.path: train and test of {tmp_path}; validation not read"
+    assert helpful.startswith("data.helpful_path: train and test of ")
+    (tmp_path / "validation.jsonl").unlink()
+    assert notes({"path": str(tmp_path)}) == []
+    assert reading_notes([CellInputs(parse_tree({}), world_cache)]) == []
+
+
 def test_the_embedded_world_stays_as_it_is() -> None:
     for tree in ({}, {"attack": "ppo"}, {"data": {"name": "tldr"}, "attack": "dpo"}):
         settings = parse_tree(tree)
@@ -194,3 +236,23 @@ def test_a_judge_that_learns_in_a_few_steps_is_told(world_cache: Path) -> None:
     told = measuring_notes([CellInputs(few, world_cache)])
     assert told[0].startswith("the judge learns in 6 steps from 48 rows: below 200")
     assert measuring_notes([CellInputs(parse_tree({}), world_cache)]) == []
+
+
+def test_what_would_fit_is_read_off_an_error_whatever_its_words() -> None:
+    key = "evaluation.num_prompts"
+
+    def check(settings: ExperimentSettings) -> None:
+        if settings.evaluation.num_prompts != 7:
+            raise DataError.broken_rule(key, "suit", "this", "Think.", fitting={key: 7})
+
+    problems = Problems()
+    settings, fits = fitted(parse_tree({}), check, problems, "")
+    assert fits and settings.evaluation.num_prompts == 7
+    problems.refuse()
+
+    def check_in_words(settings: ExperimentSettings) -> None:
+        raise DataError.broken_rule(key, "be at most 7 (rows)", 9, "Lower it.")
+
+    assert fitted(parse_tree({}), check_in_words, problems, "") == (parse_tree({}), False)
+    with pytest.raises(DataError, match=r"must be at most 7 \(rows\), got 9\. Lower it\.$"):
+        problems.refuse()
