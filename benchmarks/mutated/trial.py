@@ -18,7 +18,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from rpa_ray import cli
-from rpa_ray.config import EMBEDDED_MODELS, ConfigError
+from rpa_ray.config import EMBEDDED_MODELS, ConfigError, ExperimentSettings
 from rpa_ray.data.collate import encode_answered, encode_prompt
 from rpa_ray.data.ends import end_ids
 from rpa_ray.data.errors import DataError
@@ -42,9 +42,7 @@ MAX_CHARS = 1500
 OF_OWN_ROWS = {RowKind.PREFERENCES, RowKind.REFUSALS, RowKind.UNSAFE_ANSWERS, RowKind.JUDGE_ROWS}
 _SENTENCE = re.compile(r"(\d+\. )?\S.* must .+, got .+\. \S.*", re.DOTALL)
 """What is named, the rule, the value found, and what to do."""
-_SUMMARY = re.compile(
-    r"\d+ things must change first:|\.\.\. and \d+ more|These sizes fit the data:.*"
-)
+_SUMMARY = re.compile(r"\d+ things must change first:|\.\.\. and \d+ more|This fits the data:.*")
 
 
 class HangsError(BaseException):
@@ -69,8 +67,9 @@ def tried(path: Path, output: Path) -> str:
             )
             planned(found, output, inputs, console, unasked)
             planned_it = True
-            for cell in found.campaign.cells:
-                _begin(inputs.of(cell))
+            if not (unasked or _needs_hub(found.campaign.cells)):
+                for cell in found.campaign.cells:
+                    _begin(inputs.of(cell))
     except (ConfigError, DataError, Refused) as error:
         if not _is_readable(str(error)):
             return f"unreadable: {str(error)[:3000]}"
@@ -97,6 +96,13 @@ def _no_hanging() -> Iterator[None]:
 def _is_readable(text: str) -> bool:
     parts = [part for part in text.split("\n") if not _SUMMARY.fullmatch(part)]
     return all(_SENTENCE.fullmatch(p) and len(printable(p)) <= MAX_CHARS for p in parts)
+
+
+def _needs_hub(cells: Sequence[ExperimentSettings]) -> bool:
+    """Return whether data of the Hub are named, which count as out of reach."""
+    named = [path for cell in cells for path in (cell.data.path, cell.data.safety_path) if path]
+    real = [cell for cell in cells if cell.data.world == "real" and cell.data.path is None]
+    return bool(real) or not all(Path(path).exists() for path in named)
 
 
 def _begin(inputs: CellInputs) -> None:

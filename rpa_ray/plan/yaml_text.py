@@ -43,7 +43,10 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
+            if isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
+                raise ValueError("half of a character, which no file can hold")
+            return value
         except (ValueError, OverflowError) as error:  # a thirteenth month, a number of 5,000 digits
             problem = str(error).partition(";")[0]
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None

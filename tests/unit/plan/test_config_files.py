@@ -145,7 +145,7 @@ def test_a_file_that_is_made_to_harm_is_refused(tmp_path: Path, text: str, messa
     assert message in str(refused.value)
 
 
-@pytest.mark.parametrize("value", ["[" * 2_000, "2026-13-01", "9" * 5000, "&a [*a]"])
+@pytest.mark.parametrize("value", ["[" * 2_000, "2026-13-01", "9" * 5000, "&a [*a]", r'"\uD800"'])
 def test_a_setting_that_is_made_to_harm_is_refused(value: str) -> None:
     with pytest.raises(ConfigError, match=r"^--set must (hold YAML|be nested less deeply)"):
         parse_override(f"seed={value}")
