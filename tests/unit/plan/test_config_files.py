@@ -131,7 +131,7 @@ HOSTILE_YAML = {
     "tag": ("seed: !!python/object/apply:os.system [x]", "hold valid YAML"),
     "escape": ("seed: \x1b", "hold valid YAML"),
     "nul in a part": ('include: ["a\\0.yaml"]', "include must be a path that can be"),
-    "half a character": ('include: ["\\ud800.yaml"]', "include must be a path that can be"),
+    "half a character": ('include: ["\\ud800.yaml"]', "line 1, column 11: half of a character"),
     "long part": (f"include: [{'x' * 300}.yaml]", "include must name a YAML file that can be"),
 }
 
