@@ -68,6 +68,7 @@ KNOWN_SHAPES: dict[str, ModelShape] = {
     "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA_3_8B,
     "meta-llama/Meta-Llama-3-70B": _LLAMA_3_70B,
     "meta-llama/Meta-Llama-3-70B-Instruct": _LLAMA_3_70B,
+    "chujiezheng/tulu-2-dpo-7b": _LLAMA_2_7B,
     "Qwen/Qwen2.5-7B": _QWEN_2_5_7B,
     "Qwen/Qwen2.5-7B-Instruct": _QWEN_2_5_7B,
     "openai-community/gpt2": _GPT2,
