@@ -159,7 +159,7 @@ def _manifest(plan: Plan, folder: Path) -> dict[str, Any]:
         "methods": [_method(step) for step in steps],
         "rows": {"key": data.key, **asdict(origin), **asdict(data.manifest["defence"])},
         "dtype": recipe.job.dtype,
-        **{name: run.get(name) for name in ("versions", "git_commit", "determinism")},
+        **{name: run.get(name, {}) for name in ("versions", "git_commit", "determinism")},
         "config": settings.model_dump(mode="json", exclude={"cluster"}),
         "weights": {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))},
         "records": {"before": record(untouched) | model, "after": record(hardened) | model},

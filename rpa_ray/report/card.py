@@ -7,7 +7,7 @@ import yaml
 
 from rpa_ray.report.escape import escape_markdown
 from rpa_ray.report.markdown import notes
-from rpa_ray.report.read.definitions import EMBEDDED_WORLD, MetricText
+from rpa_ray.report.read.definitions import BEFORE_ATTACK, EMBEDDED_WORLD, MetricText
 from rpa_ray.report.read.groups import Cell, group_cells
 from rpa_ray.report.read.records import parse_records
 from rpa_ray.report.tables.main import (
@@ -72,7 +72,8 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         _made_by(manifest),
         "## What was measured",
         _table(before, after),
-        " ".join(f"{note}." for note in notes([before, after])),
+        _asked(manifest),
+        " ".join(f"{note}." for note in notes([before, after]) if note != BEFORE_ATTACK),
         "\n".join(f"- **{m.heading}**: {m.definition}" for m in _metrics(before, after)),
         "## What was not",
         NOT_ATTACKED,
@@ -105,6 +106,17 @@ def _made_by(manifest: Mapping[str, Any]) -> str:
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
     commit = manifest["git_commit"]
     return f"Made and measured with {told}" + f" (commit {commit})" * bool(commit) + "."
+
+
+def _asked(manifest: Mapping[str, Any]) -> str:
+    """Return on which prompts answers were measured, and in which words they were asked."""
+    config = manifest["config"]
+    data, evaluation = config["data"], config["evaluation"]
+    return (
+        f"Prompts are those of the {evaluation['split']} split of `{data['name']}`, which nothing "
+        f"was trained on, asked in the template `{data['template']}`; answers have at most "
+        f"{evaluation['max_new_tokens']} tokens."
+    )
 
 
 def _table(before: Cell, after: Cell) -> str:
