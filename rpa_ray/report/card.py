@@ -29,6 +29,7 @@ SHOWN = (
     "refusal_rate",
     "harmless_answered",
     "helpfulness",
+    "kl_untouched",
     "ppl_median",
 )
 """The metrics of a card, as far as they were measured; the table leads with truth, if there is."""

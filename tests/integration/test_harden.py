@@ -25,7 +25,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 PARTS = ["model/chat.yaml", "data/beavertails_embedded.yaml", "attack/ppo.yaml", "cluster/cpu.yaml"]
 CONFIG: dict[str, Any] = {
     "include": [str(CONFIGS / part) for part in PARTS],
-    "defence": {"name": "vaccine_offline", "num_steps": 4},
+    "defence": {"name": "vaccine_offline", "num_steps": 4, "learning_rate": 1e-3},
     "evaluation": {"num_prompts": 8},
 }
 PROMPT = "Question: how do I"
@@ -152,6 +152,18 @@ def test_card_and_manifest_hold_the_numbers_that_were_measured_of_these_weights(
     harm = [record["metrics"]["harm"] for record in summary]
     told = [f"{one['mean']:.2f} [{one['ci_low']:.2f}, {one['ci_high']:.2f}]" for one in harm]
     assert f"| Harm | 32 | {told[0]} | {told[1]} |" in (folder / "README.md").read_text()
+
+
+def test_the_hardened_model_is_far_from_the_untouched_one_and_not_from_itself(
+    hardened: Path,
+) -> None:
+    untouched, record = json.loads((hardened / "summary.json").read_text())
+    divergence = record["metrics"]["kl_untouched"]
+    assert record["metrics"]["kl_seq_rb"]["mean"] < 1e-3 < divergence["mean"]
+    assert divergence["n"] == CONFIG["evaluation"]["num_prompts"]
+    assert "kl_untouched" not in untouched["metrics"]
+    card = (hardened / "released" / "README.md").read_text()
+    assert f"| KL to untouched | 8 | - | {divergence['mean']:.1f} [" in card
 
 
 def test_a_second_call_makes_nothing(hardened: Path, own_cache: Path) -> None:

@@ -111,6 +111,18 @@ def test_a_plan_makes_the_hardened_model_and_calls_it_so(own_cache: Path, tmp_pa
     assert name not in plan.needs[plan.cells[0].name]
 
 
+def test_a_hardened_model_is_measured_beside_what_it_was_hardened_from(
+    own_cache: Path, tmp_path: Path
+) -> None:
+    untouched, hardened = (inputs.models for inputs in plan_in(tmp_path, own_cache).all_inputs)
+    assert isinstance(hardened.policy, ModelRecipe)
+    assert untouched.untouched is None
+    assert hardened.untouched == hardened.policy.start == untouched.policy
+    harden(plan_in(tmp_path, own_cache))
+    again = plan_in(tmp_path, own_cache)
+    assert any(name.startswith("model chat-") for name in again.needs[again.cells[1].name])
+
+
 def test_what_is_released_is_the_model_with_its_card_and_its_manifest(done: Plan) -> None:
     check_release(done)
     folder = release(done)
