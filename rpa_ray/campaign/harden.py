@@ -113,18 +113,17 @@ def _is_released(plan: Plan) -> bool:
     if any(found.get(name) != value for name, value in identity.items()):
         raise ConfigError(
             "--output",
-            f"hold in {RELEASED}/ nothing but {identity['key']} as {identity['runs']} measure it",
-            f"{found.get('key')} as {found.get('runs')} in {folder}",
+            f"hold in {RELEASED}/ nothing but {identity['key']}, measured by {identity['run']}",
+            f"{found.get('key')}, measured by {found.get('run')}, in {folder}",
             "Move that folder away, or name another with --output.",
         )
     return True
 
 
 def _identity(plan: Plan) -> dict[str, Any]:
-    """Return what tells a released checkpoint from others: its weights, and who measured it."""
-    untouched, hardened = plan.cells
-    key = _recipe_of(hardened, plan).folder(plan.cache).name
-    return {"key": key, "runs": {"before": untouched.name, "after": hardened.name}}
+    """Return what tells a released checkpoint from others: its weights, and what measured it."""
+    _, hardened = plan.cells
+    return {"key": _recipe_of(hardened, plan).folder(plan.cache).name, "run": hardened.name}
 
 
 def _recipe_of(cell: PlannedCell, plan: Plan) -> ModelRecipe:
