@@ -303,7 +303,7 @@ GPT2 = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
         (PHI | {"num_key_value_heads": 1}, "as many num_key_value_heads as num_attention_heads"),
         (PHI | {"num_key_value_heads": 2}, "four times its hidden_size, 256, got '64'"),
         (PHI | {"intermediate_size": 256, "tie_word_embeddings": True}, "tie_word_embeddings fal"),
-        (QWEN | {"hidden_act": "gelu"}, "hidden_act \"silu\", got '\"gelu\"'"),
+        (QWEN | {"hidden_act": "gelu"}, 'hidden_act "silu", got \'"gelu"\''),
         (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "layer_idx false, got 'true'"),
     ],
 )
