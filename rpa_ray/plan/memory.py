@@ -106,12 +106,13 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     context               :data:`CONTEXT_GIB`
     weights               w (N + adapters), / R under ZeRO-3 (ZeRO)
     gradients             w T, / R under ZeRO-2 and 3 (ZeRO)
-    masters               12 T / R: fp32 weights and Adam's two moments (ZeRO)
+    masters               12 T / R: fp32 weights and Adam's two moments (ZeRO); without ZeRO the
+                          moments of all weights, 8 T
     frozen copies         w N each: whole on every rank, under LoRA too
     live layers           :data:`LIVE_LAYERS_GIB` under ZeRO-3
     activations           L t (18 H + 6 I), none checkpointed, at w = 2
     head                  12 t V: logits and their gradients, in bfloat16 and in fp32
-    defence               4 T / R for each of :data:`SHARD_COPIES`
+    defence               4 T / R for each of :data:`SHARD_COPIES`; without ZeRO 4 T
     push                  :data:`PUSH_GIB`
     ====================  ==================================================================
     """
@@ -119,17 +120,17 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     num_adapter, trained = 0, shape.num_parameters
     if load.lora_rank is not None:
         num_adapter = trained = shape.num_adapter_parameters(load.lora_rank)
-    shared_by = {at: num_ranks if stage >= at else 1 for at in (2, 3)}
+    shared_by = {at: num_ranks if stage >= at else 1 for at in (1, 2, 3)}
     weight = load.bytes_a_weight
     states = 18 * shape.hidden_width + 6 * shape.mlp_width
     num_bytes = {
         "weights": weight * (shape.num_parameters + num_adapter) / shared_by[3],
         "gradients": weight * trained / shared_by[2],
-        "masters": 12 * trained / num_ranks,
+        "masters": (12 if stage else 8) * trained / shared_by[1],
         "frozen copies": load.num_frozen * weight * shape.num_parameters,
         "activations": weight / 2 * shape.num_layers * load.num_tokens * states,
         "head": 12 * load.num_tokens * shape.vocabulary_size,
-        "defence": load.num_shard_copies * 4 * trained / num_ranks,
+        "defence": load.num_shard_copies * 4 * trained / shared_by[1],
     }
     parts = {"context": CONTEXT_GIB} | {name: of / GIB for name, of in num_bytes.items()}
     parts["live layers"] = LIVE_LAYERS_GIB if stage == 3 else 0.0
