@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hostile import HARMLESS, every_hostile_text, runs_named
@@ -14,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rpa_ray import cli
-from rpa_ray.campaign.progress import Expected, JobView, ProgressView
+from rpa_ray.campaign.job_state import JobState
+from rpa_ray.campaign.progress import Expected, ProgressView
 from rpa_ray.cluster import doctor
 from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
@@ -127,9 +127,7 @@ def test_a_plan_is_printed_as_it_is(text: str, plan: Plan) -> None:
 
 @every_hostile_text
 def test_progress_is_printed_as_it_is(text: str) -> None:
-    job: JobView = SimpleNamespace(  # type: ignore[assignment]
-        name="job", num_steps=5, num_done=1, note=text, stage="attack", status="", stages_s={}
-    )
+    job = JobState(name="job", num_steps=5, num_done=1, note=text, stage="attack")
 
     def bars(console: Console) -> None:
         view = ProgressView(Console(file=io.StringIO(), force_terminal=True))
