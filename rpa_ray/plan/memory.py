@@ -41,9 +41,6 @@ SCORER_GIB = 0.5
 """CUDA context of a scoring worker."""
 USABLE_FRAC = 0.98
 """Of a GPU's memory, the rest is the driver's: 78 of the 79.6 GiB of an H100."""
-SHARD_COPIES = {"lisa": 1, "random_anchor": 1, "refusal_loss": 1, "safegrad": 1}
-"""fp32 copies that a defence keeps of the part of the trained weights, or of their gradients, that
-a rank owns: an anchor, the gradient of the refusals."""
 Parts = dict[str, float]
 """GiB by the part that they are of."""
 
@@ -58,7 +55,7 @@ class RankLoad:
     """Frozen models: the one under attack as it was, and others that are stayed near."""
     lora_rank: int | None = None
     num_shard_copies: int = 0
-    """See :data:`SHARD_COPIES`."""
+    """See :attr:`~rpa_ray.plugin.OnlineDefence.num_shard_copies`."""
     bytes_a_weight: int = 2
 
 
@@ -92,9 +89,7 @@ def load_of(settings: ExperimentSettings, models: CellModels) -> RankLoad:
         num_tokens=num_tokens,
         num_frozen=1 + sum(model is not None for model in others),
         lora_rank=training.lora.rank if training is not None and training.lora else None,
-        num_shard_copies=sum(
-            SHARD_COPIES.get(part.config.name, 0) for part in online_defences(settings.defence)
-        ),
+        num_shard_copies=sum(part.num_shard_copies for part in online_defences(settings.defence)),
         bytes_a_weight=4 if settings.model.dtype == "float32" else 2,
     )
 
@@ -112,7 +107,7 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     live layers           :data:`LIVE_LAYERS_GIB` under ZeRO-3
     activations           L t (18 H + 6 I), none checkpointed, at w = 2
     head                  12 t V: logits and their gradients, in bfloat16 and in fp32
-    defence               4 T / R for each of :data:`SHARD_COPIES`; without ZeRO 4 T
+    defence               4 T / R for each of ``num_shard_copies``; without ZeRO 4 T
     push                  :data:`PUSH_GIB`
     ====================  ==================================================================
     """
