@@ -96,7 +96,7 @@ def test_it_does_so_undefended_and_without_zero(
     assert same(resumed(tmp_path / "killed", "ppo", **settings).outcome(), expected.outcome())
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 3])
+@pytest.mark.parametrize("zero_stage", [0, 1])
 def test_it_does_so_from_a_checkpoint_that_was_written_aside(
     zero_stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,17 +225,20 @@ class Anchored:
         self.anchor = state["anchor"]
 
 
-@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("aside", [False, True])
 def test_state_that_was_saved_on_another_gpu_comes_back_on_the_own_device(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    aside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("rpa_ray.learner.checkpoint_cost.PROBE_BYTES", 1)
     part = Anchored()
     saver = Checkpoints(
         tmp_path, ranks=ONE_RANK, engine=tiny_engine(), parts={"part": part}, interval_s=0.0
     )
     with monkeypatch.context() as patched:
         patched.setattr("torch.serialization.location_tag", lambda storage: "cuda:3")
-        saver.save(4)
+        saver.save(4, aside=aside)
+    while not saver.is_due():
+        pass
     part.anchor = torch.zeros(2)
     assert saver.restore() == 4
     assert part.anchor.device == ONE_RANK.device
