@@ -20,11 +20,13 @@ from rpa_ray.run_folder.files import sync_tree
 class Aside:
     """What one rank writes of one checkpoint: first all is kept, then a thread writes it."""
 
+    _writing: Future[None]
+    """Since :meth:`start`, which the other methods come after."""
+
     def __init__(self, folder: Path) -> None:
         """Take the folder of the checkpoint, which has no name yet."""
         self._folder = folder
         self._contents: dict[Path, BytesIO] = {}
-        self._writing: Future[None] | None = None
 
     def keep(self, state: Any, path: str | os.PathLike[str]) -> None:
         """Copy a state into memory, as the content of a file that :meth:`start` writes."""
@@ -36,12 +38,11 @@ class Aside:
 
     def wait(self) -> None:
         """Wait until the thread has ended, whether it wrote everything or not."""
-        if self._writing is not None:
-            wait([self._writing])
+        wait([self._writing])
 
     def outcome(self) -> tuple[bool, str]:
         """Return whether the thread has ended, and why it failed; empty where it did not."""
-        if self._writing is None or not self._writing.done():
+        if not self._writing.done():
             return False, ""
         error = self._writing.exception()
         return True, "" if error is None else f"{type(error).__name__}: {error}"

@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Timer
 from typing import Any
@@ -38,13 +39,14 @@ class OneTensor:
         self.state = torch.load(folder / "engine.pt", weights_only=True)["state"]
 
 
+@dataclass(frozen=True, kw_only=True)
 class TwoRanks(Ranks):
-    """This rank beside one that says always the same of itself."""
+    """This rank beside one that says the same whatever it is asked."""
 
-    other: Any = True
+    said: list[Any]
 
     def gather(self, values: list[Any]) -> list[list[Any]]:
-        return [values, [type(self).other]]
+        return [values, self.said]
 
 
 def training_in(folder: Path, ranks: Ranks = ONE_RANK, interval_s: float = 0.0) -> Checkpoints:
@@ -175,17 +177,12 @@ def test_a_file_that_cannot_be_written_ends_the_training_by_name(
     assert found(tmp_path)[0] == 10
 
 
-def two_ranks(other: Any) -> Ranks:
-    kind = type("TwoRanks", (TwoRanks,), {"other": other})
-    ranks: Ranks = kind(rank=0, size=1, device=torch.device("cpu"))
-    return ranks
-
-
 @pytest.mark.parametrize("has_room", [True, False])
 def test_a_rank_without_memory_has_all_write_at_once(
     has_room: bool, gate: Event, tmp_path: Path
 ) -> None:
-    training = training_in(tmp_path, two_ranks(has_room))
+    ranks = TwoRanks(rank=0, size=1, device=torch.device("cpu"), said=[has_room])
+    training = training_in(tmp_path, ranks)
     training.save(20, aside=True)
     assert names(tmp_path) == [".step_000020" if has_room else "step_000020"]
 
@@ -194,12 +191,13 @@ def test_a_rank_without_memory_has_all_write_at_once(
     ("other", "ends"), [((False, ""), False), ((True, ""), True), ((True, "OSError: gone"), None)]
 )
 def test_a_checkpoint_gets_its_name_once_the_other_rank_has_written(
-    other: tuple[bool, str], ends: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    other: tuple[bool, str], ends: bool | None, tmp_path: Path
 ) -> None:
-    training = training_in(tmp_path, two_ranks(True))
+    ranks = TwoRanks(rank=0, size=1, device=torch.device("cpu"), said=[True])
+    training = training_in(tmp_path, ranks)
     training.save(20, aside=True)
     until_written(training)
-    monkeypatch.setattr(type(training._ranks), "other", other)
+    ranks.said[:] = [other]
     if ends is None:
         with pytest.raises(OSError, match="got OSError: gone"):
             training.is_due()
