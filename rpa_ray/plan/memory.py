@@ -187,7 +187,8 @@ def checkpoint_gib(shape: ModelShape, load: RankLoad) -> float:
 def host_gib(shape: ModelShape, load: RankLoad, num_ranks_on_node: int) -> float:
     """Return the GiB of main memory in which ranks of a node load models: w N for each of two.
 
-    Each rank reads the model that learns and, beside it, a frozen one.
+    Each rank reads the model that learns and, beside it, a frozen one. The copy of a checkpoint
+    that is written aside does not count: where it does not fit the training waits for the disk.
     """
     return num_ranks_on_node * 2 * load.bytes_a_weight * shape.num_parameters / GIB
 
