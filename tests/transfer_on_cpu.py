@@ -5,6 +5,7 @@ here: the communicator, CUDA's streams, and the export and import of a GPU's mem
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -258,6 +259,7 @@ def _be_rank(
     rank: int, num_ranks: int, folder: str, cluster: str, time_limit_s: float, asked: Connection
 ) -> None:
     """Answer calls of a rank's methods with their result, or what they raised in words."""
+    gc.freeze()  # or every collection would copy what was imported before the fork
     on_cpu(f"GPU-{rank}")
     torch.set_num_threads(1)
     ray.init(address=cluster, log_to_driver=False)

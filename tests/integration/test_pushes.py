@@ -19,6 +19,7 @@ from transfer_on_cpu import (
     RankProcesses,
     small_llama,
 )
+from warm_python import warm_python
 
 from rpa_ray.actors.engine import EngineConfig
 from rpa_ray.actors.errors import WorkerError
@@ -37,9 +38,10 @@ ENVIRONMENT = {
         [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     ),
 }
+IMPORTED = ["transfer_on_cpu", "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker"]
+"""What an engine's process imports, for eight of the ten seconds that one takes to come up."""
 SLOW = pytest.mark.slow
 BACKENDS = ["nccl", "ipc", pytest.param("object_store", marks=SLOW)]
-# An engine takes ten seconds to come up again.
 OF_NCCL_FIRST = ["nccl", *(pytest.param(name, marks=SLOW) for name in ("ipc", "object_store"))]
 RANK_DEATHS = [
     pytest.param(rank, chunk, marks=[] if (rank, chunk) in [(0, 0), (1, 2), (0, 3)] else SLOW)
@@ -51,7 +53,14 @@ pytestmark = pytest.mark.timeout(1500)
 
 
 @pytest.fixture(scope="module")
-def pool(ray_cluster: None) -> Iterator[RolloutPool]:
+def engine_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the command of a Python that has imported what an engine needs."""
+    with warm_python(tmp_path_factory.getbasetemp() / "engine-python", IMPORTED) as command:
+        yield command
+
+
+@pytest.fixture(scope="module")
+def pool(engine_python: str, ray_cluster: None) -> Iterator[RolloutPool]:
     members = []
     for i, name in enumerate(ENGINES):
         variables = {**ENVIRONMENT, "RPA_RAY_TEST_GPU": f"GPU-{i}"}
@@ -60,10 +69,9 @@ def pool(ray_cluster: None) -> Iterator[RolloutPool]:
             namespace=NAMESPACE,
             num_cpus=0,
             max_restarts=-1,
-            runtime_env={"env_vars": variables},
+            runtime_env={"env_vars": variables, "py_executable": engine_python},
         )
         members.append(Member(name=name, handle=actor.remote()))
-        members[i].handle.prewarm.remote()
     yield (pool := RolloutPool(members, time_limit_s=LIMIT_S))
     pool.shut_down()
 
