@@ -330,12 +330,12 @@ class RankProcesses:
 
 def held_by_this_process() -> dict[str, int]:
     """Return how many of what a process can leak it holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     maps = Path("/proc/self/maps").read_text()
     return {
         "file descriptors": len(os.listdir("/proc/self/fd")),
         "communicators": GlooCommunicator.num_open,
         "threads": len(os.listdir("/proc/self/task")),
         "shared buffers": maps.count(SHARED),
-        "MiB": pages * os.sysconf("SC_PAGE_SIZE") // 2**20,
+        "private MiB": int(status["RssAnon"].split()[0]) // 1024,  # of KiB
     }
