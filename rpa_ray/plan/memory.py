@@ -52,7 +52,8 @@ class RankLoad:
     num_tokens: int
     """t: of the rows whose activations are held at once."""
     num_frozen: int = 1
-    """Frozen models: the one under attack as it was, and others that are stayed near."""
+    """Frozen models: the one under attack as it was, what it was hardened from, and others that are
+    stayed near."""
     lora_rank: int | None = None
     num_shard_copies: int = 0
     """See :attr:`~rpa_ray.plugin.OnlineDefence.num_shard_copies`."""
@@ -82,6 +83,7 @@ def load_of(settings: ExperimentSettings, models: CellModels) -> RankLoad:
         pairs = 2 if need is Need.CONTRAST_BATCH else 1
         num_tokens += pairs * safe_rows * (PROMPT_TOKENS + ANSWER_TOKENS)
     others = [
+        models.untouched,
         models.reference if Need.REFERENCE in needs else None,
         models.compared if Need.COMPARED_WEIGHTS not in needs else None,
     ]

@@ -42,7 +42,8 @@ def plan_table(plan: Plan) -> Table:
     for name, job in plan.jobs.items():
         if isinstance(job, ModelJob):
             steps = f"{job.recipe.job.num_steps} steps"
-            table.add_row("make", plain(job.recipe.id), steps, _seconds(seconds[name]))
+            step = "make" if job.recipe.defence is None else "harden"
+            table.add_row(step, plain(job.recipe.id), steps, _seconds(seconds[name]))
         elif isinstance(job, RefusalJob):
             num_answers = plan.num_answers(job)
             answers = f"{NOT_ESTIMATED if num_answers is None else num_answers} answers"

@@ -83,6 +83,7 @@ def instruments(**changes: object) -> Instruments:
         "truth": Truth(),
         "policy": uniform,
         "original": uniform,
+        "untouched": None,
         "restricted": RESTRICTED,
         "harmless": HARMLESS,
         "pad_token_id": 0,
@@ -175,6 +176,13 @@ def test_divergence_is_summed_over_the_tokens_of_an_answer() -> None:
     assert drift.k1 == pytest.approx([0.0], abs=1e-6)
     # the engine said 1/4 for both: |log 2| each
     assert drift.served_gap == pytest.approx([math.log(2)])
+
+
+def test_a_hardened_model_has_its_divergence_from_the_untouched_one_beside() -> None:
+    found = means(instruments(policy=skewed, original=skewed, untouched=uniform))
+    assert found["kl_seq_rb"] == 0.0
+    assert found["kl_untouched"] == pytest.approx(0.5 * math.log(2))
+    assert "kl_untouched" not in means(instruments())
 
 
 def test_the_divergence_is_that_of_one_sampled_answer_a_prompt() -> None:

@@ -197,6 +197,7 @@ def test_every_frozen_model_and_every_anchor_counts() -> None:
     assert load_of(settings, models()).num_frozen == 1
     load = load_of(settings, models(reference="base", compared="chat"))
     assert (load.num_frozen, load.num_shard_copies) == (3, 1)
+    assert load_of(settings, models(untouched="chat")).num_frozen == 2
     # SFT stays near nothing.
     settings = parse_tree({}, ["attack={name: sft, lora: {rank: 4}}", "model.dtype=float32"])
     load = load_of(settings, models(reference="base"))
