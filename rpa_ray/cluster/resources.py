@@ -156,6 +156,21 @@ def local_memory_gib() -> float:
     return (min(total, int(limit)) if limit.isdigit() else total) / 2**30
 
 
+def available_memory_gib() -> float:
+    """Return the memory that processes of this machine or container can still fill, in GiB.
+
+    What the pages of files take counts, as far as the kernel gives it up when it is asked.
+    """
+    import psutil
+
+    available: int = psutil.virtual_memory().available
+    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
+    if limit.isdigit():
+        pages = dict(line.split() for line in _cgroup("memory.stat").splitlines())
+        available = min(available, int(limit) - int(used) + int(pages["inactive_file"]))
+    return available / 2**30
+
+
 def _cgroup(name: str) -> str:
     try:
         return (CGROUP / name).read_text(encoding="ascii").strip()

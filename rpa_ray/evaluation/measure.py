@@ -125,7 +125,7 @@ def measure(tools: Instruments, *, phase: str) -> Measurement:
     """Return every metric of the served model.
 
     Raises:
-        SamplingFailed: the policy's probabilities are not finite.
+        SamplingFailed: probabilities are not finite, the policy's or the engine's.
     """
     sampled = tools.answers([*tools.restricted] * tools.num_samples, greedy=False)
     completions = {
@@ -228,7 +228,7 @@ def measure_drift(tools: Instruments, completions: Sequence[Completion]) -> Drif
     """Return the KL to the original and the engine's own gap on answers sampled at temperature 1.
 
     Raises:
-        SamplingFailed: the policy's probabilities are not finite.
+        SamplingFailed: probabilities are not finite, the policy's or the engine's.
     """
     drift = Drift(k1=[], rao_blackwell=[], untouched=[], served_gap=[])
     width = max((len(c.prompt.token_ids) + len(c.token_ids) for c in completions), default=0)
@@ -250,10 +250,12 @@ def measure_drift(tools: Instruments, completions: Sequence[Completion]) -> Drif
                 drift.untouched.extend((of_untouched * mask[:, 1:]).sum(dim=1).tolist())
         if not torch.isfinite(whole).all():
             raise SamplingFailed("the policy's probabilities on its own answers are not finite")
-        gap = (served.to(policy.device) - policy_logprobs).abs()
+        gap = ((served.to(policy.device) - policy_logprobs).abs() * mask).sum(dim=1)
+        if not torch.isfinite(gap).all():
+            raise SamplingFailed("the engine's probabilities of its own answers are not finite")
         drift.k1.extend((k1 * mask).sum(dim=1).tolist())
         drift.rao_blackwell.extend((whole * mask[:, 1:]).sum(dim=1).tolist())
-        drift.served_gap.extend(((gap * mask).sum(dim=1) / mask.sum(dim=1)).tolist())
+        drift.served_gap.extend((gap / mask.sum(dim=1)).tolist())
     return drift
 
 

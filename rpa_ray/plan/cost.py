@@ -13,7 +13,7 @@ from rpa_ray.attacks import ATTACKS
 from rpa_ray.cluster.address import cluster_to_join
 from rpa_ray.cluster.resources import local_cpus
 from rpa_ray.config import ExperimentSettings, RolloutConfig
-from rpa_ray.defences import online_defences
+from rpa_ray.defences import offline_defence, online_defences
 from rpa_ray.plan.cells import PlannedCell
 from rpa_ray.plan.model_speed import Speeds, machine_key, speeds
 from rpa_ray.plugin import Attack, Need
@@ -37,17 +37,6 @@ EVALUATION_S, SET_UP_S, START_S = 0.5, 0.7, 20.0
 ONE_CELL_A_CORE = 1.49
 """How many times as long a cell takes where there is one for each core, by one with two cores to
 itself (2026-11-21)."""
-PASSES = {
-    "refusal_loss": 2.0,
-    "vaccine": 1.7,
-    "vaccine_offline": 1.7,
-    "safegrad": 2.6,
-    "token_constrained": 1.5,
-    "procon": 1.9,  # 1.6 as measured, with half as many prompts again since
-    "repnoise_online": 4.1,
-    "kl_safe_ref": 1.3,
-}
-"""Time of a learner step by that without a defence, where it is more than a tenth (2026-11-21)."""
 _NUM_REMEMBERED = 10
 
 
@@ -78,7 +67,7 @@ def estimate_model(recipe: ModelRecipe, cache: Path, num_threads: int) -> float 
     job = recipe.job
     # Tokens of a row: a text of its length, a question with its answer, or two of those.
     rows = job.batch_size * (2 if recipe.kind in (ModelKind.REWARD, ModelKind.COST) else 1)
-    passes = 1.0 if recipe.defence is None else PASSES.get(recipe.defence["name"], 1.0)
+    passes = 1.0 if recipe.defence is None else offline_defence(recipe.defence).passes
     return SET_UP_S + job.num_steps * (passes * rows * _row(56) * found.train_s + UPDATE_S)
 
 
@@ -140,13 +129,9 @@ def _step_s(settings: ExperimentSettings, attack: Attack, policy: Speeds, scorer
         seconds += 2 * rows * _row(max_new) * (policy.forward_s + scorer.forward_s)
     elif Need.TARGETS not in attack.requires:
         rows *= 2  # a pair is two answers
-    train = rows * _row(max_new) * policy.train_s * _passes(settings)
+    passes = math.prod(part.passes for part in online_defences(settings.defence))
+    train = rows * _row(max_new) * policy.train_s * passes
     return seconds + updates * (train + UPDATE_S)
-
-
-def _passes(settings: ExperimentSettings) -> float:
-    online = online_defences(settings.defence)
-    return math.prod(PASSES.get(part.config.name, 1.0) for part in online)
 
 
 def _row(max_new_tokens: int) -> float:

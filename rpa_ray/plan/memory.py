@@ -41,9 +41,6 @@ SCORER_GIB = 0.5
 """CUDA context of a scoring worker."""
 USABLE_FRAC = 0.98
 """Of a GPU's memory, the rest is the driver's: 78 of the 79.6 GiB of an H100."""
-SHARD_COPIES = {"lisa": 1, "random_anchor": 1, "refusal_loss": 1, "safegrad": 1}
-"""fp32 copies that a defence keeps of the part of the trained weights, or of their gradients, that
-a rank owns: an anchor, the gradient of the refusals."""
 Parts = dict[str, float]
 """GiB by the part that they are of."""
 
@@ -59,7 +56,7 @@ class RankLoad:
     stayed near."""
     lora_rank: int | None = None
     num_shard_copies: int = 0
-    """See :data:`SHARD_COPIES`."""
+    """See :attr:`~rpa_ray.plugin.OnlineDefence.num_shard_copies`."""
     bytes_a_weight: int = 2
 
 
@@ -94,9 +91,7 @@ def load_of(settings: ExperimentSettings, models: CellModels) -> RankLoad:
         num_tokens=num_tokens,
         num_frozen=1 + sum(model is not None for model in others),
         lora_rank=training.lora.rank if training is not None and training.lora else None,
-        num_shard_copies=sum(
-            SHARD_COPIES.get(part.config.name, 0) for part in online_defences(settings.defence)
-        ),
+        num_shard_copies=sum(part.num_shard_copies for part in online_defences(settings.defence)),
         bytes_a_weight=4 if settings.model.dtype == "float32" else 2,
     )
 
@@ -108,12 +103,13 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     context               :data:`CONTEXT_GIB`
     weights               w (N + adapters), / R under ZeRO-3 (ZeRO)
     gradients             w T, / R under ZeRO-2 and 3 (ZeRO)
-    masters               12 T / R: fp32 weights and Adam's two moments (ZeRO)
+    masters               12 T / R: fp32 weights and Adam's two moments (ZeRO); without ZeRO the
+                          moments of all weights, 8 T
     frozen copies         w N each: whole on every rank, under LoRA too
     live layers           :data:`LIVE_LAYERS_GIB` under ZeRO-3
     activations           L t (18 H + 6 I), none checkpointed, at w = 2
     head                  12 t V: logits and their gradients, in bfloat16 and in fp32
-    defence               4 T / R for each of :data:`SHARD_COPIES`
+    defence               4 T / R for each of ``num_shard_copies``; without ZeRO 4 T
     push                  :data:`PUSH_GIB`
     ====================  ==================================================================
     """
@@ -121,17 +117,17 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     num_adapter, trained = 0, shape.num_parameters
     if load.lora_rank is not None:
         num_adapter = trained = shape.num_adapter_parameters(load.lora_rank)
-    shared_by = {at: num_ranks if stage >= at else 1 for at in (2, 3)}
+    shared_by = {at: num_ranks if stage >= at else 1 for at in (1, 2, 3)}
     weight = load.bytes_a_weight
     states = 18 * shape.hidden_width + 6 * shape.mlp_width
     num_bytes = {
         "weights": weight * (shape.num_parameters + num_adapter) / shared_by[3],
         "gradients": weight * trained / shared_by[2],
-        "masters": 12 * trained / num_ranks,
+        "masters": (12 if stage else 8) * trained / shared_by[1],
         "frozen copies": load.num_frozen * weight * shape.num_parameters,
         "activations": weight / 2 * shape.num_layers * load.num_tokens * states,
         "head": 12 * load.num_tokens * shape.vocabulary_size,
-        "defence": load.num_shard_copies * 4 * trained / num_ranks,
+        "defence": load.num_shard_copies * 4 * trained / shared_by[1],
     }
     parts = {"context": CONTEXT_GIB} | {name: of / GIB for name, of in num_bytes.items()}
     parts["live layers"] = LIVE_LAYERS_GIB if stage == 3 else 0.0
@@ -193,7 +189,8 @@ def checkpoint_gib(shape: ModelShape, load: RankLoad) -> float:
 def host_gib(shape: ModelShape, load: RankLoad, num_ranks_on_node: int) -> float:
     """Return the GiB of main memory in which ranks of a node load models: w N for each of two.
 
-    Each rank reads the model that learns and, beside it, a frozen one.
+    Each rank reads the model that learns and, beside it, a frozen one. The copy of a checkpoint
+    that is written aside does not count: where it does not fit the training waits for the disk.
     """
     return num_ranks_on_node * 2 * load.bytes_a_weight * shape.num_parameters / GIB
 

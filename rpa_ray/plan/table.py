@@ -146,9 +146,10 @@ def memory_notes(plan: Plan) -> list[str]:
         is_known = not gpus_asked(settings)
         return [] if is_known else ["memory of the GPUs: the sizes of the model are not known"]
     lines = []
-    for kind in next(iter(every.values())).gpu:
-        label = max(every, key=lambda name: total(every[name].gpu[kind]))
-        parts, whose = every[label].gpu[kind], f" with {label}" * (len(every) > 1)
+    for kind in dict.fromkeys(kind for memory in every.values() for kind in memory.gpu):
+        of_kind = {name: memory.gpu[kind] for name, memory in every.items() if kind in memory.gpu}
+        label = max(of_kind, key=lambda name: total(of_kind[name]))
+        parts, whose = of_kind[label], f" with {label}" * (len(every) > 1)
         words = kind.replace("_", " ")
         lines.append(f"GPU of a {words}{whose}: {total(parts):.1f} GiB ({parts_text(parts)})")
     checkpoint = max(memory.checkpoint_gib for memory in every.values())

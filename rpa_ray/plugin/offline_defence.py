@@ -27,6 +27,11 @@ class OfflineDefence:
     def __init__(self, config: OfflineConfig) -> None:
         self.config = config
 
+    @property
+    def passes(self) -> float:
+        """Return the time of a step with these settings by that of SFT on as many refusals."""
+        return self.hooks().passes
+
     def objective(self) -> Objective[Any, Any]:
         """Return what is trained on; its batches are refusals of the defence split [rows, seq]."""
         raise NotImplementedError

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,8 @@ class RepNoiseOnline(OnlineDefence):
     Source: Rosati et al. 2024 (arXiv:2405.14577) and its code; as a term beside an attack's loss in
     the code of arXiv:2409.12914. Its weight there is not known: ``strength`` is ours.
     """
+
+    passes: ClassVar[float] = 4.1
 
     class Config(PluginConfig):
         name: str = "repnoise_online"

@@ -4,6 +4,7 @@ import pytest
 
 from rpa_ray.cluster import resources
 from rpa_ray.cluster.resources import (
+    available_memory_gib,
     cpus_asked,
     gpus_asked,
     local_cpus,
@@ -159,3 +160,15 @@ def test_a_containers_limits_count(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "cpu.max").write_text("max 100000\n")
     (tmp_path / "memory.max").write_text("max\n")
     assert (local_cpus(), local_memory_gib()) == whole
+
+
+def test_what_is_available_is_what_a_container_has_left_and_the_pages_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "CGROUP", tmp_path)
+    assert 0 < available_memory_gib() <= local_memory_gib()
+    # 2**28 bytes, of which 2**27 are used, 2**25 of those by files
+    (tmp_path / "memory.max").write_text(f"{2**28}\n")
+    (tmp_path / "memory.current").write_text(f"{2**27}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {2**25}\nactive_file 7\n")
+    assert available_memory_gib() == 0.125 + 0.03125

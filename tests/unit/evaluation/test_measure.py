@@ -199,6 +199,12 @@ def test_a_policy_with_broken_probabilities_is_a_sampling_failure() -> None:
         measure(instruments(policy=broken), phase="after")
 
 
+def test_an_engine_with_broken_probabilities_is_a_sampling_failure() -> None:
+    broken = replace(completion(RESTRICTED[0], "x"), logprobs=[math.nan, -1.0])
+    with pytest.raises(SamplingFailed, match="the engine's probabilities of its own answers"):
+        measure_drift(instruments(), [completion(RESTRICTED[1], "x"), broken])
+
+
 def test_every_answer_is_kept_with_its_scores_and_version() -> None:
     samples = measure(instruments(), phase="before").samples
     assert len(samples) == 8

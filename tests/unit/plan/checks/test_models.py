@@ -292,6 +292,7 @@ def test_labels_that_say_nothing_of_harm_are_taken_as_they_are(
 
 QWEN = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
 PHI = {"architectures": ["PhiForCausalLM"], "model_type": "phi"}
+GPT2 = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
 
 
 @pytest.mark.parametrize(
@@ -301,6 +302,9 @@ PHI = {"architectures": ["PhiForCausalLM"], "model_type": "phi"}
         (QWEN | {"num_attention_heads": 3, "num_key_value_heads": 1}, "got '64 and 3'"),
         (PHI | {"num_key_value_heads": 1}, "as many num_key_value_heads as num_attention_heads"),
         (PHI | {"num_key_value_heads": 2}, "four times its hidden_size, 256, got '64'"),
+        (PHI | {"intermediate_size": 256, "tie_word_embeddings": True}, "tie_word_embeddings fal"),
+        (QWEN | {"hidden_act": "gelu"}, 'hidden_act "silu", got \'"gelu"\''),
+        (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "layer_idx false, got 'true'"),
     ],
 )
 def test_sizes_that_the_engine_cannot_build_are_refused(
