@@ -13,7 +13,7 @@ from rpa_ray.config import ConfigError, ExperimentSettings
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.hub import DataOutOfReach
 from rpa_ray.data.hub_model import ModelOutOfReach
-from rpa_ray.plan.checks.data import _check_rows, check_data
+from rpa_ray.plan.checks.data import check_data, check_rows
 from rpa_ray.plan.checks.following import fitted, following
 from rpa_ray.plan.checks.gpus import check_memory, checkpoints_gib
 from rpa_ray.plan.checks.machine import check_output, check_placement, placed_on_paper
@@ -123,7 +123,7 @@ def _settled(
             break
     if not has_source:
         return settings, None
-    return settings, check_data if problems.num_noted == before else _check_rows
+    return settings, check_data if problems.num_noted == before else check_rows
 
 
 def _with_data(
