@@ -55,18 +55,17 @@ def require_cluster_resources(settings: ExperimentSettings, nodes: Sequence[Reso
     Raises:
         ConfigError: with what was asked and what there is.
     """
-    require_resources(settings, nodes, "cluster", "the Ray cluster")
+    require_resources(settings, nodes, "the Ray cluster")
 
 
 def require_resources(
-    settings: ExperimentSettings, nodes: Sequence[Resources], key: str, whose: str
+    settings: ExperimentSettings, nodes: Sequence[Resources], whose: str
 ) -> list[Placed]:
     """Return the place of every process; refuse a config whose processes do not fit the nodes.
 
     Args:
         settings: One cell; ``cluster.parallel_cells`` of them run side by side.
         nodes: What each node has, by Ray's names ``CPU`` and ``GPU``.
-        key: The key that the error names.
         whose: The owner of the nodes in words.
 
     Raises:
@@ -79,7 +78,7 @@ def require_resources(
         asked, there = at_once * each, sum(node.get(unit, 0.0) for node in nodes)
         if asked > there:
             raise ConfigError(
-                key,
+                "cluster",
                 f"ask for at most the {there:g} {unit}s of {whose}",
                 f"{asked:g} {unit}s",
                 "Lower num_ranks, num_rollout_workers, num_scorer_workers, their "
@@ -87,12 +86,12 @@ def require_resources(
             )
     if cluster.num_ranks > 1 and cluster.gpus_per_rank % 1:
         raise ConfigError(
-            f"{key}.gpus_per_rank",
+            "cluster.gpus_per_rank",
             "be whole where there are several ranks: NCCL takes each on a GPU of its own",
             cluster.gpus_per_rank,
             "Set it to 1, and fewer ranks where there are too few GPUs.",
         )
-    return place(cluster, nodes, key, whose)
+    return place(cluster, nodes, whose)
 
 
 def cpus_asked(settings: ExperimentSettings) -> float:

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from rpa_ray.attacks import ATTACKS
+from rpa_ray.attacks.best_of_n import BestOfN
 from rpa_ray.cluster.address import cluster_to_join
 from rpa_ray.cluster.resources import local_cpus
 from rpa_ray.config import ExperimentSettings, RolloutConfig
@@ -22,9 +23,11 @@ from rpa_ray.recipes.embedded import ARCHITECTURE, EMBEDDED_DTYPE
 from rpa_ray.recipes.model import ModelKind, ModelRecipe
 from rpa_ray.world.tokenizer import VOCABULARY_SIZE
 
-PROMPT_TOKENS = 20
+USUAL_PROMPT_TOKENS = 20
 ANSWER_FRAC = 0.5
 """Length of an answer by its limit, on the embedded world; another is corrected by its cells."""
+USUAL_ANSWER_LIMIT: int = RolloutConfig.model_fields["max_new_tokens"].default
+"""Of an answer in tokens, where no setting limits it."""
 MAX_SEQUENCES = 256
 """Answers that an engine works on at once."""
 UPDATE_S, PUSH_S, CALL_S = 0.008, 0.03, 0.008
@@ -68,7 +71,8 @@ def estimate_model(recipe: ModelRecipe, cache: Path, num_threads: int) -> float 
     # Tokens of a row: a text of its length, a question with its answer, or two of those.
     rows = job.batch_size * (2 if recipe.kind in (ModelKind.REWARD, ModelKind.COST) else 1)
     passes = 1.0 if recipe.defence is None else offline_defence(recipe.defence).passes
-    return SET_UP_S + job.num_steps * (passes * rows * _row(56) * found.train_s + UPDATE_S)
+    train = passes * rows * _row(USUAL_ANSWER_LIMIT) * found.train_s
+    return SET_UP_S + job.num_steps * (train + UPDATE_S)
 
 
 def estimate_cell(inputs: CellInputs) -> CellEstimate | None:
@@ -103,9 +107,9 @@ def estimate_cell(inputs: CellInputs) -> CellEstimate | None:
     look += num_judges * num_looked_at * row * scorer.forward_s
     num_steps = attack.num_batches(settings.data.num_samples)
     rest = SET_UP_S + (look * evaluation.num_probes if num_steps else 0.0)
-    if Need.ANSWER_POOL in attack.requires:
-        pool = getattr(settings.attack, "pool_size", 1)
-        pool *= min(getattr(settings.attack, "num_prompts", 1), settings.data.num_samples)
+    if isinstance(settings.attack, BestOfN.Config):
+        num_asked = min(settings.attack.num_prompts, settings.data.num_samples)
+        pool = settings.attack.pool_size * num_asked
         rest += _decode_s(policy, pool, max_new) + 3 * pool * row * scorer.forward_s
     return CellEstimate(
         evaluation_s=measuring,
@@ -121,7 +125,7 @@ def _step_s(settings: ExperimentSettings, attack: Attack, policy: Speeds, scorer
     assert training is not None
     num_samples = settings.data.num_samples
     updates = attack.num_updates(num_samples) / attack.num_batches(num_samples)
-    max_new = config.max_new_tokens if isinstance(config, RolloutConfig) else 56
+    max_new = config.max_new_tokens if isinstance(config, RolloutConfig) else USUAL_ANSWER_LIMIT
     rows = training.batch_size * attack.answers_per_prompt
     seconds = 0.0
     if isinstance(config, RolloutConfig):
@@ -136,7 +140,7 @@ def _step_s(settings: ExperimentSettings, attack: Attack, policy: Speeds, scorer
 
 def _row(max_new_tokens: int) -> float:
     """Return the tokens of a prompt with its answer."""
-    return PROMPT_TOKENS + ANSWER_FRAC * max_new_tokens
+    return USUAL_PROMPT_TOKENS + ANSWER_FRAC * max_new_tokens
 
 
 def _decode_s(speed: Speeds, num: int, max_new_tokens: int) -> float:

@@ -23,9 +23,9 @@ from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellModels
 from rpa_ray.scoring.size import bytes_a_weight
 
 GIB = 2**30
-PROMPT_TOKENS = 128
+LONGEST_PROMPT_TOKENS = 128
 """Longest prompt that is planned for."""
-ANSWER_TOKENS = 512
+LONGEST_ANSWER_TOKENS = 512
 """Longest answer of a data set that is planned for."""
 CONTEXT_GIB = 1.0
 """CUDA context and NCCL's buffers of a rank."""
@@ -63,13 +63,13 @@ class RankLoad:
 def load_of(settings: ExperimentSettings, models: CellModels) -> RankLoad:
     """Return what the attack and the defence of a cell put on a rank.
 
-    A row is a prompt of at most :data:`PROMPT_TOKENS` with its answer. The rows of a defence come
-    with the last micro-batch of the attack, so that both are held; a pair is two rows.
+    A row is a prompt of at most :data:`LONGEST_PROMPT_TOKENS` with its answer. The rows of a
+    defence come with the last micro-batch of the attack, so that both are held; a pair is two rows.
     """
     cluster, training = settings.cluster, settings.training
     defence = defence_of(settings.defence)
     needs = ATTACKS[settings.attack.name].needs(settings.attack) | defence.needs
-    answer = ANSWER_TOKENS
+    answer = LONGEST_ANSWER_TOKENS
     if isinstance(settings.attack, RolloutConfig):
         answer = settings.attack.max_new_tokens
     num_tokens = 0
@@ -77,11 +77,11 @@ def load_of(settings: ExperimentSettings, models: CellModels) -> RankLoad:
         attack = ATTACKS[settings.attack.name](defence.attack_config(settings.attack))
         rows = -(-training.batch_size * attack.answers_per_prompt // cluster.num_ranks)
         rows = min(rows, cluster.micro_batch_size or rows) * (2 if Need.PAIRS in needs else 1)
-        num_tokens = rows * (PROMPT_TOKENS + answer)
+        num_tokens = rows * (LONGEST_PROMPT_TOKENS + answer)
     safe_rows = -(-defence.safe_batch_size // cluster.num_ranks)
     for need in needs & DEFENCE_BATCHES:
         pairs = 2 if need is Need.CONTRAST_BATCH else 1
-        num_tokens += pairs * safe_rows * (PROMPT_TOKENS + ANSWER_TOKENS)
+        num_tokens += pairs * safe_rows * (LONGEST_PROMPT_TOKENS + LONGEST_ANSWER_TOKENS)
     others = [
         models.untouched,
         models.reference if Need.REFERENCE in needs else None,

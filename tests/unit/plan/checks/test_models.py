@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checked import check_models
 from model_folders import (
     CHAT,
     edit_json,
@@ -29,14 +30,14 @@ from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
 from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks import tokenizer
-from rpa_ray.plan.checks.models import check_compared_weights, check_models
+from rpa_ray.plan.checks.models import check_compared_weights
 from rpa_ray.recipes.cell_models import CellInputs
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1234567\n"
 
 
 def check(*overrides: str) -> None:
-    check_models(parse_tree({"attack": "ppo"}, overrides), "")
+    check_models(parse_tree({"attack": "ppo"}, overrides))
 
 
 def refusal(*overrides: str) -> str:
