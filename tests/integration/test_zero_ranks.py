@@ -49,7 +49,8 @@ from rpa_ray.defences.online.safe_rlhf import SafeRLHF
 from rpa_ray.defences.online.safegrad import SafeGrad
 from rpa_ray.defences.online.token_constrained import TokenConstrained
 from rpa_ray.defences.online.vaccine import Vaccine
-from rpa_ray.learner.engine import Engine, OptimizerSettings, import_deepspeed
+from rpa_ray.learner.deepspeed_import import import_deepspeed
+from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.modules import PolicyModel, add_lora
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner
