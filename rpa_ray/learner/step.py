@@ -152,7 +152,12 @@ class Learner:
             return found
 
         num_terms = self._num_terms(objective, batch)
-        context = replace(self.context(), num_terms=num_terms, gradients_of=gradients_of)
+        context = replace(
+            self.context(),
+            num_terms=num_terms,
+            gradients_of=gradients_of,
+            trial_weights=self.engine.trial_weights,
+        )
 
         def gradient_pass() -> Metrics:
             metrics: Metrics = {}

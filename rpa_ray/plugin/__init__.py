@@ -32,6 +32,7 @@ from rpa_ray.plugin.online_defence import (
 from rpa_ray.plugin.step import (
     DEFENCE_BATCHES,
     Forward,
+    MasterEdit,
     NamedModel,
     Need,
     RefusalTuned,
@@ -47,6 +48,7 @@ __all__ = [
     "ComposedConfig",
     "Forward",
     "GradientPass",
+    "MasterEdit",
     "NamedModel",
     "Need",
     "Objective",

@@ -55,7 +55,14 @@ from rpa_ray.learner.modules import PolicyModel, add_lora
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner
 from rpa_ray.ops.logprobs import next_token_logprobs
-from rpa_ray.plugin import Attack, ComposedConfig, Need, OnlineDefence, StepContext
+from rpa_ray.plugin import (
+    Attack,
+    ComposedConfig,
+    Need,
+    OnlineDefence,
+    StepContext,
+    is_of_policy,
+)
 from rpa_ray.types import (
     Batch,
     Experience,
@@ -135,6 +142,8 @@ ELSEWHERE = {
 """Defences of the table that are no case here, and why."""
 IN_ONE_BACKWARD = ("none", "refusal_loss", "vaccine")
 """What two ranks also try in one backward; the others have two there, in every stage."""
+NUM_MOVES = 2
+"""To other weights, by a defence that asks for gradients, in one update."""
 NUM_UPDATES = 2
 """The second update of a defence is the first in which an anchor is not where the weights are."""
 # Stage 3 first: its first engine gives the linear layers of the whole process another backward,
@@ -416,7 +425,10 @@ def own_parts(zero_stage: int, bf16: bool, ranks: Ranks) -> Outcome:
 
 
 class Asking(OnlineDefence):
-    """Asks for the gradient of another loss before every update, and does nothing with it."""
+    """Asks for the gradient of another loss before every update, and does nothing with it.
+
+    It asks at the weights of the update, and after each move to others.
+    """
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(OnlineDefence.Config())
@@ -425,10 +437,24 @@ class Asking(OnlineDefence):
         """The weights at which it asked, and the gradient."""
 
     def compute_gradients(self, gradient_pass: Any, forward: Any, context: StepContext) -> Any:
+        here = self._ask(forward, context)
+
+        def descend(masters: Any) -> None:
+            for name, master in masters:
+                if is_of_policy(name):
+                    master.sub_(0.02 * here[name])
+
+        with context.trial_weights() as move:
+            for _ in range(NUM_MOVES):
+                move(descend)
+                self._ask(forward, context)
+        return gradient_pass()
+
+    def _ask(self, forward: Any, context: StepContext) -> Outcome:
         weights = whole_weights(self.engine)
         loss = refusals_and_values(forward, context.next_safe_batch(), context.num_ranks)
         self.answers.append((weights, context.gradients_of(loss)))
-        return gradient_pass()
+        return self.answers[-1][1]
 
 
 def refusals_and_values(forward: Any, batch: TokenBatch, num_ranks: int) -> Tensor:
@@ -908,7 +934,7 @@ def test_an_update_that_broke_half_way_on_one_rank_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize(("zero_stage", "bf16"), [*KINDS, (0, False)])
-def test_a_gradient_that_a_defence_asks_for_is_the_mean_over_ranks_and_leaves_nothing_behind(
+def test_gradients_asked_for_here_and_elsewhere_are_means_over_ranks_and_leave_nothing_behind(
     zero_stage: int, bf16: bool, one_rank: Outcome, two_ranks: list[Outcome]
 ) -> None:
     num_entries = {1: 0, 2: 0}
@@ -916,7 +942,9 @@ def test_a_gradient_that_a_defence_asks_for_is_the_mean_over_ranks_and_leaves_no
         asked = outcome["asked"][zero_stage, bf16]
         disturbed, undisturbed = asked["states"]
         assert_equal(disturbed, undisturbed)
-        assert len(asked["answers"]) == 2
+        assert len(asked["answers"]) == 2 * (1 + NUM_MOVES)
+        here, *moved = (weights for weights, _ in asked["answers"][: 1 + NUM_MOVES])
+        assert all(largest_difference(away, here) > 1e-2 for away in moved)
         for answer, expected in asked["answers"]:
             assert answer.keys() >= {n for n, part in expected.items() if part is not None}
             for name, gradient in answer.items():
@@ -929,8 +957,9 @@ def test_a_gradient_that_a_defence_asks_for_is_the_mean_over_ranks_and_leaves_no
                 num_entries[num_ranks] += gradient.numel()
     whole = sum(p.numel() for n, p in tiny_policy().named_parameters() if n != "value_head.bias")
     # Two updates; under ZeRO 0 each rank owns everything.
-    assert num_entries[1] == 2 * whole
-    assert num_entries[2] == 2 * whole * (2 if zero_stage == 0 else 1)
+    num_answers = 2 * (1 + NUM_MOVES)
+    assert num_entries[1] == num_answers * whole
+    assert num_entries[2] == num_answers * whole * (2 if zero_stage == 0 else 1)
 
 
 @pytest.mark.parametrize(("zero_stage", "bf16"), [*KINDS, (0, False)])
