@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rpa_ray.defences.composed import Composed
+from rpa_ray.defences.offline.grad_penalty import GradPenalty
 from rpa_ray.defences.offline.vaccine_offline import VaccineOffline
 from rpa_ray.defences.online.dpo_beta import DPOBeta
 from rpa_ray.defences.online.freeze import Freeze
@@ -50,6 +51,7 @@ DEFENCES: dict[str, type[OnlineDefence]] = {
 
 
 OFFLINE_DEFENCES: dict[str, type[OfflineDefence]] = {
+    "grad_penalty": GradPenalty,
     "vaccine_offline": VaccineOffline,
 }
 

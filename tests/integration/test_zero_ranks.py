@@ -38,6 +38,7 @@ from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import LoraSettings
 from rpa_ray.defences import DEFENCES as TABLE
 from rpa_ray.defences import defence_of
+from rpa_ray.defences.offline.grad_penalty import GradPenalty
 from rpa_ray.defences.online.kl_safe_ref import KLSafeRef
 from rpa_ray.defences.online.lisa import Lisa
 from rpa_ray.defences.online.procon import ProCon
@@ -97,6 +98,7 @@ DEFENCES: dict[str, Callable[[], OnlineDefence]] = {
     "none": lambda: OnlineDefence(OnlineDefence.Config()),
     "refusal_loss": lambda: RefusalLoss(RefusalLoss.Config(alpha=2.0, probe_every=1)),
     "repnoise_online": lambda: RepNoiseOnline(RepNoiseOnline.Config(beta=0.5, batch_size=12)),
+    "grad_penalty": lambda: GradPenalty(GradPenalty.Config(gamma=0.1, relative_step=1e-2)).hooks(),
     "lisa": lambda: Lisa(Lisa.Config(rho=0.2)),
     "lisa_decoupled": lambda: Lisa(Lisa.Config(rho=0.2, prox="decoupled")),
     "lisa_in_two_states": lambda: Lisa(
