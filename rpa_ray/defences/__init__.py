@@ -10,6 +10,7 @@ from typing import Any
 
 from rpa_ray.defences.composed import Composed
 from rpa_ray.defences.offline.grad_penalty import GradPenalty
+from rpa_ray.defences.offline.tar import TAR
 from rpa_ray.defences.offline.vaccine_offline import VaccineOffline
 from rpa_ray.defences.online.dpo_beta import DPOBeta
 from rpa_ray.defences.online.freeze import Freeze
@@ -52,6 +53,7 @@ DEFENCES: dict[str, type[OnlineDefence]] = {
 
 OFFLINE_DEFENCES: dict[str, type[OfflineDefence]] = {
     "grad_penalty": GradPenalty,
+    "tar": TAR,
     "vaccine_offline": VaccineOffline,
 }
 

@@ -39,6 +39,7 @@ from rpa_ray.config import LoraSettings
 from rpa_ray.defences import DEFENCES as TABLE
 from rpa_ray.defences import defence_of
 from rpa_ray.defences.offline.grad_penalty import GradPenalty
+from rpa_ray.defences.offline.tar import TAR
 from rpa_ray.defences.online.kl_safe_ref import KLSafeRef
 from rpa_ray.defences.online.lisa import Lisa
 from rpa_ray.defences.online.procon import ProCon
@@ -126,6 +127,9 @@ DEFENCES: dict[str, Callable[[], OnlineDefence]] = {
     "safegrad_per_layer": lambda: SafeGrad(SafeGrad.Config(projection="per_layer")),
     "reward_shaping": lambda: RewardShaping(RewardShaping.Config(coefficient=2.0)),
     "security_vectors": lambda: TinySecurityVectors(scale=0.1),
+    "tar": lambda: TAR(
+        TAR.Config(num_tasks=2, inner_steps=2, look_every=1, inner_learning_rates=[1e-4])
+    ).hooks(),
     "vaccine": lambda: Vaccine(Vaccine.Config(rho=2.0, norm="global")),
     "lisa+refusal_loss": lambda: defence_of(
         ComposedConfig(

@@ -54,7 +54,7 @@ class GradPenalty(OfflineDefence):
 
     class Config(OfflineConfig):
         name: str = "grad_penalty"
-        gamma: float = Field(1.0, ge=0)
+        gamma: float = Field(0.03, ge=0)
         """Weight of the penalty; with 0, and ``alpha`` 0, this is SFT on refusals."""
         alpha: float = Field(1.0, ge=0)
         """Weight of the ascent on unsafe answers."""
