@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rpa_ray.defences.composed import Composed
+from rpa_ray.defences.offline.circuit_breakers import CircuitBreakers
+from rpa_ray.defences.offline.repnoise import RepNoise
+from rpa_ray.defences.offline.rmu import RMU
 from rpa_ray.defences.offline.vaccine_offline import VaccineOffline
 from rpa_ray.defences.online.dpo_beta import DPOBeta
 from rpa_ray.defences.online.freeze import Freeze
@@ -50,6 +53,9 @@ DEFENCES: dict[str, type[OnlineDefence]] = {
 
 
 OFFLINE_DEFENCES: dict[str, type[OfflineDefence]] = {
+    "circuit_breakers": CircuitBreakers,
+    "repnoise": RepNoise,
+    "rmu": RMU,
     "vaccine_offline": VaccineOffline,
 }
 

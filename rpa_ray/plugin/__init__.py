@@ -13,6 +13,7 @@ Called by: `attacks`, `defences`, `learner`, `jobs`.
 from rpa_ray.config.plugins import (
     AdapterConfig,
     ComposedConfig,
+    LoraSettings,
     OfflineConfig,
     PluginConfig,
     ReferencedConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "ComposedConfig",
     "Forward",
     "GradientPass",
+    "LoraSettings",
     "NamedModel",
     "Need",
     "Objective",
