@@ -57,7 +57,7 @@ class RepNoiseLoss:
 
     def __init__(self, settings: RepNoiseSettings) -> None:
         self.settings = settings
-        self._readings: Readings | None = None
+        self._readings = Readings()
 
     @property
     def reads_unsafe(self) -> bool:
@@ -71,7 +71,7 @@ class RepNoiseLoss:
             ValueError: they are not found.
         """
         if self.reads_unsafe:
-            self._readings = Readings(policy)
+            self._readings.attach(policy)
 
     def of(
         self, forward: Forward[ModelOutputs], pairs: PairBatch, context: StepContext
@@ -88,8 +88,7 @@ class RepNoiseLoss:
     def unsafe_term(
         self, forward: Forward[ModelOutputs], unsafe: TokenBatch, context: StepContext
     ) -> LossTerm:
-        """Return ``beta * L_noise - alpha * log A`` of counted unsafe answers."""
-        assert self._readings is not None, "attach comes first, and one of the weights is not 0"
+        """Return ``beta * L_noise - alpha * log A`` of counted unsafe answers; one is not 0."""
         alpha, beta = self.settings.alpha, self.settings.beta
         predicted = self.predicted(unsafe)
         lens = (unsafe.input_ids, predicted.loss_mask) if alpha > 0 else None
@@ -102,9 +101,9 @@ class RepNoiseLoss:
                 metrics["defence/noise_mmd"] = float(noise.detach())
                 metrics["defence/mmd_batch"] = float(len(unsafe.input_ids) * context.num_ranks)
             if alpha > 0:
-                level = log_unsafe_level(outputs, readings.lens_losses, predicted, context)
-                terms.append(-alpha * level)
-                metrics["defence/log_unsafe_level"] = float(level.detach())
+                term = ascent(alpha, outputs, readings, predicted, context)
+                terms.append(term.loss)
+                metrics |= term.metrics
         return LossTerm(loss=torch.stack(terms).sum(), metrics=metrics)
 
     def counted(self, pairs: PairBatch) -> tuple[TokenBatch, TokenBatch]:
@@ -134,17 +133,31 @@ def retain_loss(forward: Forward[ModelOutputs], safe: TokenBatch, context: StepC
     )
 
 
-def log_unsafe_level(
-    outputs: ModelOutputs, lens_losses: list[Tensor], unsafe: TokenBatch, context: StepContext
-) -> Tensor:
-    """Return log A of all ranks, with the gradient of this rank's part of A.
+def ascent(
+    alpha: float,
+    outputs: ModelOutputs,
+    readings: Readings,
+    unsafe: TokenBatch,
+    context: StepContext,
+) -> LossTerm:
+    """Return ``-alpha * log A`` of all ranks' rows.
 
     Args:
+        alpha: Weight.
         outputs: What the model gave for the rows.
-        lens_losses: What :class:`Readings` read of the marked tokens in the same pass.
+        readings: What was read in the same pass, the marked tokens by the output head among it.
         unsafe: Rows of this rank, the tokens marked that are to be predicted.
         context: The step.
     """
+    level = _log_level(outputs, readings.lens_losses, unsafe, context)
+    metrics: Metrics = {"defence/log_unsafe_level": float(level.detach())}
+    return LossTerm(loss=-alpha * level, metrics=metrics)
+
+
+def _log_level(
+    outputs: ModelOutputs, lens_losses: list[Tensor], unsafe: TokenBatch, context: StepContext
+) -> Tensor:
+    """Return log A, with the gradient of this rank's part of A."""
     logprobs = next_token_logprobs(outputs.logits, unsafe.input_ids.to(outputs.logits.device))
     final = -masked_sum(logprobs, unsafe.loss_mask.to(logprobs.device))
     count = max(1, global_count(unsafe.loss_mask, context))
@@ -164,8 +177,7 @@ def noise_mmd(mlp_outputs: list[Tensor], mask: Tensor, context: StepContext) -> 
         context: The step; the noise is another one at every update.
     """
     device = mlp_outputs[0].device
-    widths = context.gather_rows(torch.tensor([mask.shape[1]], device=device))
-    padding = int(widths.max()) - mask.shape[1]
+    padding = widest(mask, context) - mask.shape[1]
     own = F.pad(mask.to(device), (0, padding))
     everywhere = context.gather_rows(own.to(torch.uint8)).bool()
     losses = []
@@ -176,3 +188,9 @@ def noise_mmd(mlp_outputs: list[Tensor], mask: Tensor, context: StepContext) -> 
         noise = torch.randn(shape, generator=seeded, device=device)
         losses.append(gaussian_mmd(features, kept_vectors(noise, everywhere)))
     return torch.stack(losses).mean()
+
+
+def widest(rows: Tensor, context: StepContext) -> int:
+    """Return the number of tokens of the widest rows [batch, seq] that a rank has."""
+    own = torch.tensor([rows.shape[1]], device=rows.device)
+    return int(context.gather_rows(own).max())

@@ -201,7 +201,9 @@ class Learner:
             self.ranks,
             dtype="bfloat16" if self.engine.settings.bf16 else "float32",
             # Equal rewards, or PPO's guard against large ratios, make rollouts that teach nothing.
-            may_be_zero=isinstance(batch, Experience) or not has_terms,
+            may_be_zero=isinstance(batch, Experience)
+            or objective.may_begin_at_rest
+            or not has_terms,
         )
 
     def _num_terms(self, objective: Objective[Any, Any], batch: Batch) -> int:

@@ -13,6 +13,7 @@ Called by: `attacks`, `defences`, `learner`, `jobs`.
 from rpa_ray.config.plugins import (
     AdapterConfig,
     ComposedConfig,
+    LoraSettings,
     OfflineConfig,
     PluginConfig,
     ReferencedConfig,
@@ -48,6 +49,7 @@ __all__ = [
     "ComposedConfig",
     "Forward",
     "GradientPass",
+    "LoraSettings",
     "MasterEdit",
     "NamedModel",
     "Need",

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from rpa_ray.config.plugins import OfflineConfig
+from rpa_ray.config.plugins import LoraSettings, OfflineConfig
 from rpa_ray.plugin.attack import Objective
 from rpa_ray.plugin.online_defence import OnlineDefence
 from rpa_ray.plugin.step import Need
@@ -26,6 +26,16 @@ class OfflineDefence:
 
     def __init__(self, config: OfflineConfig) -> None:
         self.config = config
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Return what the defence asks for with these settings; ``requires`` at least."""
+        return self.requires
+
+    @property
+    def lora(self) -> LoraSettings | None:
+        """Return the adapters that are trained, and merged at the end; None trains every weight."""
+        return None
 
     def objective(self) -> Objective[Any, Any]:
         """Return what is trained on; its batches are refusals of the defence split [rows, seq]."""
