@@ -50,8 +50,9 @@ def make(
     zero_stage: int = 1,
 ) -> Path:
     """Make the model of a recipe in a cache of its own; return its folder."""
-    cache.mkdir()
-    (cache / world_folder(0, cache).name).symlink_to(world_folder(0, world_cache))
+    if not cache.is_dir():
+        cache.mkdir()
+        (cache / world_folder(0, cache).name).symlink_to(world_folder(0, world_cache))
     nobody: Any = None
     process = LearnerProcess(
         ranks=ONE_RANK,

@@ -13,7 +13,8 @@ from rpa_ray.attacks import ATTACKS
 from rpa_ray.cluster.address import cluster_to_join
 from rpa_ray.cluster.resources import local_cpus
 from rpa_ray.config import ExperimentSettings, RolloutConfig
-from rpa_ray.defences import online_defences
+from rpa_ray.defences import offline_defence, online_defences
+from rpa_ray.defences.offline.tar import TAR, look_weights
 from rpa_ray.plan.cells import PlannedCell
 from rpa_ray.plan.model_speed import Speeds, machine_key, speeds
 from rpa_ray.plugin import Attack, Need
@@ -44,6 +45,7 @@ PASSES = {
     "repnoise": 4.1,
     "circuit_breakers": 4.1,
     "rmu": 4.1,
+    "grad_penalty": 5.7,  # by its passes
     "safegrad": 2.6,
     "token_constrained": 1.5,
     "procon": 1.9,  # 1.6 as measured, with half as many prompts again since
@@ -51,6 +53,9 @@ PASSES = {
     "kl_safe_ref": 1.3,
 }
 """Time of a learner step by that without a defence, where it is more than a tenth (2026-11-21)."""
+RETAIN_PASSES = 1.4
+LOOK_PASSES = {"dpo": 2.0, "max_entropy": 1.0, "repnoise": 3.1}
+"""Of TAR, by one pass over a batch of refusals: its retain loss, and a look at the tamper loss."""
 _NUM_REMEMBERED = 10
 
 
@@ -81,8 +86,27 @@ def estimate_model(recipe: ModelRecipe, cache: Path, num_threads: int) -> float 
     job = recipe.job
     # Tokens of a row: a text of its length, a question with its answer, or two of those.
     rows = job.batch_size * (2 if recipe.kind in (ModelKind.REWARD, ModelKind.COST) else 1)
-    passes = 1.0 if recipe.defence is None else PASSES.get(recipe.defence["name"], 1.0)
-    return SET_UP_S + job.num_steps * (passes * rows * _row(56) * found.train_s + UPDATE_S)
+    passes, updates = step_work(recipe)
+    step_s = passes * rows * _row(56) * found.train_s + updates * UPDATE_S
+    return SET_UP_S + job.num_steps * step_s
+
+
+def step_work(recipe: ModelRecipe) -> tuple[float, int]:
+    """Return the time of a step's passes by that of one over its batch, and its weight updates.
+
+    Those that TAR takes back are among them.
+    """
+    if recipe.defence is None:
+        return 1.0, 1
+    defence = offline_defence(recipe.defence)
+    if not isinstance(defence, TAR):
+        return PASSES.get(defence.config.name, 1.0), 1
+    config = defence.config
+    if config.strength == 0:
+        return RETAIN_PASSES, 1
+    num_inner = config.num_tasks * config.inner_steps
+    num_looks = config.num_tasks * len(look_weights(config))
+    return RETAIN_PASSES + num_inner + num_looks * LOOK_PASSES[config.tamper_loss], 1 + num_inner
 
 
 def estimate_cell(inputs: CellInputs) -> CellEstimate | None:

@@ -15,7 +15,7 @@ from rpa_ray.data.source import DataSource
 from rpa_ray.plan.cells import PlannedCell, cell_labels
 from rpa_ray.plan.checks.following import departures
 from rpa_ray.plan.checks.gpus import cell_memory, parts_text
-from rpa_ray.plan.cost import START_S, minutes
+from rpa_ray.plan.cost import START_S, minutes, step_work
 from rpa_ray.plan.memory import total
 from rpa_ray.plan.plan import Plan
 from rpa_ray.recipes.cell_models import CellInputs
@@ -24,6 +24,8 @@ from rpa_ray.recipes.to_make import ModelJob, RefusalJob
 from rpa_ray.terminal import plain
 
 NOT_ESTIMATED = "-"
+MANY_PASSES = 10
+"""A training whose step takes as many is told of."""
 FEW_STEPS = 200
 """A judge that learns in fewer is told of."""
 
@@ -41,7 +43,9 @@ def plan_table(plan: Plan) -> Table:
     seconds = {name: plan.seconds(name) for name in plan.jobs}
     for name, job in plan.jobs.items():
         if isinstance(job, ModelJob):
+            passes, _ = step_work(job.recipe)
             steps = f"{job.recipe.job.num_steps} steps"
+            steps += f" of {passes:.0f} passes" * (passes >= MANY_PASSES)
             table.add_row("make", plain(job.recipe.id), steps, _seconds(seconds[name]))
         elif isinstance(job, RefusalJob):
             num_answers = plan.num_answers(job)

@@ -181,7 +181,7 @@ class Tampered(OnlineDefence):
 
     def _task(self, task: int, forward: Forward[ModelOutputs], context: StepContext) -> Metrics:
         """Let one adversary loose and look at the tamper loss on its way."""
-        settings = self._settings
+        settings, weights = self._settings, look_weights(self._settings)
         adversary = Adversary(drawn_rate(settings, context.update, task))
         tamper_loss = self._tamper_loss(forward, context.next_contrast_batch(), context)
         tamper_losses: list[float] = []
@@ -193,11 +193,10 @@ class Tampered(OnlineDefence):
                     loss = retain_loss(forward, unsafe, context)
                     move(adversary.step_along(context.gradients_of(loss)))
                     unsafe_losses.append(float(loss.detach()))
-                weight = look_weight(step, settings)
-                if weight > 0:
+                if step in weights:
                     loss = tamper_loss()
                     tamper_losses.append(float(loss.detach()))
-                    self._add(weight, context.gradients_of(loss))
+                    self._add(weights[step], context.gradients_of(loss))
         metrics = {"defence/tamper_loss": sum(tamper_losses) / len(tamper_losses)}
         if unsafe_losses:
             metrics["defence/adversary_first_loss"] = unsafe_losses[0]
@@ -258,14 +257,14 @@ def drawn_rate(settings: TAR.Config, update: int, task: int) -> float:
     return rates[int(torch.randint(len(rates), (), generator=seeded))]
 
 
-def look_weight(step: int, settings: TAR.Config) -> float:
-    """Return the weight of the tamper loss after a step of an adversary, 0 where none is taken.
+def look_weights(settings: TAR.Config) -> dict[int, float]:
+    """Return the weight of the tamper loss by the number of steps after which it is looked at.
 
     Example: of 64 steps the fourth weighs 0.0235, the last 1, with one task and strength 1.
     """
-    is_look = step == settings.inner_steps or (step > 0 and step % settings.look_every == 0)
-    share = settings.strength / settings.num_tasks
-    return share * math.exp(DECAY * (step - settings.inner_steps)) if is_look else 0.0
+    last, share = settings.inner_steps, settings.strength / settings.num_tasks
+    looks = sorted({*range(settings.look_every, last, settings.look_every), last})
+    return {step: share * math.exp(DECAY * (step - last)) for step in looks}
 
 
 def both_answers(model: Forward[ModelOutputs], pairs: PairBatch) -> tuple[Tensor, Tensor]:

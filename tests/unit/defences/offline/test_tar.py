@@ -1,5 +1,6 @@
 """TAR: what adversaries add to a step, and what it does to weights."""
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,12 +32,13 @@ from rpa_ray.defences.offline.tar import (
     both_answers,
     drawn_rate,
     entropy_loss,
-    look_weight,
+    look_weights,
     preference_loss,
 )
 from rpa_ray.learner.modules import load_policy
 from rpa_ray.plan import parse_tree
 from rpa_ray.plugin import MasterEdit, Shard
+from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.types import PairBatch
 
 REFUSALS = token_batch([[1, 13, 14, 15, 2], [1, 16, 2]], num_prompt_tokens=2, width=5)
@@ -52,18 +54,14 @@ def tampered(**settings: Any) -> Tampered:
 
 
 def test_later_looks_weigh_more_and_the_last_one_its_whole_share() -> None:
-    settings = TAR.Config(strength=4.0, num_tasks=4, inner_steps=64)
-    looks = {step: w for step in range(65) if (w := look_weight(step, settings)) > 0}
+    looks = look_weights(TAR.Config(strength=4.0, num_tasks=4, inner_steps=64))
     assert list(looks) == list(range(4, 65, 4))
     assert [looks[4], looks[32], looks[64]] == pytest.approx([0.0235177, 0.135335, 1.0], rel=1e-5)
 
 
 def test_a_look_is_taken_after_the_last_step_or_where_the_model_is_without_any() -> None:
-    def looks(inner_steps: int) -> list[int]:
-        settings = TAR.Config(inner_steps=inner_steps)
-        return [step for step in range(inner_steps + 1) if look_weight(step, settings) > 0]
-
-    assert (looks(0), looks(2), looks(6)) == ([0], [2], [4, 6])
+    looks = [list(look_weights(TAR.Config(inner_steps=num))) for num in (0, 2, 6, 8)]
+    assert looks == [[0], [2], [4, 6], [4, 8]]
 
 
 def test_the_entropy_of_uniform_answers_is_that_of_the_vocabulary() -> None:
@@ -242,3 +240,36 @@ def test_without_its_weights_it_is_sft_on_refusals_or_the_start_model(
     assert not are_equal(sft, made("tampered", distance_weight=0.0))
     start = dict(load_policy(policy, dtype=torch.bfloat16).named_parameters())
     assert are_equal(start, made("nothing", strength=0.0, retain_weight=0.0))
+
+
+def test_after_repnoise_it_begins_with_what_that_made(world_cache: Path) -> None:
+    tree = {"attack": "sft", "defence": ["repnoise", "tar"]}
+    hardened = attacked_model(parse_tree(tree), world_cache)
+    alone = attacked_model(parse_tree(tree | {"defence": "repnoise"}), world_cache)
+    assert (hardened.id, hardened.start) == ("tar", alone)
+    assert alone.id == "repnoise"
+    assert (
+        hardened.key() != attacked_model(parse_tree(tree | {"defence": "tar"}), world_cache).key()
+    )
+
+
+@pytest.mark.usefixtures("process_group")
+def test_after_repnoise_it_stays_near_what_that_made(
+    policy: Path, world_cache: Path, tmp_path: Path
+) -> None:
+    quick = {"num_steps": 1, "learning_rate": 1e-2}
+    parts = [
+        {"name": "repnoise", **quick},
+        {"name": "tar", "num_tasks": 1, "inner_steps": 0, **quick},
+    ]
+    model = {"path": str(policy), "dtype": "bfloat16"}
+    settings = parse_tree({"attack": "sft", "defence": parts, "model": model})
+    recipe, cache = attacked_model(settings, world_cache), tmp_path / "cache"
+    assert isinstance(recipe.start, ModelRecipe)
+    make(recipe.start, settings, cache, world_cache=world_cache)
+    make(recipe, settings, cache, world_cache=world_cache)
+    log = cache / "logs" / f"{recipe.folder(cache).name}.jsonl"
+    first = json.loads(log.read_text().splitlines()[0])
+    # at its first step the model is the one it stays near, and prefers nothing more than that does
+    assert first["defence/retain_distance"] == 0.0
+    assert first["defence/tamper_loss"] == pytest.approx(math.log(2), rel=1e-6)
