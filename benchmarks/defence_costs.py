@@ -111,7 +111,7 @@ def measure(what: str, attack: str, defence: str, options: argparse.Namespace) -
     import torch
 
     torch.set_num_threads(1)
-    from rpa_ray.learner.engine import import_deepspeed
+    from rpa_ray.learner.deepspeed_import import import_deepspeed
 
     import_deepspeed()
     with tempfile.TemporaryDirectory() as folder:

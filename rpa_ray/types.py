@@ -18,6 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 Metrics: TypeAlias = dict[str, float]
 
@@ -249,6 +250,11 @@ def joined(parts: Sequence[RowsT]) -> RowsT:
         elif isinstance(values[0], TokenBatch):
             changed[f.name] = joined(values)
     return replace(first, **changed)
+
+
+def widened(rows: TokenBatch, num_tokens: int) -> TokenBatch:
+    """Return the rows padded on the right to ``num_tokens``: id 0, no further position marked."""
+    return _with_tensors(rows, lambda tensor: pad(tensor, (0, num_tokens - tensor.shape[1])))
 
 
 def _rows(batch: BatchT, start: int, end: int) -> BatchT:

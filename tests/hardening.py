@@ -1,20 +1,24 @@
 """Making models of recipes in this process, from a tiny language model of the world's language."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from fakes import ONE_RANK, tiny_config
+from fakes import ONE_RANK, context_of, forward_of, frozen_of, tiny_config
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from rpa_ray.config import ClusterSettings, ExperimentSettings
 from rpa_ray.jobs.model import make_model
 from rpa_ray.jobs.process import LearnerProcess
-from rpa_ray.learner.modules import load_policy
+from rpa_ray.learner.modules import PolicyModel, load_policy
+from rpa_ray.plugin import OfflineDefence
 from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.recipes.to_make import ModelJob
+from rpa_ray.types import LossTerm, PairBatch, TokenBatch
 from rpa_ray.world.datasets import world_folder
 
 
@@ -46,8 +50,9 @@ def make(
     zero_stage: int = 1,
 ) -> Path:
     """Make the model of a recipe in a cache of its own; return its folder."""
-    cache.mkdir()
-    (cache / world_folder(0, cache).name).symlink_to(world_folder(0, world_cache))
+    if not cache.is_dir():
+        cache.mkdir()
+        (cache / world_folder(0, cache).name).symlink_to(world_folder(0, world_cache))
     nobody: Any = None
     process = LearnerProcess(
         ranks=ONE_RANK,
@@ -67,6 +72,47 @@ def attacked_model(settings: ExperimentSettings, cache: Path) -> ModelRecipe:
     policy = CellInputs(settings, cache).models.policy
     assert isinstance(policy, ModelRecipe)
     return policy
+
+
+def step_of(
+    defence: OfflineDefence,
+    module: PolicyModel,
+    *,
+    pairs: PairBatch,
+    harmless: TokenBatch | None = None,
+    start: PolicyModel | None = None,
+    num_ranks: int = 1,
+    update: int = 0,
+) -> LossTerm:
+    """Return the loss of one step as if every rank held these rows, and what was measured."""
+    objective, hooks = defence.objective(), defence.hooks()
+    start = start or copy.deepcopy(module)
+    hooks.attach(module, {})
+    hooks.attach_compared(start)
+    context = context_of(
+        num_ranks=num_ranks,
+        update=update,
+        contrast_batch=pairs,
+        harmless_batch=harmless,
+        frozen=frozen_of(start),
+    )
+    objective, batch = hooks.plan_step(objective, pairs.chosen, context)
+    context = replace(context, num_terms=num_ranks * int(objective.num_terms(batch)))
+    term = objective.loss(forward_of(module), batch, context)
+    extra = hooks.extra_loss(forward_of(module), context)
+    if extra is None:
+        return term
+    return LossTerm(loss=term.loss + extra.loss, metrics=term.metrics | extra.metrics)
+
+
+def gradients_of(loss: Tensor, module: PolicyModel) -> dict[str, Tensor]:
+    """Return the gradient of a loss by each trained weight of a language model."""
+    named = {name: p for name, p in module.policy.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(p) if g is None else g
+        for (name, p), g in zip(named.items(), found, strict=True)
+    }
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -315,7 +315,7 @@ class StandIn:
 @contextmanager
 def stand_in(place: torch.device) -> Iterator[None]:
     """Have engines built in here live on a device, without DeepSpeed."""
-    from rpa_ray.learner.engine import import_deepspeed
+    from rpa_ray.learner.deepspeed_import import import_deepspeed
 
     import_deepspeed()
 

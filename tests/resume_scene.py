@@ -28,6 +28,7 @@ from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import LoraSettings, RolloutConfig
 from rpa_ray.data.collate import TokenRow, collate_pairs, collate_tokens
 from rpa_ray.data.recovery import recovery_row
+from rpa_ray.defences.offline.tar import TAR
 from rpa_ray.defences.online.kl_safe_ref import KLSafeRef
 from rpa_ray.defences.online.lisa import Lisa
 from rpa_ray.defences.online.procon import ProCon
@@ -85,6 +86,9 @@ DEFENCES: dict[str, Callable[[], OnlineDefence]] = {
     "procon": lambda: ProCon(ProCon.Config(warmup_frac=0.5, batch_size=4, num_direction_prompts=8)),
     "random_anchor": lambda: RandomAnchor(RandomAnchor.Config(rho=2.0)),
     "security_vectors": TinySecurityVectors,
+    "tar": lambda: TAR(
+        TAR.Config(num_tasks=2, inner_steps=3, look_every=2, inner_learning_rates=[1e-3, 1e-2])
+    ).hooks(),
     "lisa": lambda: Lisa(Lisa.Config(rho=2.0)),
     "lisa_in_two_states": lambda: Lisa(
         Lisa.Config(

@@ -97,7 +97,10 @@ def _training(
     objective, hooks, needs = OBJECTIVES[recipe.kind](), NO_HOOKS, frozenset[Need]()
     if recipe.defence is not None:
         offline = offline_defence(recipe.defence)
-        objective, hooks, needs = offline.objective(), offline.hooks(), offline.requires
+        objective, hooks, needs = offline.objective(), offline.hooks(), offline.needs
+        if offline.lora is not None:
+            assert isinstance(module, PolicyModel)
+            add_lora(module, offline.lora, seed=recipe.seed, where="defence.lora")
     hooks.attach(module, {})
     batches = DefenceData(
         tokenizer=tokenizer,
@@ -123,7 +126,7 @@ def _training(
         rows_per_step=settings.batch_size,
         dtype=settings.dtype,
         batches=batches,
-        frozen=_Start(recipe, process),
+        frozen=_Start(recipe, process, hooks),
     )
 
 
@@ -161,8 +164,8 @@ def _require_told_apart(
 class _Start:
     """The model that a training began with, frozen; loaded by the first call."""
 
-    def __init__(self, recipe: ModelRecipe, process: LearnerProcess) -> None:
-        self._recipe, self._process = recipe, process
+    def __init__(self, recipe: ModelRecipe, process: LearnerProcess, hooks: OnlineDefence) -> None:
+        self._recipe, self._process, self._hooks = recipe, process, hooks
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> ModelOutputs:
         device = self._process.ranks.device
@@ -176,6 +179,7 @@ class _Start:
         folder = folder_of(self._recipe.start, self._process.cache)
         dtype = getattr(torch, self._recipe.job.dtype)
         model = load_policy(folder, dtype=dtype).to(self._process.ranks.device)
+        self._hooks.attach_compared(model)
         return model.eval().requires_grad_(False)
 
 

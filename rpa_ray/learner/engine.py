@@ -1,28 +1,24 @@
 """One model under DeepSpeed: forward, backward, step, owned shards, gathering, checkpoints.
 
-It and `engine_files` alone import DeepSpeed. On CPU it also guards against DeepSpeed's grouped
-asynchronous all-gather, which waits only for its last handle: right on an in-order CUDA stream,
-silently wrong on gloo.
+It, `deepspeed_import` and `engine_files` alone import DeepSpeed.
 """
 
 import gc
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rpa_ray.learner.deepspeed_import import import_deepspeed
 from rpa_ray.learner.engine_settings import EngineSettings as EngineSettings
 from rpa_ray.learner.engine_settings import OptimizerSettings as OptimizerSettings
 from rpa_ray.learner.engine_settings import deepspeed_config
-from rpa_ray.plugin import Shard
+from rpa_ray.plugin import MasterEdit, Shard
 from rpa_ray.types import LowRank
 
-MasterEdit: TypeAlias = Callable[[Iterable[tuple[str, Tensor]]], None]
-"""Edits owned fp32 master weights in place, given with their names."""
 _NUMBERS = ("num_updates", "num_scheduled_updates")
 
 
@@ -145,6 +141,24 @@ class Engine:
         self._take_gradients_back()
         return self._owned_shards()
 
+    @contextmanager
+    def trial_weights(self) -> Iterator[Callable[[MasterEdit], None]]:
+        """Return a context in which the weights may be moved, with what moves them.
+
+        At its end masters and weights are what they were, bit for bit. After an error they are not:
+        to round the masters takes all ranks. No gradient may wait; the optimizer is untouched.
+        """
+        kept = [(master, master.clone()) for _, master in self._masters()]
+
+        def move(edit: MasterEdit) -> None:
+            edit(self._masters())
+            self._round_masters()
+
+        yield move
+        for master, value in kept:
+            master.copy_(value)
+        self._round_masters()
+
     def own_part(self, name: str, whole: Tensor) -> Tensor | None:
         """Return what this rank owns of whole values of a trained parameter, cut as its master.
 
@@ -219,10 +233,27 @@ class Engine:
         """Yield owned masters, by name, among what the optimizer has just stepped."""
         groups = optimizer.param_groups
         stepped = {p.untyped_storage().data_ptr() for group in groups for p in group["params"]}
+        for name, master in self._masters():
+            if master.untyped_storage().data_ptr() in stepped:
+                yield name, master
+
+    def _masters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the masters that this rank owns, by name."""
         for name, parameter in self.module.named_parameters():
             master = self._master(parameter) if parameter.requires_grad else None
-            if master is not None and master.untyped_storage().data_ptr() in stepped:
+            if master is not None:
                 yield name, master.detach()
+
+    def _round_masters(self) -> None:
+        """Write the masters to the weights that the module computes with, as a step ends by."""
+        optimizer = self._engine.optimizer
+        if self._zero_stage in (1, 2):
+            optimizer.update_lp_params()
+        if self._zero_stage == 3:
+            optimizer._partition_all_parameters()
+            for group in range(len(optimizer.fp16_groups)):
+                optimizer._reassign_or_swap_out_partitioned_parameters(group)
+            optimizer._post_step(set())
 
     def _master(self, parameter: nn.Parameter) -> Tensor | None:
         """Return the fp32 weights of a parameter that this rank owns, None where it owns none."""
@@ -311,40 +342,3 @@ class Engine:
         self._engine.destroy()
         del self._engine
         gc.collect()
-
-
-def import_deepspeed() -> None:
-    """Import DeepSpeed set up for this machine; safe to call again."""
-    os.environ.setdefault("LOCAL_RANK", "0")
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-    from deepspeed.utils import logger
-
-    logger.setLevel("WARNING")
-    if not torch.cuda.is_available():
-        # Shared-memory all-reduce for inference: unused here, yet compiled (30 s) if "available".
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        guard_gloo_gathers(deepspeed.comm)
-
-
-def guard_gloo_gathers(comm: Any) -> None:
-    """Make each asynchronous all-gather wait for itself; needed on gloo, applied once."""
-    original = comm.all_gather_into_tensor
-    if getattr(original, "waits_for_itself", False):
-        return
-
-    def waiting(
-        output_tensor: Tensor,
-        tensor: Tensor,
-        group: Any = None,
-        async_op: bool = False,
-        **rest: Any,
-    ) -> Any:
-        handle = original(output_tensor, tensor, group=group, async_op=async_op, **rest)
-        if async_op and handle is not None:
-            handle.wait()
-        return handle
-
-    waiting.waits_for_itself = True  # type: ignore[attr-defined]
-    comm.all_gather_into_tensor = waiting

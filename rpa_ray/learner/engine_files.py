@@ -1,6 +1,6 @@
 """How what DeepSpeed keeps of an engine comes to disk and back: read as data, of which none is run.
 
-Imported once :func:`rpa_ray.learner.engine.import_deepspeed` has set DeepSpeed up.
+Imported once :func:`rpa_ray.learner.deepspeed_import.import_deepspeed` has set DeepSpeed up.
 """
 
 from collections.abc import Callable, Mapping

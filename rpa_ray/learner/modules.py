@@ -156,10 +156,13 @@ def load_policy(
     return PolicyModel(without_dropout(model), value_head_seed=value_head_seed)
 
 
-def add_lora(model: PolicyModel, settings: LoraSettings, *, seed: int) -> None:
+def add_lora(
+    model: PolicyModel, settings: LoraSettings, *, seed: int, where: str = "attack.lora"
+) -> None:
     """Freeze the policy's weights and put low-rank adapters beside its linear layers.
 
     The adapters are the same on every rank and begin as no change; a value head stays trained.
+    ``where`` is the config path of the settings.
 
     Raises:
         ConfigError: no layer has one of the names in ``target_modules``, or one that has cannot be
@@ -181,19 +184,19 @@ def add_lora(model: PolicyModel, settings: LoraSettings, *, seed: int) -> None:
             inject_adapter_in_model(config, model.policy, adapter_name=_ADAPTER)
         except ValueError as error:
             raise ConfigError(
-                "attack.lora.target_modules",
+                f"{where}.target_modules",
                 "name linear layers of the model",
                 settings.target_modules,
                 f"{error}",
             ) from error
-    _refuse_unservable(model, settings)
+    _refuse_unservable(model, settings, where)
     for name, parameter in model.policy.named_parameters():
         parameter.requires_grad_(_is_adapter(name))
         if _is_adapter(name):
             parameter.data = parameter.data.to(model.policy.dtype)
 
 
-def _refuse_unservable(model: PolicyModel, settings: LoraSettings) -> None:
+def _refuse_unservable(model: PolicyModel, settings: LoraSettings, where: str) -> None:
     """Refuse adapters that no served weight would show: the engine would sample another model.
 
     Raises:
@@ -206,10 +209,10 @@ def _refuse_unservable(model: PolicyModel, settings: LoraSettings) -> None:
             continue
         if not isinstance(module.base_layer, nn.Linear) or f"{name}.weight" not in own:
             raise ConfigError(
-                "attack.lora.target_modules",
+                f"{where}.target_modules",
                 "name nn.Linear layers with a weight of their own",
                 settings.target_modules,
-                f"{name} is none: name others, or train every weight (attack.lora: null).",
+                f"{name} is none: name others, or train every weight ({where}: null).",
             )
 
 

@@ -155,7 +155,12 @@ class Learner:
             return found
 
         num_terms = self._num_terms(objective, batch)
-        context = replace(self.context(), num_terms=num_terms, gradients_of=gradients_of)
+        context = replace(
+            self.context(),
+            num_terms=num_terms,
+            gradients_of=gradients_of,
+            trial_weights=self.engine.trial_weights,
+        )
 
         def gradient_pass() -> Metrics:
             metrics: Metrics = {}
@@ -199,7 +204,9 @@ class Learner:
             self.context().sum_over_shards,
             dtype="bfloat16" if self.engine.settings.bf16 else "float32",
             # Equal rewards, or PPO's guard against large ratios, make rollouts that teach nothing.
-            may_be_zero=isinstance(batch, Experience) or not has_terms,
+            may_be_zero=isinstance(batch, Experience)
+            or objective.may_begin_at_rest
+            or not has_terms,
         )
 
     def _num_terms(self, objective: Objective[Any, Any], batch: Batch) -> int:

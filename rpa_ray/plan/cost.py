@@ -70,9 +70,12 @@ def estimate_model(recipe: ModelRecipe, cache: Path, num_threads: int) -> float 
     job = recipe.job
     # Tokens of a row: a text of its length, a question with its answer, or two of those.
     rows = job.batch_size * (2 if recipe.kind in (ModelKind.REWARD, ModelKind.COST) else 1)
-    passes = 1.0 if recipe.defence is None else offline_defence(recipe.defence).passes
+    passes, num_moves = 1.0, 1
+    if recipe.defence is not None:
+        defence = offline_defence(recipe.defence)
+        passes, num_moves = defence.passes, defence.num_moves
     train = passes * rows * _row(USUAL_ANSWER_LIMIT) * found.train_s
-    return SET_UP_S + job.num_steps * (train + UPDATE_S)
+    return SET_UP_S + job.num_steps * (train + num_moves * UPDATE_S)
 
 
 def estimate_cell(inputs: CellInputs) -> CellEstimate | None:

@@ -12,6 +12,7 @@ from rpa_ray.cluster.resources import (
 )
 from rpa_ray.config import ExperimentSettings
 from rpa_ray.data.source import DataSource
+from rpa_ray.defences import offline_defence
 from rpa_ray.plan.cells import PlannedCell, cell_labels
 from rpa_ray.plan.checks.following import departures
 from rpa_ray.plan.checks.gpus import cell_memory, parts_text
@@ -24,6 +25,8 @@ from rpa_ray.recipes.to_make import ModelJob, RefusalJob
 from rpa_ray.terminal import plain
 
 NOT_ESTIMATED = "-"
+MANY_PASSES = 10
+"""A training whose step takes as many is told of."""
 FEW_STEPS = 200
 """A judge that learns in fewer is told of."""
 
@@ -41,8 +44,10 @@ def plan_table(plan: Plan) -> Table:
     seconds = {name: plan.seconds(name) for name in plan.jobs}
     for name, job in plan.jobs.items():
         if isinstance(job, ModelJob):
-            steps = f"{job.recipe.job.num_steps} steps"
-            step = "make" if job.recipe.defence is None else "harden"
+            step, steps = "make", f"{job.recipe.job.num_steps} steps"
+            if job.recipe.defence is not None:
+                step, passes = "harden", offline_defence(job.recipe.defence).passes
+                steps += f" of {passes:.0f} passes" * (passes >= MANY_PASSES)
             table.add_row(step, plain(job.recipe.id), steps, _seconds(seconds[name]))
         elif isinstance(job, RefusalJob):
             num_answers = plan.num_answers(job)

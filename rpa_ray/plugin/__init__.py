@@ -13,6 +13,7 @@ Called by: `attacks`, `defences`, `learner`, `jobs`.
 from rpa_ray.config.plugins import (
     AdapterConfig,
     ComposedConfig,
+    LoraSettings,
     OfflineConfig,
     PluginConfig,
     ReferencedConfig,
@@ -32,6 +33,7 @@ from rpa_ray.plugin.online_defence import (
 from rpa_ray.plugin.step import (
     DEFENCE_BATCHES,
     Forward,
+    MasterEdit,
     NamedModel,
     Need,
     RefusalTuned,
@@ -47,6 +49,8 @@ __all__ = [
     "ComposedConfig",
     "Forward",
     "GradientPass",
+    "LoraSettings",
+    "MasterEdit",
     "NamedModel",
     "Need",
     "Objective",

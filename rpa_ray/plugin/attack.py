@@ -25,6 +25,11 @@ class Objective(Generic[BatchT, OutputT]):
         """Return whether an update whose loss is not finite is left out; else it ends the run."""
         return True
 
+    @property
+    def may_begin_at_rest(self) -> bool:
+        """Return whether a first update without a gradient is no fault: a maximum is left."""
+        return False
+
     def num_epochs(self, batch: BatchT) -> int:
         """Return how many optimizer updates are made on this batch."""
         return 1

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from rpa_ray.config.plugins import OfflineConfig
+from rpa_ray.config.plugins import LoraSettings, OfflineConfig
 from rpa_ray.plugin.attack import Objective
 from rpa_ray.plugin.online_defence import OnlineDefence
 from rpa_ray.plugin.step import Need
@@ -29,8 +29,26 @@ class OfflineDefence:
 
     @property
     def passes(self) -> float:
-        """Return the time of a step with these settings by that of SFT on as many refusals."""
+        """Return the time of a step's passes by that of one over its batch; 1 up to a tenth more.
+
+        An update of the weights is not in it.
+        """
         return self.hooks().passes
+
+    @property
+    def num_moves(self) -> int:
+        """Return how often a step moves the weights, what it takes back among it."""
+        return 1
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Return what the defence asks for with these settings; ``requires`` at least."""
+        return self.requires
+
+    @property
+    def lora(self) -> LoraSettings | None:
+        """Return the adapters that are trained, and merged at the end; None trains every weight."""
+        return None
 
     def objective(self) -> Objective[Any, Any]:
         """Return what is trained on; its batches are refusals of the defence split [rows, seq]."""

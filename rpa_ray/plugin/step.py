@@ -1,6 +1,7 @@
 """What the learner tells a plug-in: what it may ask for, the step it is in, the shards it owns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -10,6 +11,8 @@ from torch import Tensor
 from rpa_ray.types import ModelOutputs, PairBatch, TokenBatch
 
 OutputT_co = TypeVar("OutputT_co", covariant=True)
+MasterEdit: TypeAlias = Callable[[Iterable[tuple[str, Tensor]]], None]
+"""Edits owned fp32 master weights in place, given with their names."""
 
 
 class Need(StrEnum):
@@ -97,6 +100,7 @@ NO_HARMLESS_BATCH = missing("a harmless batch without Need.HARMLESS_BATCH")
 NO_ROWS = missing("the rows of all ranks where there are none")
 NO_FORWARD = missing("a frozen model")
 NO_GRADIENTS = missing("gradients of its own outside compute_gradients")
+NO_TRIAL = missing("weights on trial outside compute_gradients")
 NO_PART = missing("the owned part of a parameter without an engine")
 
 
@@ -136,6 +140,12 @@ class StepContext:
     """Returns the gradient of a loss alone, averaged over ranks, of the shards this rank owns: by
     name, fp32, shaped as ``Shard.gradient``. Only in ``compute_gradients`` and before its passes,
     where no gradient waits; nothing is left behind. Every rank must call it equally often."""
+    trial_weights: Callable[[], AbstractContextManager[Callable[[MasterEdit], None]]] = NO_TRIAL
+    """Returns a context in which the weights may be moved, with what moves them: it has the owned
+    masters edited and rounds them to the weights that the model computes with, which forward passes
+    and ``gradients_of`` then see. At its end all are what they were, bit for bit. It holds a copy
+    of the owned masters. Only in ``compute_gradients`` and before its passes, where no gradient
+    waits. Every rank must enter it and move equally often."""
     own_part: Callable[[str, Tensor], Tensor | None] = NO_PART
     """Returns what this rank owns of a trained parameter's whole values, given by name: shaped as
     ``Shard.master``, None where it owns none."""

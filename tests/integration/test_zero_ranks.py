@@ -38,6 +38,8 @@ from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import LoraSettings
 from rpa_ray.defences import DEFENCES as TABLE
 from rpa_ray.defences import defence_of
+from rpa_ray.defences.offline.grad_penalty import GradPenalty
+from rpa_ray.defences.offline.tar import TAR
 from rpa_ray.defences.online.kl_safe_ref import KLSafeRef
 from rpa_ray.defences.online.lisa import Lisa
 from rpa_ray.defences.online.procon import ProCon
@@ -49,12 +51,20 @@ from rpa_ray.defences.online.safe_rlhf import SafeRLHF
 from rpa_ray.defences.online.safegrad import SafeGrad
 from rpa_ray.defences.online.token_constrained import TokenConstrained
 from rpa_ray.defences.online.vaccine import Vaccine
-from rpa_ray.learner.engine import Engine, OptimizerSettings, import_deepspeed
+from rpa_ray.learner.deepspeed_import import import_deepspeed
+from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.modules import PolicyModel, add_lora
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner
 from rpa_ray.ops.logprobs import next_token_logprobs
-from rpa_ray.plugin import Attack, ComposedConfig, Need, OnlineDefence, StepContext
+from rpa_ray.plugin import (
+    Attack,
+    ComposedConfig,
+    Need,
+    OnlineDefence,
+    StepContext,
+    is_of_policy,
+)
 from rpa_ray.types import (
     Batch,
     Experience,
@@ -89,6 +99,7 @@ DEFENCES: dict[str, Callable[[], OnlineDefence]] = {
     "none": lambda: OnlineDefence(OnlineDefence.Config()),
     "refusal_loss": lambda: RefusalLoss(RefusalLoss.Config(alpha=2.0, probe_every=1)),
     "repnoise_online": lambda: RepNoiseOnline(RepNoiseOnline.Config(beta=0.5, batch_size=12)),
+    "grad_penalty": lambda: GradPenalty(GradPenalty.Config(gamma=0.1, relative_step=1e-2)).hooks(),
     "lisa": lambda: Lisa(Lisa.Config(rho=0.2)),
     "lisa_decoupled": lambda: Lisa(Lisa.Config(rho=0.2, prox="decoupled")),
     "lisa_in_two_states": lambda: Lisa(
@@ -116,6 +127,9 @@ DEFENCES: dict[str, Callable[[], OnlineDefence]] = {
     "safegrad_per_layer": lambda: SafeGrad(SafeGrad.Config(projection="per_layer")),
     "reward_shaping": lambda: RewardShaping(RewardShaping.Config(coefficient=2.0)),
     "security_vectors": lambda: TinySecurityVectors(scale=0.1),
+    "tar": lambda: TAR(
+        TAR.Config(num_tasks=2, inner_steps=2, look_every=1, inner_learning_rates=[1e-4])
+    ).hooks(),
     "vaccine": lambda: Vaccine(Vaccine.Config(rho=2.0, norm="global")),
     "lisa+refusal_loss": lambda: defence_of(
         ComposedConfig(
@@ -134,6 +148,8 @@ ELSEWHERE = {
 """Defences of the table that are no case here, and why."""
 IN_ONE_BACKWARD = ("none", "refusal_loss", "vaccine")
 """What two ranks also try in one backward; the others have two there, in every stage."""
+NUM_MOVES = 2
+"""To other weights, by a defence that asks for gradients, in one update."""
 NUM_UPDATES = 2
 """The second update of a defence is the first in which an anchor is not where the weights are."""
 # Stage 3 first: its first engine gives the linear layers of the whole process another backward,
@@ -415,7 +431,10 @@ def own_parts(zero_stage: int, bf16: bool, ranks: Ranks) -> Outcome:
 
 
 class Asking(OnlineDefence):
-    """Asks for the gradient of another loss before every update, and does nothing with it."""
+    """Asks for the gradient of another loss before every update, and does nothing with it.
+
+    It asks at the weights of the update, and after each move to others.
+    """
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(OnlineDefence.Config())
@@ -424,10 +443,24 @@ class Asking(OnlineDefence):
         """The weights at which it asked, and the gradient."""
 
     def compute_gradients(self, gradient_pass: Any, forward: Any, context: StepContext) -> Any:
+        here = self._ask(forward, context)
+
+        def descend(masters: Any) -> None:
+            for name, master in masters:
+                if is_of_policy(name):
+                    master.sub_(0.02 * here[name])
+
+        with context.trial_weights() as move:
+            for _ in range(NUM_MOVES):
+                move(descend)
+                self._ask(forward, context)
+        return gradient_pass()
+
+    def _ask(self, forward: Any, context: StepContext) -> Outcome:
         weights = whole_weights(self.engine)
         loss = refusals_and_values(forward, context.next_safe_batch(), context.num_ranks)
         self.answers.append((weights, context.gradients_of(loss)))
-        return gradient_pass()
+        return self.answers[-1][1]
 
 
 def refusals_and_values(forward: Any, batch: TokenBatch, num_ranks: int) -> Tensor:
@@ -907,7 +940,7 @@ def test_an_update_that_broke_half_way_on_one_rank_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize(("zero_stage", "bf16"), [*KINDS, (0, False)])
-def test_a_gradient_that_a_defence_asks_for_is_the_mean_over_ranks_and_leaves_nothing_behind(
+def test_gradients_asked_for_here_and_elsewhere_are_means_over_ranks_and_leave_nothing_behind(
     zero_stage: int, bf16: bool, one_rank: Outcome, two_ranks: list[Outcome]
 ) -> None:
     num_entries = {1: 0, 2: 0}
@@ -915,7 +948,9 @@ def test_a_gradient_that_a_defence_asks_for_is_the_mean_over_ranks_and_leaves_no
         asked = outcome["asked"][zero_stage, bf16]
         disturbed, undisturbed = asked["states"]
         assert_equal(disturbed, undisturbed)
-        assert len(asked["answers"]) == 2
+        assert len(asked["answers"]) == 2 * (1 + NUM_MOVES)
+        here, *moved = (weights for weights, _ in asked["answers"][: 1 + NUM_MOVES])
+        assert all(largest_difference(away, here) > 1e-2 for away in moved)
         for answer, expected in asked["answers"]:
             assert answer.keys() >= {n for n, part in expected.items() if part is not None}
             for name, gradient in answer.items():
@@ -928,8 +963,9 @@ def test_a_gradient_that_a_defence_asks_for_is_the_mean_over_ranks_and_leaves_no
                 num_entries[num_ranks] += gradient.numel()
     whole = sum(p.numel() for n, p in tiny_policy().named_parameters() if n != "value_head.bias")
     # Two updates; under ZeRO 0 each rank owns everything.
-    assert num_entries[1] == 2 * whole
-    assert num_entries[2] == 2 * whole * (2 if zero_stage == 0 else 1)
+    num_answers = 2 * (1 + NUM_MOVES)
+    assert num_entries[1] == num_answers * whole
+    assert num_entries[2] == num_answers * whole * (2 if zero_stage == 0 else 1)
 
 
 @pytest.mark.parametrize(("zero_stage", "bf16"), [*KINDS, (0, False)])

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 import torch.nn.functional as F
 from fakes import VOCAB_SIZE, tiny_llama, token_batch
 from torch import nn
@@ -49,6 +50,21 @@ def test_mlp_outputs_are_those_of_every_block_with_their_graph() -> None:
     assert float(weight.grad.norm()) > 0
 
 
+def test_hidden_states_are_those_of_the_model_and_blocks_end_before_the_norm() -> None:
+    model = tiny_llama()
+    readings = Readings()
+    readings.attach(model)
+    with readings.reading((BATCH.input_ids, BATCH.loss_mask)):
+        outputs = model(
+            BATCH.input_ids, attention_mask=BATCH.attention_mask, output_hidden_states=True
+        )
+        found, blocks = readings.hidden_states, list(readings.block_outputs)
+    assert len(found) == 3
+    assert all(map(torch.equal, found, outputs.hidden_states))
+    assert torch.equal(blocks[0], found[1])
+    assert torch.equal(model.model.norm(blocks[1]), found[2])
+
+
 def test_other_passes_are_not_read_and_nothing_is_kept() -> None:
     model = tiny_llama()
     readings = Readings(model)
@@ -59,6 +75,7 @@ def test_other_passes_are_not_read_and_nothing_is_kept() -> None:
         assert (readings.mlp_outputs, readings.lens_losses) == ([], [])
         model(BATCH.input_ids, attention_mask=BATCH.attention_mask)
         assert (readings.mlp_outputs, readings.lens_losses) == ([], [])
+        assert (readings.hidden_states, readings.block_outputs) == ([], [])
     assert count_hooks(model) == num_hooks
 
 

@@ -12,13 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
-from rpa_ray.learner.engine import (
-    Engine,
-    EngineSettings,
-    OptimizerSettings,
-    guard_gloo_gathers,
-    import_deepspeed,
-)
+from rpa_ray.learner.deepspeed_import import guard_gloo_gathers, import_deepspeed
+from rpa_ray.learner.engine import Engine, EngineSettings, OptimizerSettings
 from rpa_ray.learner.engine_settings import deepspeed_config
 from rpa_ray.types import TokenBatch
 

@@ -85,6 +85,7 @@ def test_a_killed_training_ends_as_the_undisturbed_one(
         ("refusal_loss_after_prefix", {"zero_stage": 1}),
         ("repnoise_online", {"zero_stage": 1}),
         ("procon", {"zero_stage": 1}),
+        ("tar", {"zero_stage": 1}),
     ],
 )
 def test_it_does_so_undefended_and_without_zero(

@@ -2,8 +2,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hardening import attacked_model
 
 from rpa_ray.config import ExperimentSettings
+from rpa_ray.defences import offline_defence
 from rpa_ray.plan import cost, parse_tree
 from rpa_ray.plan.cost import History, estimate_cell, estimate_model, side_by_side
 from rpa_ray.plan.model_speed import Speeds
@@ -72,6 +74,29 @@ def test_defences_that_pass_twice_take_twice_and_compose(world_cache: Path) -> N
     pass_s = 8 * 48 * 1e-3
     assert doubled.step_s - plain.step_s == pytest.approx(pass_s)
     assert both.step_s - cost.UPDATE_S == pytest.approx(2.0 * 1.7 * pass_s)
+
+
+@pytest.mark.parametrize(
+    ("settings", "passes", "updates"),
+    [
+        # 4 adversaries of 64 steps with 16 looks each, of two passes for both answers
+        ({}, 1.4 + 4 * (64 + 16 * 2), 1 + 4 * 64),
+        ({"tamper_loss": "max_entropy", "num_tasks": 2}, 1.4 + 2 * (64 + 16), 1 + 2 * 64),
+        ({"inner_steps": 0}, 1.4 + 4 * 2, 1),
+        ({"strength": 0.0}, 1.4, 1),
+    ],
+)
+def test_adversaries_take_a_pass_for_each_of_their_steps_and_looks(
+    settings: dict[str, Any], passes: float, updates: int, world_cache: Path
+) -> None:
+    tree = {"attack": "sft", "defence": {"name": "tar", **settings}}
+    recipe = attacked_model(parse_tree(tree), world_cache)
+    assert recipe.defence is not None
+    defence = offline_defence(recipe.defence)
+    assert (defence.passes, defence.num_moves) == (pytest.approx(passes), updates)
+    taken = estimate_model(recipe, world_cache, 1)
+    rows_s = passes * 8 * 48 * 1e-3 + updates * cost.UPDATE_S
+    assert taken == pytest.approx(cost.SET_UP_S + 100 * rows_s)
 
 
 def test_more_samples_prompts_and_answers_take_longer(world_cache: Path) -> None:

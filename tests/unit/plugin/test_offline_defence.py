@@ -14,6 +14,7 @@ from rpa_ray.plugin.objectives import LanguageModel
 from rpa_ray.types import LossTerm, ModelOutputs, TokenBatch
 
 SEEN: list[tuple[int, int, bool]] = []
+REFUSALS: list[tuple[list[list[int]], list[list[int]]]] = []
 
 
 class Looking(LanguageModel):
@@ -26,6 +27,8 @@ class Looking(LanguageModel):
         with torch.no_grad():
             now = forward(batch.input_ids, batch.attention_mask).logits
         then = context.frozen(batch.input_ids, batch.attention_mask).logits
+        width = batch.input_ids.shape[1]
+        REFUSALS.append((batch.input_ids.tolist(), pairs.chosen.input_ids[:, :width].tolist()))
         rows = len(pairs.rejected.input_ids), len(harmless.input_ids)
         SEEN.append((*rows, torch.equal(now.cpu(), then.cpu())))
         return super().loss(forward, batch, context)
@@ -56,3 +59,5 @@ def test_batches_and_the_model_it_began_with_reach_every_step(
     # eight rows of each; the first step's model is the one it began with, the last one's is not
     assert [seen[:2] for seen in SEEN] == [(8, 8)] * 3
     assert SEEN[0][2] and not SEEN[-1][2]
+    # and the pairs are those whose refusals the objective learns
+    assert all(learned == drawn for learned, drawn in REFUSALS)

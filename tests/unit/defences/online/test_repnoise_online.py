@@ -136,22 +136,6 @@ def test_an_attack_beside_it_makes_unsafe_answers_less_likely() -> None:
     assert level(repnoise(beta=0.0), num_steps=10) > level(repnoise(beta=0.0), num_steps=1) + 0.1
 
 
-def test_positions_that_differ_count_in_the_mode_of_the_authors_code() -> None:
-    defence = repnoise(mask="positionwise_diff")
-    safe, _ = defence._counted(PAIRS)
-    # row 0: 14 15 2 0 against 10 11 12 2; row 1: 2 0 against 11 2
-    assert safe.loss_mask.tolist() == [
-        [False, False, True, True, True, True],
-        [False, False, True, True, False, False],
-    ]
-    # the padding of id 0 is a position of the noise, and no token to predict
-    assert defence._predicted(safe).tolist() == [
-        [False, False, True, True, True, False],
-        [False, False, True, False, False, False],
-    ]
-    assert math.isfinite(float(term_of(defence).loss.detach()))
-
-
 def test_repnoise_asks_for_both_answers() -> None:
     config = RepNoiseOnline.Config()
     assert (config.alpha, config.beta, config.strength) == (1.0, 0.001, 1.0)

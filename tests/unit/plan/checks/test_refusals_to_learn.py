@@ -52,6 +52,7 @@ LEARN = (
     "repnoise_online",
     "kl_safe_ref",
     "vaccine_offline",
+    "tar",
     ["lisa", "refusal_loss"],
 )
 DO_NOT = ("none", "lisa", {"name": "lisa", "mode": "bi_state"}, "procon", "vaccine")
