@@ -65,7 +65,8 @@ class Readings:
         for block, mlp in blocks:
             mlp.register_forward_hook(self._leave_mlp)
             block.register_forward_hook(self._leave_block)
-        norm.register_forward_hook(self._leave_norm)
+        # Not what leaves the norm: under ZeRO-3 its weight would not be there in the backward pass.
+        self._head.register_forward_pre_hook(self._enter_head)
         policy.register_forward_hook(self._leave_model)
 
     @property
@@ -103,10 +104,10 @@ class Readings:
         if self._is_reading:
             self.block_outputs.append(output[0] if isinstance(output, tuple) else output)
 
-    def _leave_norm(self, norm: nn.Module, args: Any, output: Tensor) -> None:
-        # The lens calls the norm too.
+    def _enter_head(self, head: nn.Module, args: tuple[Any, ...]) -> None:
+        # The lens calls the head too.
         if self._is_reading and not self._normed:
-            self._normed.append(output)
+            self._normed.append(args[0])
 
     def _leave_model(self, policy: nn.Module, args: Any, output: Any) -> None:
         if self._lens is None:

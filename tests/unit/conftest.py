@@ -1,29 +1,8 @@
-"""One learner rank in this process, for tests that run the real DeepSpeed engine."""
+"""A cache with the embedded world, for tests that run commands."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(scope="session")
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    import torch.distributed as dist
-
-    rendezvous = tmp_path_factory.mktemp("rank") / "rendezvous"
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="session")
-def world_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a cache folder that holds the embedded world of seed 0, and no model."""
-    from rpa_ray.world.datasets import build_world
-
-    cache = tmp_path_factory.mktemp("world-cache")
-    build_world(0, cache)
-    return cache
 
 
 @pytest.fixture

@@ -6,11 +6,6 @@ from dataclasses import replace
 from rpa_ray.report.read.groups import SETTING_PARAMS, start_of
 from rpa_ray.report.read.records import Record
 
-OFFLINE = "_offline"
-"""How the id of a defence ends that is at work before the attack: what its runs measured before
-the attack is the hardened model."""
-
-
 REWARD = "reward"
 """Mean score by the attacker's reward model."""
 
@@ -44,17 +39,21 @@ def _without_reward(record: Record) -> Record:
 def first_of_each(measured: Sequence[Record], among: Sequence[Record]) -> list[Record]:
     """Return an attacked record of each start that was not measured on its own.
 
-    One that knows the reward of the start is preferred (not every attack has a reward model), then
-    an undefended one.
+    What a run with an offline defence measured before its attack is the hardened model, not the
+    start. One that knows the reward of the start is preferred (not every attack has a reward
+    model), then an undefended one.
 
     Args:
         measured: Records that know of the model before their attack.
         among: All records; a model that was not attacked is known already.
     """
+    # Plug-ins load torch.
+    from rpa_ray.defences import OFFLINE_DEFENCES
+
     known = {start_of(r) for r in among if r.attack == "none" and r.defence == "none"}
     found: dict[tuple[object, ...], Record] = {}
     for record in sorted(measured, key=_preference):
-        is_hardened = any(part.endswith(OFFLINE) for part in record.defence.split("+"))
+        is_hardened = not OFFLINE_DEFENCES.keys().isdisjoint(record.defence.split("+"))
         if record.attack != "none" and not is_hardened and start_of(record) not in known:
             found.setdefault(start_of(record), record)
     return list(found.values())

@@ -1,8 +1,10 @@
 import json
 from pathlib import Path
 
+import pytest
 from report_folders import Json, campaign_folder, estimate, record
 
+from rpa_ray.defences import OFFLINE_DEFENCES
 from rpa_ray.report import results_table, write_report
 from rpa_ray.report.read.before import with_before
 from rpa_ray.report.read.records import parse_records
@@ -33,8 +35,11 @@ def test_every_model_and_every_data_set_has_its_own() -> None:
     assert len(untouched_rows(records)) == 3
 
 
-def test_a_run_that_was_hardened_before_the_attack_does_not_tell_of_the_untouched_model() -> None:
-    hardened = record(defence="vaccine_offline+lisa", before={"harm": 0.0}, harm=0.1)
+@pytest.mark.parametrize("offline", OFFLINE_DEFENCES)
+def test_a_run_that_was_hardened_before_the_attack_does_not_tell_of_the_untouched_model(
+    offline: str,
+) -> None:
+    hardened = record(defence=f"{offline}+lisa", before={"harm": 0.0}, harm=0.1)
     assert untouched_rows([hardened]) == []
     lisa, plain = record(defence="lisa", before={"harm": 0.3}), record(before=BEFORE)
     first, *_ = with_before(parse_records([hardened, lisa, plain]))
