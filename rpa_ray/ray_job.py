@@ -182,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", metavar="FOLDER", help="default runs/NAME of this repository")
     parser.add_argument("--scale", default=DEFAULT_SCALE, help="as of rpa-ray run")
     parser.add_argument("--no-wait", action="store_true", help="submit only")
+    parser.add_argument("--harden", action="store_true", help="as rpa-ray harden, of a run")
     return parser
 
 
@@ -189,6 +190,7 @@ def _submit_and_follow(arguments: argparse.Namespace, command_options: Sequence[
     config = find_config(arguments.config)
     scale: str = arguments.scale
     name = config.stem if scale == DEFAULT_SCALE else f"{config.stem}-{scale}"
+    name = f"harden-{name}" if arguments.harden else name
     output = Path(arguments.output or ROOT / "runs" / name).absolute()
     server = server_address()
     options = [word for override in arguments.set for word in ("--set", override)]
@@ -196,8 +198,8 @@ def _submit_and_follow(arguments: argparse.Namespace, command_options: Sequence[
     with tempfile.TemporaryDirectory(prefix="rpa-ray-job-") as folder:
         staged = stage(Path(folder), config, scale, arguments.set)
         require_job_server(server)
-        kind = kind_of(Path(folder) / staged)
-        command = [_cluster_python(server), "-m", "rpa_ray", kind, str(staged), *options]
+        verb = "harden" if arguments.harden else kind_of(Path(folder) / staged)
+        command = [_cluster_python(server), "-m", "rpa_ray", verb, str(staged), *options]
         # Ray prefers an address in the environment to the one that it is given.
         os.environ["RAY_API_SERVER_ADDRESS"] = server
         if warning := plain_text_warning(server):

@@ -93,6 +93,36 @@ def test_a_config_is_given_to_the_command_of_its_kind(
     assert kind_of(tmp_path / "some.yaml") == command
 
 
+@pytest.mark.parametrize(
+    ("options", "command"),
+    [
+        ([], "run job/attack_and_defence.yaml --output {}/runs/attack_and_defence"),
+        (
+            ["--harden", "--cluster", "cpu"],
+            "harden job/attack_and_defence.yaml --output {}/runs/harden-attack_and_defence "
+            "--cluster cpu",
+        ),
+    ],
+)
+def test_a_run_is_hardened_where_that_is_asked_for(
+    options: list[str], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted: list[str] = []
+
+    def submit(client: Any, **job: Any) -> str:
+        submitted.append(job["entrypoint"])
+        return "job"
+
+    monkeypatch.setattr(ray_job, "require_job_server", lambda server: None)
+    monkeypatch.setattr(ray_job, "submit", submit)
+    monkeypatch.setattr(ray_job, "job_client", lambda server: None)
+    monkeypatch.setattr("sys.argv", ["ray_job.sh", str(CONFIG), "--no-wait", *options])
+    with pytest.raises(SystemExit) as ended:
+        ray_job.main()
+    assert ended.value.code == 0
+    assert submitted[0].endswith(f" -m rpa_ray {command.format(ROOT)}")
+
+
 def test_a_config_that_cannot_be_read_is_refused_before_anything_is_uploaded(
     tmp_path: Path,
 ) -> None:

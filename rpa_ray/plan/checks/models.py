@@ -151,8 +151,8 @@ def _check_model(path: str, use: Use, writes_chat: bool, key: str) -> None:
     elif is_hub_model(path):
         pinned_model(path, key)
     else:
-        takes_embedded = key.endswith(
-            ("model.path", "attack.reference", "refusals.model", "defence.model")
+        takes_embedded = f".{key}".endswith(
+            (".model.path", ".attack.reference", ".refusals.model", ".defence.model")
         )
         embedded = f"{', '.join(EMBEDDED_MODELS)}, " if takes_embedded else ""
         raise ConfigError(

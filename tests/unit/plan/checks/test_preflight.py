@@ -90,6 +90,7 @@ def test_settings_that_fit_together_pass(own_cache: Path) -> None:
             "model.path must be chat, base, other_chat, a Hub id (owner/name[@revision]), or",
         ),
         (["evaluation.perplexity_model=./no"], "evaluation.perplexity_model must be a Hub id"),
+        (["data.reward_model.path=./no"], "data.reward_model.path must be a Hub id"),
     ],
 )
 def test_what_cannot_run_is_refused_with_its_key(
