@@ -41,9 +41,9 @@ PASSES = {
     "refusal_loss": 2.0,
     "vaccine": 1.7,
     "vaccine_offline": 1.7,
-    "repnoise": 4.1,
-    "circuit_breakers": 4.1,
-    "rmu": 4.1,
+    "repnoise": 3.3,  # these three 2026-11-28
+    "circuit_breakers": 3.4,
+    "rmu": 3.1,
     "safegrad": 2.6,
     "token_constrained": 1.5,
     "procon": 1.9,  # 1.6 as measured, with half as many prompts again since
