@@ -134,7 +134,7 @@ class _KeptStates(Objective[TokenBatch, ModelOutputs]):
 class _Rerouting(OnlineDefence):
     """Rerouting and ascent on the unsafe answers that come next."""
 
-    passes: ClassVar[float] = 4.1
+    passes: ClassVar[float] = 3.4
 
     def __init__(self, config: CircuitBreakers.Config, trained: Readings, start: Readings) -> None:
         super().__init__(OnlineDefence.Config())

@@ -134,7 +134,7 @@ class _KeptLayer(Objective[TokenBatch, ModelOutputs]):
 class _Forgetting(OnlineDefence):
     """Forgetting and ascent on the unsafe answers that come next."""
 
-    passes: ClassVar[float] = 4.1
+    passes: ClassVar[float] = 3.1
 
     def __init__(self, config: RMU.Config, trained: Readings, start: Readings) -> None:
         super().__init__(OnlineDefence.Config())

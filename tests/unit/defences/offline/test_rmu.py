@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from fakes import tiny_config, tiny_policy, token_batch
+from fakes import context_of, forward_of, tiny_config, tiny_policy, token_batch
 from hardening import gradients_of, step_of
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -110,9 +110,15 @@ def test_c_is_measured_on_the_first_unsafe_batch_and_kept() -> None:
     norms = block_output(module, PAIRS.rejected, 0).norm(dim=-1)[PAIRS.rejected.attention_mask]
     expected = 2.0 * float(norms.detach().median())
     assert term.metrics["defence/target_norm"] == pytest.approx(expected, rel=1e-6)
-    resumed = rmu(multiple=2.0).hooks()
+
+
+def test_after_a_restart_c_is_what_was_measured_and_not_measured_again() -> None:
+    module, resumed = policy(), rmu(multiple=2.0).hooks()
     assert resumed.state_dict() == {}
     resumed.load_state_dict({"target_norm": 7.0})
+    resumed.attach(module, {})
+    term = resumed.extra_loss(forward_of(module), context_of(contrast_batch=PAIRS))
+    assert term is not None and term.metrics["defence/target_norm"] == 7.0
     assert resumed.state_dict() == {"target_norm": 7.0}
 
 
