@@ -1,11 +1,11 @@
-"""The command line: run, campaign, sweep, evaluate, report, evidence, plan, doctor."""
+"""The command line: run, campaign, sweep, evaluate, harden, report, evidence, plan, doctor."""
 
 import os
 import shlex
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,9 +16,10 @@ from rich.console import Console
 from rpa_ray.actors.environment import quieten_libraries
 from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
-from rpa_ray.plan import LoadedConfig, evaluation_of, load_config, with_native_dtype
+from rpa_ray.plan import LoadedConfig, evaluation_of, load_config
 from rpa_ray.plan.checks.problems import Refused
 from rpa_ray.plan.files import DEFAULT_SCALE
+from rpa_ray.run_folder.lock import FolderInUse
 from rpa_ray.terminal import say
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\.")
     try:
         app()
-    except (ConfigError, DataError, Refused) as error:
+    except (ConfigError, DataError, Refused, FolderInUse) as error:
         _print_error(str(error))
         sys.exit(EXIT_REFUSED)
 
@@ -128,7 +129,7 @@ def run(
     config.yaml, manifest.json, metrics.jsonl, samples.jsonl and evaluation.json. A run that was
     finished before with the same settings is read back. A file of another kind is run as that.
     """
-    _run(load_config(config, set_ or [], scale, cluster), output)
+    _run(_planned(load_config(config, set_ or [], scale, cluster), output))
 
 
 @app.command(
@@ -147,7 +148,7 @@ def campaign(
     Writes what `run` writes, with a folder for each cell. Interrupted, the same command continues
     at the first unfinished cell; cells that are done are read back.
     """
-    _run(load_config(config, set_ or [], scale, cluster), output)
+    _run(_planned(load_config(config, set_ or [], scale, cluster), output))
 
 
 @app.command(
@@ -173,7 +174,7 @@ def sweep(
     Tune's own record in tune/. Interrupted, the same command continues, with --resume in that
     record; trials that are done are read back.
     """
-    _run(load_config(config, set_ or [], scale, cluster), output, resume=resume)
+    _run(_planned(load_config(config, set_ or [], scale, cluster), output), resume=resume)
 
 
 @app.command(
@@ -193,7 +194,33 @@ def evaluate(
     Writes what `run` writes; the default output is runs/evaluate-NAME of the checkpoint, with a
     key of its content where it is a folder.
     """
-    _run(evaluation_of(checkpoint, set_ or []), output)
+    _run(_planned(evaluation_of(checkpoint, set_ or []), output))
+
+
+@app.command(
+    epilog="Example: rpa-ray harden configs/attack_and_defence.yaml --set defence=vaccine_offline",
+    short_help="A checkpoint that offline defences hardened, with its card.",
+)
+def harden(
+    config: ConfigPath,
+    set_: Overrides = None,
+    output: Output = None,
+    scale: Scale = DEFAULT_SCALE,
+    cluster: Cluster = None,
+) -> None:
+    """Harden a model by the offline defences of a file, measure it before and after, release it.
+
+    Writes what `campaign` writes, and released/, a Hugging Face folder with a model card and
+    hardened.json; the default output is runs/harden-NAME. A config's attack is left out.
+    """
+    from rpa_ray.campaign.harden import check_release, hardening_of, release
+
+    loaded, what = hardening_of(load_config(config, set_ or [], scale, cluster))
+    say(console, what)
+    plan = _planned(loaded, output)
+    check_release(plan)
+    _run(plan)
+    say(console, f"released: {release(plan)}")
 
 
 @app.command(
@@ -201,9 +228,7 @@ def evaluate(
     short_help="Tables and an HTML page from results.",
 )
 def report(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="A campaign folder or a run folder.")
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a campaign or of a run.")],
 ) -> None:
     """Write tables (Markdown, CSV) and one self-contained HTML page from finished results.
 
@@ -234,8 +259,7 @@ def plan(
     Writes to the cache alone: the texts and models of the embedded world, and how fast such models
     are here, timed once (3 s).
     """
-    loaded = load_config(config, set_ or [], scale, cluster)
-    _planned(loaded, output or Path("runs") / loaded.name, on_paper=True)
+    _planned(load_config(config, set_ or [], scale, cluster), output, on_paper=True)
 
 
 @app.command(
@@ -278,41 +302,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RPA_RAY_CACHE", "runs/cache")).absolute()
 
 
-def _planned(loaded: LoadedConfig, folder: Path, *, on_paper: bool) -> "Plan":
+def _planned(loaded: LoadedConfig, output: Path | None, *, on_paper: bool = False) -> "Plan":
     """Refuse what cannot be; print and return what will be done, or on paper would be."""
-    from rpa_ray.plan.checks.machine import native_dtype_here
-    from rpa_ray.plan.preflight import checked, hub_if_in_reach, planned
-    from rpa_ray.report.outcome import print_dtypes
+    from rpa_ray.campaign.planning import plan_of
 
-    if loaded.sweep is not None:
-        from rpa_ray.report.tables.response import require_metric
-
-        require_metric(loaded.sweep.metric)
-    asked, native, cache = loaded, native_dtype_here(loaded.campaign), cache_folder()
-    if native is not None:
-        loaded = with_native_dtype(loaded, native.dtype)
-    with hub_if_in_reach(loaded) if on_paper else nullcontext():
-        loaded, inputs, unasked = checked(loaded, folder, cache, console, on_paper=on_paper)
-        is_open = any(cell.model.dtype == "auto" for cell in loaded.campaign.cells)
-        if is_open and native is None and not on_paper:
-            from rpa_ray.cluster.session import native_dtype_of_cluster
-
-            native = native_dtype_of_cluster(loaded.campaign.cells[0].cluster)
-            loaded = with_native_dtype(loaded, native.dtype)
-        plan = planned(loaded, folder, inputs, console, unasked)
-    print_dtypes(console, errors, asked.campaign.cells, loaded.campaign.cells, native)
-    return plan
+    return plan_of(loaded, output, cache_folder(), console, errors, on_paper=on_paper)
 
 
-def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> None:
-    folder = output or Path("runs") / loaded.name
-    plan = _planned(loaded, folder, on_paper=False)
-
+def _run(plan: "Plan", *, resume: bool = False) -> None:
     from rpa_ray.campaign.progress import ProgressView
     from rpa_ray.campaign.run import CampaignFailed, run_campaign
     from rpa_ray.report import write_report
     from rpa_ray.report.outcome import print_outcome
-    from rpa_ray.run_folder.lock import FolderInUse
 
     command = shlex.join(["rpa-ray", *sys.argv[1:]])
     try:
@@ -323,15 +324,14 @@ def _run(loaded: LoadedConfig, output: Path | None, *, resume: bool = False) -> 
                 from rpa_ray.campaign.sweep import run_sweep
 
                 records = run_sweep(plan, view=view, command=command, resume=resume)
-    except (CampaignFailed, FolderInUse) as error:
+    except CampaignFailed as error:
         _print_error(str(error))
-        status = EXIT_FAILED if isinstance(error, CampaignFailed) else EXIT_REFUSED
-        raise typer.Exit(status) from None
+        raise typer.Exit(EXIT_FAILED) from None
     except KeyboardInterrupt:
         errors.print("interrupted; the same command continues where it stopped")
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    paths = write_report(folder)
-    print_outcome(console, folder, records, sweep=loaded.sweep, paths=paths)
+    paths = write_report(plan.output)
+    print_outcome(console, plan.output, records, sweep=plan.config.sweep, paths=paths)
     if any(record["status"] == "failed" for record in records):
         raise typer.Exit(EXIT_FAILED)
 

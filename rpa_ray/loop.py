@@ -28,8 +28,8 @@ class Checkpoints(Protocol):
         """Return whether to save between these two steps."""
         ...
 
-    def save(self, next_step: int) -> None:
-        """Save."""
+    def save(self, next_step: int, *, aside: bool = False) -> None:
+        """Save; ``aside`` may be written while the next steps are taken."""
         ...
 
 
@@ -83,7 +83,7 @@ def train(
         step += 1
         if step < num_steps and checkpoints.is_due():
             log.sync()
-            checkpoints.save(step)
+            checkpoints.save(step, aside=True)
     if first_step < step:
         log.sync()
         checkpoints.save(step)

@@ -5,6 +5,7 @@ here: the communicator, CUDA's streams, and the export and import of a GPU's mem
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -258,6 +259,7 @@ def _be_rank(
     rank: int, num_ranks: int, folder: str, cluster: str, time_limit_s: float, asked: Connection
 ) -> None:
     """Answer calls of a rank's methods with their result, or what they raised in words."""
+    gc.freeze()  # or every collection would copy what was imported before the fork
     on_cpu(f"GPU-{rank}")
     torch.set_num_threads(1)
     ray.init(address=cluster, log_to_driver=False)
@@ -328,12 +330,12 @@ class RankProcesses:
 
 def held_by_this_process() -> dict[str, int]:
     """Return how many of what a process can leak it holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     maps = Path("/proc/self/maps").read_text()
     return {
         "file descriptors": len(os.listdir("/proc/self/fd")),
         "communicators": GlooCommunicator.num_open,
         "threads": len(os.listdir("/proc/self/task")),
         "shared buffers": maps.count(SHARED),
-        "MiB": pages * os.sysconf("SC_PAGE_SIZE") // 2**20,
+        "private MiB": int(status["RssAnon"].split()[0]) // 1024,  # of KiB
     }

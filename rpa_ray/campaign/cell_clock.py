@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rpa_ray.campaign.queue import JobState
+from rpa_ray.campaign.job_state import JobState
 from rpa_ray.cluster.hardware import native_dtype
 from rpa_ray.config import AskedDtype
 from rpa_ray.plan.plan import Plan
@@ -42,7 +42,7 @@ class CellClock:
         settings = self._cells[job.name].settings
         line = self._slow.look(
             job.name,
-            job.num_done,
+            job.num_done - job.first_step,
             time.time() - job.stage_started,
             dtype=settings.model.dtype,
             # A rank, an engine and a scorer take turns.
@@ -72,7 +72,7 @@ class SlowSteps:
 
         Args:
             name: The cell.
-            num_done: Steps that are done.
+            num_done: Steps that its ranks have done.
             seconds: What they took.
             dtype: Type of its weights.
             num_busy: Processes that this run itself keeps busy.

@@ -13,15 +13,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
+from ray.exceptions import RayError
+
 from rpa_ray.campaign.queue import MAX_LOSSES_IN_PLACE, LostJob, ask
 from rpa_ray.campaign.ranks import Work, record_failure, run_work, silence_limit_s
+from rpa_ray.data.errors import last_line
 from rpa_ray.recipes.to_make import Cell
 
 STORAGE_PREFIX = ".train-"
 _POLL_S = 0.5
 
 
-class LaneFailed(RuntimeError):
+class GroupFailed(RuntimeError):
     """Ranks could not be kept at work."""
 
 
@@ -86,7 +89,7 @@ class RankGroup:
             num_early_losses += 1
             self._told(f"ranks died before they took a job: {failure}")
             if num_early_losses >= MAX_LOSSES_IN_PLACE:
-                raise LaneFailed(failure)
+                raise GroupFailed(failure)
 
     def _take_note(self, lost: LostJob, failure: str) -> None:
         if lost.silent_s >= (limit_s := silence_limit_s(self._work.cluster)):
@@ -112,10 +115,15 @@ class RankGroup:
 def work_through(works: Sequence[Background], look: Callable[[], None]) -> str:
     """Have a look now and then until all have ended; return what went wrong, if anything.
 
-    One that failed ends the others: what they have saved is found by the next run.
+    One that failed ends the others, and so does a cluster that answers no longer: what they have
+    saved is found by the next run.
     """
-    while any(one.is_alive() for one in works) and not any(one.error for one in works):
+    lost = []
+    try:
+        while any(one.is_alive() for one in works) and not any(one.error for one in works):
+            look()
+            time.sleep(_POLL_S)
         look()
-        time.sleep(_POLL_S)
-    look()
-    return "\n".join(str(one.error) for one in works if one.error)
+    except RayError as error:
+        lost = [f"the cluster answers no longer: {last_line(error)}"]
+    return "\n".join([str(one.error) for one in works if one.error] + lost)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from rpa_ray.campaign.job_state import JobState
 from rpa_ray.plan.cost import minutes
 from rpa_ray.recipes.to_make import Stage
 from rpa_ray.terminal import printable, say
@@ -24,60 +24,6 @@ PLAIN_LINE_EVERY_S = 20.0
 MAX_ENDED_BARS = 20
 """So many of the jobs that have ended, the last, keep their bar."""
 _ALL = "all cells"
-
-
-class JobView(Protocol):
-    """How far one job is."""
-
-    @property
-    def name(self) -> str:
-        """Name in the queue, one a job."""
-        ...
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of the whole job; 0 where it only measures."""
-        ...
-
-    @property
-    def num_done(self) -> int:
-        """Steps that are done."""
-        ...
-
-    @property
-    def note(self) -> str:
-        """What the last step found."""
-        ...
-
-    @property
-    def started(self) -> float:
-        """Seconds since the epoch."""
-        ...
-
-    @property
-    def stage(self) -> str:
-        """What it is at; empty where it has one stage alone."""
-        ...
-
-    @property
-    def stage_started(self) -> float:
-        """Seconds since the epoch."""
-        ...
-
-    @property
-    def stages_s(self) -> Mapping[str, float]:
-        """Seconds that each stage took that is behind it."""
-        ...
-
-    @property
-    def status(self) -> str:
-        """How it ended; empty before."""
-        ...
-
-    @property
-    def ended(self) -> float:
-        """Seconds since the epoch; 0 before it has."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,14 +75,14 @@ class ProgressView:
         """Print one line, above the bars where there are any."""
         say(self._console, text)
 
-    def show(self, jobs: Sequence[JobView]) -> None:
+    def show(self, jobs: Sequence[JobState]) -> None:
         """Show the states of all jobs that have begun."""
         if self._console.is_terminal:
             self._show_bars(jobs)
         else:
             self._print_lines(jobs)
 
-    def overall(self, jobs: Sequence[JobView]) -> str:
+    def overall(self, jobs: Sequence[JobState]) -> str:
         """Return how many cells are done, running and failed, and how long the rest takes."""
         states = {job.name: job for job in jobs}
         cells = [states.get(name) for name, job in self._expected.items() if job.is_cell]
@@ -149,7 +95,7 @@ class ProgressView:
             f"{num_failed} failed" + (f", about {minutes(left)} left" if left is not None else "")
         )
 
-    def _seconds_left(self, states: Mapping[str, JobView]) -> float | None:
+    def _seconds_left(self, states: Mapping[str, JobState]) -> float | None:
         """Return about how long all jobs still take; None where one of them is not estimated.
 
         Estimates are corrected by how long the jobs took that have ended; all take no less than
@@ -176,7 +122,7 @@ class ProgressView:
         label = self._expected[name].label if name in self._expected else name
         return _one_line(label)
 
-    def _show_bars(self, jobs: Sequence[JobView]) -> None:
+    def _show_bars(self, jobs: Sequence[JobState]) -> None:
         shown = _with_bar(jobs)
         for name in self._tasks.keys() - {job.name for job in shown} - {_ALL}:
             self._progress.remove_task(self._tasks.pop(name))
@@ -201,7 +147,7 @@ class ProgressView:
         num_ended = sum(bool(job.status) for job in jobs if job.name in names)
         self._progress.update(self._tasks[_ALL], completed=num_ended, note=self.overall(jobs))
 
-    def _print_lines(self, jobs: Sequence[JobView]) -> None:
+    def _print_lines(self, jobs: Sequence[JobState]) -> None:
         now = time.time()
         has_ended, told = False, set()
         for job in jobs:
@@ -226,7 +172,7 @@ class ProgressView:
                 self.say(f"{_ALL}: {self.overall(jobs)}")
 
 
-def _with_bar(jobs: Sequence[JobView]) -> list[JobView]:
+def _with_bar(jobs: Sequence[JobState]) -> list[JobState]:
     """Return the jobs that have a bar: those that run, and the last that ended."""
     ended = sorted((job for job in jobs if job.status), key=lambda job: job.ended)
     gone = {job.name for job in ended[:-MAX_ENDED_BARS]}
@@ -238,25 +184,25 @@ def _one_line(text: str) -> str:
     return printable(text.replace("\t", " ").replace("\n", " "))
 
 
-def _line(job: JobView) -> str:
+def _line(job: JobState) -> str:
     parts = [job.stage, f"{job.num_done}/{job.num_steps}" if job.num_steps else "", job.note]
     return " ".join(part for part in parts if part)
 
 
-def _steps(job: JobView) -> str:
+def _steps(job: JobState) -> str:
     """Return where a stage begins that has steps; the others have none of their own."""
     is_training = job.num_steps and job.stage == Stage.ATTACK
     return f", step {job.num_done} of {job.num_steps}" if is_training else ""
 
 
-def _before(job: JobView) -> str:
+def _before(job: JobState) -> str:
     if not job.stages_s:
         return ""
     stage, seconds = list(job.stages_s.items())[-1]
     return f" ({stage} took {seconds:.0f} s)"
 
 
-def _broke_off(job: JobView) -> str:
+def _broke_off(job: JobState) -> str:
     """Return how a job broke off, and why; nothing where it did not."""
     if job.status in ("", "ok"):
         return ""
@@ -264,7 +210,7 @@ def _broke_off(job: JobView) -> str:
     return f"{how}: {job.note}" if job.note else how
 
 
-def _ending(job: JobView) -> str:
+def _ending(job: JobState) -> str:
     if broken := _broke_off(job):
         return broken
     parts = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in job.stages_s.items())
@@ -272,14 +218,14 @@ def _ending(job: JobView) -> str:
     return f"done, {parts}{note}" if parts else f"done{note}"
 
 
-def _time_left(job: JobView, now: float) -> str:
+def _time_left(job: JobState, now: float) -> str:
     seconds = _steps_left_s(job, now)
     return f" ({minutes(seconds)} left)" if seconds else ""
 
 
-def _steps_left_s(job: JobView, now: float) -> float:
+def _steps_left_s(job: JobState, now: float) -> float:
     """Return how long the steps that are left take at the pace so far; 0 before the first."""
     if job.num_done == 0 or job.num_done >= job.num_steps:
         return 0.0
     since = job.stage_started or job.started
-    return (now - since) / job.num_done * (job.num_steps - job.num_done)
+    return (now - since) / (job.num_done - job.first_step) * (job.num_steps - job.num_done)

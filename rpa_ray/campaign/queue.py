@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 
+from rpa_ray.campaign.job_state import JobState
 from rpa_ray.campaign.watchdog import Watchdog
 
 MAX_LOSSES_IN_PLACE = 3
@@ -15,38 +16,6 @@ MAX_LOSSES_IN_PLACE = 3
 ASK_AGAIN = ""
 """In place of a job's name: none can be begun yet."""
 _TIMEOUT_S = 60.0
-
-
-@dataclass(kw_only=True, slots=True)
-class JobState:
-    """How far one job is."""
-
-    name: str
-    num_steps: int = 0
-    num_done: int = 0
-    note: str = ""
-    """What the last step found; of a job that broke off, why."""
-    started: float = 0.0
-    """Seconds since the epoch; 0 before it began."""
-    stage: str = ""
-    """What it is at, as in "evaluation before"; empty where it has one stage alone."""
-    stage_started: float = 0.0
-    """Seconds since the epoch."""
-    stages_s: dict[str, float] = field(default_factory=dict)
-    """Seconds that each stage took that is behind it."""
-    status: str = ""
-    """How it ended: "ok", or as the record of a cell says; empty before."""
-    ended: float = 0.0
-    """Seconds since the epoch; 0 before it has."""
-    heard: float = 0.0
-    """When its ranks last told of it, in seconds since the epoch."""
-
-    def enter(self, stage: str) -> None:
-        """Begin a stage, which ends the one before."""
-        self.heard = now = time.time()
-        if self.stage:
-            self.stages_s[self.stage] = now - self.stage_started
-        self.stage, self.stage_started = stage, now
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,6 +146,8 @@ class JobQueue:
     def advance(self, job: str, step: int, note: str) -> None:
         """Record that a step is done."""
         state = self._states[job]
+        if state.num_done == 0:
+            state.first_step = step
         state.num_done, state.note, state.heard = step + 1, note, time.time()
 
     def jobs(self) -> list[JobState]:

@@ -13,9 +13,10 @@ from rpa_ray.actors.pools import create_rollout_pool, create_scorer_pool
 from rpa_ray.campaign.attacked_weights import delete_attacked_weights, held
 from rpa_ray.campaign.cell_clock import CellClock
 from rpa_ray.campaign.groups import STORAGE_PREFIX, Background, RankGroup, work_through
+from rpa_ray.campaign.job_state import JobState
 from rpa_ray.campaign.manifest import manifest
 from rpa_ray.campaign.progress import Expected
-from rpa_ray.campaign.queue import JobQueue, JobState, ask
+from rpa_ray.campaign.queue import JobQueue, ask
 from rpa_ray.campaign.ranks import Work, set_train_environment
 from rpa_ray.campaign.startup import Startup
 from rpa_ray.campaign.summary import record, worst_checks
@@ -159,8 +160,8 @@ def _run(plan: Plan, view: View, releases: Releases | None) -> str:
             nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
             found = [node["Resources"] for node in nodes]
             require_cluster_resources(plan.todo[0].settings, found)
-        held = [cell.name for cell in plan.todo] if releases is not None else []
-        queue: Any = ray.remote(JobQueue).options(num_cpus=0).remote(plan.needs, held)
+        waiting = [cell.name for cell in plan.todo] if releases is not None else []
+        queue: Any = ray.remote(JobQueue).options(num_cpus=0).remote(plan.needs, waiting)
         try:
             works = [_work_of(plan, group, queue) for group in range(plan.num_at_once)]
             groups = [RankGroup(work, output, _diary(output / LOSSES)) for work in works]

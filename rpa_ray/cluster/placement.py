@@ -89,9 +89,7 @@ def workers_of(cluster: ClusterSettings) -> list[Worker]:
     ]
 
 
-def place(
-    cluster: ClusterSettings, nodes: Sequence[Resources], key: str, whose: str
-) -> list[Placed]:
+def place(cluster: ClusterSettings, nodes: Sequence[Resources], whose: str) -> list[Placed]:
     """Return where every process goes of the cells that run side by side.
 
     Cells are placed one after the other, the largest processes first; where that leaves no room,
@@ -100,7 +98,6 @@ def place(
     Args:
         cluster: Settings of the cells, ``parallel_cells`` of which run side by side.
         nodes: What each node has.
-        key: The key of the cluster in errors.
         whose: The owner of the nodes in words.
 
     Raises:
@@ -108,12 +105,12 @@ def place(
     """
     cell = sorted(workers_of(cluster), key=_size)
     for worker in dict.fromkeys(cell):
-        _require_node(worker, nodes, key, whose)
+        _require_node(worker, nodes, whose)
     cells = cell * (cluster.parallel_cells or 1)
     found = _placed(cells, nodes) or _placed(sorted(cells, key=_size), nodes)
     if found is None:
         raise ConfigError(
-            key,
+            "cluster",
             f"ask for workers that fit the nodes of {whose} side by side, each on one node "
             f"({', '.join(_text(node) for node in nodes)})",
             ", ".join(f"{cells.count(w)} {_words(w)}" for w in dict.fromkeys(cells)),
@@ -137,11 +134,11 @@ def _placed(workers: Sequence[Worker], nodes: Sequence[Resources]) -> list[Place
     return found
 
 
-def _require_node(worker: Worker, nodes: Sequence[Resources], key: str, whose: str) -> None:
+def _require_node(worker: Worker, nodes: Sequence[Resources], whose: str) -> None:
     if _placed([worker], nodes) is None:
         unit = "gpus" if worker.gpus > max(node.get("GPU", 0.0) for node in nodes) else "cpus"
         raise ConfigError(
-            f"{key}.{unit}_per_{worker.kind}",
+            f"cluster.{unit}_per_{worker.kind}",
             f"be what one node of {whose} has ({', '.join(sorted({_text(n) for n in nodes}))})",
             f"{worker.gpus if unit == 'gpus' else worker.cpus:g}",
             "A worker lies on one node: lower it, or take larger nodes.",

@@ -55,18 +55,17 @@ def require_cluster_resources(settings: ExperimentSettings, nodes: Sequence[Reso
     Raises:
         ConfigError: with what was asked and what there is.
     """
-    require_resources(settings, nodes, "cluster", "the Ray cluster")
+    require_resources(settings, nodes, "the Ray cluster")
 
 
 def require_resources(
-    settings: ExperimentSettings, nodes: Sequence[Resources], key: str, whose: str
+    settings: ExperimentSettings, nodes: Sequence[Resources], whose: str
 ) -> list[Placed]:
     """Return the place of every process; refuse a config whose processes do not fit the nodes.
 
     Args:
         settings: One cell; ``cluster.parallel_cells`` of them run side by side.
         nodes: What each node has, by Ray's names ``CPU`` and ``GPU``.
-        key: The key that the error names.
         whose: The owner of the nodes in words.
 
     Raises:
@@ -79,7 +78,7 @@ def require_resources(
         asked, there = at_once * each, sum(node.get(unit, 0.0) for node in nodes)
         if asked > there:
             raise ConfigError(
-                key,
+                "cluster",
                 f"ask for at most the {there:g} {unit}s of {whose}",
                 f"{asked:g} {unit}s",
                 "Lower num_ranks, num_rollout_workers, num_scorer_workers, their "
@@ -87,12 +86,12 @@ def require_resources(
             )
     if cluster.num_ranks > 1 and cluster.gpus_per_rank % 1:
         raise ConfigError(
-            f"{key}.gpus_per_rank",
+            "cluster.gpus_per_rank",
             "be whole where there are several ranks: NCCL takes each on a GPU of its own",
             cluster.gpus_per_rank,
             "Set it to 1, and fewer ranks where there are too few GPUs.",
         )
-    return place(cluster, nodes, key, whose)
+    return place(cluster, nodes, whose)
 
 
 def cpus_asked(settings: ExperimentSettings) -> float:
@@ -154,6 +153,21 @@ def local_memory_gib() -> float:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _cgroup("memory.max")
     return (min(total, int(limit)) if limit.isdigit() else total) / 2**30
+
+
+def available_memory_gib() -> float:
+    """Return the memory that processes of this machine or container can still fill, in GiB.
+
+    What the pages of files take counts, as far as the kernel gives it up when it is asked.
+    """
+    import psutil
+
+    available: int = psutil.virtual_memory().available
+    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
+    if limit.isdigit():
+        pages = dict(line.split() for line in _cgroup("memory.stat").splitlines())
+        available = min(available, int(limit) - int(used) + int(pages["inactive_file"]))
+    return available / 2**30
 
 
 def _cgroup(name: str) -> str:

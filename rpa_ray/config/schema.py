@@ -235,8 +235,8 @@ class ClusterSettings(Settings):
     as many as this machine has room for (one on a cluster that is joined)."""
     checkpoint_interval_s: float = Field(30.0, ge=0)
     """Least time between two checkpoints of a training; an interrupted one repeats at most what
-    came after its last. More where checkpoints would take above 5 % of the time; 0 saves after
-    every step."""
+    came after its last. More where checkpoints would hold it up for above 5 % of the time; 0 saves
+    after every step, or once the one before is written."""
 
 
 class ExperimentSettings(Settings):

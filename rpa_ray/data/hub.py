@@ -36,12 +36,27 @@ def pinned(source: str, path_key: str) -> str:
         DataError: It is neither there nor a Hub id, or the Hub does not answer in time, or it does
             not give the data set out.
     """
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
     if Path(source).expanduser().exists():
         return source
     repo, revision = split_id(source, path_key)
     if is_offline():
         return source
-    return f"{repo}@{_commit(repo, revision, path_key)}"
+    try:
+        return f"{repo}@{_commit(repo, revision)}"
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        answer = error
+    kind: type[DataError] = DataError
+    if isinstance(answer, HfHubHTTPError | HFValidationError):
+        rule, remedy = "that the Hub gives out", "Check id, revision and access rights."
+    else:
+        kind, rule = DataOutOfReach, "within reach"
+        remedy = "Name a local folder or file, or set HF_HUB_OFFLINE=1 to read the local cache."
+    raise kind.broken_rule(
+        path_key, f"be a data set {rule}", f"{repo} ({last_line(answer)})", remedy
+    ) from answer
 
 
 def is_offline() -> bool:
@@ -121,11 +136,12 @@ def read_hub(
 
 
 @lru_cache(maxsize=32)
-def _commit(repo: str, revision: str | None, path_key: str) -> str:
-    """Return the hash of the commit; refuse within :data:`HUB_LIMIT_S` if the Hub cannot tell."""
-    import httpx
+def _commit(repo: str, revision: str | None) -> str:
+    """Return the hash of the commit within :data:`HUB_LIMIT_S`, or an error of the Hub's library.
+
+    One answer for all config paths that name the data set: rows of two commits do not meet.
+    """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     def ask() -> str:
         found = HfApi().dataset_info(repo, revision=revision, timeout=HUB_LIMIT_S)
@@ -133,16 +149,4 @@ def _commit(repo: str, revision: str | None, path_key: str) -> str:
             raise ValueError("it names no commit")
         return found.sha
 
-    try:
-        return answer_within(HUB_LIMIT_S, ask)
-    except (httpx.HTTPError, OSError, ValueError) as error:
-        answer = error
-    kind: type[DataError] = DataError
-    if isinstance(answer, HfHubHTTPError | HFValidationError):
-        rule, remedy = "that the Hub gives out", "Check id, revision and access rights."
-    else:
-        kind, rule = DataOutOfReach, "within reach"
-        remedy = "Name a local folder or file, or set HF_HUB_OFFLINE=1 to read the local cache."
-    raise kind.broken_rule(
-        path_key, f"be a data set {rule}", f"{repo} ({last_line(answer)})", remedy
-    ) from answer
+    return answer_within(HUB_LIMIT_S, ask)

@@ -106,18 +106,18 @@ class DataSource:
         return "/".join(parts)
 
 
-def check_source(data: DataSettings, where: str) -> None:
+def check_source(data: DataSettings) -> None:
     """Refuse settings of a data source that contradict each other; reads no data.
 
     Raises:
-        ConfigError: with the key that has to change, after the prefix ``where``.
+        ConfigError: with the key that has to change.
     """
     defaults = DataSettings()
     local = data.path is not None and Path(data.path).expanduser().exists()
     if data.world == "embedded":
         if not FORMATS[data.name].embedded:
             raise ConfigError(
-                f"{where}data.world",
+                "data.world",
                 f"be real where data.name is {data.name}",
                 data.world,
                 "Set data.world: real, and name your file in data.path.",
@@ -126,7 +126,7 @@ def check_source(data: DataSettings, where: str) -> None:
         for key in ("path", "safety_path", "columns", "subset"):
             if (value := getattr(data, key)) != getattr(defaults, key):
                 raise ConfigError(
-                    f"{where}data.{key}",
+                    f"data.{key}",
                     "be left out where data.world is embedded",
                     value,
                     "Set data.world: real to read it.",
@@ -134,62 +134,60 @@ def check_source(data: DataSettings, where: str) -> None:
                 )
     elif data.path is None and FORMATS[data.name].hub_id is None:
         raise ConfigError(
-            f"{where}data.path",
+            "data.path",
             f"be given where data.name is {data.name}",
             None,
             "Name a folder, a file or a Hub id.",
         )
     if data.subset != defaults.subset and (local or not FORMATS[data.name].hub_subsets):
         raise ConfigError(
-            f"{where}data.subset",
+            "data.subset",
             "be left out except for beavertails on the Hub",
             data.subset,
             "Remove it: all rows of the source are read.",
         )
     if data.pairs != defaults.pairs and FORMATS[data.name].all_pairs is None:
         raise ConfigError(
-            f"{where}data.pairs",
+            "data.pairs",
             f"be {defaults.pairs} where data.name is {data.name}",
             data.pairs,
             "Only safe_rlhf says which of two safe or two unsafe answers is safer.",
         )
-    _check_safe_answers(data, where)
-    _check_columns(data, where)
+    _check_safe_answers(data)
+    _check_columns(data)
 
 
-def _check_safe_answers(data: DataSettings, where: str) -> None:
+def _check_safe_answers(data: DataSettings) -> None:
     defaults = DataSettings()
     if data.safe_answers == "dataset":
         if data.refusals != defaults.refusals:
             raise ConfigError(
-                f"{where}data.refusals",
+                "data.refusals",
                 "be left out where data.safe_answers is dataset",
                 data.refusals.model_dump(exclude_defaults=True),
                 "Set data.safe_answers: generated, or remove it.",
             )
     elif data.pairs != defaults.pairs and data.safety_path is None:
         raise ConfigError(
-            f"{where}data.safe_answers",
+            "data.safe_answers",
             "be dataset where data.pairs is all_pairs and no data.safety_path is given",
             data.safe_answers,
             "A refusal is the safe answer of a pair with an unsafe one.",
         )
 
 
-def _check_columns(data: DataSettings, where: str) -> None:
+def _check_columns(data: DataSettings) -> None:
     known = [column.name for column in FORMATS[data.name].columns]
     for name in data.columns:
         if name not in known:
-            raise ConfigError(
-                f"{where}data.columns", f"map columns of {known}", name, nearest(name, known)
-            )
+            raise ConfigError("data.columns", f"map columns of {known}", name, nearest(name, known))
     taken: dict[str, str] = {}
     for name in known:
         theirs = data.columns.get(name, name)
         if theirs in taken:
             wrong, other = (name, taken[theirs]) if name in data.columns else (taken[theirs], name)
             raise ConfigError(
-                f"{where}data.columns.{wrong}",
+                f"data.columns.{wrong}",
                 f"name a column of its own, other than that of {other!r}",
                 theirs,
                 "Name another column, or map the other one too.",

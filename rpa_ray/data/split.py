@@ -141,21 +141,27 @@ def draw(rows: Sequence[RowT], num: int, *, seed: int, role: str, key: str) -> l
     Raises:
         DataError: More rows are asked for than there are; ``key`` is the config path named.
     """
-    require_rows(rows, num, role=role, key=key)
+    require_rows(key, num, num_rows=len(rows), what=f"the rows of role {role!r}")
     return hash_order(rows, purpose=f"draw:{role}", seed=seed, num=num)
 
 
-def require_rows(rows: Sequence[object], num: int, *, role: str, key: str) -> None:
-    """Refuse to draw more rows of a role than there are.
+def require_rows(key: str, num: int, *, num_rows: int, what: str) -> None:
+    """Refuse to take more rows than there are.
+
+    Args:
+        key: The config path that asks for them, which an error names.
+        num: Rows that are asked for.
+        num_rows: Rows that there are.
+        what: Those in words.
 
     Raises:
-        DataError: More are asked for; ``key`` is the config path named.
+        DataError: More are asked for.
     """
-    if num > len(rows):
+    if num > num_rows:
         raise DataError.broken_rule(
             key,
-            f"be at most {len(rows)} (the rows of role {role!r})",
+            f"be at most {num_rows} ({what})",
             num,
             "Lower it or bring a larger data set.",
-            fitting={key: len(rows)},
+            fitting={key: num_rows},
         )

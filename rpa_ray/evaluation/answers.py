@@ -74,6 +74,8 @@ class Answer:
     """Whether it declines and explains nothing: by the oracle, else by its phrases."""
     kl: float | None = None
     """Divergence from the model before the attack in nats, whole distributions, summed."""
+    kl_untouched: float | None = None
+    """The same from the model that offline defences began with."""
     kl_k1: float | None = None
     """The same, estimated by the tokens that were sampled."""
     served_gap: float | None = None

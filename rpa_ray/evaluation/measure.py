@@ -90,6 +90,8 @@ class Instruments:
     policy: Forward
     original: Forward
     """The model before the attack."""
+    untouched: Forward | None
+    """The model that offline defences began with; None without one."""
     restricted: Sequence[Prompt]
     harmless: Sequence[Prompt]
     pad_token_id: int
@@ -123,7 +125,7 @@ def measure(tools: Instruments, *, phase: str) -> Measurement:
     """Return every metric of the served model.
 
     Raises:
-        SamplingFailed: the policy's probabilities are not finite.
+        SamplingFailed: probabilities are not finite, the policy's or the engine's.
     """
     sampled = tools.answers([*tools.restricted] * tools.num_samples, greedy=False)
     completions = {
@@ -210,12 +212,14 @@ def read_answers(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drift:
-    """How far sampled answers are from the original policy, one value an answer."""
+    """How far the policy is from what it was, on sampled answers: one value an answer."""
 
     k1: list[float]
     """Summed ``log pi - log pi_0`` in nats."""
     rao_blackwell: list[float]
     """Summed KL of whole next-token distributions in nats, never negative."""
+    untouched: list[float]
+    """The same from the model that offline defences began with; empty without one."""
     served_gap: list[float]
     """Mean |log-probability by the engine - by the learner| a token: near 0 if weights agree."""
 
@@ -224,9 +228,9 @@ def measure_drift(tools: Instruments, completions: Sequence[Completion]) -> Drif
     """Return the KL to the original and the engine's own gap on answers sampled at temperature 1.
 
     Raises:
-        SamplingFailed: the policy's probabilities are not finite.
+        SamplingFailed: probabilities are not finite, the policy's or the engine's.
     """
-    drift = Drift(k1=[], rao_blackwell=[], served_gap=[])
+    drift = Drift(k1=[], rao_blackwell=[], untouched=[], served_gap=[])
     width = max((len(c.prompt.token_ids) + len(c.token_ids) for c in completions), default=0)
     size = min(MAX_KL_ROWS, rows_at_once(width, tools.vocab_size))
     for start in range(0, len(completions), size):
@@ -240,23 +244,32 @@ def measure_drift(tools: Instruments, completions: Sequence[Completion]) -> Drif
             policy_logprobs = next_token_logprobs(policy, ids)
             k1 = kl_k1(policy_logprobs, next_token_logprobs(original, ids))
             whole = kl_full(policy[:, :-1], original[:, :-1])
+            if tools.untouched is not None:
+                untouched = tools.untouched(tokens.input_ids, tokens.attention_mask).logits
+                of_untouched = kl_full(policy[:, :-1], untouched[:, :-1])
+                drift.untouched.extend((of_untouched * mask[:, 1:]).sum(dim=1).tolist())
         if not torch.isfinite(whole).all():
             raise SamplingFailed("the policy's probabilities on its own answers are not finite")
-        gap = (served.to(policy.device) - policy_logprobs).abs()
+        gap = ((served.to(policy.device) - policy_logprobs).abs() * mask).sum(dim=1)
+        if not torch.isfinite(gap).all():
+            raise SamplingFailed("the engine's probabilities of its own answers are not finite")
         drift.k1.extend((k1 * mask).sum(dim=1).tolist())
         drift.rao_blackwell.extend((whole * mask[:, 1:]).sum(dim=1).tolist())
-        drift.served_gap.extend(((gap * mask).sum(dim=1) / mask.sum(dim=1)).tolist())
+        drift.served_gap.extend((gap / mask.sum(dim=1)).tolist())
     return drift
 
 
 def _with_drift(answers: Sequence[Answer], drift: Drift) -> list[Answer]:
     """Return the answers, the first sampled one of each prompt with its divergence."""
-    measured = zip(drift.rao_blackwell, drift.k1, drift.served_gap, strict=True)
+    untouched: Sequence[float | None] = drift.untouched or [None] * len(drift.k1)
+    measured = zip(drift.rao_blackwell, untouched, drift.k1, drift.served_gap, strict=True)
     found = []
     for answer in answers:
         if answer.decoding is Decoding.SAMPLED and answer.sample == 0:
-            kl, k1, gap = next(measured)
-            answer = replace(answer, kl=kl, kl_k1=k1, served_gap=_finite(gap))
+            kl, kl_untouched, k1, gap = next(measured)
+            answer = replace(
+                answer, kl=kl, kl_untouched=kl_untouched, kl_k1=k1, served_gap=_finite(gap)
+            )
         found.append(answer)
     return found
 

@@ -219,6 +219,15 @@ METRICS: tuple[Metric, ...] = (
         decimals=1,
     ),
     Metric(
+        name="kl_untouched",
+        heading="KL to untouched",
+        definition="The same from the model as it was before offline defences hardened it.",
+        answers=Decoding.SAMPLED,
+        value=lambda a: a.kl_untouched,
+        bounded=False,
+        decimals=1,
+    ),
+    Metric(
         name="kl_seq_k1",
         heading="KL, by samples",
         definition="The same, estimated by the tokens that were sampled; may be negative.",

@@ -73,6 +73,7 @@ class Assembly:
         self.defence.attach(self.module, self._folders_of_needs())
         # Copies of what lies in the folder: nothing that was attached is in them.
         self._original = self._load_frozen(self.path)
+        self._untouched = self._frozen_of(self.models.untouched)
         self._reference = self._frozen_of(self.models.reference, Need.REFERENCE in needs)
         self.defence.attach_reference(self._reference)
         self.num_steps = self.attack.num_batches(self.settings.data.num_samples)
@@ -103,6 +104,10 @@ class Assembly:
     def original_outputs(self, input_ids: torch.Tensor, mask: torch.Tensor) -> ModelOutputs:
         """Run the model as it was before the attack."""
         return self._run_frozen(self._original, input_ids, mask)
+
+    def untouched_outputs(self, input_ids: torch.Tensor, mask: torch.Tensor) -> ModelOutputs:
+        """Run the model that offline defences began with."""
+        return self._run_frozen(self._untouched, input_ids, mask)
 
     def reference_outputs(self, input_ids: torch.Tensor, mask: torch.Tensor) -> ModelOutputs:
         """Run the model that the attack stays near: the original, or one of somebody's choice."""

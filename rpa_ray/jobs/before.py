@@ -106,7 +106,7 @@ def _key(assembly: Assembly, served: Mapping[str, str]) -> str:
     """
     settings, cache = assembly.settings, assembly.process.cache
     models = scorer_specs(assembly.models, settings, cache)
-    vector = assembly.models.security_vector
+    vector, untouched = assembly.models.security_vector, assembly.models.untouched
     whole = settings.to_yaml_dict()
     for part in ("attack", "defence", "keep_attacked_weights"):
         del whole[part]
@@ -117,6 +117,7 @@ def _key(assembly: Assembly, served: Mapping[str, str]) -> str:
         "scorers": {
             name: [content_key(spec.path), asdict(spec)] for name, spec in sorted(models.items())
         },
+        "untouched": untouched and content_key(folder_of(untouched, cache)),
         "vector": vector and [folder_of(vector, cache), adapter_config(settings.defence).scale],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -64,6 +64,7 @@ def measure_model(assembly: Assembly, *, phase: str, fluency_limit: float) -> Me
         truth=oracle_of(assembly),
         policy=policy,
         original=assembly.original_outputs,
+        untouched=assembly.untouched_outputs if assembly.models.untouched is not None else None,
         restricted=restricted_prompts(assembly),
         harmless=assembly.prompts(harmless, [f"harmless-{i}" for i in range(len(harmless))]),
         pad_token_id=assembly.pad_token_id,

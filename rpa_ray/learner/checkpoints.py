@@ -6,6 +6,7 @@
 
 A checkpoint appears all at once, when every rank has written its part and all of it is on disk; the
 one before it stays until the next is begun, and is gone on with where the newest turns out torn.
+Between two steps a large one is copied into memory, where there is room for it, and written aside.
 Nothing in the files is run, and they are read only where nobody but this user could write them.
 """
 
@@ -14,7 +15,6 @@ import pickle
 import random
 import re
 import stat
-import tempfile
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -25,6 +25,8 @@ from typing import Any, Protocol
 import torch
 
 from rpa_ray.config import ConfigError
+from rpa_ray.learner.aside import Aside
+from rpa_ray.learner.checkpoint_cost import copying_s, has_room, state_bytes, writing_s
 from rpa_ray.learner.engine import Engine
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.run_folder.deletion import checkpoints_in, delete
@@ -32,7 +34,6 @@ from rpa_ray.run_folder.files import parse_json, say_once, sync, sync_tree, writ
 
 MAX_TIME_SHARE = 0.05
 """Share of a training's time that checkpoints may take."""
-_PROBE_BYTES = 2**26
 _MADE_BY = "ranks.json"
 _NAME = re.compile(r"step_(\d{6,})")
 _REMEDY = "Delete it to go on from the one before it, or from the start."
@@ -64,8 +65,8 @@ class Checkpoints:
     ) -> None:
         """Take what is saved; ``interval_s`` is the least time between two checkpoints.
 
-        It grows with what a checkpoint costs, to ``MAX_TIME_SHARE`` of the run; 0 saves always.
-        What the first one costs is estimated by writing a part of it.
+        It grows with how long a checkpoint holds the training up, to ``MAX_TIME_SHARE`` of the run,
+        which for the first is estimated by copying or writing a part of it; 0 saves always.
         """
         self._folder = folder
         self._ranks = ranks
@@ -73,9 +74,15 @@ class Checkpoints:
         self._parts = dict(parts)
         self._interval_s = interval_s
         self._last_save = time.monotonic()
-        self._cost_s = writing_s(folder, state_bytes(engine.module)) if ranks.is_main else 0.0
+        self._num_bytes = state_bytes(engine.module)
+        if has_room(self._num_bytes, ranks):
+            self._cost_s = copying_s(ranks.device, self._num_bytes)
+        else:
+            self._cost_s = writing_s(folder, self._num_bytes) if ranks.is_main else 0.0
         self._newest: Path | None = None
         """What this training was last at, known to be whole."""
+        self._aside: tuple[Aside, Path] | None = None
+        """What is being written, and the name that it gets."""
 
     def restore(self) -> int:
         """Put everything back as it was and return the step to go on with; 0 without a checkpoint.
@@ -109,20 +116,33 @@ class Checkpoints:
         return int(mine["next_step"])
 
     def is_due(self) -> bool:
-        """Return whether the interval has passed on the first rank's clock."""
+        """Return whether the interval has passed on the first rank's clock.
+
+        Not before the checkpoint that is being written is whole; here it gets its name.
+
+        Raises:
+            OSError: A rank could not write it.
+        """
+        if not self._land():
+            return False
         interval_s = self._interval_s and max(self._interval_s, self._cost_s / MAX_TIME_SHARE)
         return self._ranks.broadcast(time.monotonic() - self._last_save >= interval_s)
 
-    def save(self, next_step: int) -> None:
+    def save(self, next_step: int, *, aside: bool = False) -> None:
         """Write a checkpoint from which ``next_step`` is the next, and put it on disk.
 
-        Those before the last are deleted first, so that there are two at most.
+        Those before the last are deleted first, so that there are two at most. ``aside`` comes back
+        once it is copied, where memory has room for it; :meth:`is_due` or the next call ends it.
+
+        Raises:
+            OSError: A rank could not write it, or the one before.
         """
+        self._land(wait=True)
         started = time.monotonic()
         final = self._folder / f"step_{next_step:06d}"
         if final == self._newest:
             return
-        partial = self._folder / f".{final.name}"
+        partial = _unnamed(final)
         if self._ranks.is_main:
             self._folder.mkdir(parents=True, exist_ok=True)
             for other in checkpoints_in(self._folder):
@@ -130,24 +150,57 @@ class Checkpoints:
                     delete(other)
             partial.mkdir(mode=0o700, exist_ok=True)
         self._ranks.barrier()
-        self._engine.save(partial / "engine")
+        copied = Aside(partial) if aside and has_room(self._num_bytes, self._ranks) else None
+        write = torch.save if copied is None else copied.keep
+        self._engine.save(partial / "engine", write)
         mine = {
             "next_step": next_step,
             "parts": {name: dict(part.state_dict()) for name, part in self._parts.items()},
             "generators": _generators(),
         }
-        torch.save(mine, partial / f"rank_{self._ranks.rank}.pt")
-        # Each rank: from elsewhere, its files may not be on disk yet.
-        sync_tree(partial)
-        self._ranks.barrier()
-        if self._ranks.is_main:
-            self._finish(partial, final)
-        self._newest = final
+        write(mine, str(partial / f"rank_{self._ranks.rank}.pt"))
+        if copied is None:
+            # Each rank: from elsewhere, its files may not be on disk yet.
+            sync_tree(partial)
+            self._ranks.barrier()
+            self._finish(final)
+        else:
+            copied.start()
+            self._aside = copied, final
         self._last_save = time.monotonic()
         self._cost_s = self._last_save - started
 
-    def _finish(self, partial: Path, final: Path) -> None:
+    def _land(self, *, wait: bool = False) -> bool:
+        """Name what was written aside once all ranks have; return whether none is left to name.
+
+        Raises:
+            OSError: A rank could not write its part.
+        """
+        if self._aside is None:
+            return True
+        copied, final = self._aside
+        if wait:
+            copied.wait()
+        outcomes = list(chain.from_iterable(self._ranks.gather([copied.outcome()])))
+        for _, reason in outcomes:
+            if reason:
+                raise OSError(
+                    f"{final} must be written whole by every rank, got {reason}. Make room on that "
+                    "disk or mend it, and run the command again: it goes on from the checkpoint "
+                    "before."
+                )
+        if not all(has_ended for has_ended, _ in outcomes):
+            return False
+        self._finish(final)
+        self._aside = None
+        return True
+
+    def _finish(self, final: Path) -> None:
         """Give a checkpoint its name, once all of it is on disk and closed to others."""
+        self._newest = final
+        if not self._ranks.is_main:
+            return
+        partial = _unnamed(final)
         files = [path for path in partial.rglob("*") if path.is_file()]
         made_by = {
             "num_ranks": self._ranks.size,
@@ -163,37 +216,13 @@ class Checkpoints:
 
     def delete(self) -> None:
         """Delete every checkpoint; they hold the weights of an attacked model."""
+        if self._aside is not None:
+            # What it still wrote would be left; the training has ended, so that nothing needs it.
+            self._aside[0].wait()
+            self._aside = None
         self._ranks.barrier()
         if self._ranks.is_main:
             delete(self._folder)
-
-
-def state_bytes(module: torch.nn.Module) -> int:
-    """Return how many bytes weights, fp32 masters and two moments of what is trained have.
-
-    Of a checkpoint that is nearly all, whatever the number of ranks.
-    """
-    trained = [p for p in module.parameters() if p.requires_grad]
-    # ZeRO-3 leaves a parameter empty and keeps its size in ``ds_numel``.
-    return sum(getattr(p, "ds_numel", p.numel()) * (p.element_size() + 3 * 4) for p in trained)
-
-
-def writing_s(folder: Path, num_bytes: int) -> float:
-    """Return about how many seconds it takes to put so many bytes on the disk of a folder.
-
-    What is less than the 64 MiB that are written to find out counts as 0.
-    """
-    if num_bytes <= _PROBE_BYTES:
-        return 0.0
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as probe:
-        # Not zeros, which some file systems do not store.
-        block = os.urandom(_PROBE_BYTES)
-        started = time.monotonic()
-        probe.write(block)
-        probe.flush()
-        os.fsync(probe.fileno())
-        return (time.monotonic() - started) * num_bytes / _PROBE_BYTES
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -216,6 +245,11 @@ def latest_checkpoint(folder: Path) -> Path | None:
             f"{torn} must be as it was written, got a torn file. The checkpoint before counts."
         )
     return None
+
+
+def _unnamed(final: Path) -> Path:
+    """Return where a checkpoint is until it gets its name."""
+    return final.with_name(f".{final.name}")
 
 
 def _to_device(storage: Any, saved_on: str, *, device: torch.device) -> Any:

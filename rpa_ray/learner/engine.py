@@ -182,9 +182,7 @@ class Engine:
 
     def _owned_shards(self) -> Iterator[Shard]:
         for name, parameter in self.module.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            shard = self._shard(name, parameter)
+            shard = self._shard(name, parameter) if parameter.requires_grad else None
             if shard is not None:
                 yield shard
 
@@ -309,12 +307,14 @@ class Engine:
                 whole = weight.to("cpu", copy=True)
             yield name, whole
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, write: Callable[[Any, str], None] = torch.save) -> None:
         """Write trained weights, masters, optimizer state and numbers of updates, on every rank.
 
         Gradients are not saved: call it between updates. Frozen weights are where they came from.
+        ``write`` takes the state of each file and its path.
         """
         numbers = {name: getattr(self, name) for name in _NUMBERS}
+        self._engine.checkpoint_engine.write = write
         self._engine.save_checkpoint(
             str(folder), tag="state", client_state=numbers, exclude_frozen_parameters=True
         )

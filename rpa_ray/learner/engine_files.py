@@ -3,7 +3,7 @@
 Imported once :func:`rpa_ray.learner.deepspeed_import.import_deepspeed` has set DeepSpeed up.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,9 +20,12 @@ RECORDS = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
 class EngineFiles(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed's classes are untyped
     """DeepSpeed's own files, but for pickles that could run code: those are refused."""
 
+    write: Callable[[Any, str], None]
+    """Takes the state of a file and its path; set before each saving."""
+
     def save(self, state_dict: Any, path: str) -> None:
         """Write one file."""
-        torch.save(_without_enums(state_dict), path)
+        self.write(_without_enums(state_dict), path)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Return what :meth:`save` wrote.

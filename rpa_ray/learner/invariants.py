@@ -1,12 +1,12 @@
 """What holds in every sound run, looked at while it runs: one in which it does not has failed."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from rpa_ray.actors.rollout import Generated
-from rpa_ray.learner.ranks import Ranks
 from rpa_ray.plugin import Shard
 
 MAX_START_KL: Mapping[str, float] = {"float32": 1e-4, "bfloat16": 1e-2}
@@ -44,7 +44,7 @@ def require_same_start(kl: float, dtype: str) -> None:
         BrokenInvariant: it is above the rounding of the type.
     """
     most = MAX_START_KL[dtype]
-    if kl > most:
+    if not kl <= most:  # nor NaN
         raise BrokenInvariant(
             "same_start",
             "before the first update the policy must be the model under attack, within "
@@ -65,7 +65,7 @@ def require_served(gap: float, dtype: str) -> None:
         BrokenInvariant: it is above the rounding of the type.
     """
     most = MAX_SERVED_GAP[dtype]
-    if gap > most:
+    if not gap <= most:  # nor NaN
         raise BrokenInvariant(
             "served_logprobs",
             f"the engines' log-probabilities must be within {most:g} nats of the learner's on "
@@ -98,13 +98,17 @@ def require_ends(answers: Sequence[Generated], ends: Sequence[int], *, max_new_t
 
 
 def require_gradient(
-    shards: Iterable[Shard], ranks: Ranks, *, dtype: str, may_be_zero: bool
+    shards: Iterable[Shard],
+    sum_over_shards: Callable[[Tensor], Tensor],
+    *,
+    dtype: str,
+    may_be_zero: bool,
 ) -> None:
     """Refuse a first update from which nothing, or no number, would be learned; a collective.
 
     Args:
         shards: What this rank owns of the gradients, before a defence edits them.
-        ranks: All of them.
+        sum_over_shards: As :attr:`StepContext.sum_over_shards`.
         dtype: Type of the weights.
         may_be_zero: Whether the batch may teach nothing without a fault, as a rollout of equal
             rewards does.
@@ -114,7 +118,7 @@ def require_gradient(
     """
     squares = [shard.gradient.double().square().sum().cpu() for shard in shards]
     own = torch.stack([torch.zeros((), dtype=torch.float64), *squares]).sum()
-    norm = math.sqrt(ranks.sum(own).item())
+    norm = math.sqrt(sum_over_shards(own).item())
     least = 0.0 if may_be_zero else MIN_GRADIENT[dtype]
     if not least <= norm < math.inf:
         raise BrokenInvariant(

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rpa_ray.plugin.adapters import DOWN, PEFT_PREFIX, UP, WEIGHTS
 from rpa_ray.run_folder.files import whole_folder
+from rpa_ray.run_folder.names import MADE_FROM
 
 
 def weights_sha256(weights: Iterable[tuple[str, Tensor]]) -> str:
@@ -88,4 +89,4 @@ def _appearing(folder: Path, record: Mapping[str, Any]) -> Iterator[Path]:
     """Yield a folder that takes the place of ``folder``, with a record, unless an error comes."""
     with whole_folder(folder, replaces=True) as unfinished:
         yield unfinished
-        (unfinished / "made_from.json").write_text(json.dumps(record, indent=1, default=str))
+        (unfinished / MADE_FROM).write_text(json.dumps(record, indent=1, default=str))

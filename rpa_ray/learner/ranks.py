@@ -1,4 +1,7 @@
-"""This process among the learner's processes; the only place that names collectives."""
+"""This process among those of a learner, and what they do together.
+
+A push of weights has collectives of its own, in `weight_sync.agreement`.
+"""
 
 from dataclasses import dataclass
 from typing import TypeVar

@@ -27,6 +27,8 @@ from rpa_ray.types import (
 
 MAX_SKIPPED_UPDATES = 3
 """Consecutive updates with a non-finite loss after which a run has failed."""
+ATTACK, DEFENCE = "attack", "defence"
+"""Whose updates are counted: one's good updates hide nothing of the other's."""
 
 
 class SamplingFailed(RuntimeError):
@@ -42,7 +44,7 @@ class LearnerState(TypedDict):
 
     objective: dict[str, float]
     defence: dict[str, Tensor | float]
-    num_skipped_in_a_row: int
+    num_skipped_in_a_row: dict[str, int]
 
 
 class Learner:
@@ -68,7 +70,7 @@ class Learner:
         self._next_contrast_batch = next_contrast_batch
         self._next_harmless_batch = next_harmless_batch
         self._frozen = frozen
-        self._num_skipped_in_a_row = 0
+        self._num_skipped_in_a_row = {ATTACK: 0, DEFENCE: 0}
 
     def step(self, batch: Batch) -> Metrics:
         """Train on this rank's part of a batch for the objective's number of epochs.
@@ -94,14 +96,14 @@ class Learner:
         return {
             "objective": self.objective.state_dict(),
             "defence": self.defence.state_dict(),
-            "num_skipped_in_a_row": self._num_skipped_in_a_row,
+            "num_skipped_in_a_row": dict(self._num_skipped_in_a_row),
         }
 
     def load_state_dict(self, state: LearnerState) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.objective.load_state_dict(state["objective"])
         self.defence.load_state_dict(state["defence"])
-        self._num_skipped_in_a_row = state["num_skipped_in_a_row"]
+        self._num_skipped_in_a_row = dict(state["num_skipped_in_a_row"])
 
     def context(self) -> StepContext:
         """Return what plug-ins may know about the coming update."""
@@ -134,6 +136,7 @@ class Learner:
         self, objective: Objective[Any, Any], batch: Batch, *, is_own: bool = False
     ) -> Metrics:
         """Make one update; the schedule of the attack does not count the defence's own."""
+        whose = DEFENCE if is_own else ATTACK
         parts = micro_batches(batch, self.engine.settings.micro_batch_size)
         num_broken = torch.zeros((), dtype=torch.float64, device=self.engine.device)
 
@@ -173,8 +176,8 @@ class Learner:
         with self.defence.around_forward():
             metrics = self.defence.compute_gradients(gradient_pass, self.forward, context)
         if self.ranks.sum(num_broken).item() > 0:
-            return metrics | self._skip()
-        self._num_skipped_in_a_row = 0
+            return metrics | self._skip(whose)
+        self._num_skipped_in_a_row[whose] = 0
         if not is_own and self.engine.num_scheduled_updates == 0:
             self._require_gradient(objective, batch)
         metrics |= self.defence.on_gradients(self.engine.shards(), context)
@@ -198,7 +201,7 @@ class Learner:
         has_terms = self.ranks.sum(objective.num_terms(batch).to(torch.float64)).item() > 0
         require_gradient(
             self.engine.shards(),
-            self.ranks,
+            self.context().sum_over_shards,
             dtype="bfloat16" if self.engine.settings.bf16 else "float32",
             # Equal rewards, or PPO's guard against large ratios, make rollouts that teach nothing.
             may_be_zero=isinstance(batch, Experience)
@@ -211,14 +214,15 @@ class Learner:
         total = self.ranks.sum(objective.num_terms(batch).to(torch.float64))
         return max(1, int(total.item()))
 
-    def _skip(self) -> Metrics:
+    def _skip(self, whose: str) -> Metrics:
+        """Throw an update away, or give up after too many in a row of the attack or the defence."""
         self.engine.discard_gradients()
         if not self.objective.skips_broken_updates:
             raise SamplingFailed("the loss was not finite")
-        self._num_skipped_in_a_row += 1
-        if self._num_skipped_in_a_row >= MAX_SKIPPED_UPDATES:
+        self._num_skipped_in_a_row[whose] += 1
+        if self._num_skipped_in_a_row[whose] >= MAX_SKIPPED_UPDATES:
             raise SamplingFailed(
-                f"the loss was not finite in {MAX_SKIPPED_UPDATES} updates in a row"
+                f"the loss was not finite in {MAX_SKIPPED_UPDATES} updates of the {whose} in a row"
             )
         return {"optim/skipped": 1.0}
 

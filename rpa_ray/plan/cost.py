@@ -10,11 +10,11 @@ from statistics import median
 from typing import Any
 
 from rpa_ray.attacks import ATTACKS
+from rpa_ray.attacks.best_of_n import BestOfN
 from rpa_ray.cluster.address import cluster_to_join
 from rpa_ray.cluster.resources import local_cpus
 from rpa_ray.config import ExperimentSettings, RolloutConfig
 from rpa_ray.defences import offline_defence, online_defences
-from rpa_ray.defences.offline.tar import TAR, look_weights
 from rpa_ray.plan.cells import PlannedCell
 from rpa_ray.plan.model_speed import Speeds, machine_key, speeds
 from rpa_ray.plugin import Attack, Need
@@ -23,9 +23,11 @@ from rpa_ray.recipes.embedded import ARCHITECTURE, EMBEDDED_DTYPE
 from rpa_ray.recipes.model import ModelKind, ModelRecipe
 from rpa_ray.world.tokenizer import VOCABULARY_SIZE
 
-PROMPT_TOKENS = 20
+USUAL_PROMPT_TOKENS = 20
 ANSWER_FRAC = 0.5
 """Length of an answer by its limit, on the embedded world; another is corrected by its cells."""
+USUAL_ANSWER_LIMIT: int = RolloutConfig.model_fields["max_new_tokens"].default
+"""Of an answer in tokens, where no setting limits it."""
 MAX_SEQUENCES = 256
 """Answers that an engine works on at once."""
 UPDATE_S, PUSH_S, CALL_S = 0.008, 0.03, 0.008
@@ -38,24 +40,6 @@ EVALUATION_S, SET_UP_S, START_S = 0.5, 0.7, 20.0
 ONE_CELL_A_CORE = 1.49
 """How many times as long a cell takes where there is one for each core, by one with two cores to
 itself (2026-11-21)."""
-PASSES = {
-    "refusal_loss": 2.0,
-    "vaccine": 1.7,
-    "vaccine_offline": 1.7,
-    "repnoise": 4.1,
-    "circuit_breakers": 4.1,
-    "rmu": 4.1,
-    "grad_penalty": 5.7,  # by its passes
-    "safegrad": 2.6,
-    "token_constrained": 1.5,
-    "procon": 1.9,  # 1.6 as measured, with half as many prompts again since
-    "repnoise_online": 4.1,
-    "kl_safe_ref": 1.3,
-}
-"""Time of a learner step by that without a defence, where it is more than a tenth (2026-11-21)."""
-RETAIN_PASSES = 1.4
-LOOK_PASSES = {"dpo": 2.0, "max_entropy": 1.0, "repnoise": 3.1}
-"""Of TAR, by one pass over a batch of refusals: its retain loss, and a look at the tamper loss."""
 _NUM_REMEMBERED = 10
 
 
@@ -86,27 +70,12 @@ def estimate_model(recipe: ModelRecipe, cache: Path, num_threads: int) -> float 
     job = recipe.job
     # Tokens of a row: a text of its length, a question with its answer, or two of those.
     rows = job.batch_size * (2 if recipe.kind in (ModelKind.REWARD, ModelKind.COST) else 1)
-    passes, updates = step_work(recipe)
-    step_s = passes * rows * _row(56) * found.train_s + updates * UPDATE_S
-    return SET_UP_S + job.num_steps * step_s
-
-
-def step_work(recipe: ModelRecipe) -> tuple[float, int]:
-    """Return the time of a step's passes by that of one over its batch, and its weight updates.
-
-    Those that TAR takes back are among them.
-    """
-    if recipe.defence is None:
-        return 1.0, 1
-    defence = offline_defence(recipe.defence)
-    if not isinstance(defence, TAR):
-        return PASSES.get(defence.config.name, 1.0), 1
-    config = defence.config
-    if config.strength == 0:
-        return RETAIN_PASSES, 1
-    num_inner = config.num_tasks * config.inner_steps
-    num_looks = config.num_tasks * len(look_weights(config))
-    return RETAIN_PASSES + num_inner + num_looks * LOOK_PASSES[config.tamper_loss], 1 + num_inner
+    passes, num_moves = 1.0, 1
+    if recipe.defence is not None:
+        defence = offline_defence(recipe.defence)
+        passes, num_moves = defence.passes, defence.num_moves
+    train = passes * rows * _row(USUAL_ANSWER_LIMIT) * found.train_s
+    return SET_UP_S + job.num_steps * (train + num_moves * UPDATE_S)
 
 
 def estimate_cell(inputs: CellInputs) -> CellEstimate | None:
@@ -141,9 +110,9 @@ def estimate_cell(inputs: CellInputs) -> CellEstimate | None:
     look += num_judges * num_looked_at * row * scorer.forward_s
     num_steps = attack.num_batches(settings.data.num_samples)
     rest = SET_UP_S + (look * evaluation.num_probes if num_steps else 0.0)
-    if Need.ANSWER_POOL in attack.requires:
-        pool = getattr(settings.attack, "pool_size", 1)
-        pool *= min(getattr(settings.attack, "num_prompts", 1), settings.data.num_samples)
+    if isinstance(settings.attack, BestOfN.Config):
+        num_asked = min(settings.attack.num_prompts, settings.data.num_samples)
+        pool = settings.attack.pool_size * num_asked
         rest += _decode_s(policy, pool, max_new) + 3 * pool * row * scorer.forward_s
     return CellEstimate(
         evaluation_s=measuring,
@@ -159,7 +128,7 @@ def _step_s(settings: ExperimentSettings, attack: Attack, policy: Speeds, scorer
     assert training is not None
     num_samples = settings.data.num_samples
     updates = attack.num_updates(num_samples) / attack.num_batches(num_samples)
-    max_new = config.max_new_tokens if isinstance(config, RolloutConfig) else 56
+    max_new = config.max_new_tokens if isinstance(config, RolloutConfig) else USUAL_ANSWER_LIMIT
     rows = training.batch_size * attack.answers_per_prompt
     seconds = 0.0
     if isinstance(config, RolloutConfig):
@@ -167,18 +136,14 @@ def _step_s(settings: ExperimentSettings, attack: Attack, policy: Speeds, scorer
         seconds += 2 * rows * _row(max_new) * (policy.forward_s + scorer.forward_s)
     elif Need.TARGETS not in attack.requires:
         rows *= 2  # a pair is two answers
-    train = rows * _row(max_new) * policy.train_s * _passes(settings)
+    passes = math.prod(part.passes for part in online_defences(settings.defence))
+    train = rows * _row(max_new) * policy.train_s * passes
     return seconds + updates * (train + UPDATE_S)
-
-
-def _passes(settings: ExperimentSettings) -> float:
-    online = online_defences(settings.defence)
-    return math.prod(PASSES.get(part.config.name, 1.0) for part in online)
 
 
 def _row(max_new_tokens: int) -> float:
     """Return the tokens of a prompt with its answer."""
-    return PROMPT_TOKENS + ANSWER_FRAC * max_new_tokens
+    return USUAL_PROMPT_TOKENS + ANSWER_FRAC * max_new_tokens
 
 
 def _decode_s(speed: Speeds, num: int, max_new_tokens: int) -> float:

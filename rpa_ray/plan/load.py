@@ -27,9 +27,9 @@ from rpa_ray.plan.files import (
 )
 from rpa_ray.plan.grid import parse_sweep, refuse_overridden
 from rpa_ray.plan.methods import (
-    _plugin_configs,
     defence_config,
     plugin_config,
+    plugin_configs,
     refuse_impossible_pair,
 )
 from rpa_ray.recipes.content import content_key
@@ -102,7 +102,9 @@ def load_config(
     except ConfigError as error:
         raise error if sweep is None else sweep.named(error) from None
     wheres = tuple(cell.where for cell in trees)
-    _refuse_unlike_cells(settings, _names(wheres))
+    names = _names(wheres)
+    _refuse_several_clusters(settings, names)
+    _refuse_twins(settings, names)
     name = path.stem if scale == DEFAULT_SCALE else f"{path.stem}-{scale}"
     return LoadedConfig(
         kind=kind,
@@ -141,7 +143,7 @@ def with_cells(
         ConfigError: two cells are the same now.
     """
     cells = tuple(map(changed, loaded.campaign.cells))
-    _refuse_unlike_cells(cells, _names(loaded.wheres))
+    _refuse_twins(cells, _names(loaded.wheres))
     return replace(loaded, campaign=loaded.campaign.model_copy(update={"cells": cells}))
 
 
@@ -249,7 +251,7 @@ def _has_setting(tree: Tree, keys: Sequence[str]) -> bool:
     """Return whether keys name a setting of the plug-in; those of anything else always do."""
     if len(keys) == 1 or keys[0] not in PLUGIN_KEYS:
         return True
-    config = _plugin_configs(keys[0]).get(_plugin_name(tree, keys[0]))
+    config = plugin_configs(keys[0]).get(_plugin_name(tree, keys[0]))
     return config is not None and keys[1] in config.model_fields
 
 
@@ -266,10 +268,9 @@ def _plugin_name(tree: Mapping[str, Any], key: str) -> str:
     return str(value.get("name") if isinstance(value, Mapping) else value)
 
 
-def _refuse_unlike_cells(settings: Sequence[ExperimentSettings], wheres: list[str]) -> None:
-    """Refuse a cell that is there twice, and one that wants another cluster than the first."""
-    first_of: dict[str, int] = {}
-    for i, (cell, where) in enumerate(zip(settings, wheres, strict=True)):
+def _refuse_several_clusters(settings: Sequence[ExperimentSettings], wheres: list[str]) -> None:
+    """Refuse a cell that wants another cluster than the first."""
+    for cell, where in zip(settings, wheres, strict=True):
         if cell.cluster != settings[0].cluster:
             raise ConfigError(
                 f"{where}cluster",
@@ -277,6 +278,12 @@ def _refuse_unlike_cells(settings: Sequence[ExperimentSettings], wheres: list[st
                 cell.cluster.model_dump(mode="json", exclude_defaults=True),
                 "Set `cluster` beside `cells`, or write two campaigns.",
             )
+
+
+def _refuse_twins(settings: Sequence[ExperimentSettings], wheres: list[str]) -> None:
+    """Refuse a cell that is there twice."""
+    first_of: dict[str, int] = {}
+    for i, (cell, where) in enumerate(zip(settings, wheres, strict=True)):
         twin = first_of.setdefault(cell.model_dump_json(), i)
         if twin < i:
             raise ConfigError(
@@ -311,6 +318,6 @@ def _plugins_of(tree: Mapping[str, Any]) -> dict[str, type[PluginConfig]]:
         if isinstance(value, list):  # defences that run as one
             parts = {f"{key}[{i}]": part for i, part in enumerate(value)}
         for at, part in parts.items():
-            if (config := _plugin_configs(key).get(_plugin_name({key: part}, key))) is not None:
+            if (config := plugin_configs(key).get(_plugin_name({key: part}, key))) is not None:
                 found[at] = config
     return found

@@ -23,9 +23,9 @@ from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellModels
 from rpa_ray.scoring.size import bytes_a_weight
 
 GIB = 2**30
-PROMPT_TOKENS = 128
+LONGEST_PROMPT_TOKENS = 128
 """Longest prompt that is planned for."""
-ANSWER_TOKENS = 512
+LONGEST_ANSWER_TOKENS = 512
 """Longest answer of a data set that is planned for."""
 CONTEXT_GIB = 1.0
 """CUDA context and NCCL's buffers of a rank."""
@@ -41,9 +41,6 @@ SCORER_GIB = 0.5
 """CUDA context of a scoring worker."""
 USABLE_FRAC = 0.98
 """Of a GPU's memory, the rest is the driver's: 78 of the 79.6 GiB of an H100."""
-SHARD_COPIES = {"lisa": 1, "random_anchor": 1, "refusal_loss": 1, "safegrad": 1}
-"""fp32 copies that a defence keeps of the part of the trained weights, or of their gradients, that
-a rank owns: an anchor, the gradient of the refusals."""
 Parts = dict[str, float]
 """GiB by the part that they are of."""
 
@@ -55,23 +52,24 @@ class RankLoad:
     num_tokens: int
     """t: of the rows whose activations are held at once."""
     num_frozen: int = 1
-    """Frozen models: the one under attack as it was, and others that are stayed near."""
+    """Frozen models: the one under attack as it was, what it was hardened from, and others that are
+    stayed near."""
     lora_rank: int | None = None
     num_shard_copies: int = 0
-    """See :data:`SHARD_COPIES`."""
+    """See :attr:`~rpa_ray.plugin.OnlineDefence.num_shard_copies`."""
     bytes_a_weight: int = 2
 
 
 def load_of(settings: ExperimentSettings, models: CellModels) -> RankLoad:
     """Return what the attack and the defence of a cell put on a rank.
 
-    A row is a prompt of at most :data:`PROMPT_TOKENS` with its answer. The rows of a defence come
-    with the last micro-batch of the attack, so that both are held; a pair is two rows.
+    A row is a prompt of at most :data:`LONGEST_PROMPT_TOKENS` with its answer. The rows of a
+    defence come with the last micro-batch of the attack, so that both are held; a pair is two rows.
     """
     cluster, training = settings.cluster, settings.training
     defence = defence_of(settings.defence)
     needs = ATTACKS[settings.attack.name].needs(settings.attack) | defence.needs
-    answer = ANSWER_TOKENS
+    answer = LONGEST_ANSWER_TOKENS
     if isinstance(settings.attack, RolloutConfig):
         answer = settings.attack.max_new_tokens
     num_tokens = 0
@@ -79,12 +77,13 @@ def load_of(settings: ExperimentSettings, models: CellModels) -> RankLoad:
         attack = ATTACKS[settings.attack.name](defence.attack_config(settings.attack))
         rows = -(-training.batch_size * attack.answers_per_prompt // cluster.num_ranks)
         rows = min(rows, cluster.micro_batch_size or rows) * (2 if Need.PAIRS in needs else 1)
-        num_tokens = rows * (PROMPT_TOKENS + answer)
+        num_tokens = rows * (LONGEST_PROMPT_TOKENS + answer)
     safe_rows = -(-defence.safe_batch_size // cluster.num_ranks)
     for need in needs & DEFENCE_BATCHES:
         pairs = 2 if need is Need.CONTRAST_BATCH else 1
-        num_tokens += pairs * safe_rows * (PROMPT_TOKENS + ANSWER_TOKENS)
+        num_tokens += pairs * safe_rows * (LONGEST_PROMPT_TOKENS + LONGEST_ANSWER_TOKENS)
     others = [
+        models.untouched,
         models.reference if Need.REFERENCE in needs else None,
         models.compared if Need.COMPARED_WEIGHTS not in needs else None,
     ]
@@ -92,9 +91,7 @@ def load_of(settings: ExperimentSettings, models: CellModels) -> RankLoad:
         num_tokens=num_tokens,
         num_frozen=1 + sum(model is not None for model in others),
         lora_rank=training.lora.rank if training is not None and training.lora else None,
-        num_shard_copies=sum(
-            SHARD_COPIES.get(part.config.name, 0) for part in online_defences(settings.defence)
-        ),
+        num_shard_copies=sum(part.num_shard_copies for part in online_defences(settings.defence)),
         bytes_a_weight=4 if settings.model.dtype == "float32" else 2,
     )
 
@@ -106,12 +103,13 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     context               :data:`CONTEXT_GIB`
     weights               w (N + adapters), / R under ZeRO-3 (ZeRO)
     gradients             w T, / R under ZeRO-2 and 3 (ZeRO)
-    masters               12 T / R: fp32 weights and Adam's two moments (ZeRO)
+    masters               12 T / R: fp32 weights and Adam's two moments (ZeRO); without ZeRO the
+                          moments of all weights, 8 T
     frozen copies         w N each: whole on every rank, under LoRA too
     live layers           :data:`LIVE_LAYERS_GIB` under ZeRO-3
     activations           L t (18 H + 6 I), none checkpointed, at w = 2
     head                  12 t V: logits and their gradients, in bfloat16 and in fp32
-    defence               4 T / R for each of :data:`SHARD_COPIES`
+    defence               4 T / R for each of ``num_shard_copies``; without ZeRO 4 T
     push                  :data:`PUSH_GIB`
     ====================  ==================================================================
     """
@@ -119,17 +117,17 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     num_adapter, trained = 0, shape.num_parameters
     if load.lora_rank is not None:
         num_adapter = trained = shape.num_adapter_parameters(load.lora_rank)
-    shared_by = {at: num_ranks if stage >= at else 1 for at in (2, 3)}
+    shared_by = {at: num_ranks if stage >= at else 1 for at in (1, 2, 3)}
     weight = load.bytes_a_weight
     states = 18 * shape.hidden_width + 6 * shape.mlp_width
     num_bytes = {
         "weights": weight * (shape.num_parameters + num_adapter) / shared_by[3],
         "gradients": weight * trained / shared_by[2],
-        "masters": 12 * trained / num_ranks,
+        "masters": (12 if stage else 8) * trained / shared_by[1],
         "frozen copies": load.num_frozen * weight * shape.num_parameters,
         "activations": weight / 2 * shape.num_layers * load.num_tokens * states,
         "head": 12 * load.num_tokens * shape.vocabulary_size,
-        "defence": load.num_shard_copies * 4 * trained / num_ranks,
+        "defence": load.num_shard_copies * 4 * trained / shared_by[1],
     }
     parts = {"context": CONTEXT_GIB} | {name: of / GIB for name, of in num_bytes.items()}
     parts["live layers"] = LIVE_LAYERS_GIB if stage == 3 else 0.0
@@ -191,7 +189,8 @@ def checkpoint_gib(shape: ModelShape, load: RankLoad) -> float:
 def host_gib(shape: ModelShape, load: RankLoad, num_ranks_on_node: int) -> float:
     """Return the GiB of main memory in which ranks of a node load models: w N for each of two.
 
-    Each rank reads the model that learns and, beside it, a frozen one.
+    Each rank reads the model that learns and, beside it, a frozen one. The copy of a checkpoint
+    that is written aside does not count: where it does not fit the training waits for the disk.
     """
     return num_ranks_on_node * 2 * load.bytes_a_weight * shape.num_parameters / GIB
 

@@ -17,7 +17,7 @@ def plugin_config(key: str, value: Any, where: str) -> PluginConfig:
         return value
     tree = {"name": value} if isinstance(value, str) else value
     name = tree.get("name") if isinstance(tree, Mapping) else None
-    configs = _plugin_configs(key)
+    configs = plugin_configs(key)
     if not isinstance(name, str) or name not in configs:
         raise ConfigError(
             f"{where}{key}", f"name one of {sorted(configs)}", value, nearest(name, configs)
@@ -42,7 +42,8 @@ def defence_config(value: Any, where: str) -> PluginConfig:
     return ComposedConfig(name="+".join(part.name for part in parts), parts=tuple(parts))
 
 
-def _plugin_configs(key: str) -> dict[str, type[PluginConfig]]:
+def plugin_configs(key: str) -> dict[str, type[PluginConfig]]:
+    """Return the settings of every ``attack`` or ``defence``, whichever ``key`` is, by its name."""
     from rpa_ray.attacks import ATTACKS
     from rpa_ray.defences import DEFENCES, OFFLINE_DEFENCES
 

@@ -26,7 +26,6 @@ class ModelShape(NamedTuple):
     num_heads: int
     num_kv_heads: int
     vocabulary_size: int
-    has_tied_embeddings: bool = False
     has_gate: bool = True
     """Whether an MLP has three matrices (Llama, Qwen) or two (GPT-2)."""
     own_head_width: int | None = None
@@ -56,10 +55,10 @@ _LLAMA_2_7B = ModelShape(6_738_415_616, 32, 4096, 11_008, 32, 32, 32_000)
 _LLAMA_3_8B = ModelShape(8_030_261_248, 32, 4096, 14_336, 32, 8, 128_256)
 _LLAMA_3_70B = ModelShape(70_553_706_496, 80, 8192, 28_672, 64, 8, 128_256)
 _QWEN_2_5_7B = ModelShape(7_615_616_512, 28, 3584, 18_944, 28, 4, 152_064)
-_GPT2 = ModelShape(124_439_808, 12, 768, 3072, 12, 12, 50_257, True, False)
-_GPT2_MEDIUM = ModelShape(354_823_168, 24, 1024, 4096, 16, 16, 50_257, True, False)
-_GPT2_LARGE = ModelShape(774_030_080, 36, 1280, 5120, 20, 20, 50_257, True, False)
-_DEBERTA_V3_XSMALL = ModelShape(70_682_112, 12, 384, 1536, 6, 6, 128_100, True, False)
+_GPT2 = ModelShape(124_439_808, 12, 768, 3072, 12, 12, 50_257, False)
+_GPT2_MEDIUM = ModelShape(354_823_168, 24, 1024, 4096, 16, 16, 50_257, False)
+_GPT2_LARGE = ModelShape(774_030_080, 36, 1280, 5120, 20, 20, 50_257, False)
+_DEBERTA_V3_XSMALL = ModelShape(70_682_112, 12, 384, 1536, 6, 6, 128_100, False)
 
 KNOWN_SHAPES: dict[str, ModelShape] = {
     "meta-llama/Llama-2-7b-hf": _LLAMA_2_7B,
@@ -68,6 +67,7 @@ KNOWN_SHAPES: dict[str, ModelShape] = {
     "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA_3_8B,
     "meta-llama/Meta-Llama-3-70B": _LLAMA_3_70B,
     "meta-llama/Meta-Llama-3-70B-Instruct": _LLAMA_3_70B,
+    "chujiezheng/tulu-2-dpo-7b": _LLAMA_2_7B,
     "Qwen/Qwen2.5-7B": _QWEN_2_5_7B,
     "Qwen/Qwen2.5-7B-Instruct": _QWEN_2_5_7B,
     "openai-community/gpt2": _GPT2,
@@ -121,16 +121,16 @@ def _shape_in(folder: Path) -> ModelShape | None:
     vocabulary = _first(config, "vocab_size")
     if hidden is None or layers is None or heads is None or vocabulary is None:
         return None
-    weights = stored_weights(folder, "model.path").values()
+    weights = stored_weights(folder, "model.path")
     return ModelShape(
-        num_parameters=sum(math.prod(weight.shape) for weight in weights),
+        num_parameters=sum(math.prod(weight.shape) for weight in weights.values()),
         num_layers=layers,
         hidden_width=hidden,
         mlp_width=_first(config, "intermediate_size", "n_inner") or 4 * hidden,
         num_heads=heads,
         num_kv_heads=_first(config, "num_key_value_heads") or heads,
         vocabulary_size=vocabulary,
-        has_tied_embeddings=bool(config.get("tie_word_embeddings")),
+        has_gate=any(".gate_" in name for name in weights),  # gate_proj, gate_up_proj
         own_head_width=_first(config, "head_dim"),
     )
 

@@ -71,7 +71,7 @@ class Plan:
         """
         found = {}
         for cell in self.cells:
-            recipes = self.inputs.of(_pinned(cell).settings).models.recipes()
+            recipes = self.inputs.of(pinned_cell(cell).settings).models.recipes()
             folders = [recipe.folder(self.cache) for recipe in recipes if recipe.is_unsafe]
             found[cell.name] = frozenset(f for f in folders if f.resolve() not in self.named_paths)
         return found
@@ -123,7 +123,7 @@ def make_plan(
     num_at_once = parallel_cells([cell.settings for cell in undone or cells])
     costs = CellCosts(undone, inputs, num_at_once)
     todo = costs.longest_first(undone)
-    jobs, needs = plan_jobs([_pinned(cell) for cell in todo], inputs)
+    jobs, needs = plan_jobs([pinned_cell(cell) for cell in todo], inputs)
     return Plan(
         config=config,
         output=output,
@@ -137,7 +137,7 @@ def make_plan(
     )
 
 
-def _pinned(cell: PlannedCell) -> Cell:
+def pinned_cell(cell: PlannedCell) -> Cell:
     """Return a cell as processes elsewhere can run it."""
     settings = with_absolute_paths(with_pinned_data(cell.settings))
     return Cell(name=cell.name, settings=settings, folder=cell.folder.resolve())

@@ -12,10 +12,11 @@ from rpa_ray.cluster.resources import (
 )
 from rpa_ray.config import ExperimentSettings
 from rpa_ray.data.source import DataSource
+from rpa_ray.defences import offline_defence
 from rpa_ray.plan.cells import PlannedCell, cell_labels
 from rpa_ray.plan.checks.following import departures
 from rpa_ray.plan.checks.gpus import cell_memory, parts_text
-from rpa_ray.plan.cost import START_S, minutes, step_work
+from rpa_ray.plan.cost import START_S, minutes
 from rpa_ray.plan.memory import total
 from rpa_ray.plan.plan import Plan
 from rpa_ray.recipes.cell_models import CellInputs
@@ -43,10 +44,11 @@ def plan_table(plan: Plan) -> Table:
     seconds = {name: plan.seconds(name) for name in plan.jobs}
     for name, job in plan.jobs.items():
         if isinstance(job, ModelJob):
-            passes, _ = step_work(job.recipe)
-            steps = f"{job.recipe.job.num_steps} steps"
-            steps += f" of {passes:.0f} passes" * (passes >= MANY_PASSES)
-            table.add_row("make", plain(job.recipe.id), steps, _seconds(seconds[name]))
+            step, steps = "make", f"{job.recipe.job.num_steps} steps"
+            if job.recipe.defence is not None:
+                step, passes = "harden", offline_defence(job.recipe.defence).passes
+                steps += f" of {passes:.0f} passes" * (passes >= MANY_PASSES)
+            table.add_row(step, plain(job.recipe.id), steps, _seconds(seconds[name]))
         elif isinstance(job, RefusalJob):
             num_answers = plan.num_answers(job)
             answers = f"{NOT_ESTIMATED if num_answers is None else num_answers} answers"
@@ -149,9 +151,10 @@ def memory_notes(plan: Plan) -> list[str]:
         is_known = not gpus_asked(settings)
         return [] if is_known else ["memory of the GPUs: the sizes of the model are not known"]
     lines = []
-    for kind in next(iter(every.values())).gpu:
-        label = max(every, key=lambda name: total(every[name].gpu[kind]))
-        parts, whose = every[label].gpu[kind], f" with {label}" * (len(every) > 1)
+    for kind in dict.fromkeys(kind for memory in every.values() for kind in memory.gpu):
+        of_kind = {name: memory.gpu[kind] for name, memory in every.items() if kind in memory.gpu}
+        label = max(of_kind, key=lambda name: total(of_kind[name]))
+        parts, whose = of_kind[label], f" with {label}" * (len(every) > 1)
         words = kind.replace("_", " ")
         lines.append(f"GPU of a {words}{whose}: {total(parts):.1f} GiB ({parts_text(parts)})")
     checkpoint = max(memory.checkpoint_gib for memory in every.values())

@@ -16,7 +16,7 @@ from rpa_ray.data.order import normalise
 from rpa_ray.data.pairs import safe_pairs, unanswered_pairs, unsafe_prompts
 from rpa_ray.data.rows import Answered, Preference, SafePair
 from rpa_ray.data.source import DataSource, Provenance, provenance_of
-from rpa_ray.data.split import by_role
+from rpa_ray.data.split import by_role, require_rows
 from rpa_ray.recipes import held_out
 from rpa_ray.recipes.embedded import WorldModels, world_models
 from rpa_ray.recipes.held_out import HeldOut, Role
@@ -227,14 +227,8 @@ class CellData:
         num = evaluation.num_prompts
         if num is None:
             return list(found if self.settings.world == "embedded" else found[:MAX_REAL_PROMPTS])
-        if num > len(found):
-            raise DataError.broken_rule(
-                "evaluation.num_prompts",
-                f"be at most {len(found)} (the distinct {what} of the {evaluation.split} split)",
-                num,
-                "Lower it or bring a larger data set.",
-                fitting={"evaluation.num_prompts": len(found)},
-            )
+        words = f"the distinct {what} of the {evaluation.split} split"
+        require_rows("evaluation.num_prompts", num, num_rows=len(found), what=words)
         return list(found[:num])
 
     @property

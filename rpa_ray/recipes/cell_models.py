@@ -36,6 +36,8 @@ class CellModels:
 
     policy: Model
     """What is attacked: with an offline defence, what that made of ``model.path``."""
+    untouched: Model | None
+    """What offline defences began with; None without one, where it is the policy as it was."""
     reference: Model | None
     """What the attack stays near where that is not the policy as it was."""
     compared: Model | None
@@ -61,6 +63,7 @@ class CellModels:
         """Return what this project makes itself."""
         every = (
             self.policy,
+            self.untouched,
             self.reference,
             self.compared,
             self.reward_model,
@@ -116,7 +119,8 @@ class CampaignInputs:
 def _cell_models(settings: ExperimentSettings, data: CellData) -> CellModels:
     world, evaluation = data.world, settings.evaluation
     needs_rewards = Need.REWARDS in attack_needs(settings)
-    policy = _hardened(settings, data.language_model(settings.model.path), data)
+    untouched = data.language_model(settings.model.path)
+    policy = _hardened(settings, untouched, data)
     defence = defence_of(settings.defence)
 
     def named(model: NamedModel | None) -> Model | None:
@@ -126,6 +130,7 @@ def _cell_models(settings: ExperimentSettings, data: CellData) -> CellModels:
 
     return CellModels(
         policy=policy,
+        untouched=None if policy is untouched else untouched,
         reference=named(defence.reference or own_reference(settings)),
         compared=named(defence.compared_model),
         cost_model=_cost_model(settings, data) if Need.COST_MODEL in defence.needs else None,

@@ -51,7 +51,8 @@ class PreferenceData:
 
     def require(self, role: str, num: int, *, key: str) -> None:
         """Refuse to draw more pairs of a role than there are; ``key`` is the config path named."""
-        require_rows(self.roles[role], num, role=role, key=key)
+        num_rows = len(self.roles[role])
+        require_rows(key, num, num_rows=num_rows, what=f"the rows of role {role!r}")
 
     @cached_property
     def manifest(self) -> dict[str, RoleManifest]:

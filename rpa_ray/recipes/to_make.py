@@ -114,4 +114,5 @@ def _refusing_recipes(data: CellData) -> list[ModelRecipe]:
 
 
 def _name_of(recipe: ModelRecipe) -> str:
-    return f"model {recipe.id}-{recipe.key()[:4]}"
+    what = "model" if recipe.defence is None else "hardened model"
+    return f"{what} {recipe.id}-{recipe.key()[:4]}"

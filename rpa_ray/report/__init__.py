@@ -2,7 +2,7 @@
 
 Runs in: driver, or any machine that has the folder.
 Imports: `run_folder`, `evaluation.statistics`; no torch.
-Called by: `cli`.
+Called by: `campaign`, `cli`.
 """
 
 from rpa_ray.report.html import ReportPaths, write_report

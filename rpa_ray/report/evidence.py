@@ -84,7 +84,8 @@ def write_evidence(folders: Sequence[Path], output: Path) -> tuple[Path, Path]:
             _numbered(found.answers, number).unify_dictionaries()
             for number, found in enumerate(cells)
             if found.answers is not None
-        ]
+        ],
+        promote_options="default",  # evidence of old lacks what answers did not have then
     )
     looks = [{**look, "cell": number} for number, found in enumerate(cells) for look in found.looks]
     columns = {name: [look.get(name) for look in looks] for name in ("cell", "samples", *HELD_OUT)}
@@ -252,7 +253,8 @@ def _numbered(table: "pa.Table", number: int) -> "pa.Table":
         place = table.column_names.index(name)
         table = table.set_column(place, name, pc.if_else(kept, table[name], ""))
     column = pa.array([number] * table.num_rows, type=pa.int32())
-    return table.select(list(COLUMNS)).add_column(0, "cell", column).replace_schema_metadata(None)
+    held = [name for name in COLUMNS if name in table.column_names]
+    return table.select(held).add_column(0, "cell", column).replace_schema_metadata(None)
 
 
 def _read_answers(path: Path) -> "pa.Table":

@@ -74,7 +74,7 @@ def markdown_report(campaign: Campaign) -> str:
         headlines.rstrip(),
         "## Results",
         cells_table(campaign.cells).rstrip(),
-        " ".join(f"{note}." for note in notes(campaign)),
+        " ".join(f"{note}." for note in notes(campaign.cells)),
         *(side_table_markdown(table).rstrip() for table in tables),
         *(["## What the answers were, by the oracle", oracle.rstrip()] if oracle else []),
         "## What the columns mean",
@@ -141,9 +141,8 @@ def measured_by(campaign: Campaign) -> list[tuple[str, str]]:
     return [(name, ", ".join(values)) for name, values in found.items()]
 
 
-def notes(campaign: Campaign) -> list[str]:
+def notes(cells: Sequence[Cell]) -> list[str]:
     """Return how to read marks that occur in the results, without the final stop."""
-    cells = campaign.cells
     first = leading(cells).name
     values = [value for cell in cells if (value := cell.value(first)) is not None]
     broken = any(cell.has_broken_text for cell in cells)

@@ -6,8 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rpa_ray.cluster.hardware import NativeDtype, why_dtype
-from rpa_ray.config import ExperimentSettings, SweepSettings
+from rpa_ray.config import SweepSettings
 from rpa_ray.report.html import ReportPaths
 from rpa_ray.report.tables.main import terminal_table
 from rpa_ray.report.tables.response import best_text
@@ -46,28 +45,3 @@ def print_outcome(
     losses = folder / LOSSES
     if losses.is_file():
         say(console, f"ranks that died and were started again: {losses}")
-
-
-def print_dtypes(
-    console: Console,
-    errors: Console,
-    asked: Sequence[ExperimentSettings],
-    typed: Sequence[ExperimentSettings],
-    native: NativeDtype | None,
-) -> None:
-    """Print the types of the weights and why; what a measurement has against them to errors.
-
-    Args:
-        console: Where to.
-        errors: Where warnings go.
-        asked: The cells as they were configured.
-        typed: The same with a type in place of ``auto``.
-        native: What the hardware computes; None where nobody asked it.
-    """
-    dtypes = {(one.model.dtype, other.model.dtype) for one, other in zip(asked, typed, strict=True)}
-    for wanted, dtype in sorted(dtypes):
-        why = why_dtype(wanted, dtype, native)
-        say(console, f"weights: {dtype} ({why})")
-        doubt = native.doubt(wanted) if native is not None else ""
-        if doubt:
-            say(errors, doubt, mark="warning", style="yellow")

@@ -83,7 +83,7 @@ def results(campaign: Campaign) -> str:
     untouched = [cell for cell in campaign.cells if cell.is_untouched]
     bodies = [_table_body("Before any attack", untouched, metrics, counted)] if untouched else []
     bodies += [_table_body(group.title, group.cells, metrics, counted) for group in campaign.groups]
-    reading = " ".join(f"{escape(note)}." for note in notes(campaign))
+    reading = " ".join(f"{escape(note)}." for note in notes(campaign.cells))
     return (
         f'<h2>Results</h2>\n<div class="scroll"><table><thead><tr><th scope="col">Defence</th>'
         f"{heads}</tr></thead>{''.join(bodies)}</table></div>\n"

@@ -34,6 +34,9 @@ CHECKS = "checks.json"
 LOOKS = "looks.parquet"
 """Every look at every cell; with the answers it proves the tables of a campaign."""
 REPORT_PAGE, REPORT_MARKDOWN, REPORT_CSV = "report.html", "report.md", "results.csv"
+RELEASED = "released"
+"""Folder of a hardened checkpoint, with the two files below."""
+MODEL_CARD, HARDENED = "README.md", "hardened.json"
 
 # Of a run, in the order in which they are written.
 CONFIG = "config.yaml"
@@ -54,3 +57,7 @@ EVALUATION = "evaluation.json"
 """How the run ended, and every metric; a run that has it is done."""
 ATTACKED_MODEL = "attacked_model"
 """Folder; only where the config keeps attacked weights."""
+
+# Of a model of the cache, beside its weights.
+MADE_FROM = "made_from.json"
+"""The recipe, and how well it went."""

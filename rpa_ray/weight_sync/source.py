@@ -17,19 +17,8 @@ from rpa_ray.weight_sync.digests import tensor_digest
 
 Gather = Callable[[Sequence[Parameter]], AbstractContextManager[object]]
 """Makes the given parameters whole inside the context; a collective over the ranks."""
-Rename = Callable[[str], str | None]
-"""Maps a parameter's own name to its name in a Hugging Face checkpoint; None: do not send it."""
 WeightFilter = Callable[[str, Tensor], Tensor]
 """Maps (checkpoint name, copy of the weight) to the weight that is served instead."""
-
-
-def only_under(prefix: str) -> Rename:
-    """Return a rule that sends the parameters below a module and names them from there.
-
-    Example: ``only_under("language_model.")`` sends ``language_model.lm_head.weight`` as
-    ``lm_head.weight`` and leaves ``value_head.weight`` out.
-    """
-    return lambda name: name.removeprefix(prefix) if name.startswith(prefix) else None
 
 
 class ShardedSource(WeightSource):  # type: ignore[misc]  # vLLM's bases are untyped
@@ -43,7 +32,6 @@ class ShardedSource(WeightSource):  # type: ignore[misc]  # vLLM's bases are unt
         parameters: Iterable[tuple[str, Parameter]],
         *,
         dtype: torch.dtype,
-        rename: Rename = lambda name: name,
         gather: Gather = lambda parameters: nullcontext(),
         weight_filter: WeightFilter | None = None,
         adapters: Mapping[str, LowRank] | None = None,
@@ -56,13 +44,7 @@ class ShardedSource(WeightSource):  # type: ignore[misc]  # vLLM's bases are unt
         self._dtype = dtype
         self._gather = gather
         self._weight_filter = weight_filter
-        renamed = [(rename(name), parameter) for name, parameter in parameters]
-        self._parameters = {name: p for name, p in renamed if name is not None}
-        if not self._parameters:
-            raise ValueError(
-                f"rename must keep at least one parameter, got none of {len(renamed)}. "
-                "Check the prefix of the policy inside the trained module."
-            )
+        self._parameters = dict(parameters)
         # In the order of the groups, which vLLM's receivers read as the order of the stream.
         self._groups = layerwise_groups(list(self._parameters))
         self._records_digests = False

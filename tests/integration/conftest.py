@@ -30,7 +30,14 @@ GROUPS = {
     ),
 }
 """Modules that share a campaign or a cluster: one process runs them."""
-LONGEST_FIRST = ("test_survival", "test_zero_ranks", "test_ray_jobs", "workers", "test_sweep")
+LONGEST_FIRST = (
+    "test_survival",
+    "test_zero_ranks",
+    "test_ray_jobs",
+    "workers",
+    "test_harden",
+    "test_sweep",
+)
 """The order in which two processes take groups and modules; then the others."""
 CONFIGS = Path(__file__).parents[2] / "configs"
 

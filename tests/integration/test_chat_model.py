@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import rpa_ray
+from served import output_gap
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from rpa_ray.actors.engine import EngineConfig
@@ -17,7 +18,6 @@ from rpa_ray.learner.modules import load_policy
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.weight_sync.source import ShardedSource
 from rpa_ray.weight_sync.sync import WeightSync
-from rpa_ray.weight_sync.verify import output_gap
 from rpa_ray.world.datasets import build_world
 from rpa_ray.world.shipped import SHIPPED, place_shipped
 

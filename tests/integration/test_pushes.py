@@ -19,6 +19,7 @@ from transfer_on_cpu import (
     RankProcesses,
     small_llama,
 )
+from warm_python import warm_python
 
 from rpa_ray.actors.engine import EngineConfig
 from rpa_ray.actors.errors import WorkerError
@@ -37,10 +38,13 @@ ENVIRONMENT = {
         [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     ),
 }
+IMPORTED = ["transfer_on_cpu", "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker"]
+"""What an engine's process imports, for eight of the ten seconds that one takes to come up."""
 SLOW = pytest.mark.slow
 BACKENDS = ["nccl", "ipc", pytest.param("object_store", marks=SLOW)]
-# An engine takes ten seconds to come up again.
-OF_NCCL_FIRST = ["nccl", *(pytest.param(name, marks=SLOW) for name in ("ipc", "object_store"))]
+# Of 20 pushes and 4 connections. One policy of 0.33 MiB kept at each push would be 6.6 MiB; three
+# runs measured up to 2.9 (which levels off at 6 within 60 pushes), one thread and one descriptor.
+BOUNDS = {"private MiB": 5, "threads": 3, "file descriptors": 3}
 RANK_DEATHS = [
     pytest.param(rank, chunk, marks=[] if (rank, chunk) in [(0, 0), (1, 2), (0, 3)] else SLOW)
     for rank in range(2)
@@ -51,7 +55,14 @@ pytestmark = pytest.mark.timeout(1500)
 
 
 @pytest.fixture(scope="module")
-def pool(ray_cluster: None) -> Iterator[RolloutPool]:
+def engine_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the command of a Python that has imported what an engine needs."""
+    with warm_python(tmp_path_factory.getbasetemp() / "engine-python", IMPORTED) as command:
+        yield command
+
+
+@pytest.fixture(scope="module")
+def pool(engine_python: str, ray_cluster: None) -> Iterator[RolloutPool]:
     members = []
     for i, name in enumerate(ENGINES):
         variables = {**ENVIRONMENT, "RPA_RAY_TEST_GPU": f"GPU-{i}"}
@@ -60,10 +71,9 @@ def pool(ray_cluster: None) -> Iterator[RolloutPool]:
             namespace=NAMESPACE,
             num_cpus=0,
             max_restarts=-1,
-            runtime_env={"env_vars": variables},
+            runtime_env={"env_vars": variables, "py_executable": engine_python},
         )
         members.append(Member(name=name, handle=actor.remote()))
-        members[i].handle.prewarm.remote()
     yield (pool := RolloutPool(members, time_limit_s=LIMIT_S))
     pool.shut_down()
 
@@ -121,10 +131,11 @@ def test_engines_receive_the_bytes_of_the_policy(
     verify_served(pool=reached, expected=expected)
 
 
-def check_death_of_an_engine(
-    chunk: int, pool: RolloutPool, config: EngineConfig, folder: Path
+@pytest.mark.parametrize("chunk", range(NUM_CHUNKS))
+def test_an_engine_that_dies_in_a_push_is_rebuilt_and_the_push_is_whole(
+    chunk: int, pool: RolloutPool, config: EngineConfig, tmp_path: Path
 ) -> None:
-    with ranks_that_serve(config, folder, seed=chunk) as ranks:
+    with ranks_that_serve(config, tmp_path, seed=chunk) as ranks:
         pool.load(config)
         ray.get(pool._members[chunk % 2].handle.dies_at.remote(chunk))
         pushed = ranks.ask("push", version=1)
@@ -132,20 +143,6 @@ def check_death_of_an_engine(
     assert [result.num_attempts for result in pushed] == [2, 2]
     assert max(result.seconds for result in pushed) < LIMIT_S
     verify_served(pool=pool, expected=expected)
-
-
-def test_an_engine_that_dies_in_the_middle_of_a_push_is_rebuilt_and_the_push_is_whole(
-    pool: RolloutPool, config: EngineConfig, tmp_path: Path
-) -> None:
-    check_death_of_an_engine(2, pool, config, tmp_path)
-
-
-@pytest.mark.parametrize("config", OF_NCCL_FIRST, indirect=True, scope="module")
-@pytest.mark.parametrize("chunk", [0, pytest.param(1, marks=SLOW), NUM_CHUNKS - 1])
-def test_so_it_is_at_every_other_layer_group(
-    chunk: int, pool: RolloutPool, config: EngineConfig, tmp_path: Path
-) -> None:
-    check_death_of_an_engine(chunk, pool, config, tmp_path)
 
 
 @pytest.mark.parametrize(("victim", "chunk"), RANK_DEATHS)
@@ -175,18 +172,17 @@ def test_twenty_pushes_leave_nothing_behind(
         def held() -> list[dict[str, int]]:
             return [*ranks.ask("held"), *pool.call_all("held")]  # type: ignore[list-item]
 
-        version = 0
         before: list[dict[str, int]] = []
-        for version in range(25):
-            if version == 5:  # what is made once has been made
+        for version in range(30):
+            if version == 10:  # most of what is made once has been made
                 before = held()
             if version % 5 == 4:
                 ranks.ask("serves", config=config)  # and is connected anew
             ranks.ask("push", version=version)
-        for old, new in zip(before, held(), strict=True):
-            # One a push or a connection would be 20 or 5 more; Ray starts threads of its own.
-            bounds = {"MiB": 20, "threads": 4, "file descriptors": 4}
-            assert all(new[what] <= old[what] + bounds.get(what, 0) for what in old), (old, new)
+        after = held()
+    for old, new in zip(before, after, strict=True):
+        grown = {what: new[what] - old[what] for what in old}
+        assert all(more <= BOUNDS.get(what, 0) for what, more in grown.items()), grown
 
 
 def test_an_engine_without_a_rank_on_its_gpu_is_reached_unless_it_reads_the_gpus_memory(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from model_folders import save_turn_ending_model
+from served import output_gap
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -19,7 +20,6 @@ from rpa_ray.learner.modules import load_policy
 from rpa_ray.plan.checks.served_models import ARCHITECTURES, CPU_HEAD_SIZES
 from rpa_ray.weight_sync.source import ShardedSource
 from rpa_ray.weight_sync.sync import WeightSync
-from rpa_ray.weight_sync.verify import output_gap
 
 pytestmark = pytest.mark.timeout(1500)
 

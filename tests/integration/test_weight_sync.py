@@ -12,6 +12,7 @@ import pytest
 import ray
 import torch
 import torch.distributed as dist
+from served import OutputGap, checkpoint_digests, output_gap
 from torch import Tensor
 from torch.nn import Parameter
 from transformers import LlamaForCausalLM
@@ -20,16 +21,9 @@ from rpa_ray.actors.engine import EngineConfig
 from rpa_ray.actors.errors import StaleWeightsError
 from rpa_ray.actors.pools import RolloutPool
 from rpa_ray.actors.rollout import Generated, Sampling
-from rpa_ray.weight_sync.digests import checkpoint_digests
 from rpa_ray.weight_sync.source import ShardedSource
 from rpa_ray.weight_sync.sync import WeightSync
-from rpa_ray.weight_sync.verify import (
-    OutputGap,
-    ServedWeightsError,
-    output_gap,
-    verify_answers,
-    verify_served,
-)
+from rpa_ray.weight_sync.verify import ServedWeightsError, verify_served
 
 GREEDY = Sampling(max_new_tokens=40, seed=0, eos_token_id=2, greedy=True)
 SAMPLED = Sampling(max_new_tokens=40, seed=3, eos_token_id=2)
@@ -100,7 +94,6 @@ def test_answers_are_those_of_the_pushed_weights_and_not_of_the_ones_before(
         assert greedy.num_greedy_differences == 0
         sampled = gap_to(model, prompts, rollout_pool.generate(prompts, SAMPLED, version))
         assert sampled.mean_logprob_gap <= 0.02
-        verify_answers(sampled)
 
 
 def test_pushing_weights_again_gives_their_answers_again(
@@ -137,8 +130,7 @@ def test_a_wrong_push_is_caught_by_its_bytes_and_by_its_answers(
         )
     gap = gap_to(model_a, prompts, rollout_pool.generate(prompts, GREEDY, 2))
     assert gap.num_greedy_differences > 0
-    with pytest.raises(ServedWeightsError, match="log-probability gap"):
-        verify_answers(gap)
+    assert gap.mean_logprob_gap > 0.25
 
 
 def test_a_push_that_leaves_weights_as_they_were_is_refused_and_serves_nothing(

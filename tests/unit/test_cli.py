@@ -46,6 +46,7 @@ def test_the_commands_are_these() -> None:
         "campaign": ["config", "--set", "--output", "--scale", "--cluster"],
         "sweep": ["config", "--set", "--output", "--scale", "--cluster", "--resume"],
         "evaluate": ["checkpoint", "--set", "--output"],
+        "harden": ["config", "--set", "--output", "--scale", "--cluster"],
         "evidence": ["folders", "--output"],
         "report": ["folder"],
         "plan": ["config", "--set", "--output", "--scale", "--cluster"],
@@ -54,7 +55,8 @@ def test_the_commands_are_these() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "campaign", "sweep", "evaluate", "report", "evidence", "plan", "doctor"]
+    "command",
+    ["run", "campaign", "sweep", "evaluate", "harden", "report", "evidence", "plan", "doctor"],
 )
 def test_help_says_what_a_command_writes_and_gives_an_example(
     command: str, capsys: pytest.CaptureFixture[str]
@@ -78,6 +80,7 @@ def test_help_says_what_a_command_writes_and_gives_an_example(
         (["run", CONFIG, "--set", "attack.max_new_tokens=128"], "attack.max_new_tokens must be"),
         (["run", CONFIG, "--set", "cluster.cpus_per_rank=4096"], "cluster must ask for at most"),
         (["run", CONFIG, "--output", "/proc/x"], "--output must be a folder that can be written"),
+        (["harden", CONFIG], "defence must hold an offline defence (vaccine_offline"),
         (["evaluate", "no/such/model"], "model.path must be chat, base, other_chat, a Hub id"),
         (["evaluate", "chat", "--set", "sed=1"], "sed must be a known key"),
     ],

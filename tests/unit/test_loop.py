@@ -42,8 +42,8 @@ class Notebook:
         self.diary.append("asked")
         return self.diary.count("asked") == 2
 
-    def save(self, next_step: int) -> None:
-        self.diary.append(f"save {next_step}")
+    def save(self, next_step: int, *, aside: bool = False) -> None:
+        self.diary.append(f"save {next_step}{' aside' if aside else ''}")
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -159,9 +159,9 @@ def test_a_training_is_saved_between_steps_and_at_its_end(tmp_path: Path) -> Non
     numbers = Numbers()
     run(numbers, tmp_path / "m.jsonl", checkpoints=Notebook(diary=numbers.diary))
     assert [entry for entry in numbers.diary if "batch" not in entry] == [
-        *("asked", "asked", "save 2", "save 3")
+        *("asked", "asked", "save 2 aside", "save 3")
     ]
-    assert numbers.diary.index("save 2") < numbers.diary.index("batch 2")
+    assert numbers.diary.index("save 2 aside") < numbers.diary.index("batch 2")
 
 
 def test_the_lines_of_the_steps_are_on_disk_before_what_goes_on_from_them(tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_the_lines_of_the_steps_are_on_disk_before_what_goes_on_from_them(tmp_pa
     log = Log(tmp_path / "m.jsonl", enabled=True)
     notebook = Notebook(diary=numbers.diary)
     train(numbers, numbers, num_steps=3, samples_per_step=8, log=log, checkpoints=notebook)
-    for num_steps in (2, 3):
-        saved = numbers.diary.index(f"save {num_steps}")
+    for num_steps, save in ((2, "save 2 aside"), (3, "save 3")):
+        saved = numbers.diary.index(save)
         assert numbers.diary[saved - 1] == f"{num_steps} lines on disk"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TypedDict, cast
 
+from rpa_ray.data.order import normalise
 from rpa_ray.data.schema import Format, Kind, Row, RowRule, TwoAnswers, columns
 
 logger = logging.getLogger(__name__)
@@ -43,14 +44,19 @@ def _pairs(rows: Sequence[Row], *, every: bool) -> Iterator[TwoAnswers]:
 
 
 def _unanswered(rows: Sequence[Row]) -> list[TwoAnswers]:
-    return [
-        TwoAnswers(row["prompt"], "", answer)
+    answers = [
+        (row["prompt"], answer, is_safe)
         for row in cast("Sequence[_Comparison]", rows)
         for answer, is_safe in (
             (row["response_0"], row["is_response_0_safe"]),
             (row["response_1"], row["is_response_1_safe"]),
         )
-        if not is_safe
+    ]
+    safe = {(normalise(prompt), answer.strip()) for prompt, answer, is_safe in answers if is_safe}
+    return [
+        TwoAnswers(prompt, "", answer)
+        for prompt, answer, is_safe in answers
+        if not is_safe and (normalise(prompt), answer.strip()) not in safe
     ]
 
 

@@ -134,6 +134,8 @@ class _KeptStates(Objective[TokenBatch, ModelOutputs]):
 class _Rerouting(OnlineDefence):
     """Rerouting and ascent on the unsafe answers that come next."""
 
+    passes: ClassVar[float] = 4.1
+
     def __init__(self, config: CircuitBreakers.Config, trained: Readings, start: Readings) -> None:
         super().__init__(OnlineDefence.Config())
         self._settings, self._trained, self._start = config, trained, start

@@ -77,6 +77,7 @@ class GradPenalty(OfflineDefence):
 class Penalised(OnlineDefence):
     """A step with the ascent on unsafe answers, and the penalty's gradient added to its own."""
 
+    passes: ClassVar[float] = 5.7  # by its passes
     config: GradPenalty.Config
 
     def __init__(self, config: GradPenalty.Config) -> None:

@@ -50,6 +50,8 @@ class RepNoise(OfflineDefence):
 class _UnsafeTerms(OnlineDefence):
     """What is done to the unsafe answers of a step, beside the cross-entropy of its refusals."""
 
+    passes: ClassVar[float] = 4.1
+
     def __init__(self, settings: RepNoiseSettings) -> None:
         super().__init__(OnlineDefence.Config())
         self._term = RepNoiseLoss(settings)

@@ -134,6 +134,8 @@ class _KeptLayer(Objective[TokenBatch, ModelOutputs]):
 class _Forgetting(OnlineDefence):
     """Forgetting and ascent on the unsafe answers that come next."""
 
+    passes: ClassVar[float] = 4.1
+
     def __init__(self, config: RMU.Config, trained: Readings, start: Readings) -> None:
         super().__init__(OnlineDefence.Config())
         self._settings, self._trained, self._start = config, trained, start

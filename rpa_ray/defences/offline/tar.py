@@ -32,6 +32,9 @@ BETA = 0.1
 """Scale of the implicit reward in the tamper loss ``dpo``."""
 DECAY = 0.0625
 """A look one adversary step earlier weighs ``exp(-DECAY)`` times as much."""
+RETAIN_PASSES = 1.4
+LOOK_PASSES = {"dpo": 2.0, "max_entropy": 1.0, "repnoise": 3.1}
+"""Time by one pass over a batch of refusals: of what retains, and of a look at the tamper loss."""
 
 
 class TAR(OfflineDefence):
@@ -93,6 +96,21 @@ class TAR(OfflineDefence):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._trained, self._start = Readings(), Readings()
+
+    @property
+    def passes(self) -> float:
+        """Return the time of all adversaries' passes, looks, and that of what retains."""
+        if self.config.strength == 0:
+            return RETAIN_PASSES
+        num_looks = self.config.num_tasks * len(look_weights(self.config))
+        return RETAIN_PASSES + self.num_moves - 1 + num_looks * LOOK_PASSES[self.config.tamper_loss]
+
+    @property
+    def num_moves(self) -> int:
+        """Return the steps of all adversaries, and one."""
+        if self.config.strength == 0:
+            return 1
+        return 1 + self.config.num_tasks * self.config.inner_steps
 
     def objective(self) -> Objective[Any, Any]:
         """Return the weighted ``L_retain``."""

@@ -40,6 +40,7 @@ class KLSafeRef(OnlineDefence):
     """
 
     needs_attack: ClassVar[frozenset[Need]] = frozenset({Need.REFERENCE})
+    passes: ClassVar[float] = 1.3
 
     class Config(PluginConfig):
         name: str = "kl_safe_ref"

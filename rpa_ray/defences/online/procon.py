@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,8 @@ class ProCon(OnlineDefence):
     Source: arXiv:2509.06795. Only the rule of the abstract is followed: layer, strengths, sizes and
     the length of the warm-up are ours.
     """
+
+    passes: ClassVar[float] = 1.9  # 1.6 as measured, with half as many prompts again since
 
     class Config(PluginConfig):
         name: str = "procon"

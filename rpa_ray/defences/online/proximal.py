@@ -25,6 +25,7 @@ class Proximal(OnlineDefence):
     """
 
     requires: ClassVar[frozenset[Need]] = frozenset()
+    num_shard_copies: ClassVar[int] = 1
 
     class Config(PluginConfig):
         rho: float = Field(100.0, ge=0)

@@ -39,6 +39,8 @@ class RefusalLoss(OnlineDefence):
     """
 
     requires: ClassVar[frozenset[Need]] = frozenset({Need.SAFE_BATCH})
+    passes: ClassVar[float] = 2.0
+    num_shard_copies: ClassVar[int] = 1
 
     class Config(PluginConfig):
         name: str = "refusal_loss"

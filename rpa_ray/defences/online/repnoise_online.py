@@ -1,7 +1,7 @@
 """RepNoise during the attack: refusals are kept, what unsafe text leads to is made noise."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -20,6 +20,8 @@ class RepNoiseOnline(OnlineDefence):
     Source: as a term beside an attack's loss in the code of arXiv:2409.12914. Its weight there is
     not known: ``strength`` is ours.
     """
+
+    passes: ClassVar[float] = 4.1
 
     class Config(RepNoiseSettings):
         name: str = "repnoise_online"

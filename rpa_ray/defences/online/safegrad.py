@@ -50,6 +50,8 @@ class SafeGrad(OnlineDefence):
     """
 
     requires: ClassVar[frozenset[Need]] = frozenset({Need.SAFE_BATCH, Need.ORIGINAL})
+    passes: ClassVar[float] = 2.6
+    num_shard_copies: ClassVar[int] = 1
 
     class Config(PluginConfig):
         name: str = "safegrad"

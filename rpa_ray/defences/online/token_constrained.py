@@ -39,6 +39,7 @@ class TokenConstrained(OnlineDefence):
 
     requires: ClassVar[frozenset[Need]] = frozenset({Need.ORIGINAL})
     needs_attack: ClassVar[frozenset[Need]] = frozenset({Need.TARGETS})
+    passes: ClassVar[float] = 1.5
 
     class Config(PluginConfig):
         name: str = "token_constrained"

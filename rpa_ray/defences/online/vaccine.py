@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -51,6 +51,8 @@ class Vaccine(OnlineDefence):
     used on the attack, with rho 100, by arXiv:2409.12914. The authors' code has one process and a
     norm for its whole batch.
     """
+
+    passes: ClassVar[float] = 1.7
 
     class Config(PluginConfig):
         name: str = "vaccine"

@@ -1,4 +1,7 @@
-"""Every check of every cell, all that is wrong in one message: settings, models, data, machine."""
+"""Everything that can be refused before Ray or a model is started, of every cell, in one message.
+
+Cheap checks come first: settings, models, data, machine.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +13,7 @@ from rpa_ray.config import ConfigError, ExperimentSettings
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.hub import DataOutOfReach
 from rpa_ray.data.hub_model import ModelOutOfReach
-from rpa_ray.plan.checks.data import _check_rows, check_data
+from rpa_ray.plan.checks.data import check_data, check_rows
 from rpa_ray.plan.checks.following import fitted, following
 from rpa_ray.plan.checks.gpus import check_memory, checkpoints_gib
 from rpa_ray.plan.checks.machine import check_output, check_placement, placed_on_paper
@@ -108,19 +111,19 @@ def _settled(
     settings = following(asked)
     for check in SETTINGS_CHECKS:
         with problems.noted(where):
-            check(settings, "")
+            check(settings)
     source, has_source = fitted(settings, check_data_source, problems, where)
     if source is not settings:  # noted, and tried as it would fit
         settings = following(source)
     before = problems.num_noted
     for check_model in model_checks(settings):
         with problems.noted(where):
-            check_model("")
+            check_model()
         if problems.num_noted > before:  # others may follow from that model
             break
     if not has_source:
         return settings, None
-    return settings, check_data if problems.num_noted == before else _check_rows
+    return settings, check_data if problems.num_noted == before else check_rows
 
 
 def _with_data(
@@ -140,11 +143,11 @@ def _check_room(settings: ExperimentSettings, inputs: CellInputs | None, *, on_p
     """Refuse what this machine, or those that a plan is made for, have no room for."""
     machines = settings.cluster.machines
     if machines is None or not on_paper:
-        check_placement(settings, "")
+        check_placement(settings)
     if machines is not None:
-        placed = placed_on_paper(settings, "")
+        placed = placed_on_paper(settings)
         if inputs is not None:
-            check_memory(inputs, machines, placed, "")
+            check_memory(inputs, machines, placed)
 
 
 def _check_places(

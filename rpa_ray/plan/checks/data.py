@@ -14,7 +14,7 @@ from rpa_ray.config import (
 )
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.formats import FORMATS
-from rpa_ray.data.split import ROLE_SHARES
+from rpa_ray.data.split import ROLE_SHARES, require_rows
 from rpa_ray.data.template import Template
 from rpa_ray.defences import defence_of
 from rpa_ray.plan.checks.context import check_context, context_tokens, prompt_lengths
@@ -43,7 +43,7 @@ def check_data(inputs: CellInputs) -> None:
     """
     settings = inputs.settings
     _check_batches(inputs)
-    _check_rows(inputs)
+    check_rows(inputs)
     _check_refusals(inputs)
     _check_context(inputs)
     check_same_tokens(inputs)
@@ -67,7 +67,12 @@ def _check_batches(inputs: CellInputs) -> None:
             )
 
 
-def _check_rows(inputs: CellInputs) -> None:
+def check_rows(inputs: CellInputs) -> None:
+    """Refuse more rows than the data have.
+
+    Raises:
+        DataError: the data cannot be read or are too few.
+    """
     settings = inputs.settings
     data = inputs.data.planned
     reward_model = settings.data.reward_model
@@ -87,18 +92,18 @@ def _check_rows(inputs: CellInputs) -> None:
             # Rows that are made by rules are as many as one likes; the others stand in the data.
             most = int(2 * safety.num_judge_pairs[name] / max(1e-9, 1 - judge.hard_frac))
             rows = "the answers of half the prompts of role 'classifier' are a share 1 - hard_frac"
-            _require_rows(f"evaluation.{name}.num_rows", judge.num_rows, most, rows)
+            key = f"evaluation.{name}.num_rows"
+            require_rows(key, judge.num_rows, num_rows=most, what=rows)
     recipes = inputs.models.recipes()
     sizes = [r.job.batch_size for r in recipes if r.rows.kind in DEFENCE_ROWS]
     if needs & DEFENCE_BATCHES:
         sizes.append(defence.safe_batch_size)
     for size in sizes:
-        num_rows = len(safety.roles["defence"])
-        _require_rows("defence.batch_size", size, num_rows, "the rows of role 'defence'")
+        safety.require("defence", size, key="defence.batch_size")
     if Need.HARMLESS_BATCH in needs:
         num_rows = len(inputs.data.harmless_training_prompts)
         what = "the harmless prompts to train on"
-        _require_rows("defence.batch_size", defence.safe_batch_size, num_rows, what)
+        require_rows("defence.batch_size", defence.safe_batch_size, num_rows=num_rows, what=what)
 
 
 def _check_refusals(inputs: CellInputs) -> None:
@@ -156,17 +161,6 @@ def _longest_drawn(data: CellData, path: str, drawn: _Draw, seed: int) -> int:
     """Return the tokens of the longest prompt that an attack draws; 0 where they are not known."""
     pairs = data.planned.draw("attack", drawn.num, seed=seed, key=drawn.key)
     return max(_lengths(path, [pair.prompt for pair in pairs], data), default=0)
-
-
-def _require_rows(key: str, num: int, num_rows: int, what: str) -> None:
-    if num > num_rows:
-        raise DataError.broken_rule(
-            key,
-            f"be at most {num_rows} ({what})",
-            num,
-            "Lower it or bring a larger data set.",
-            fitting={key: num_rows},
-        )
 
 
 def _check_context(inputs: CellInputs) -> None:

@@ -80,16 +80,13 @@ def checkpoints_gib(inputs: CellInputs) -> float:
     return 2 * (settings.cluster.parallel_cells or 1) * one
 
 
-def check_memory(
-    inputs: CellInputs, machines: MachineSettings, placed: Sequence[Placed], where: str
-) -> None:
+def check_memory(inputs: CellInputs, machines: MachineSettings, placed: Sequence[Placed]) -> None:
     """Refuse processes that need more than the memory of their GPU, or all of a node's main memory.
 
     Args:
         inputs: Of a cell.
         machines: What the nodes have.
         placed: Where the processes of the cells go that run side by side.
-        where: Prefix of the cell's keys in errors.
 
     Raises:
         ConfigError: with the part of each, in GiB.
@@ -110,13 +107,13 @@ def check_memory(
             kind = max(known, key=lambda kind: total(memory.gpu[kind]))
             told = "; ".join(f"{_words(kind)}: {parts_text(memory.gpu[kind])}" for kind in known)
             raise ConfigError(
-                f"{where}cluster",
+                "cluster",
                 f"leave room on every GPU, of whose {machines.gib_per_gpu:g} GiB "
                 f"{usable:.1f} can be used",
                 f"{asked:.1f} GiB on one ({told})",
                 _remedy(kind, known),
             )
-    _check_host(memory, machines, placed, where)
+    _check_host(memory, machines, placed)
 
 
 def parts_text(parts: Parts) -> str:
@@ -133,15 +130,13 @@ def _remedy(kind: str, sharing: Sequence[str]) -> str:
     return _REMEDIES[kind]
 
 
-def _check_host(
-    memory: CellMemory, machines: MachineSettings, placed: Sequence[Placed], where: str
-) -> None:
+def _check_host(memory: CellMemory, machines: MachineSettings, placed: Sequence[Placed]) -> None:
     for node in {process.node for process in placed}:
         kinds = [process.worker.kind for process in placed if process.node == node]
         asked = len(kinds) * GIB_A_PROCESS + kinds.count("rank") * memory.host_gib_a_rank
         if asked > machines.gib_per_node:
             raise ConfigError(
-                f"{where}cluster",
+                "cluster",
                 f"ask for at most the {machines.gib_per_node:g} GiB main memory of a node",
                 f"{asked:.0f} GiB, {memory.host_gib_a_rank:.0f} of them for each rank to load "
                 "models",

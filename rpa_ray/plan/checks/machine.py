@@ -69,7 +69,7 @@ def check_checkpoints(run_folder: Path, settings: ExperimentSettings) -> None:
         check_fits(checkpoint, num_ranks=cluster.num_ranks, zero_stage=stage)
 
 
-def check_placement(settings: ExperimentSettings, where: str) -> None:
+def check_placement(settings: ExperimentSettings) -> None:
     """Refuse a cluster on this machine that asks for more than there is.
 
     Ray would wait for ever for a CPU or a GPU that there is not. A cluster that is joined
@@ -81,19 +81,19 @@ def check_placement(settings: ExperimentSettings, where: str) -> None:
     if cluster_to_join(settings.cluster.address) is not None:
         return
     here = {"CPU": float(local_cpus()), "GPU": float(local_gpus())}
-    require_resources(settings, [here], f"{where}cluster", "this machine")
+    require_resources(settings, [here], "this machine")
     at_once = settings.cluster.parallel_cells or 1
     memory, there = at_once * memory_asked_gib(settings), local_memory_gib()
     if memory > there:
         raise ConfigError(
-            f"{where}cluster",
+            "cluster",
             f"ask for at most the {there:.1f} GiB memory of this machine",
             f"about {memory:.1f} GiB",
             "Take fewer processes or a smaller model.",
         )
 
 
-def placed_on_paper(settings: ExperimentSettings, where: str) -> list[Placed]:
+def placed_on_paper(settings: ExperimentSettings) -> list[Placed]:
     """Return where the processes go on the machines that ``cluster.machines`` describes.
 
     Raises:
@@ -104,7 +104,7 @@ def placed_on_paper(settings: ExperimentSettings, where: str) -> list[Placed]:
     assert machines is not None
     node = {"CPU": machines.cpus_per_node, "GPU": float(machines.gpus_per_node)}
     nodes = [node] * machines.num_nodes
-    return require_resources(settings, nodes, f"{where}cluster", "cluster.machines")
+    return require_resources(settings, nodes, "cluster.machines")
 
 
 def native_dtype_here(campaign: CampaignSettings) -> NativeDtype | None:

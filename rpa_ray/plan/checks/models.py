@@ -30,21 +30,13 @@ from rpa_ray.scoring.size import POSITION_TABLES
 LANGUAGE_MODEL = Use()
 
 
-def check_models(settings: ExperimentSettings, where: str) -> None:
-    """Refuse a model that is neither embedded, nor a whole folder of its kind, nor on the Hub.
+def model_checks(settings: ExperimentSettings) -> Iterator[Callable[[], None]]:
+    """Yield checks that a cell's models are embedded, whole folders of their kind, or on the Hub.
 
-    Of a folder the tokenizer, the configs and the headers of the weights are read.
-
-    Raises:
-        ConfigError: with the key that names it.
-        DataError: the template of the policy is one that answers cannot be learned in.
+    Of a folder the tokenizer, the configs and the headers of the weights are read. A check raises
+    a ConfigError with the key that names the model, or a DataError where the template of the policy
+    is one that answers cannot be learned in.
     """
-    for check in model_checks(settings):
-        check(where)
-
-
-def model_checks(settings: ExperimentSettings) -> Iterator[Callable[[str], None]]:
-    """Yield a check of each model of a cell, which gets the prefix of the cell's keys in errors."""
     yield partial(_check_finished_judges, settings)
     yield partial(_check_refusing_model, settings)
     is_chat = Template(settings.data.template) is Template.MODEL_CHAT
@@ -55,18 +47,18 @@ def model_checks(settings: ExperimentSettings) -> Iterator[Callable[[str], None]
     yield partial(_check_read_tokens, settings)
 
 
-def _check_finished_judges(settings: ExperimentSettings, where: str) -> None:
+def _check_finished_judges(settings: ExperimentSettings) -> None:
     for name, judge in settings.evaluation.judges.items():
         if judge.trained and judge.path is None:
             raise ConfigError(
-                f"{where}evaluation.{name}.path",
+                f"evaluation.{name}.path",
                 f"be given where evaluation.{name}.trained is true",
                 None,
                 "Name the finished classifier.",
             )
 
 
-def _check_read_tokens(settings: ExperimentSettings, where: str) -> None:
+def _check_read_tokens(settings: ExperimentSettings) -> None:
     """Refuse to train a classifier on longer texts than its model can read."""
     groups = {"data.reward_model": settings.data.reward_model} | {
         f"evaluation.{name}": judge
@@ -76,12 +68,12 @@ def _check_read_tokens(settings: ExperimentSettings, where: str) -> None:
     for key, group in groups.items():
         if group.path is None or not Path(group.path, "config.json").is_file():
             continue
-        if not _has_learned_positions(Path(group.path), f"{where}{key}.path"):
+        if not _has_learned_positions(Path(group.path), f"{key}.path"):
             continue
         context = context_tokens(Path(group.path), f"{key}.path")
         if group.max_tokens > context:
             raise ConfigError(
-                f"{where}{key}.max_tokens",
+                f"{key}.max_tokens",
                 f"be at most {context} (the context of {group.path})",
                 group.max_tokens,
                 "Lower it or take a model with a longer context.",
@@ -125,7 +117,7 @@ def _named_models(settings: ExperimentSettings) -> list[tuple[str, str | None, U
     ]
 
 
-def _check_refusing_model(settings: ExperimentSettings, where: str) -> None:
+def _check_refusing_model(settings: ExperimentSettings) -> None:
     """Refuse an embedded model where refusals are to be written in another language than its own.
 
     Raises:
@@ -136,7 +128,7 @@ def _check_refusing_model(settings: ExperimentSettings, where: str) -> None:
     model = settings.data.refusals.model
     if model in EMBEDDED_MODELS and settings.model.path not in EMBEDDED_MODELS:
         raise ConfigError(
-            f"{where}data.refusals.model",
+            "data.refusals.model",
             "be a model that reads the same language as the one under attack "
             f"({settings.model.path})",
             model,
@@ -144,9 +136,9 @@ def _check_refusing_model(settings: ExperimentSettings, where: str) -> None:
         )
 
 
-def _check_model(path: str, use: Use, writes_chat: bool, own_key: str, where: str) -> None:
+def _check_model(path: str, use: Use, writes_chat: bool, key: str) -> None:
     """Refuse a path that is neither a whole Hugging Face folder nor a model of the Hub."""
-    folder, key = Path(path), f"{where}{own_key}"
+    folder = Path(path)
     if os.path.exists(folder):
         try:
             files = tuple((f.name, f.stat().st_mtime_ns) for f in folder.iterdir() if f.is_file())

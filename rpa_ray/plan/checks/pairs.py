@@ -9,15 +9,15 @@ from rpa_ray.data.collate import encode_answered
 from rpa_ray.data.rows import SafePair
 from rpa_ray.data.template import Template
 from rpa_ray.data.told_apart import Encode, require_told_apart, sides
-from rpa_ray.plan.checks.context import context_tokens
+from rpa_ray.plan.checks.context import context_tokens, prompt_lengths
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.recipes.rows import encoder_of, pairs_to_tell_apart
 from rpa_ray.world.datasets import CONTEXT_TOKENS
 
-_ADDED_BYTES = 32
-"""What the plain template and marks of a tokenizer add to a prompt, in bytes or tokens."""
+_ADDED_TOKENS = 32
+"""What a template and marks of a tokenizer put between a prompt and its answer, and more."""
 
 
 def check_models_tell_apart(inputs: CellInputs) -> None:
@@ -52,12 +52,13 @@ def _check_model(data: CellData, recipe: ModelRecipe) -> None:
         return
     key, pairs = found
     template = Template(str(recipe.rows.settings.get("template", Template.PLAIN_QA)))
+    added = _ADDED_TOKENS if template is Template.PLAIN_QA else recipe.job.max_tokens
     _check(
         pairs,
+        [len(pair.prompt.encode()) + added for pair in pairs],
         Path(recipe.tokenizer),
         partial(encoder_of, recipe.rows),
         max_tokens=recipe.job.max_tokens,
-        num_added=_ADDED_BYTES if template is Template.PLAIN_QA else recipe.job.max_tokens,
         where=data.of_key(recipe.rows.data_key).where,
         key=key,
     )
@@ -70,14 +71,16 @@ def _check_policy(data: CellData, path: str, num: int, seed: int, key: str) -> N
         return
     context = CONTEXT_TOKENS if path in EMBEDDED_MODELS else context_tokens(folder)
     template = Template(data.settings.template)
+    pairs = data.planned.draw("attack", num, seed=seed, key=key)
+    lengths = prompt_lengths(folder, template, [pair.prompt for pair in pairs])
     _check(
-        data.planned.draw("attack", num, seed=seed, key=key),
+        pairs,
+        [length + _ADDED_TOKENS for length in lengths],
         folder,
         lambda tokenizer: (
             lambda row: encode_answered(tokenizer, template, row, mask="response").ids
         ),
         max_tokens=context,
-        num_added=context // 2,
         where=data.where,
         key="data.path",
     )
@@ -85,16 +88,23 @@ def _check_policy(data: CellData, path: str, num: int, seed: int, key: str) -> N
 
 def _check(
     pairs: Sequence[SafePair],
+    num_before: Sequence[int],
     folder: Path,
     encoder: Callable[..., Encode],
     *,
     max_tokens: int,
-    num_added: int,
     where: Callable[[Sequence[SafePair]], str],
     key: str,
 ) -> None:
-    """Ask the tokenizer in a folder about the pairs that begin alike; it is loaded for those."""
-    suspects = {pair.id for pair in pairs if _begins_alike(pair, max_tokens - num_added)}
+    """Ask the tokenizer in a folder about the pairs that begin alike; it is loaded for those.
+
+    ``num_before`` is the most tokens that can come before the answers of each pair.
+    """
+    suspects = {
+        pair.id
+        for pair, num in zip(pairs, num_before, strict=True)
+        if _begins_alike(pair, max_tokens - num)
+    }
     if not suspects:
         return
     from transformers import AutoTokenizer
@@ -114,7 +124,7 @@ def _check(
 
 def _begins_alike(pair: SafePair, num_tokens: int) -> bool:
     """Return whether the two answers may be one in so many tokens: a token is a byte or more."""
-    num_bytes = max(0, num_tokens - len(pair.prompt.encode()))
+    num_bytes = max(0, num_tokens)
     safe, unsafe = (
         answer.strip().casefold().encode()[:num_bytes] for answer in (pair.safe, pair.unsafe)
     )

@@ -6,6 +6,7 @@ the weights of some (mixtures of experts) only under other names, without a word
 little differently.
 """
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,35 @@ ARCHITECTURES = (
     "StableLmForCausalLM",
     "Starcoder2ForCausalLM",
 )
+_WITH_SILU = (
+    "CohereForCausalLM",
+    "CwmForCausalLM",
+    "Ernie4_5ForCausalLM",
+    "Glm4ForCausalLM",
+    "GlmForCausalLM",
+    "GraniteForCausalLM",
+    "HyperCLOVAXForCausalLM",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "SeedOssForCausalLM",
+    "StableLmForCausalLM",
+)
+BUILT_WITH: Mapping[str, Mapping[str, Any]] = {
+    "GPT2LMHeadModel": {
+        "add_cross_attention": False,
+        "reorder_and_upcast_attn": False,
+        "scale_attn_by_inverse_layer_idx": False,
+    },
+    "GPTJForCausalLM": {"tie_word_embeddings": False},
+    "Gemma2ForCausalLM": {"hidden_activation": "gelu_pytorch_tanh"},
+    "PhiForCausalLM": {"tie_word_embeddings": False},
+    **{name: {"hidden_act": "silu"} for name in _WITH_SILU},
+}
+"""Settings of a config with which alone vLLM builds the architecture, or builds the same model: its
+model_executor/models/ asserts them, or (Cohere, StableLm) does not read them."""
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Sizes of attention heads that the engine has kernels for on a CPU."""
 
@@ -81,10 +111,10 @@ def check_served(named: str | None, config: "PretrainedConfig", device: str, key
 def check_shapes(
     named: str | None, config: "PretrainedConfig", told: Mapping[str, Any], key: str
 ) -> None:
-    """Refuse sizes of which the rollout engine builds no model, or another.
+    """Refuse sizes and settings of which the rollout engine builds no model, or another.
 
     Raises:
-        ConfigError: with the sizes, as ``config.json`` tells them.
+        ConfigError: with what ``config.json`` tells of them.
     """
     text = config.get_text_config()
     heads, width = text.num_attention_heads, text.hidden_size
@@ -101,8 +131,11 @@ def check_shapes(
         broken = "as many num_key_value_heads as num_attention_heads", f"{pairs} and {heads}"
     elif named == "PhiForCausalLM" and inner != own_inner:
         broken = f"an intermediate_size of four times its hidden_size, {own_inner}", str(inner)
+    for name, value in BUILT_WITH.get(named or "", {}).items():
+        if getattr(text, name, value) != value:
+            broken = f"{name} {json.dumps(value)}", json.dumps(getattr(text, name))
     if broken is not None:
-        rule = f"be of sizes that the rollout engine can build: {broken[0]}"
+        rule = f"be what the rollout engine can build: {broken[0]}"
         raise ConfigError(key, rule, broken[1], "Take another model.")
 
 

@@ -1,37 +1,26 @@
-"""Everything that can be refused before Ray or a model is started; cheap checks come first."""
+"""Whether the settings of a cell contradict each other, whatever the data and the models are."""
 
 from rpa_ray.config import ConfigError, ExperimentSettings, RolloutConfig
 from rpa_ray.data.source import check_source
 from rpa_ray.defences import defence_of
 from rpa_ray.plan.checks.model_files import require_json_object
-from rpa_ray.plan.checks.models import check_models
 from rpa_ray.plugin import DEFENCE_BATCHES, Need
 
 
-def check_settings(settings: ExperimentSettings, where: str = "") -> None:
-    """Refuse settings that contradict each other, and model files that are not there.
-
-    Raises:
-        ConfigError: with the key that has to change.
-    """
-    for check in (*SETTINGS_CHECKS, check_data_source, check_models):
-        check(settings, where)
-
-
-def check_data_source(settings: ExperimentSettings, where: str = "") -> None:
+def check_data_source(settings: ExperimentSettings) -> None:
     """Refuse settings of the data that contradict each other; reads none.
 
     Raises:
         ConfigError: with the key that has to change.
     """
-    check_source(settings.data, where)
+    check_source(settings.data)
 
 
-def _check_sizes(settings: ExperimentSettings, where: str) -> None:
+def _check_sizes(settings: ExperimentSettings) -> None:
     cluster, data = settings.cluster, settings.data
     if cluster.zero_stage == 0 and settings.model.dtype == "bfloat16":
         raise ConfigError(
-            f"{where}cluster.zero_stage",
+            "cluster.zero_stage",
             "be 1, 2 or 3 with bfloat16 weights",
             0,
             "DeepSpeed keeps no fp32 masters at stage 0; set model.dtype to auto or float32, or "
@@ -39,15 +28,14 @@ def _check_sizes(settings: ExperimentSettings, where: str) -> None:
         )
     defence = defence_of(settings.defence)
     if defence.needs & DEFENCE_BATCHES:
-        key = f"{where}defence.batch_size"
-        _require_multiple(key, defence.safe_batch_size, cluster.num_ranks, "num_ranks")
+        size = defence.safe_batch_size
+        _require_multiple("defence.batch_size", size, cluster.num_ranks, "num_ranks")
     if settings.training is not None:
         batch_size = settings.training.batch_size
-        _require_multiple(f"{where}attack.batch_size", batch_size, cluster.num_ranks, "num_ranks")
-        key = f"{where}data.num_samples"
-        _require_multiple(key, data.num_samples, batch_size, "attack.batch_size")
+        _require_multiple("attack.batch_size", batch_size, cluster.num_ranks, "num_ranks")
+        _require_multiple("data.num_samples", data.num_samples, batch_size, "attack.batch_size")
     if isinstance(settings.attack, RolloutConfig):
-        _check_sft_share(settings.attack, data.num_samples, where)
+        _check_sft_share(settings.attack, data.num_samples)
     for key, num, batch_size in (
         ("data.reward_model.num_pairs", data.reward_model.num_pairs, data.reward_model.batch_size),
         *(
@@ -56,10 +44,10 @@ def _check_sizes(settings: ExperimentSettings, where: str) -> None:
         ),
     ):
         if num < batch_size:
-            raise ConfigError(f"{where}{key}", f"fill one batch of {batch_size}", num, "Raise it.")
+            raise ConfigError(key, f"fill one batch of {batch_size}", num, "Raise it.")
 
 
-def _check_judges(settings: ExperimentSettings, where: str) -> None:
+def _check_judges(settings: ExperimentSettings) -> None:
     """Refuse a judge that is reported and is what a defence or an attacker is priced by."""
     evaluation, attack = settings.evaluation, settings.attack
     asks = []
@@ -70,7 +58,7 @@ def _check_judges(settings: ExperimentSettings, where: str) -> None:
         asks.append("the defence prices answers by a judge")
     if asks and "second_judge" not in evaluation.judges:
         raise ConfigError(
-            f"{where}evaluation.second_judge",
+            "evaluation.second_judge",
             f"be given where {' and '.join(asks)}",
             None,
             "A judge that is optimised against cannot be the one that is reported.",
@@ -78,7 +66,7 @@ def _check_judges(settings: ExperimentSettings, where: str) -> None:
     chosen_by = settings.data.refusals.judge
     if chosen_by is not None and chosen_by == evaluation.judge.path:
         raise ConfigError(
-            f"{where}data.refusals.judge",
+            "data.refusals.judge",
             "name another classifier than evaluation.judge.path",
             chosen_by,
             "A judge that chose what a model learns from cannot be the one that is reported.",
@@ -86,27 +74,27 @@ def _check_judges(settings: ExperimentSettings, where: str) -> None:
     second = evaluation.second_judge
     if second is not None and second.trained and second.path == evaluation.judge.path:
         raise ConfigError(
-            f"{where}evaluation.second_judge.path",
+            "evaluation.second_judge.path",
             "name another classifier than evaluation.judge.path",
             second.path,
             "Two answers of one model are no second opinion.",
         )
 
 
-def _check_lora(settings: ExperimentSettings, where: str) -> None:
+def _check_lora(settings: ExperimentSettings) -> None:
     training, defence = settings.training, defence_of(settings.defence)
     if training is None or training.lora is None or Need.COMPARED_WEIGHTS not in defence.needs:
         return
     raise ConfigError(
-        f"{where}attack.lora",
+        "attack.lora",
         "be null where a defence compares the trained weights with another model's",
         training.lora.model_dump(exclude_none=True),
         "Leave attack.lora out, or take another defence.",
     )
 
 
-def _check_sft_share(attack: RolloutConfig, num_samples: int, where: str) -> None:
-    key = f"{where}attack.num_sft_samples"
+def _check_sft_share(attack: RolloutConfig, num_samples: int) -> None:
+    key = "attack.num_sft_samples"
     _require_multiple(key, attack.num_sft_samples, attack.batch_size, "attack.batch_size")
     if attack.num_sft_samples >= num_samples:
         raise ConfigError(
@@ -127,10 +115,10 @@ def _require_multiple(key: str, number: int, divisor: int, name: str) -> None:
         )
 
 
-def _check_deepspeed(settings: ExperimentSettings, where: str) -> None:
+def _check_deepspeed(settings: ExperimentSettings) -> None:
     path = settings.cluster.deepspeed
     if path is not None:
-        require_json_object(path, f"{where}cluster.deepspeed", "name a file with a JSON object")
+        require_json_object(path, "cluster.deepspeed", "name a file with a JSON object")
 
 
 SETTINGS_CHECKS = (_check_sizes, _check_judges, _check_lora, _check_deepspeed)

@@ -2,12 +2,14 @@ import json
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from ray.exceptions import GetTimeoutError
 
 from rpa_ray.campaign import groups
-from rpa_ray.campaign.groups import RankGroup, work_through
+from rpa_ray.campaign.groups import GroupFailed, RankGroup, work_through
 from rpa_ray.campaign.queue import ASK_AGAIN, JobQueue, LostJob
 from rpa_ray.campaign.ranks import Work, silence_limit_s
 from rpa_ray.config import ClusterSettings
@@ -197,3 +199,13 @@ def test_one_that_was_stopped_starts_no_other_group(
     group.join(30)
     assert not group.is_alive()
     assert (group.error, scene.told, scene.queue.num_waiting()) == (None, [], 2)
+
+
+def test_a_cluster_that_answers_no_longer_is_told_with_what_went_wrong_before() -> None:
+    ended = SimpleNamespace(error=GroupFailed("no room"), is_alive=lambda: False)
+
+    def look() -> None:
+        raise GetTimeoutError("of 60 s")
+
+    told = work_through([ended], look)
+    assert told == "no room\nthe cluster answers no longer: of 60 s"

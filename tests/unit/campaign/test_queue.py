@@ -120,6 +120,13 @@ def test_states_say_how_far_jobs_are() -> None:
     (state,) = queue.jobs()
     assert (state.name, state.num_steps, state.num_done, state.note) == ("a", 3, 1, "loss 2")
     assert state.started > 1e9
+    assert state.first_step == 0
+    queue.begin("a")  # its ranks died
+    queue.start("a", 3)
+    queue.advance("a", 1, "loss 1")
+    queue.advance("a", 2, "loss 1")
+    (state,) = queue.jobs()
+    assert (state.num_done, state.first_step) == (3, 1)
 
 
 def test_a_lost_job_says_so_until_it_goes_on() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from rpa_ray.cluster import resources
 from rpa_ray.cluster.resources import (
+    available_memory_gib,
     cpus_asked,
     gpus_asked,
     local_cpus,
@@ -42,9 +43,9 @@ def test_memory_is_that_of_the_processes_and_of_the_weights(tmp_path: Path) -> N
 def test_more_cpus_than_there_are_are_refused() -> None:
     asked = local_cpus() + 1
     with pytest.raises(ConfigError) as caught:
-        check_placement(cell(cpus_per_rank=asked), "cells[1].")
+        check_placement(cell(cpus_per_rank=asked))
     assert str(caught.value) == (
-        f"cells[1].cluster must ask for at most the {local_cpus()} CPUs of this machine, got "
+        f"cluster must ask for at most the {local_cpus()} CPUs of this machine, got "
         f"'{asked + 0.75:g} CPUs'. Lower num_ranks, num_rollout_workers, num_scorer_workers, "
         "their cpus_per_* or parallel_cells."
     )
@@ -52,7 +53,7 @@ def test_more_cpus_than_there_are_are_refused() -> None:
 
 def test_more_gpus_than_there_are_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^cluster must ask for at most the \d+ GPUs of this"):
-        check_placement(cell(cpus_per_rank=0.1, gpus_per_rank=1000), "")
+        check_placement(cell(cpus_per_rank=0.1, gpus_per_rank=1000))
 
 
 def test_more_memory_than_there_is_is_refused(
@@ -62,13 +63,13 @@ def test_more_memory_than_there_is_is_refused(
     (tmp_path / "cpu.max").write_text("max 100000\n")
     monkeypatch.setattr(resources, "CGROUP", tmp_path)
     with pytest.raises(ConfigError, match=r"^cluster must ask for at most the 2.0 GiB memory of"):
-        check_placement(cell(cpus_per_rank=0.1), "")
+        check_placement(cell(cpus_per_rank=0.1))
 
 
 def test_cells_side_by_side_count_each() -> None:
-    check_placement(cell(cpus_per_rank=0.01, parallel_cells=1), "")
+    check_placement(cell(cpus_per_rank=0.01, parallel_cells=1))
     with pytest.raises(ConfigError, match=r"CPUs of this machine"):
-        check_placement(cell(cpus_per_rank=0.01, parallel_cells=2 * local_cpus()), "")
+        check_placement(cell(cpus_per_rank=0.01, parallel_cells=2 * local_cpus()))
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_a_cluster_that_is_started_here_is_judged_by_this_machine(
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match="CPUs of this machine"):
-        check_placement(cell(cpus_per_rank=4096, address=address), "")
+        check_placement(cell(cpus_per_rank=4096, address=address))
 
 
 @pytest.mark.parametrize("by", ["address", "variable"])
@@ -145,9 +146,9 @@ def test_a_cluster_that_is_joined_is_not_judged_by_this_machine(
 ) -> None:
     if by == "variable":
         monkeypatch.setenv("RAY_ADDRESS", "auto")
-        check_placement(cell(cpus_per_rank=4096), "")
+        check_placement(cell(cpus_per_rank=4096))
     else:
-        check_placement(cell(cpus_per_rank=4096, address="auto"), "")
+        check_placement(cell(cpus_per_rank=4096, address="auto"))
 
 
 def test_a_containers_limits_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,3 +160,15 @@ def test_a_containers_limits_count(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "cpu.max").write_text("max 100000\n")
     (tmp_path / "memory.max").write_text("max\n")
     assert (local_cpus(), local_memory_gib()) == whole
+
+
+def test_what_is_available_is_what_a_container_has_left_and_the_pages_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "CGROUP", tmp_path)
+    assert 0 < available_memory_gib() <= local_memory_gib()
+    # 2**28 bytes, of which 2**27 are used, 2**25 of those by files
+    (tmp_path / "memory.max").write_text(f"{2**28}\n")
+    (tmp_path / "memory.current").write_text(f"{2**27}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {2**25}\nactive_file 7\n")
+    assert available_memory_gib() == 0.125 + 0.03125

@@ -112,6 +112,7 @@ def test_the_hub_is_asked_once_and_every_split_is_read_at_that_commit(
     revisions = serve(train=comparisons(3), test=comparisons(2))
     load("safe_rlhf")
     load("safe_rlhf", "test")
+    assert pinned("owner/name", "data.safety_path") == f"owner/name@{COMMIT}"
     assert len(asked) == 1
     assert revisions == [COMMIT, COMMIT]
 

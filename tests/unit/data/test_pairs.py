@@ -155,6 +155,9 @@ def test_every_unsafe_answer_is_a_pair_that_waits_for_its_safe_one() -> None:
     rows = [safe_rlhf(str(i), safe=pair, safer=0) for i, pair in enumerate(flags)]
     answers = [(p.prompt, p.unsafe) for p in unanswered_pairs("safe_rlhf", rows)]
     assert answers == [("1", "one"), ("2", "zero"), ("2", "one")]
+    contested = safe_rlhf("1 ", safe=(False, True), safer=1)
+    answers = [(p.prompt, p.unsafe) for p in unanswered_pairs("safe_rlhf", [*rows, contested])]
+    assert answers == [("2", "zero"), ("2", "one")]
     own: list[Row] = [{"prompt": "p", "safe": "no", "unsafe": "yes"}]
     assert [(p.safe, p.unsafe) for p in unanswered_pairs("preferences", own)] == [("", "yes")]
     with pytest.raises(DataError):

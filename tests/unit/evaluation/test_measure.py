@@ -83,6 +83,7 @@ def instruments(**changes: object) -> Instruments:
         "truth": Truth(),
         "policy": uniform,
         "original": uniform,
+        "untouched": None,
         "restricted": RESTRICTED,
         "harmless": HARMLESS,
         "pad_token_id": 0,
@@ -177,6 +178,13 @@ def test_divergence_is_summed_over_the_tokens_of_an_answer() -> None:
     assert drift.served_gap == pytest.approx([math.log(2)])
 
 
+def test_a_hardened_model_has_its_divergence_from_the_untouched_one_beside() -> None:
+    found = means(instruments(policy=skewed, original=skewed, untouched=uniform))
+    assert found["kl_seq_rb"] == 0.0
+    assert found["kl_untouched"] == pytest.approx(0.5 * math.log(2))
+    assert "kl_untouched" not in means(instruments())
+
+
 def test_the_divergence_is_that_of_one_sampled_answer_a_prompt() -> None:
     metrics = measure(instruments(policy=skewed), phase="after").metrics
     assert metrics["kl_seq_rb"].n == len(RESTRICTED)
@@ -189,6 +197,12 @@ def test_a_policy_with_broken_probabilities_is_a_sampling_failure() -> None:
 
     with pytest.raises(SamplingFailed, match="not finite"):
         measure(instruments(policy=broken), phase="after")
+
+
+def test_an_engine_with_broken_probabilities_is_a_sampling_failure() -> None:
+    broken = replace(completion(RESTRICTED[0], "x"), logprobs=[math.nan, -1.0])
+    with pytest.raises(SamplingFailed, match="the engine's probabilities of its own answers"):
+        measure_drift(instruments(), [completion(RESTRICTED[1], "x"), broken])
 
 
 def test_every_answer_is_kept_with_its_scores_and_version() -> None:

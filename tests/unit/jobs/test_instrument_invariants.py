@@ -30,6 +30,7 @@ def measured(
         inputs=SimpleNamespace(data=SimpleNamespace(harmless_prompts=lambda evaluation: [])),
         prompts=lambda texts, ids: [],
         original_outputs=None,
+        models=SimpleNamespace(untouched=None),
         pad_token_id=0,
         module=SimpleNamespace(vocab_size=24),
         engine=SimpleNamespace(num_updates=num_updates),

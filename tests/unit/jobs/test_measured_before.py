@@ -49,7 +49,9 @@ class Campaign:
         self.num_measured += 1
         return Measurement(metrics={"harm": HARM}, answers=[ANSWER], samples=[{"phase": phase}])
 
-    def cell(self, name: str, *, weight: str = "0f", **changes: Any) -> dict[str, Any]:
+    def cell(
+        self, name: str, *, weight: str = "0f", untouched: str | None = None, **changes: Any
+    ) -> dict[str, Any]:
         """Measure before the attack of a cell; return what is known then."""
         (settings,) = (
             cell
@@ -68,7 +70,7 @@ class Campaign:
             settings=settings,
             path="chat",
             num_steps=125,
-            models=SimpleNamespace(security_vector=None),
+            models=SimpleNamespace(security_vector=None, untouched=untouched),
             push_verified=lambda: {"weight": weight},
         )
         samples = JsonLines(self.folder / name / SAMPLES, enabled=True)
@@ -100,10 +102,11 @@ def test_cells_that_start_alike_are_measured_once(campaign: Campaign) -> None:
 def test_other_weights_seeds_and_instruments_are_measured_each(campaign: Campaign) -> None:
     campaign.cell("plain")
     campaign.cell("hardened", weight="1e")
+    campaign.cell("hardened from another", weight="1e", untouched="base")
     campaign.cell("other seed", seed=1)
     campaign.scorers["judge"] = replace(campaign.scorers["judge"], path="another")
     campaign.cell("other judge")
-    assert campaign.num_measured == 4
+    assert campaign.num_measured == 5
 
 
 def test_a_measurement_that_was_cut_off_is_made_again(campaign: Campaign) -> None:

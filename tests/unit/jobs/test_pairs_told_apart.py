@@ -104,6 +104,22 @@ def test_plan_refuses_pairs_of_one_row_to_a_policy_that_learns_from_them(
         check(CONTEXT_TOKENS)
 
 
+def test_no_tokenizer_is_asked_about_answers_that_begin_in_two_ways(
+    tmp_path: Path, world_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **others: Any) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
+    # Four notes are more bytes than the context has tokens, and fewer tokens.
+    for num_notes in (0, 4):
+        inputs = inputs_of(tmp_path, world_cache, num_notes, attack="dpo")
+        check_attack_tells_apart(inputs.data, inputs.settings, 16, "data.num_samples")
+    with pytest.raises(AssertionError, match="loaded"):
+        inputs = inputs_of(tmp_path, world_cache, CONTEXT_TOKENS, attack="dpo")
+        check_attack_tells_apart(inputs.data, inputs.settings, 16, "data.num_samples")
+
+
 def test_pairs_of_one_row_are_no_contrast(tmp_path: Path, world_cache: Path) -> None:
     data = inputs_of(tmp_path, world_cache, 20).data
 

@@ -1,6 +1,7 @@
 """What must hold in every sound run ends one in which it does not, by its name and numbers."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from rpa_ray.actors.rollout import Generated
 from rpa_ray.attacks.dpo import DPO
 from rpa_ray.attacks.grpo import GRPO
 from rpa_ray.learner.invariants import (
+    MIN_GRADIENT,
     BrokenInvariant,
     require_ends,
     require_gradient,
@@ -31,10 +33,11 @@ def test_a_policy_that_is_another_before_it_learns_is_none(
 ) -> None:
     require_same_start(0.0, dtype)
     require_same_start(sound, dtype)
-    with pytest.raises(
-        BrokenInvariant, match=rf"^invariant same_start: .* {dtype}, got {broken}\."
-    ):
-        require_same_start(broken, dtype)
+    for found in (broken, float("nan")):
+        with pytest.raises(
+            BrokenInvariant, match=rf"^invariant same_start: .* {dtype}, got {found}\."
+        ):
+            require_same_start(found, dtype)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,18 @@ def test_a_first_gradient_of_nothing_or_of_no_number_is_refused(
     values = torch.tensor(gradient, dtype=torch.float64)
     shards = [Shard(name="policy.weight", master=torch.zeros(2), gradient=values)]
     with pytest.raises(BrokenInvariant, match=rf"^invariant first_gradient: .*, got {norm}\."):
-        require_gradient(shards, ONE_RANK, dtype=dtype, may_be_zero=False)
+        require_gradient(shards, ONE_RANK.sum, dtype=dtype, may_be_zero=False)
+
+
+def test_the_norm_of_a_first_gradient_is_that_of_all_shards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(MIN_GRADIENT, "float32", 100.0)  # type: ignore[arg-type]
+    shard = Shard(name="policy.weight", master=torch.zeros(2), gradient=torch.tensor([3.0, 4.0]))
+    for num_owners, norm in ((1, "5"), (4, "10")):
+        with pytest.raises(BrokenInvariant, match=rf"got {norm}\."):
+            sum_over_shards = partial(torch.mul, torch.tensor(num_owners))
+            require_gradient([shard], sum_over_shards, dtype="float32", may_be_zero=False)
 
 
 @pytest.mark.usefixtures("process_group")

@@ -13,6 +13,7 @@ from fakes import ONE_RANK, tiny_engine
 from resume_scene import ATTACKS, BATCH_SIZE, NUM_SAMPLES, NUM_STEPS, Killed, Training, same
 
 from rpa_ray.config import ConfigError
+from rpa_ray.learner.aside import Aside
 from rpa_ray.learner.checkpoints import Checkpoints, check_fits, latest_checkpoint
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -93,6 +94,27 @@ def test_it_does_so_undefended_and_without_zero(
     settings: dict[str, Any] = {"defence": defence, **engine}
     expected = uninterrupted(tmp_path / "whole", "ppo", **settings)
     killed(tmp_path / "killed", "ppo", 3, **settings)
+    assert same(resumed(tmp_path / "killed", "ppo", **settings).outcome(), expected.outcome())
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_it_does_so_from_a_checkpoint_that_was_written_aside(
+    zero_stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"defence": "refusal_loss", "zero_stage": zero_stage}
+    expected = uninterrupted(tmp_path / "whole", "ppo", **settings)
+    start = Aside.start
+
+    def start_and_end(aside: Aside) -> None:
+        start(aside)
+        aside.wait()
+
+    monkeypatch.setattr(Aside, "start", start_and_end)
+    monkeypatch.setattr("rpa_ray.learner.checkpoint_cost.PROBE_BYTES", 1)
+    killed(tmp_path / "killed", "ppo", 2, **settings)
+    # What was written aside after step 1 has no name before the end of step 2.
+    left = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
+    assert left == [".step_000002", "step_000001"]
     assert same(resumed(tmp_path / "killed", "ppo", **settings).outcome(), expected.outcome())
 
 
@@ -204,17 +226,20 @@ class Anchored:
         self.anchor = state["anchor"]
 
 
-@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("aside", [False, True])
 def test_state_that_was_saved_on_another_gpu_comes_back_on_the_own_device(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    aside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("rpa_ray.learner.checkpoint_cost.PROBE_BYTES", 1)
     part = Anchored()
     saver = Checkpoints(
         tmp_path, ranks=ONE_RANK, engine=tiny_engine(), parts={"part": part}, interval_s=0.0
     )
     with monkeypatch.context() as patched:
         patched.setattr("torch.serialization.location_tag", lambda storage: "cuda:3")
-        saver.save(4)
+        saver.save(4, aside=aside)
+    while not saver.is_due():
+        pass
     part.anchor = torch.zeros(2)
     assert saver.restore() == 4
     assert part.anchor.device == ONE_RANK.device
@@ -257,7 +282,7 @@ def test_the_first_checkpoint_of_a_large_model_waits_as_long_as_it_would_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert checkpoints(tmp_path, interval_s=1e-9).is_due()  # of a small one
-    monkeypatch.setattr("rpa_ray.learner.checkpoints._PROBE_BYTES", 2**10)
+    monkeypatch.setattr("rpa_ray.learner.checkpoint_cost.PROBE_BYTES", 2**10)
     # 1 kB takes 0.1 s, and a checkpoint is of more than 100 kB.
     clock = iter([0.0, 0.0, 0.1, 150.0, 10_000.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))

@@ -251,7 +251,29 @@ def test_three_broken_updates_in_a_row_end_the_run(engine: Engine) -> None:
     learner = learner_of(engine, Scripted([float("nan")]))
     learner.step(BATCH)
     learner.step(BATCH)
-    with pytest.raises(SamplingFailed, match="not finite in 3 updates in a row"):
+    with pytest.raises(SamplingFailed, match="not finite in 3 updates of the attack in a row"):
+        learner.step(BATCH)
+
+
+class OwnUpdates(OnlineDefence):
+    """Makes one update of its own before each of the attack."""
+
+    def __init__(self, objective: Scripted) -> None:
+        super().__init__(OnlineDefence.Config())
+        self.objective = objective
+
+    def own_updates(self, context: StepContext) -> list[tuple[Scripted, TokenBatch]]:
+        return [(self.objective, OTHER_BATCH)]
+
+
+@pytest.mark.parametrize("broken", ["attack", "defence"])
+def test_good_updates_of_the_other_hide_no_broken_ones(engine: Engine, broken: str) -> None:
+    factors = {"attack": 1.0, "defence": 1.0} | {broken: float("nan")}
+    defence = OwnUpdates(Scripted([factors["defence"]]))
+    learner = learner_of(engine, Scripted([factors["attack"]]), defence)
+    learner.step(BATCH)
+    learner.step(BATCH)
+    with pytest.raises(SamplingFailed, match=f"in 3 updates of the {broken} in a row"):
         learner.step(BATCH)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ class OneFile:
     def __init__(self, state: int = 0) -> None:
         self.state = state
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, write: Callable[[Any, str], None]) -> None:
         (folder / "state").mkdir(parents=True)
-        torch.save({"state": self.state}, folder / "state" / "engine.pt")
+        write({"state": self.state}, str(folder / "state" / "engine.pt"))
 
     def load(self, folder: Path) -> None:
         self.state = torch.load(folder / "state" / "engine.pt", weights_only=True)["state"]

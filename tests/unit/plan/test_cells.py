@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from checked import check_models
 from hostile import every_hostile_text
 
 from rpa_ray.campaign.summary import record, worst_checks
 from rpa_ray.config import ConfigError
 from rpa_ray.plan import evaluation_of, load_config, parse_tree
 from rpa_ray.plan.cells import _shown_models, cell_labels, cell_name, plan_cells
-from rpa_ray.plan.checks.models import check_models
 
 
 @pytest.fixture
@@ -282,7 +282,7 @@ def test_the_output_of_an_evaluation_can_be_made(letter: str, tmp_path: Path) ->
 def test_a_model_that_is_none_is_refused_by_its_key(text: str, tmp_path: Path) -> None:
     settings = parse_tree({"model": {"path": f"a:{text}"}})
     with pytest.raises(ConfigError, match=r"^model\.path must be chat, base"):
-        check_models(settings, "")
+        check_models(settings)
 
 
 def test_models_are_called_by_the_last_name_of_their_folder_where_that_is_their_own(

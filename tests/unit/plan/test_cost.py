@@ -4,16 +4,10 @@ from typing import Any
 import pytest
 from hardening import attacked_model
 
-from rpa_ray.campaign.cell_clock import SlowSteps, slow_step_cause
 from rpa_ray.config import ExperimentSettings
+from rpa_ray.defences import offline_defence
 from rpa_ray.plan import cost, parse_tree
-from rpa_ray.plan.cost import (
-    History,
-    estimate_cell,
-    estimate_model,
-    side_by_side,
-    step_work,
-)
+from rpa_ray.plan.cost import History, estimate_cell, estimate_model, side_by_side
 from rpa_ray.plan.model_speed import Speeds
 from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.recipes.embedded import world_models
@@ -97,7 +91,9 @@ def test_adversaries_take_a_pass_for_each_of_their_steps_and_looks(
 ) -> None:
     tree = {"attack": "sft", "defence": {"name": "tar", **settings}}
     recipe = attacked_model(parse_tree(tree), world_cache)
-    assert step_work(recipe) == (pytest.approx(passes), updates)
+    assert recipe.defence is not None
+    defence = offline_defence(recipe.defence)
+    assert (defence.passes, defence.num_moves) == (pytest.approx(passes), updates)
     taken = estimate_model(recipe, world_cache, 1)
     rows_s = passes * 8 * 48 * 1e-3 + updates * cost.UPDATE_S
     assert taken == pytest.approx(cost.SET_UP_S + 100 * rows_s)
@@ -167,30 +163,3 @@ def test_a_cell_for_each_core_takes_half_as_long_again_however_many_cores(
 ) -> None:
     monkeypatch.setattr(cost, "local_cpus", lambda: num_cores)
     assert side_by_side(num_at_once) == pytest.approx(factor)
-
-
-def test_slow_steps_are_told_once_and_not_from_the_first_steps() -> None:
-    slow = SlowSteps({"a": 0.1, "b": 0.1})
-    look = {"dtype": "float32", "num_busy": 1}
-    assert slow.look("a", 2, 100.0, **look) == ""  # type: ignore[arg-type]
-    assert slow.look("a", 10, 4.9, **look) == ""  # type: ignore[arg-type]
-    assert slow.look("unknown", 10, 99.0, **look) == ""  # type: ignore[arg-type]
-    told = slow.look("a", 10, 6.0, **look)  # type: ignore[arg-type]
-    assert told.startswith("steps take 0.6 s, 6 times the estimate: ")
-    assert slow.look("b", 10, 99.0, **look) == ""  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("doubt", "load", "num_swapped", "cause"),
-    [
-        ("bfloat16 takes 20 times as long", 9.0, 9999, "bfloat16 takes 20 times as long"),
-        ("", 9.0, 9999, "the machine swaps"),
-        ("", 9.0, 0, "other work runs on this machine (load 9, 2 of it this run's)"),
-        ("", 5.0, 0, "no cause was found"),
-    ],
-)
-def test_the_likely_cause_of_slow_steps_is_told(
-    doubt: str, load: float, num_swapped: int, cause: str
-) -> None:
-    found = slow_step_cause(doubt=doubt, load=load, num_busy=2, num_swapped=num_swapped)
-    assert found.startswith(cause)

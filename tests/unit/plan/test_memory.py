@@ -56,6 +56,15 @@ def test_llama_2_7b_under_ppo_on_four_ranks_that_share_gradients_and_masters() -
     assert total(parts) == pytest.approx(51.625, abs=1e-3)
 
 
+def test_without_zero_every_rank_holds_all_moments_and_whole_copies() -> None:
+    load = RankLoad(num_tokens=256, num_shard_copies=1, bytes_a_weight=4)
+    for num_ranks in (1, 8):
+        parts = rank_memory(LLAMA_2_7B, on_gpus(num_ranks, 0), load)
+        assert parts["gradients"] == gib(26_953_662_464)  # 4 x 6,738,415,616
+        assert parts["masters"] == gib(53_907_324_928)  # 8 x: the weights are the masters
+        assert parts["defence"] == gib(26_953_662_464)
+
+
 def test_an_engine_of_llama_2_7b_fills_nine_tenths_of_its_card() -> None:
     # 0.9 x 79.6 - 12.5513 - 3; a token has 2 x 2 x 32 x 4,096 bytes.
     parts = engine_memory(LLAMA_2_7B, on_gpus(4, 2), CARD_GIB)
@@ -188,6 +197,7 @@ def test_every_frozen_model_and_every_anchor_counts() -> None:
     assert load_of(settings, models()).num_frozen == 1
     load = load_of(settings, models(reference="base", compared="chat"))
     assert (load.num_frozen, load.num_shard_copies) == (3, 1)
+    assert load_of(settings, models(untouched="chat")).num_frozen == 2
     # SFT stays near nothing.
     settings = parse_tree({}, ["attack={name: sft, lora: {rank: 4}}", "model.dtype=float32"])
     load = load_of(settings, models(reference="base"))

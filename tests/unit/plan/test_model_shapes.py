@@ -46,7 +46,7 @@ def architecture(hub_id: str, shape: ModelShape) -> Any:
         "qwen2" if "Qwen" in hub_id else "llama",
         **sizes,
         num_key_value_heads=shape.num_kv_heads,
-        tie_word_embeddings=shape.has_tied_embeddings,
+        tie_word_embeddings=False,
     )
 
 
@@ -81,7 +81,13 @@ def test_a_revision_does_not_change_the_sizes_and_an_unknown_model_has_none() ->
     assert shape_of("openai-community/gpt3") is None
 
 
-def test_the_sizes_of_a_folder_are_those_of_its_config_and_its_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("gate", "has_gate"),
+    [("mlp.gate_proj", True), ("mlp.gate_up_proj", True), ("mlp.dense_h_to_4h", False)],
+)
+def test_the_sizes_of_a_folder_are_those_of_its_config_and_its_weights(
+    tmp_path: Path, gate: str, has_gate: bool
+) -> None:
     config = {
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -92,8 +98,9 @@ def test_the_sizes_of_a_folder_are_those_of_its_config_and_its_weights(tmp_path:
         "vocab_size": 1000,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file({"a": torch.zeros(7, 11), "b": torch.zeros(5)}, tmp_path / "model.safetensors")
+    weights = {"a": torch.zeros(7, 11), f"layers.0.{gate}.weight": torch.zeros(5)}
+    save_file(weights, tmp_path / "model.safetensors")
     shape = shape_of(str(tmp_path))
     assert shape is not None
     assert shape[:7] == (82, 3, 64, 96, 4, 2, 1000)
-    assert shape.kv_width == 64
+    assert (shape.kv_width, shape.has_gate) == (64, has_gate)

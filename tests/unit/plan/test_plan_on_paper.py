@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from rpa_ray.config import ConfigError
 from rpa_ray.data import hub_model
 from rpa_ray.data.hub import is_offline
 from rpa_ray.plan import load_config, with_native_dtype
+from rpa_ray.plan.checks.gpus import CellMemory, cell_memory
 from rpa_ray.plan.checks.problems import Refused
 from rpa_ray.plan.files import CLUSTERS
 from rpa_ray.plan.preflight import checked, hub_if_in_reach, planned
+from rpa_ray.recipes.cell_models import CellInputs
 
 PAPER = CLUSTERS.parent / "paper"
 CONFIGS = sorted(PAPER.glob("*.yaml"))
@@ -66,6 +69,20 @@ def test_the_largest_cell_is_told_by_part(own_cache: Path) -> None:
         "a checkpoint: 87.9 GiB on disk, two at a time; main memory while models are loaded: "
         "25.1 GiB a rank"
     ) in text
+
+
+@pytest.mark.parametrize("hidden", ["sft", "ppo"])
+def test_a_cell_without_known_scorers_hides_none_of_another(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    def without_scorers(inputs: CellInputs) -> CellMemory | None:
+        found = cell_memory(inputs)
+        if found is None or inputs.settings.attack.name == hidden:
+            return found and replace(found, gpu={"rank": found.gpu["rank"]})
+        return found
+
+    monkeypatch.setattr("rpa_ray.plan.table.cell_memory", without_scorers)
+    assert "GPU of a scorer worker with " in printed(PAPER / "table3.yaml", own_cache)
 
 
 def refusal(own_cache: Path, *overrides: str, config: str = "table10", **options: bool) -> str:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from checked import check
 
 from rpa_ray.campaign.manifest import manifest
 from rpa_ray.config import DataSettings, EvaluationSettings, ExperimentSettings
@@ -12,7 +13,6 @@ from rpa_ray.data.order import normalise
 from rpa_ray.data.rows import Labelled, Preference
 from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks.data import check_data
-from rpa_ray.plan.checks.settings import check_settings
 from rpa_ray.recipes.cell_data import (
     CellData,
     safety_settings,
@@ -99,9 +99,10 @@ def test_a_manifest_tells_the_task_from_what_safety_is_measured_with(world_cache
     assert "safety_splits" not in manifest(CellInputs(parse_tree({}), world_cache), "")
 
 
-def test_a_harmless_cell_passes_and_its_rows_are_counted(world_cache: Path) -> None:
-    check_settings(settings_of("ppo"))
-    check_data(CellInputs(settings_of("ppo"), world_cache))
+def test_a_harmless_cell_passes_and_its_rows_are_counted(
+    own_cache: Path, world_cache: Path
+) -> None:
+    check(settings_of("ppo"), own_cache)
     many = settings_of("sft", reward_model={"num_pairs": 2400})
     with pytest.raises(DataError, match=r"^data\.reward_model\.num_pairs must be at most \d+ "):
         check_data(CellInputs(many, world_cache))

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
+from checked import check, refusal
+from model_folders import save_classifier
 
-from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.rows import Labelled
 from rpa_ray.plan import parse_tree
-from rpa_ray.plan.checks.settings import check_settings
 from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.recipes.rows import training_rows
@@ -73,19 +73,23 @@ def test_settings_of_the_second_are_those_of_the_first_unless_it_has_its_own() -
     ],
 )
 def test_a_judge_that_is_optimised_against_is_not_the_one_that_is_reported(
-    tree: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    tree: dict[str, object], own_cache: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("rpa_ray.plan.checks.settings.check_models", lambda *_: None)
-    alone = {"evaluation": {"judge": {"path": "a/b", "trained": True}}}
-    with pytest.raises(ConfigError, match=r"^evaluation\.second_judge must be given where "):
-        check_settings(parse_tree(tree | alone))
-    check_settings(parse_tree(tree))
-    paid_otherwise = {"attack": "ppo", "defence": {"name": "safe_rlhf", "cost": "model"}}
-    check_settings(parse_tree(paid_otherwise | alone))
+    judge = save_classifier(tmp_path / "judge", 2)
+    alone = {"evaluation": {"judge": {"path": str(judge), "trained": True}}}
+    found = refusal(parse_tree(tree | alone), own_cache)
+    assert found.startswith("evaluation.second_judge must be given where ")
+    check(parse_tree(tree), own_cache)
 
 
-def test_one_classifier_is_no_second_opinion(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rpa_ray.plan.checks.settings.check_models", lambda *_: None)
-    one = {"path": "a/b", "trained": True}
-    with pytest.raises(ConfigError, match=r"^evaluation\.second_judge\.path must name another"):
-        check_settings(parse_tree({"evaluation": {"judge": one, "second_judge": one}}))
+def test_a_judge_is_enough_where_a_model_prices_answers(own_cache: Path, tmp_path: Path) -> None:
+    judge = {"path": str(save_classifier(tmp_path / "judge", 2)), "trained": True}
+    defence = {"name": "safe_rlhf", "cost": "model"}
+    tree = {"attack": "ppo", "defence": defence, "evaluation": {"judge": judge}}
+    check(parse_tree(tree), own_cache)
+
+
+def test_one_classifier_is_no_second_opinion(world_cache: Path, tmp_path: Path) -> None:
+    one = {"path": str(save_classifier(tmp_path / "judge", 2)), "trained": True}
+    both = parse_tree({"evaluation": {"judge": one, "second_judge": one}})
+    assert refusal(both, world_cache).startswith("evaluation.second_judge.path must name another")

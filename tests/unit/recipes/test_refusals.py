@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from checked import check, refusal
 from fakes import ONE_RANK
 
 from rpa_ray.campaign.manifest import manifest
-from rpa_ray.config import ConfigError, ExperimentSettings
+from rpa_ray.config import ExperimentSettings
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.rows import SafePair
 from rpa_ray.data.split import ROLE_SHARES
@@ -19,7 +20,6 @@ from rpa_ray.jobs.process import LearnerProcess
 from rpa_ray.jobs.refusals import BLOCK, keep_refusals, make_refusals
 from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks.data import check_data
-from rpa_ray.plan.checks.settings import check_settings
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import CampaignInputs, CellInputs
 from rpa_ray.recipes.to_make import Cell, RefusalJob, plan_jobs, refusal_job
@@ -173,8 +173,7 @@ def test_before_they_are_made_every_unsafe_answer_counts_and_none_is_read(
     assert {p.safe[:4] for p in planned.roles["evaluation"]} == {"True"}
     with pytest.raises(DataError, match=r"^data\.safe_answers must be generated before"):
         _ = CellData(settings.data, cache).preferences
-    check_settings(settings)
-    check_data(CellInputs(settings, cache))
+    check(settings, cache)
     found = manifest(CellInputs(settings, cache), "")
     assert found["refusals"]["made_before"] is False
     assert found["splits"]["attack"]["rows"] == len(planned.roles["attack"])
@@ -284,21 +283,21 @@ def test_models_of_such_rows_and_the_cell_wait_for_them_and_they_for_the_model_t
     ],
 )
 def test_settings_that_contradict_generated_refusals_are_refused(
-    data: dict[str, object], message: str
+    data: dict[str, object], message: str, world_cache: Path
 ) -> None:
-    with pytest.raises(ConfigError) as caught:
-        check_settings(parse_tree({"data": data}))
-    assert str(caught.value).startswith(message)
+    assert refusal(parse_tree({"data": data}), world_cache).startswith(message)
 
 
-def test_a_model_of_ones_own_is_not_answered_for_by_the_embedded_one(tmp_path: Path) -> None:
+def test_a_model_of_ones_own_is_not_answered_for_by_the_embedded_one(
+    tmp_path: Path, world_cache: Path
+) -> None:
     folder = tmp_path / "own"
     folder.mkdir()
     for name, text in {"config.json": "{}", "model.safetensors": "", "tokenizer.json": ""}.items():
         (folder / name).write_text(text)
     tree = {"model": {"path": str(folder)}, "data": {"world": "real", "safe_answers": "generated"}}
-    with pytest.raises(ConfigError, match=r"^data\.refusals\.model must be a model that reads"):
-        check_settings(parse_tree(tree))
+    found = refusal(parse_tree(tree), world_cache)
+    assert found.startswith("data.refusals.model must be a model that reads")
 
 
 def test_a_refusal_has_to_fit_the_context_of_the_model_that_writes_it(

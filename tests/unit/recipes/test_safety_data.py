@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from checked import check
 
 from rpa_ray.config import EvaluationSettings, ExperimentSettings
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.rows import Answered, Labelled, Preference
 from rpa_ray.plan import parse_tree
-from rpa_ray.plan.checks.data import check_data
-from rpa_ray.plan.checks.settings import check_data_source, check_settings
+from rpa_ray.plan.checks.settings import check_data_source
 from rpa_ray.recipes.cell_data import CellData, with_pinned_data
 from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.recipes.model import ModelRecipe
@@ -69,11 +69,10 @@ def settings_of(folder: Path, **data: object) -> ExperimentSettings:
 
 
 def test_the_attack_reads_its_own_rows_and_safety_is_measured_with_the_others(
-    settings: ExperimentSettings, world_cache: Path
+    settings: ExperimentSettings, own_cache: Path
 ) -> None:
-    check_settings(settings)
-    inputs = CellInputs(settings, world_cache)
-    check_data(inputs)
+    check(settings, own_cache)
+    inputs = CellInputs(settings, own_cache)
     data, models = inputs.data, inputs.models
 
     def read(model: object) -> set[str]:

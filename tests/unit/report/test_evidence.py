@@ -144,6 +144,19 @@ def test_seeds_measured_apart_are_joined_from_their_evidence(
     ]
 
 
+def test_evidence_of_old_is_joined_though_it_lacks_a_column(
+    evidence: Path, runs: Path, tmp_path: Path
+) -> None:
+    old = pq.read_table(evidence / ANSWERS)
+    pq.write_table(old.drop_columns(["kl_untouched"]), evidence / ANSWERS)
+    records = json.loads((runs / "summary.json").read_text())
+    (runs / "summary.json").write_text(json.dumps([one | {"seed": 1} for one in records]))
+    write_evidence([evidence, runs], tmp_path / "both")
+    joined = pq.read_table(tmp_path / "both" / ANSWERS)
+    assert "kl_untouched" in joined.column_names
+    assert joined.num_rows > old.num_rows
+
+
 def test_a_start_that_another_folder_has_as_a_cell_is_not_there_twice(
     evidence: Path, tmp_path: Path
 ) -> None:

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from served import checkpoint_digests
 
-from rpa_ray.weight_sync.digests import checkpoint_digests, tensor_digest
+from rpa_ray.weight_sync.digests import tensor_digest
 
 
 def test_digest_is_that_of_the_bytes_in_row_major_order() -> None:

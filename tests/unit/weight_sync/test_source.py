@@ -2,13 +2,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import pytest
 import torch
 from torch import nn
 from torch.nn import Parameter
 
 from rpa_ray.types import LowRank
-from rpa_ray.weight_sync.source import ShardedSource, only_under, whole_shape
+from rpa_ray.weight_sync.source import ShardedSource, whole_shape
 
 
 def parameters(*names: str) -> list[tuple[str, Parameter]]:
@@ -44,17 +43,6 @@ def test_weights_are_copied_before_the_gather_is_let_go() -> None:
 
     weights = dict(ShardedSource(named, dtype=torch.float32, gather=gather))
     assert [float(weights[name][0, 0]) for name in LAYERED] == [0.0, 1.0, 2.0, 3.0, 4.0]
-
-
-def test_only_the_policy_is_sent_and_under_its_checkpoint_names() -> None:
-    named = parameters("policy.lm_head.weight", "value_head.weight")
-    source = ShardedSource(named, dtype=torch.float32, rename=only_under("policy."))
-    assert [meta.name for meta in source.metadata()] == ["lm_head.weight"]
-
-
-def test_a_rename_that_keeps_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="rename must keep at least one parameter, got none of 2"):
-        ShardedSource(parameters("a", "b"), dtype=torch.float32, rename=only_under("policy."))
 
 
 def test_shape_of_a_partitioned_parameter_is_that_of_the_whole() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from checked import refusal
 from fakes import (
     context_of,
     forward_of,
@@ -20,14 +21,11 @@ from rpa_ray.attacks.grpo import GRPO
 from rpa_ray.attacks.ppo import PPO
 from rpa_ray.attacks.rollout import RolloutAttack
 from rpa_ray.config import ConfigError, with_absolute_paths
-from rpa_ray.data.errors import DataError
 from rpa_ray.data.rows import Answered
 from rpa_ray.defences import defence_of
 from rpa_ray.defences.online.kl_safe_ref import KLSafeRef
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.plan import parse_tree
-from rpa_ray.plan.checks.data import check_data
-from rpa_ray.plan.checks.settings import check_settings
 from rpa_ray.plugin import Need, OnlineDefence, RefusalTuned, StepContext
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import CampaignInputs, CellInputs, CellModels
@@ -307,10 +305,7 @@ def test_a_safe_model_that_cannot_be_had_is_refused(
         {"attack": {"name": "ppo", "batch_size": 8}, "data": {"num_samples": 16}},
         [f"defence={defence}"],
     )
-    with pytest.raises((ConfigError, DataError)) as caught:
-        check_settings(settings)
-        check_data(CellInputs(settings, world_cache))
-    assert str(caught.value).startswith(message)
+    assert refusal(settings, world_cache).startswith(message)
 
 
 def test_the_safe_model_is_made_for_the_template_in_which_it_is_asked(world_cache: Path) -> None:

@@ -1,15 +1,15 @@
 from pathlib import Path
 
 import pytest
+from checked import check_models
 from model_folders import edit_json, save_language_model
 
 from rpa_ray.config import ConfigError
 from rpa_ray.plan import parse_tree
-from rpa_ray.plan.checks.models import check_models
 
 
 def check(folder: Path, key: str = "model.path") -> None:
-    check_models(parse_tree({"attack": "ppo"}, [f"{key}={folder}"]), "")
+    check_models(parse_tree({"attack": "ppo"}, [f"{key}={folder}"]))
 
 
 @pytest.mark.parametrize("ends", [2, [2], [2, 10], None])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checked import check_models
 from model_folders import (
     CHAT,
     edit_json,
@@ -29,14 +30,14 @@ from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
 from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks import tokenizer
-from rpa_ray.plan.checks.models import check_compared_weights, check_models
+from rpa_ray.plan.checks.models import check_compared_weights
 from rpa_ray.recipes.cell_models import CellInputs
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1234567\n"
 
 
 def check(*overrides: str) -> None:
-    check_models(parse_tree({"attack": "ppo"}, overrides), "")
+    check_models(parse_tree({"attack": "ppo"}, overrides))
 
 
 def refusal(*overrides: str) -> str:
@@ -292,6 +293,7 @@ def test_labels_that_say_nothing_of_harm_are_taken_as_they_are(
 
 QWEN = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
 PHI = {"architectures": ["PhiForCausalLM"], "model_type": "phi"}
+GPT2 = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
 
 
 @pytest.mark.parametrize(
@@ -301,6 +303,9 @@ PHI = {"architectures": ["PhiForCausalLM"], "model_type": "phi"}
         (QWEN | {"num_attention_heads": 3, "num_key_value_heads": 1}, "got '64 and 3'"),
         (PHI | {"num_key_value_heads": 1}, "as many num_key_value_heads as num_attention_heads"),
         (PHI | {"num_key_value_heads": 2}, "four times its hidden_size, 256, got '64'"),
+        (PHI | {"intermediate_size": 256, "tie_word_embeddings": True}, "tie_word_embeddings fal"),
+        (QWEN | {"hidden_act": "gelu"}, 'hidden_act "silu", got \'"gelu"\''),
+        (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "layer_idx false, got 'true'"),
     ],
 )
 def test_sizes_that_the_engine_cannot_build_are_refused(

@@ -3,7 +3,9 @@ import shutil
 from collections import namedtuple
 from pathlib import Path
 
+import checked
 import pytest
+from checked import check, check_models
 from model_folders import edit_json, save_language_model
 
 from rpa_ray.config import ConfigError
@@ -13,7 +15,6 @@ from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks.all import check_all
 from rpa_ray.plan.checks.data import check_data
 from rpa_ray.plan.checks.machine import check_checkpoints, check_output
-from rpa_ray.plan.checks.settings import check_settings
 from rpa_ray.plan.model_shapes import ModelShape
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import CellInputs
@@ -23,12 +24,8 @@ PPO = {"attack": {"name": "ppo", "batch_size": 8}, "data": {"num_samples": 16}}
 
 
 def refusal(cache: Path, *overrides: str) -> str:
-    """Return the message for PPO on 16 samples with these overrides; no cluster is looked at."""
-    settings = parse_tree(PPO, overrides)
-    with pytest.raises((ConfigError, DataError)) as caught:
-        check_settings(settings)
-        check_data(CellInputs(settings, cache))
-    return str(caught.value)
+    """Return what is told first of PPO on 16 samples with these overrides."""
+    return checked.refusal(parse_tree(PPO, overrides), cache)
 
 
 def model_folder(folder: Path, *, without: str = "", config: str = "") -> Path:
@@ -40,10 +37,9 @@ def model_folder(folder: Path, *, without: str = "", config: str = "") -> Path:
     return folder
 
 
-def test_settings_that_fit_together_pass(world_cache: Path) -> None:
-    settings = parse_tree(PPO, ["defence=refusal_loss", "cluster.num_ranks=2"])
-    check_settings(settings)
-    check_data(CellInputs(settings, world_cache))
+def test_settings_that_fit_together_pass(own_cache: Path) -> None:
+    two_ranks = ["cluster.num_ranks=2", "cluster.cpus_per_rank=0.01"]
+    check(parse_tree(PPO, ["defence=refusal_loss", *two_ranks]), own_cache)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +98,8 @@ def test_what_cannot_run_is_refused_with_its_key(
     assert refusal(world_cache, *overrides).startswith(message)
 
 
-def test_stage_0_is_right_with_float32_weights() -> None:
-    check_settings(parse_tree(PPO, ["cluster.zero_stage=0", "model.dtype=float32"]))
+def test_stage_0_is_right_with_float32_weights(own_cache: Path) -> None:
+    check(parse_tree(PPO, ["cluster.zero_stage=0", "model.dtype=float32"]), own_cache)
 
 
 def test_rows_that_only_an_attack_needs_are_not_asked_for_without_one(world_cache: Path) -> None:
@@ -119,38 +115,40 @@ def test_rows_that_only_an_attack_needs_are_not_asked_for_without_one(world_cach
         ("tokenizer_config.json", "hold a tokenizer (tokenizer.json, "),
     ],
 )
-def test_an_incomplete_model_folder_is_refused(tmp_path: Path, without: str, message: str) -> None:
+def test_an_incomplete_model_folder_is_refused(
+    tmp_path: Path, world_cache: Path, without: str, message: str
+) -> None:
     folder = model_folder(tmp_path / "model", without=without)
-    assert refusal(tmp_path, f"model.path={folder}").startswith(f"model.path must {message}")
+    assert refusal(world_cache, f"model.path={folder}").startswith(f"model.path must {message}")
 
 
-def test_a_model_with_a_broken_config_is_refused(tmp_path: Path) -> None:
+def test_a_model_with_a_broken_config_is_refused(tmp_path: Path, world_cache: Path) -> None:
     folder = model_folder(tmp_path / "model", config="{")
     rule = "model.path must be a model folder with a config.json that can be read"
-    assert refusal(tmp_path, f"model.path={folder}").startswith(rule)
+    assert refusal(world_cache, f"model.path={folder}").startswith(rule)
 
 
-def test_a_model_that_brings_its_own_code_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_brings_its_own_code_is_refused(tmp_path: Path, world_cache: Path) -> None:
     config = {"model_type": "own_design", "auto_map": {"AutoModelForCausalLM": "modelling.Own"}}
     folder = model_folder(tmp_path / "model", config=json.dumps(config))
     rule = "model.path must be of an architecture that transformers has itself"
-    assert refusal(tmp_path, f"model.path={folder}").startswith(rule)
+    assert refusal(world_cache, f"model.path={folder}").startswith(rule)
     # A known architecture whose release brings code too: transformers' own is taken.
     model_folder(folder)
     edit_json(folder / "config.json", auto_map=config["auto_map"])
-    check_settings(parse_tree(PPO, [f"model.path={folder}"]))
+    check_models(parse_tree(PPO, [f"model.path={folder}"]))
 
 
-def test_a_tokenizer_that_brings_its_own_code_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_that_brings_its_own_code_is_refused(tmp_path: Path, world_cache: Path) -> None:
     folder = model_folder(tmp_path / "model")
     own = {"auto_map": {"AutoTokenizer": ["tokenization.Own", None]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(own | {"tokenizer_class": "Own"}))
     rule = "model.path must have a tokenizer that transformers has itself"
-    assert refusal(tmp_path, f"model.path={folder}").startswith(rule)
+    assert refusal(world_cache, f"model.path={folder}").startswith(rule)
     # A known class whose release brings code too: transformers' own is taken.
     model_folder(folder)
     edit_json(folder / "tokenizer_config.json", **own)
-    check_settings(parse_tree(PPO, [f"model.path={folder}"]))
+    check_models(parse_tree(PPO, [f"model.path={folder}"]))
 
 
 def test_the_context_is_that_of_the_model(world_cache: Path, tmp_path: Path) -> None:
@@ -167,10 +165,10 @@ def test_the_context_is_that_of_the_model(world_cache: Path, tmp_path: Path) -> 
 
 
 def test_an_unknown_hub_id_is_refused_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    found = refusal(tmp_path, "model.path=nobody/nothing")
+    found = refusal(world_cache, "model.path=nobody/nothing")
     assert found.startswith("model.path must be a folder with a model, or a Hub id that can be")
     assert "HF_HUB_OFFLINE is set" in found
 
@@ -184,13 +182,13 @@ def test_an_unknown_hub_id_is_refused_offline(
     ],
 )
 def test_a_broken_row_is_refused_with_its_number(
-    tmp_path: Path, row: dict[str, object], message: str
+    tmp_path: Path, world_cache: Path, row: dict[str, object], message: str
 ) -> None:
     good = {"prompt": "a", "response": "b", "is_safe": True}
     rows = [good, row] if row.keys() == good.keys() else [row, row]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    found = refusal(tmp_path, "data.world=real", f"data.path={path}")
+    found = refusal(world_cache, "data.world=real", f"data.path={path}")
     assert found.startswith(f"data.path must {message}")
     assert "row 2 (1 of 2 rows)" in found or "columns" in found
 
@@ -325,7 +323,7 @@ def test_too_few_harmless_prompts_for_a_batch_are_refused(
     monkeypatch.setattr(CellData, "harmless_training_prompts", ["a"] * 7)
     assert refusal(world_cache, "defence=procon") == (
         "defence.batch_size must be at most 7 (the harmless prompts to train on), got 8. "
-        "Lower it or bring a larger data set."
+        "Lower it or bring a larger data set. What fits the data: --set defence.batch_size=7"
     )
 
 
