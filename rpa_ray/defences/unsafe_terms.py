@@ -97,7 +97,9 @@ class RepNoiseLoss:
             outputs = forward(unsafe.input_ids, unsafe.attention_mask)
             if beta > 0:
                 noise = noise_mmd(readings.mlp_outputs, unsafe.loss_mask, context)
-                terms.append(beta * context.num_ranks * noise)
+                # Averaged over ranks, num_ranks times each rank's own gradient is that of the sum.
+                of_others = (context.num_ranks - 1) * (noise - noise.detach())
+                terms.append(beta * (noise + of_others))
                 metrics["defence/noise_mmd"] = float(noise.detach())
                 metrics["defence/mmd_batch"] = float(len(unsafe.input_ids) * context.num_ranks)
             if alpha > 0:

@@ -15,8 +15,10 @@ from fakes import frozen_of, learner_of, tiny_engine, tiny_policy, token_batch, 
 from rpa_ray.config import LoraSettings
 from rpa_ray.defences import OFFLINE_DEFENCES
 from rpa_ray.defences.offline.circuit_breakers import CircuitBreakers
+from rpa_ray.defences.offline.grad_penalty import GradPenalty
 from rpa_ray.defences.offline.repnoise import RepNoise
 from rpa_ray.defences.offline.rmu import RMU
+from rpa_ray.defences.offline.tar import TAR
 from rpa_ray.learner.engine import OptimizerSettings
 from rpa_ray.learner.modules import add_lora
 from rpa_ray.learner.ranks import Ranks
@@ -25,6 +27,13 @@ from rpa_ray.types import PairBatch
 
 pytestmark = pytest.mark.timeout(600)
 
+# Adam's first step is as long where a gradient is rounding alone: a larger rate would show it.
+ADVERSARIES: dict[str, Any] = {
+    "num_tasks": 2,
+    "inner_steps": 2,
+    "look_every": 1,
+    "inner_learning_rates": [1e-4],
+}
 DEFENCES: dict[str, Callable[[], OfflineDefence]] = {
     "repnoise": lambda: RepNoise(RepNoise.Config(beta=0.5)),
     "repnoise_positionwise": lambda: RepNoise(RepNoise.Config(beta=0.5, mask="positionwise_diff")),
@@ -35,8 +44,12 @@ DEFENCES: dict[str, Callable[[], OfflineDefence]] = {
     "circuit_breakers_lora": lambda: CircuitBreakers(
         CircuitBreakers.Config(variant="original", strength=0.1, lora=LoraSettings(rank=4, alpha=4))
     ),
+    "grad_penalty": lambda: GradPenalty(GradPenalty.Config(gamma=0.1, relative_step=1e-2)),
     "rmu": lambda: RMU(RMU.Config()),
     "rmu_original": lambda: RMU(RMU.Config(variant="original", retain_weight=2.0)),
+    "tar": lambda: TAR(TAR.Config(**ADVERSARIES)),
+    "tar_max_entropy": lambda: TAR(TAR.Config(tamper_loss="max_entropy", **ADVERSARIES)),
+    "tar_repnoise": lambda: TAR(TAR.Config(tamper_loss="repnoise", **ADVERSARIES)),
 }
 ELSEWHERE = {"vaccine_offline": "is Vaccine around SFT, a case of the ranks of online defences"}
 """Defences of the table that are no case here, and why."""

@@ -38,8 +38,6 @@ from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import LoraSettings
 from rpa_ray.defences import DEFENCES as TABLE
 from rpa_ray.defences import defence_of
-from rpa_ray.defences.offline.grad_penalty import GradPenalty
-from rpa_ray.defences.offline.tar import TAR
 from rpa_ray.defences.online.kl_safe_ref import KLSafeRef
 from rpa_ray.defences.online.lisa import Lisa
 from rpa_ray.defences.online.procon import ProCon
@@ -99,7 +97,6 @@ DEFENCES: dict[str, Callable[[], OnlineDefence]] = {
     "none": lambda: OnlineDefence(OnlineDefence.Config()),
     "refusal_loss": lambda: RefusalLoss(RefusalLoss.Config(alpha=2.0, probe_every=1)),
     "repnoise_online": lambda: RepNoiseOnline(RepNoiseOnline.Config(beta=0.5, batch_size=12)),
-    "grad_penalty": lambda: GradPenalty(GradPenalty.Config(gamma=0.1, relative_step=1e-2)).hooks(),
     "lisa": lambda: Lisa(Lisa.Config(rho=0.2)),
     "lisa_decoupled": lambda: Lisa(Lisa.Config(rho=0.2, prox="decoupled")),
     "lisa_in_two_states": lambda: Lisa(
@@ -127,9 +124,6 @@ DEFENCES: dict[str, Callable[[], OnlineDefence]] = {
     "safegrad_per_layer": lambda: SafeGrad(SafeGrad.Config(projection="per_layer")),
     "reward_shaping": lambda: RewardShaping(RewardShaping.Config(coefficient=2.0)),
     "security_vectors": lambda: TinySecurityVectors(scale=0.1),
-    "tar": lambda: TAR(
-        TAR.Config(num_tasks=2, inner_steps=2, look_every=1, inner_learning_rates=[1e-4])
-    ).hooks(),
     "vaccine": lambda: Vaccine(Vaccine.Config(rho=2.0, norm="global")),
     "lisa+refusal_loss": lambda: defence_of(
         ComposedConfig(

@@ -34,7 +34,11 @@ class GradPenalty(OfflineDefence):
     differentiated. ``e`` is ``relative_step`` times the norm of the weights at the beginning.
 
     A minimum of ``L_unsafe`` is flat too, and the opposite of a defence. The ascent of RepNoise,
-    ``A`` being 1 plus a mean of cross-entropies of the unsafe answers, leads away from it.
+    ``A`` being 1 plus a mean of cross-entropies of the unsafe answers, leads away from it, uphill,
+    where the gradient grows: the two terms work against each other. The embedded chat model knows
+    unsafe answers (0.40 nats a token). After a hundred steps they cost 15 nats with the ascent
+    alone, 0.57, 0.47 and 0.37 with ``gamma`` 0.03, 0.1 and 1 beside it, and 0.46 with neither; 20
+    steps of SFT on them took these to 2.27, 0.39, 0.36, 0.32 and 0.36.
 
     The fp32 masters are moved and rounded to the type that the model computes with. On the embedded
     chat model the difference is within a tenth of ``H u`` for relative steps of 1e-6 to 3e-4 in

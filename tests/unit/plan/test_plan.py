@@ -74,6 +74,16 @@ def test_each_model_is_planned_once_before_the_cells_in_the_order_of_making(
     ]
 
 
+def test_a_training_that_passes_many_times_a_step_says_so(
+    tmp_path: Path, world_cache: Path
+) -> None:
+    (tmp_path / "both.yaml").write_text("attack: sft\ndefence: [repnoise, tar]\n")
+    lines, _ = rows(load_config(tmp_path / "both.yaml"), tmp_path / "out", world_cache)
+    steps = {line[1]: line[2] for line in lines if line[0] == "harden"}
+    # four adversaries of 64 steps and 16 looks of two passes, and 1.4 of its own
+    assert (steps["repnoise"], steps["tar"]) == ("877 steps", "100 steps of 385 passes")
+
+
 def test_a_cell_is_told_by_what_is_its_own(
     grid: LoadedConfig, tmp_path: Path, world_cache: Path
 ) -> None:
