@@ -194,11 +194,16 @@ def _is_set(key: str, value: Any, cell: ExperimentSettings) -> bool:
 
 
 def _default_of(defence: PluginConfig, name: str) -> Any:
-    """Return the default of a defence's setting; one of a part is called ``<part>.<setting>``."""
+    """Return the default of a defence's setting; one of a part is called ``<part>.<setting>``.
+
+    One inside a section that is left out by default has None.
+    """
     if isinstance(defence, ComposedConfig):
         own_name, _, name = name.partition(".")
         (defence,) = (part for part in defence.parts if part.name == own_name)
-    return type(defence).model_fields[name].default
+    setting, _, inner = name.partition(".")
+    default = type(defence).model_fields[setting].default
+    return getattr(default, inner, None) if inner else default
 
 
 def _by_part(tree: dict[str, Any]) -> dict[str, Any]:

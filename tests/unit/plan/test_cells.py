@@ -294,3 +294,12 @@ def test_models_are_called_by_the_last_name_of_their_folder_where_that_is_their_
     named = {str(llama): "llama", "owner/name@" + "ab" * 20: "owner/name@abababab"}
     named |= {str(one): str(one), str(other): str(other)}
     assert _shown_models(named.keys()) == named
+
+
+def test_a_setting_inside_a_section_of_a_defence_is_told(tmp_path: Path) -> None:
+    config = tmp_path / "one.yaml"
+    adapters = {"rank": 4, "alpha": 8}
+    defence = {"name": "circuit_breakers", "lora": adapters}
+    config.write_text(yaml.safe_dump({"attack": "sft", "defence": defence}))
+    (cell,) = plan_cells(load_config(config), tmp_path)
+    assert cell.params == {f"defence.lora.{name}": value for name, value in adapters.items()}
