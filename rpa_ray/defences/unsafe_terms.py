@@ -4,6 +4,7 @@ Its terms are those of the whole batch over all ranks: averaged over ranks, thei
 of one rank with all rows.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -133,6 +134,40 @@ def retain_loss(forward: Forward[ModelOutputs], safe: TokenBatch, context: StepC
         num_global_tokens=max(1, global_count(safe.loss_mask, context)),
         num_ranks=context.num_ranks,
     )
+
+
+def moved_states(
+    forward: Forward[ModelOutputs],
+    unsafe: TokenBatch,
+    context: StepContext,
+    *,
+    readings: Readings,
+    move: Callable[[TokenBatch, StepContext], LossTerm],
+    strength: float,
+    alpha: float,
+) -> LossTerm:
+    """Return ``strength * move - alpha * log A`` in one forward pass; one weight is not 0.
+
+    Args:
+        forward: The trained model.
+        unsafe: Rows of this rank, the tokens marked that count.
+        context: The step.
+        readings: What is hooked to that model; ``move`` finds in them the states of the pass.
+        move: What is done to the states.
+        strength: Weight of the move.
+        alpha: Weight of the ascent.
+    """
+    lens = (unsafe.input_ids, unsafe.loss_mask) if alpha > 0 else None
+    terms: list[LossTerm] = []
+    with readings.reading(lens):
+        outputs = forward(unsafe.input_ids, unsafe.attention_mask)
+        if strength > 0:
+            moved = move(unsafe, context)
+            terms.append(replace(moved, loss=strength * moved.loss))
+        if alpha > 0:
+            terms.append(ascent(alpha, outputs, readings, unsafe, context))
+    metrics = {name: value for term in terms for name, value in term.metrics.items()}
+    return LossTerm(loss=torch.stack([term.loss for term in terms]).sum(), metrics=metrics)
 
 
 def ascent(

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rpa_ray.defences.readings import Readings
-from rpa_ray.defences.unsafe_terms import ascent
+from rpa_ray.defences.unsafe_terms import moved_states
 from rpa_ray.plugin import (
     Forward,
     LoraSettings,
@@ -22,7 +22,7 @@ from rpa_ray.plugin import (
     global_count,
 )
 from rpa_ray.plugin.objectives import LanguageModel
-from rpa_ray.types import LossTerm, Metrics, ModelOutputs, TokenBatch, joined, widened
+from rpa_ray.types import LossTerm, ModelOutputs, TokenBatch, joined, widened
 
 REROUTED, OF_BLOCKS = (10, 20), 32
 """Hidden states that the authors reroute (0 is the embeddings), in models of so many blocks."""
@@ -171,23 +171,19 @@ class _Rerouting(OnlineDefence):
         if strength == 0 and alpha == 0:
             return None
         unsafe = context.next_contrast_batch().rejected
-        lens = (unsafe.input_ids, unsafe.loss_mask) if alpha > 0 else None
-        terms: list[Tensor] = []
-        metrics: Metrics = {}
-        with self._trained.reading(lens) as readings:
-            outputs = forward(unsafe.input_ids, unsafe.attention_mask)
-            if strength > 0:
-                cosine = self._cosine(readings.hidden_states, unsafe, context)
-                terms.append(strength * cosine)
-                metrics["defence/unsafe_cosine"] = float(cosine.detach())
-            if alpha > 0:
-                risen = ascent(alpha, outputs, readings, unsafe, context)
-                terms.append(risen.loss)
-                metrics |= risen.metrics
-        return LossTerm(loss=torch.stack(terms).sum(), metrics=metrics)
+        return moved_states(
+            forward,
+            unsafe,
+            context,
+            readings=self._trained,
+            move=self._move,
+            strength=strength,
+            alpha=alpha,
+        )
 
-    def _cosine(self, now: list[Tensor], unsafe: TokenBatch, context: StepContext) -> Tensor:
+    def _move(self, unsafe: TokenBatch, context: StepContext) -> LossTerm:
         """Return ``L_cb``."""
+        now = self._trained.hidden_states
         with self._start.reading(None) as readings:
             context.frozen(unsafe.input_ids, unsafe.attention_mask)
             then = readings.hidden_states
@@ -200,7 +196,8 @@ class _Rerouting(OnlineDefence):
                 for i in self._layers
             ]
         )
-        return total.mean() / max(1, global_count(mask, context)) * context.num_ranks
+        cosine = total.mean() / max(1, global_count(mask, context)) * context.num_ranks
+        return LossTerm(loss=cosine, metrics={"defence/unsafe_cosine": float(cosine.detach())})
 
 
 def _states(

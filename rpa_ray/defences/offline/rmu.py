@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rpa_ray.defences.blocks import MLP_NAMES, modules_of_blocks
 from rpa_ray.defences.readings import Readings
-from rpa_ray.defences.unsafe_terms import ascent, widest
+from rpa_ray.defences.unsafe_terms import moved_states, widest
 from rpa_ray.plugin import (
     Forward,
     Need,
@@ -23,7 +23,7 @@ from rpa_ray.plugin import (
     global_count,
 )
 from rpa_ray.plugin.objectives import LanguageModel
-from rpa_ray.types import LossTerm, Metrics, ModelOutputs, TokenBatch, widened
+from rpa_ray.types import LossTerm, ModelOutputs, TokenBatch, widened
 
 LAYER, OF_BLOCKS = 7, 32
 """Block whose output the authors change, in models of so many."""
@@ -178,21 +178,15 @@ class _Forgetting(OnlineDefence):
         if not is_paper:
             unsafe = widened(unsafe, widest(unsafe.input_ids, context))
             unsafe = replace(unsafe, loss_mask=torch.ones_like(unsafe.loss_mask))
-        lens = (unsafe.input_ids, unsafe.loss_mask) if alpha > 0 else None
-        terms: list[Tensor] = []
-        metrics: Metrics = {}
-        with self._trained.reading(lens) as readings:
-            outputs = forward(unsafe.input_ids, unsafe.attention_mask)
-            if strength > 0:
-                error = self._error(readings.block_outputs[self._layer], unsafe, context)
-                terms.append(strength * error)
-                metrics["defence/forget_error"] = float(error.detach())
-                metrics["defence/target_norm"] = self._target_norm or 0.0
-            if alpha > 0:
-                risen = ascent(alpha, outputs, readings, unsafe, context)
-                terms.append(risen.loss)
-                metrics |= risen.metrics
-        return LossTerm(loss=torch.stack(terms).sum(), metrics=metrics)
+        return moved_states(
+            forward,
+            unsafe,
+            context,
+            readings=self._trained,
+            move=self._move,
+            strength=strength,
+            alpha=alpha,
+        )
 
     def state_dict(self) -> dict[str, Tensor | float]:
         """Return the length that was measured."""
@@ -203,17 +197,19 @@ class _Forgetting(OnlineDefence):
         if _TARGET_NORM in state:
             self._target_norm = float(state[_TARGET_NORM])
 
-    def _error(self, states: Tensor, unsafe: TokenBatch, context: StepContext) -> Tensor:
-        """Return ``L_forget`` of states [batch, seq, width] at the marked positions."""
-        states, mask = states.float(), unsafe.loss_mask.to(states.device)
+    def _move(self, unsafe: TokenBatch, context: StepContext) -> LossTerm:
+        """Return ``L_forget`` at the marked positions."""
+        states = self._trained.block_outputs[self._layer].float()  # [batch, seq, width]
+        mask = unsafe.loss_mask.to(states.device)
         if self._target_norm is None:
             tokens = unsafe.attention_mask.to(states.device)
             median = _median_norm(states.detach(), tokens, context)
             self._target_norm = self._settings.multiple * median
         target = self._target_norm * direction(states.shape[-1], self._settings.seed)
         total = (states[mask] - target.to(states.device)).square().mean(dim=-1).sum()
-        error: Tensor = total / max(1, global_count(mask, context)) * context.num_ranks
-        return error
+        error = total / max(1, global_count(mask, context)) * context.num_ranks
+        metrics = {"defence/forget_error": float(error.detach())}
+        return LossTerm(loss=error, metrics=metrics | {"defence/target_norm": self._target_norm})
 
 
 def direction(width: int, seed: int) -> Tensor:
