@@ -79,7 +79,7 @@ class RepNoiseLoss:
     ) -> LossTerm:
         """Return the weighted sum of the three terms in two forward passes."""
         safe, unsafe = self.counted(pairs)
-        loss = retain_loss(forward, self.predicted(safe), context)
+        loss = answer_loss(forward, self.predicted(safe), context)
         metrics: Metrics = {"defence/retain_loss": float(loss.detach())}
         if not self.reads_unsafe:
             return LossTerm(loss=loss, metrics=metrics)
@@ -125,13 +125,13 @@ class RepNoiseLoss:
         return replace(counted, loss_mask=counted.loss_mask & is_label)
 
 
-def retain_loss(forward: Forward[ModelOutputs], safe: TokenBatch, context: StepContext) -> Tensor:
+def answer_loss(forward: Forward[ModelOutputs], rows: TokenBatch, context: StepContext) -> Tensor:
     """Return the cross-entropy of the marked tokens in nats, mean over those of all ranks."""
-    outputs = forward(safe.input_ids, safe.attention_mask)
+    outputs = forward(rows.input_ids, rows.attention_mask)
     return sft_loss(
-        next_token_logprobs(outputs.logits, safe.input_ids),
-        safe.loss_mask,
-        num_global_tokens=max(1, global_count(safe.loss_mask, context)),
+        next_token_logprobs(outputs.logits, rows.input_ids),
+        rows.loss_mask,
+        num_global_tokens=max(1, global_count(rows.loss_mask, context)),
         num_ranks=context.num_ranks,
     )
 

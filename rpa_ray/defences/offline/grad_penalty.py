@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rpa_ray.defences.unsafe_terms import RepNoiseLoss, RepNoiseSettings, retain_loss
+from rpa_ray.defences.unsafe_terms import RepNoiseLoss, RepNoiseSettings, answer_loss
 from rpa_ray.ops.gradients import angle_of, inner_products, rows_of
 from rpa_ray.plugin import (
     Forward,
@@ -138,7 +138,7 @@ class Penalised(OnlineDefence):
         self, forward: Forward[ModelOutputs], unsafe: TokenBatch, context: StepContext
     ) -> Metrics:
         """Keep ``H u``, nothing where the loss is flat."""
-        loss = retain_loss(forward, unsafe, context)
+        loss = answer_loss(forward, unsafe, context)
         here = context.gradients_of(loss)
         norm = _norm(here, context)
         if norm > 0:
@@ -150,7 +150,7 @@ class Penalised(OnlineDefence):
                             master.add_(here[name], alpha=length / norm)
 
                     move(along)
-                    return context.gradients_of(retain_loss(forward, unsafe, context))
+                    return context.gradients_of(answer_loss(forward, unsafe, context))
 
                 ahead, behind = gradients_after(self._step), gradients_after(-2 * self._step)
             self._penalty = {n: (ahead[n] - behind[n]) / (2 * self._step) for n in here}

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from rpa_ray.defences.readings import Readings
-from rpa_ray.defences.unsafe_terms import RepNoiseLoss, RepNoiseSettings, retain_loss
+from rpa_ray.defences.unsafe_terms import RepNoiseLoss, RepNoiseSettings, answer_loss
 from rpa_ray.ops.logprobs import answer_logprobs, entropy
 from rpa_ray.ops.losses import dpo_loss
 from rpa_ray.plugin import (
@@ -208,7 +208,7 @@ class Tampered(OnlineDefence):
             for step in range(settings.inner_steps + 1):
                 if step > 0:
                     unsafe = context.next_contrast_batch().rejected
-                    loss = retain_loss(forward, unsafe, context)
+                    loss = answer_loss(forward, unsafe, context)
                     move(adversary.step_along(context.gradients_of(loss)))
                     unsafe_losses.append(float(loss.detach()))
                 if step in weights:

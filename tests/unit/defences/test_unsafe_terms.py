@@ -3,7 +3,7 @@ import math
 import torch
 from fakes import context_of, forward_of, tiny_llama, tiny_policy, token_batch
 
-from rpa_ray.defences.unsafe_terms import RepNoiseLoss, RepNoiseSettings, retain_loss
+from rpa_ray.defences.unsafe_terms import RepNoiseLoss, RepNoiseSettings, answer_loss
 from rpa_ray.types import LossTerm, PairBatch
 
 PAIRS = PairBatch(
@@ -42,7 +42,7 @@ def test_the_loss_is_that_of_its_parts_at_the_weights_that_run() -> None:
     module, term = tiny_policy(), repnoise(alpha=2.0, beta=3.0)
     term.attach(module.policy)
     whole = term.of(forward_of(module), PAIRS, context_of()).loss
-    retained = retain_loss(forward_of(module), PAIRS.chosen, context_of())
+    retained = answer_loss(forward_of(module), PAIRS.chosen, context_of())
     unsafe = term.unsafe_term(forward_of(module), PAIRS.rejected, context_of()).loss
     torch.testing.assert_close(whole, retained + unsafe)
     module.policy.load_state_dict(tiny_llama(seed=5).state_dict())

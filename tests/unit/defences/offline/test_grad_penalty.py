@@ -22,7 +22,7 @@ from hardening import are_equal, attacked_model, make, save_tiny_model, weights
 from torch import Tensor, nn
 
 from rpa_ray.defences.offline.grad_penalty import GradPenalty, Penalised
-from rpa_ray.defences.unsafe_terms import retain_loss
+from rpa_ray.defences.unsafe_terms import answer_loss
 from rpa_ray.learner.modules import PolicyModel
 from rpa_ray.ops.gradients import angle_of, inner_products
 from rpa_ray.plan import parse_tree
@@ -92,7 +92,7 @@ def test_where_the_loss_is_flat_nothing_is_added() -> None:
 def exact_penalty(module: PolicyModel) -> dict[str, Tensor]:
     """Return the gradient of the norm of the gradient, by differentiating twice."""
     names, parameters = zip(*module.named_parameters(), strict=True)
-    loss = retain_loss(forward_of(module), UNSAFE, context_of())
+    loss = answer_loss(forward_of(module), UNSAFE, context_of())
     gradients = torch.autograd.grad(loss, parameters, create_graph=True)
     norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
     return dict(zip(names, torch.autograd.grad(norm, parameters), strict=True))
