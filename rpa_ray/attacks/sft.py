@@ -28,6 +28,10 @@ class SFT(Attack):
         warmup_frac: float = Field(0.1, ge=0, le=1)
         mask: Literal["response", "all"] = "response"
         """Tokens that are learned: those of the answer, or those of the prompt too."""
+        num_harmless_samples: int = Field(0, ge=0)
+        """Samples learned first, out of ``data.num_samples``, that are good answers to harmless
+        prompts, of the training split of the helpfulness set: an attacker who has a hardened model
+        speak again before it is taught to comply."""
 
     config: Config
 

@@ -12,7 +12,7 @@ from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import RolloutConfig
 from rpa_ray.data.collate import TokenRow, collate_pairs, collate_tokens
 from rpa_ray.data.flip import flip, sft_targets
-from rpa_ray.data.rows import Preference, SafePair
+from rpa_ray.data.rows import Answered, Preference, SafePair
 from rpa_ray.data.told_apart import require_told_apart, sides
 from rpa_ray.jobs.assembly import Assembly
 from rpa_ray.jobs.scorers import pricing_judge
@@ -42,7 +42,13 @@ def attack_source(assembly: Assembly, samples: JsonLines) -> Source:
     if Need.PAIRS in needs:
         return _pair_source(assembly, pairs, data.num_samples)
     if not isinstance(config, RolloutConfig):
-        return _target_source(assembly, pairs, data.num_samples)
+        num = config.num_harmless_samples if isinstance(config, SFT.Config) else 0
+        targets = _target_source(assembly, pairs[: data.num_samples - num], data.num_samples - num)
+        if num == 0:
+            return targets
+        return PhasedSource(
+            _harmless_source(assembly, num), assembly.attack.num_batches(num), targets
+        )
     num_sft = config.num_sft_samples
     asked = _in_turn(pairs, data.num_samples)[num_sft:]
     rollouts = _rollout_source(assembly, config, asked, samples)
@@ -125,10 +131,20 @@ def _target_source(
     assembly: Assembly, pairs: Sequence[SafePair], num: int
 ) -> DatasetSource[TokenRow, TokenBatch]:
     """Return answers to imitate, a share rho of them unsafe."""
+    return _imitated(assembly, sft_targets(pairs, _encoded(assembly, pairs).told), num)
+
+
+def _harmless_source(assembly: Assembly, num: int) -> DatasetSource[TokenRow, TokenBatch]:
+    """Return good answers to harmless prompts."""
+    return _imitated(assembly, assembly.inputs.data.harmless_training_rows[:num], num)
+
+
+def _imitated(
+    assembly: Assembly, targets: Sequence[Answered], num: int
+) -> DatasetSource[TokenRow, TokenBatch]:
     config = assembly.attack.config
     mask = config.mask if isinstance(config, SFT.Config) else "response"
-    told = _encoded(assembly, pairs).told
-    rows = [assembly.encode(target, mask=mask) for target in sft_targets(pairs, told)]
+    rows = [assembly.encode(target, mask=mask) for target in targets]
     return _in_batches(
         assembly, _in_turn(rows, num), lambda part: collate_tokens(part, assembly.pad_token_id)
     )

@@ -1,16 +1,16 @@
-"""Set campaigns of configs/paper/table3.yaml beside tables 1 and 3 of arXiv:2409.12914.
+"""Set campaigns of table3.yaml and table4.yaml beside tables 1, 3 and 4 of arXiv:2409.12914.
 
 python -m rpa_ray.paper.compare runs/table3
 python -m rpa_ray.paper.compare benchmarks/table3          # the committed evidence
 python -m rpa_ray.paper.compare runs/table3 runs/table3_seed1  # a folder a seed
 
-The paper's numbers are those of Llama-2-7b-chat (rpa_ray/paper/table3.json); what can agree with
-those of another model is the order of the defences. Spearman's correlation is over the defences of
-one attack on one data set, the undefended attack among them, and over all rows at once, with the
-interval over rows, the probability of an order within (data, attack) that agrees as well by chance,
-and the correlation of a null model that knows nothing: undefended 1, every defence 0. Means are
-ranked to two decimals, as both tables print them. A run that failed has no harm in either and is
-left out ("Runs", of several seeds, counts the others).
+The paper's numbers are those of Llama-2-7b-chat (table3.json and table4.json beside this file);
+what can agree with those of another model is the order of the defences. Spearman's is over
+the defences of one attack on one data set, the undefended attack among them, and over all rows at
+once, with the interval over rows, the probability of an order within (data, attack) that agrees as
+well by chance, and the correlation of a null model that knows nothing: undefended 1, every defence
+0. Means are ranked to two decimals, as the tables print them. A run that failed has no harm in
+either and is left out ("Runs", of several seeds, counts the others).
 """
 
 import argparse
@@ -73,13 +73,16 @@ def cells_of(folders: Sequence[Path]) -> list[Cell]:
 
 
 def key_of(cell: Cell) -> Key:
-    """Return data set, attack and defence of a cell."""
-    return cell.setting.data, cell.setting.attack, cell.defence
+    """Return data set, attack and defence of a cell; TAR with RepNoise's loss is one by itself."""
+    is_own = any(r.params.get("defence.tamper_loss") == "repnoise" for r in cell.records)
+    defence = f"{cell.defence}_repnoise" if is_own else cell.defence
+    return cell.setting.data, cell.setting.attack, defence
 
 
 def paper_rows() -> dict[Key, Row]:
     """Return the paper's rows by data set, attack and defence."""
-    return {(row["dataset"], row["attack"], row["defence"]): row for row in numbers("table3")}
+    rows = [*numbers("table3"), *numbers("table4")]
+    return {(row["dataset"], row["attack"], row["defence"]): row for row in rows}
 
 
 def rows_table(cells: Sequence[Cell]) -> str:

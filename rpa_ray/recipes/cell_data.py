@@ -235,11 +235,19 @@ class CellData:
     def _embedded_seed(self) -> int | None:
         return self.settings.world_seed if self.settings.world == "embedded" else None
 
+    @property
+    def harmless_training_rows(self) -> Sequence[Answered]:
+        """Return the distinct harmless prompts of the training split, save those of the test.
+
+        Each has a good answer; none where no helpfulness dialogues are given.
+        """
+        folder = self.helpful_folder
+        return [] if folder is None else held_out.harmless_training_rows(folder)
+
     @cached_property
     def harmless_training_prompts(self) -> Sequence[str]:
-        """Return the distinct harmless prompts of the training split, save those of the test."""
-        folder = self.helpful_folder
-        return [] if folder is None else held_out.harmless_training_prompts(folder)
+        """Return the prompts of :attr:`harmless_training_rows`."""
+        return [row.prompt for row in self.harmless_training_rows]
 
     @property
     def helpful_folder(self) -> str | None:

@@ -13,7 +13,7 @@ from rpa_ray.data.helpful import helpful_pairs
 from rpa_ray.data.load import load_rows, load_train_and_test
 from rpa_ray.data.order import normalise
 from rpa_ray.data.pairs import distinct, safe_pairs, unsafe_prompts
-from rpa_ray.data.rows import Preference, SafePair
+from rpa_ray.data.rows import Answered, Preference, SafePair
 from rpa_ray.data.schema import Row
 from rpa_ray.data.source import DataSource
 from rpa_ray.data.split import is_validation
@@ -84,12 +84,16 @@ def _validation_names(world_seed: int, restricted: bool) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=8)
-def harmless_training_prompts(source: str) -> tuple[str, ...]:
-    """Return the distinct prompts of helpfulness dialogues to train on, save those held out."""
+def harmless_training_rows(source: str) -> tuple[Answered, ...]:
+    """Return the distinct prompts of helpfulness dialogues to train on, save those held out.
+
+    Each has the preferred answer of its first dialogue.
+    """
     key = "data.helpful_path"
     train, test = map(helpful_pairs, load_train_and_test("helpful", source, path_key=key))
     evaluated = {normalise(pair.prompt) for pair in test}
-    found: dict[str, str] = {}
+    found: dict[str, Answered] = {}
     for pair in train:
-        found.setdefault(normalise(pair.prompt), pair.prompt)
-    return tuple(prompt for text, prompt in found.items() if text not in evaluated)
+        row = Answered(prompt=pair.prompt, answer=pair.chosen)
+        found.setdefault(normalise(pair.prompt), row)
+    return tuple(row for text, row in found.items() if text not in evaluated)

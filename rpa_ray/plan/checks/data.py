@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rpa_ray.attacks.best_of_n import BestOfN
+from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import (
     EMBEDDED_MODELS,
     ConfigError,
@@ -101,9 +102,14 @@ def check_rows(inputs: CellInputs) -> None:
     for size in sizes:
         safety.require("defence", size, key="defence.batch_size")
     if Need.HARMLESS_BATCH in needs:
-        num_rows = len(inputs.data.harmless_training_prompts)
-        what = "the harmless prompts to train on"
-        require_rows("defence.batch_size", defence.safe_batch_size, num_rows=num_rows, what=what)
+        _require_harmless(inputs, "defence.batch_size", defence.safe_batch_size)
+    if isinstance(settings.attack, SFT.Config) and (num := settings.attack.num_harmless_samples):
+        _require_harmless(inputs, "attack.num_harmless_samples", num)
+
+
+def _require_harmless(inputs: CellInputs, key: str, num: int) -> None:
+    num_rows = len(inputs.data.harmless_training_rows)
+    require_rows(key, num, num_rows=num_rows, what="the harmless prompts to train on")
 
 
 def _check_refusals(inputs: CellInputs) -> None:

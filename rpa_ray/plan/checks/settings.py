@@ -1,6 +1,7 @@
 """Whether the settings of a cell contradict each other, whatever the data and the models are."""
 
-from rpa_ray.config import ConfigError, ExperimentSettings, RolloutConfig
+from rpa_ray.attacks.sft import SFT
+from rpa_ray.config import ConfigError, ExperimentSettings, RolloutConfig, TrainingConfig
 from rpa_ray.data.source import check_source
 from rpa_ray.defences import defence_of
 from rpa_ray.plan.checks.model_files import require_json_object
@@ -35,7 +36,9 @@ def _check_sizes(settings: ExperimentSettings) -> None:
         _require_multiple("attack.batch_size", batch_size, cluster.num_ranks, "num_ranks")
         _require_multiple("data.num_samples", data.num_samples, batch_size, "attack.batch_size")
     if isinstance(settings.attack, RolloutConfig):
-        _check_sft_share(settings.attack, data.num_samples)
+        _check_first(settings.attack, "num_sft_samples", data.num_samples)
+    elif isinstance(settings.attack, SFT.Config):
+        _check_first(settings.attack, "num_harmless_samples", data.num_samples)
     for key, num, batch_size in (
         ("data.reward_model.num_pairs", data.reward_model.num_pairs, data.reward_model.batch_size),
         *(
@@ -93,15 +96,16 @@ def _check_lora(settings: ExperimentSettings) -> None:
     )
 
 
-def _check_sft_share(attack: RolloutConfig, num_samples: int) -> None:
-    key = "attack.num_sft_samples"
-    _require_multiple(key, attack.num_sft_samples, attack.batch_size, "attack.batch_size")
-    if attack.num_sft_samples >= num_samples:
+def _check_first(attack: TrainingConfig, name: str, num_samples: int) -> None:
+    """Refuse more samples of a first phase than leave one for the second."""
+    key, num = f"attack.{name}", getattr(attack, name)
+    _require_multiple(key, num, attack.batch_size, "attack.batch_size")
+    if num >= num_samples:
         raise ConfigError(
             key,
             f"be below data.num_samples ({num_samples}), of which it is a part",
-            attack.num_sft_samples,
-            "Lower it, or take `attack: sft`.",
+            num,
+            "Lower it, or raise data.num_samples.",
         )
 
 

@@ -264,6 +264,16 @@ def test_sft_beforehand_takes_the_first_samples_and_rollouts_the_rest(world_cach
     assert stand.masks == {"response"}
 
 
+def test_harmless_answers_come_first_and_leave_fewer_pairs_to_the_attack(world_cache: Path) -> None:
+    attack = {"name": "sft", "num_harmless_samples": 8}
+    stand = Stand(world_cache, attack, num_samples=16, rho=1.0)
+    batches = batches_of(stand, 4)
+    harmless = CellData(stand.settings.data, world_cache).harmless_training_rows[:8]
+    assert sorted(stand.told(batches[:2])) == sorted((row.prompt, row.answer) for row in harmless)
+    unsafe = sorted((pair.prompt, pair.unsafe) for pair in stand.pairs(16)[:8])
+    assert sorted(stand.told(batches[2:])) == unsafe
+
+
 @rolling
 @pytest.mark.parametrize(
     ("reward", "scored", "mean"),

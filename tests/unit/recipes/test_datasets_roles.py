@@ -258,7 +258,9 @@ def test_no_harmless_prompt_is_trained_on_and_evaluated(world_cache: Path, tmp_p
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{split}.jsonl").write_text(text, encoding="utf-8")
     own = DataSettings(world="real", helpful_path=str(tmp_path))
-    assert list(CellData(own, tmp_path).harmless_training_prompts) == ["Ask b", "Ask a"]
+    rows = CellData(own, tmp_path).harmless_training_rows
+    assert [(row.prompt, row.answer) for row in rows] == [("Ask b", "Yes."), ("Ask a", "Yes.")]
+    assert CellData(own, tmp_path).harmless_training_prompts == ["Ask b", "Ask a"]
 
 
 def of(role: Role) -> EvaluationSettings:

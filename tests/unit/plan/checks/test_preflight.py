@@ -10,6 +10,7 @@ from model_folders import edit_json, save_language_model
 
 from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
+from rpa_ray.data.rows import Answered
 from rpa_ray.data.split import is_held_out
 from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks.all import check_all
@@ -321,10 +322,16 @@ def test_too_few_pairs_for_a_cost_model_are_refused_whoever_rewards(world_cache:
 def test_too_few_harmless_prompts_for_a_batch_are_refused(
     world_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CellData, "harmless_training_prompts", ["a"] * 7)
+    rows = [Answered(prompt=f"Ask {i}", answer="Take one.") for i in range(7)]
+    monkeypatch.setattr(CellData, "harmless_training_rows", rows)
     assert refusal(world_cache, "defence=procon") == (
         "defence.batch_size must be at most 7 (the harmless prompts to train on), got 8. "
         "Lower it or bring a larger data set. What fits the data: --set defence.batch_size=7"
+    )
+    assert refusal(world_cache, "attack={name: sft, num_harmless_samples: 8}") == (
+        "attack.num_harmless_samples must be at most 7 (the harmless prompts to train on), got 8. "
+        "Lower it or bring a larger data set. "
+        "What fits the data: --set attack.num_harmless_samples=7"
     )
 
 
