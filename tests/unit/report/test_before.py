@@ -46,6 +46,30 @@ def test_a_run_that_was_hardened_before_the_attack_does_not_tell_of_the_untouche
     assert (first.attack, first.metrics["harm"].mean) == ("none", 0.02)
 
 
+def test_every_hardened_model_before_its_attacks_is_a_row_by_what_hardened_it() -> None:
+    repnoise = {"defence.alpha": 0.1}
+    composed = {"defence.repnoise.alpha": 0.1, "defence.lisa.rho": 1.0}
+    other = {"defence.repnoise.alpha": 0.1, "defence.tar.num_steps": 25}
+    records = [
+        record(defence="repnoise", params=repnoise, before={"harm": 0.01}, harm=0.5),
+        record(defence="repnoise", params=repnoise, before={"harm": 0.01}, attack="dpo", harm=0.6),
+        record(defence="repnoise+lisa", params=composed, before={"harm": 0.01}, harm=0.2),
+        record(defence="repnoise+tar", params=other, before={"harm": 0.03}, harm=0.1),
+        record(before=BEFORE, harm=0.9),
+    ]
+    hardened = [line for line in results_table(records).splitlines() if "not attacked" in line]
+    assert hardened == [
+        "| none | chat with repnoise, not attacked (alpha=0.1) | 0.01 [-0.04, 0.06] |",
+        "| none | chat with repnoise+tar, not attacked (alpha=0.1, num_steps=25) "
+        "| 0.03 [-0.02, 0.08] |",
+    ]
+    assert untouched_rows(records) == ["| none | untouched chat | 0.02 [-0.03, 0.07] |"]
+    own = record(attack="none", defence="repnoise", params=repnoise, harm=0.02)
+    told = [line for line in results_table([own, *records]).splitlines() if "alpha=0.1) |" in line]
+    assert told[0].endswith("| 0.02 [-0.03, 0.07] |")
+    assert sum("chat with repnoise, not" in line for line in told) == 1
+
+
 def test_records_of_old_have_no_row_of_their_own() -> None:
     old = record(p_harm=0.9)
     del old["metrics_before"]

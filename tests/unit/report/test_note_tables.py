@@ -48,17 +48,16 @@ def rows_of(note: str, folder: str) -> Iterator[dict[str, str]]:
 
 def is_of(cell: Cell, row: dict[str, str]) -> bool:
     """Return whether a row is about a cell, by what its texts say of settings."""
-    words, _, settings = row["Defence"].partition(" (")
+    words, _, settings = row["Defence"].replace("\\", "").partition(" (")
     name = words.split(",")[0]
-    if name.startswith("untouched"):
-        if name.split()[1] != cell["model"].rpartition("/")[2]:
+    if name.startswith("untouched") or words.endswith("not attacked"):
+        model, _, name = name.removeprefix("untouched ").partition(" with ")
+        if model != cell["model"].rpartition("/")[2]:
             return False
-        name = "none"
-    named = {
-        key.rpartition(".")[2]: f"{v:g}" if isinstance(v, float) else str(v)
-        for key, v in cell["params"].items()
-    }
-    told = dict(part.split("=") for part in settings.partition(")")[0].split(", ") if "=" in part)
+        name = name or "none"
+    texts = {k: f"{v:g}" if isinstance(v, float) else str(v) for k, v in cell["params"].items()}
+    named = texts | {key.rpartition(".")[2]: text for key, text in texts.items()}
+    told = dict(re.findall(r"([\w.]+)=(\[[^]]*\]|[^,)]+)", settings))
     return (
         cell["attack"] == row["Attack"].lower()
         and cell["defence"] == ("none" if name == "undefended" else name)
