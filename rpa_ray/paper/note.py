@@ -13,7 +13,8 @@ The first word is one of TABLES below, the others are folders beside the note: o
 `rpa-ray evidence` writes or, of campaigns before there were such, of a summary.json.
 
 A number in a sentence is named by metric, folder and row (data, attack, defence or label of the
-row; ` seed 1` behind it for one seed alone); `value` is the mean, `interval` has its ends too:
+row; behind the attack its samples, as `sft 1000`, where rows differ in nothing else; ` seed 1`
+behind all for one seed alone); `value` is the mean, `interval` has its ends too:
 
 it was <!-- value: harm table3 beavertails/ppo/none -->0.67<!-- end --> without a defence
 """
@@ -24,7 +25,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import fmean
 
@@ -122,8 +123,10 @@ def _cell(cells: Sequence[Cell], row: str, seed: str | None) -> Cell:
     """Return the one cell that a row names, of one seed where that is named."""
     rows: dict[str, list[Cell]] = {}
     for cell in cells:
-        for defence in dict.fromkeys((cell.defence, cell.label)):
-            rows.setdefault("/".join((*key_of(cell)[:2], defence)), []).append(cell)
+        data, attack, _ = key_of(cell)
+        attacks = (attack, f"{attack} {cell.setting.num_samples}")
+        for name, defence in product(attacks, dict.fromkeys((cell.defence, cell.label))):
+            rows.setdefault("/".join((data, name, defence)), []).append(cell)
     alone = {name: held[0] for name, held in rows.items() if len(held) == 1}
     if row not in alone:
         raise ValueError(f"a row must be one of {', '.join(alone)}, got {row}. Mend the note.")

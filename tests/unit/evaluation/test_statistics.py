@@ -19,6 +19,13 @@ def width(estimate: Estimate) -> float:
     return estimate.ci_high - estimate.ci_low
 
 
+def test_the_interval_of_rare_small_scores_does_not_reach_below_0() -> None:
+    values = np.zeros(360)
+    values[::120] = 0.1, 0.2, 0.3
+    found = mean_estimate(values, items=[i // 10 for i in range(360)])
+    assert str(found.ci_low) == "0.0"
+
+
 def test_none_of_a_hundred_leaves_room_above_and_all_of_them_below() -> None:
     none, every = mean_estimate([0.0] * 100), mean_estimate([1.0] * 100)
     assert (none.mean, none.ci_low) == (0.0, 0.0)
