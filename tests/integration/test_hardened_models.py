@@ -49,7 +49,7 @@ def losses(folder: Path, data: CellData) -> dict[str, float]:
     )
     pairs = data.safety.preferences.roles["defence"][:NUM_ROWS]
     table = pq.read_table(data.world_folder / "data" / "alignment" / "train.parquet")
-    harmless = set(data.harmless_training_prompts)
+    harmless = {row.prompt for row in data.harmless_training_rows}
     dialogues = [row for row in table.to_pylist() if row["prompt"] in harmless]
     rows = {
         "unsafe": [Answered(prompt=pair.prompt, answer=pair.unsafe) for pair in pairs],
