@@ -24,10 +24,24 @@ from rpa_ray.world.shipped import SHIPPED, place_shipped
 pytestmark = pytest.mark.timeout(600)
 
 NUM_ROWS = 64
+ORIGINAL = {"variant": "original", "learning_rate": 3e-3, "num_steps": 60}
 CASES: dict[str, tuple[dict[str, Any], str, float, float]] = {
     "repnoise": ({"num_steps": 12}, "defence/log_unsafe_level", 1.02, 1.07),
     "circuit_breakers": ({"num_steps": 20, "alpha": 0.0}, "defence/unsafe_cosine", 0.997, 1.0),
     "rmu": ({"num_steps": 20, "alpha": 0.0}, "defence/forget_error", 0.85, 1.0),
+    "circuit_breakers_original": (
+        ORIGINAL
+        | {"name": "circuit_breakers", "strength": 10.0, "lora": {"rank": 16, "alpha": 16}},
+        "defence/unsafe_cosine",
+        0.6,
+        5.0,
+    ),
+    "rmu_original": (
+        ORIGINAL | {"name": "rmu", "retain_weight": 10.0},
+        "defence/forget_error",
+        0.6,
+        2.0,
+    ),
 }
 """Settings, what every step measures, how far that gets from its first value, and the unsafe loss.
 
