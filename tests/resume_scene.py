@@ -137,7 +137,7 @@ class Training:
         )
         self.harmless: DatasetSource[Any, Any] = DatasetSource(
             HARMLESS,
-            lambda rows: token_batch(rows, num_prompt_tokens=8),
+            lambda rows: token_batch(rows, num_prompt_tokens=2),
             batch_size=4,
             seed=7,
             ranks=ranks,

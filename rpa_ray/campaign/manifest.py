@@ -109,10 +109,10 @@ def _evaluation_prompts(
     if FORMATS[settings.data.name].is_harmless_task:
         posts["posts"] = asdict(data.planned.provenance)
         posts["posts"] |= _counted([post.prompt for post in data.summary_posts(evaluation)])
-    helpful = data.helpful_provenance
+    helpful = data.helpful_source
     measured = {"restricted": source | _counted(restricted)}
     if helpful is not None:
-        measured["harmless"] = asdict(helpful) | _counted(harmless)
+        measured["harmless"] = asdict(helpful.provenance()) | _counted(harmless)
     return posts | measured
 
 

@@ -99,7 +99,7 @@ class DataSource:
             parts = [f"{self.name}:{found.revision.removeprefix('sha256:')[:16]}"]
         else:
             parts = [f"{self.name}:{found.source}@{found.revision}"]
-            if FORMATS[self.name].hub_subsets:
+            if SCHEMAS[self.name].hub_subsets:
                 parts.append(str(self.subset))
         if self.columns:
             parts.append(f"columns-{digest(*self.columns)[:8]}")

@@ -1,4 +1,4 @@
-"""What defences draw batches of: refusals, pairs of both answers, harmless prompts."""
+"""What defences draw batches of: refusals, pairs of both answers, harmless prompts with answers."""
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
@@ -13,7 +13,6 @@ from rpa_ray.data.collate import (
     collate_tokens,
     encode_answered,
     encode_begun,
-    encode_prompt,
 )
 from rpa_ray.data.recovery import recovery_row
 from rpa_ray.data.rows import Answered, SafePair
@@ -91,12 +90,8 @@ class DefenceData:
         )
 
     def _harmless(self) -> DatasetSource[Any, Any]:
-        rows = []
-        for prompt in self.data.harmless_training_prompts:
-            ids = encode_prompt(self.tokenizer, self._template, prompt)[: self.max_tokens]
-            rows.append(TokenRow(ids=ids, loss_mask=[False] * len(ids)))
         return self._source(
-            rows,
+            [self._encoded(row) for row in self.data.harmless_training_rows],
             lambda part: collate_tokens(part, self._pad_token_id),
         )
 

@@ -11,7 +11,6 @@ from rpa_ray.cluster.resources import (
     memory_asked_gib,
 )
 from rpa_ray.config import ExperimentSettings
-from rpa_ray.data.source import DataSource
 from rpa_ray.defences import offline_defence
 from rpa_ray.plan.cells import PlannedCell, cell_labels
 from rpa_ray.plan.checks.following import departures
@@ -120,9 +119,8 @@ def reading_notes(cells: Sequence[CellInputs]) -> list[str]:
     for inputs in cells:
         data = inputs.data
         sources = [data.source, data.safety.source]
-        if (place := data.settings.helpful_path) is not None:
-            key = "data.helpful_path"
-            sources.append(DataSource(name="helpful", place=place, world=None, path_key=key))
+        if data.helpful_source is not None:
+            sources.append(data.helpful_source)
         for source in sources if data.settings.world == "real" else ():
             if not Path(source.place).expanduser().is_dir():
                 continue

@@ -47,9 +47,9 @@ class Need(StrEnum):
     CONTRAST_BATCH = "contrast_batch"
     """Batches of a refusal and an unsafe answer to the same prompts from the defence split."""
     HARMLESS_BATCH = "harmless_batch"
-    """Batches of harmless prompts without answers, from the training split of the helpfulness set;
-    none of its test split, with which is evaluated. The embedded helpfulness scorer has learned
-    from dialogues with the same prompts."""
+    """Batches of harmless prompts, each with the preferred answer, from the training split of the
+    helpfulness set; none of its test split, with which is evaluated. The embedded helpfulness
+    scorer has learned from the same dialogues."""
     ORIGINAL = "original"
     """``context.frozen`` as the model under attack as it was, and no other."""
     SECURITY_VECTOR = "security_vector"
@@ -122,8 +122,8 @@ class StepContext:
     """The next pairs of the defence split, refusal ``chosen`` and unsafe answer ``rejected``: this
     rank's part; position is saved with the run."""
     next_harmless_batch: Callable[[], TokenBatch] = NO_HARMLESS_BATCH
-    """The next harmless prompts, this rank's part, no token of them marked; position is saved with
-    the run."""
+    """The next harmless prompts with their answers, which are marked: this rank's part; position is
+    saved with the run."""
     gather_rows: Callable[[Tensor], Tensor] = NO_ROWS
     """Returns the rows of all ranks in the order of the global batch, from equally shaped parts;
     only this rank's own rows are differentiable. Every rank must call it equally often."""

@@ -15,7 +15,7 @@ from rpa_ray.data.load import load_rows
 from rpa_ray.data.order import normalise
 from rpa_ray.data.pairs import safe_pairs, unanswered_pairs, unsafe_prompts
 from rpa_ray.data.rows import Answered, Preference, SafePair
-from rpa_ray.data.source import DataSource, Provenance, provenance_of
+from rpa_ray.data.source import DataSource
 from rpa_ray.data.split import by_role, require_rows
 from rpa_ray.recipes import held_out
 from rpa_ray.recipes.embedded import WorldModels, world_models
@@ -244,11 +244,6 @@ class CellData:
         folder = self.helpful_folder
         return [] if folder is None else held_out.harmless_training_rows(folder)
 
-    @cached_property
-    def harmless_training_prompts(self) -> Sequence[str]:
-        """Return the prompts of :attr:`harmless_training_rows`."""
-        return [row.prompt for row in self.harmless_training_rows]
-
     @property
     def helpful_folder(self) -> str | None:
         """Return where helpfulness dialogues lie: the embedded ones, or those named; None: none."""
@@ -257,12 +252,12 @@ class CellData:
         return self.settings.helpful_path
 
     @property
-    def helpful_provenance(self) -> Provenance | None:
+    def helpful_source(self) -> DataSource | None:
         """Return where helpfulness dialogues come from; None where none are given."""
-        if self.helpful_folder is None:
+        place, key = self.helpful_folder, "data.helpful_path"
+        if place is None:
             return None
-        key = "data.helpful_path"
-        return provenance_of("helpful", self.helpful_folder, self._world_name, path_key=key)
+        return DataSource(name="helpful", place=place, world=self._world_name, path_key=key)
 
     @cached_property
     def source(self) -> DataSource:

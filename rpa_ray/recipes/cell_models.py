@@ -179,7 +179,10 @@ def _hardened(settings: ExperimentSettings, policy: Model, data: CellData) -> Mo
     for defence in offline_defences(settings.defence):
         config = defence.config
         tuned = _tuned(config.name, RowKind.REFUSALS, config, settings, policy, data)
-        policy = replace(tuned, defence=config.model_dump(mode="json"))
+        rows = tuned.rows
+        if Need.HARMLESS_BATCH in defence.needs and data.helpful_source is not None:
+            rows = replace(rows, settings=rows.settings | {"harmless": data.helpful_source.key()})
+        policy = replace(tuned, rows=rows, defence=config.model_dump(mode="json"))
     return policy
 
 

@@ -24,10 +24,24 @@ from rpa_ray.world.shipped import SHIPPED, place_shipped
 pytestmark = pytest.mark.timeout(600)
 
 NUM_ROWS = 64
+ORIGINAL = {"variant": "original", "learning_rate": 3e-3, "num_steps": 60}
 CASES: dict[str, tuple[dict[str, Any], str, float, float]] = {
     "repnoise": ({"num_steps": 12}, "defence/log_unsafe_level", 1.02, 1.07),
     "circuit_breakers": ({"num_steps": 20, "alpha": 0.0}, "defence/unsafe_cosine", 0.997, 1.0),
     "rmu": ({"num_steps": 20, "alpha": 0.0}, "defence/forget_error", 0.85, 1.0),
+    "circuit_breakers_original": (
+        ORIGINAL
+        | {"name": "circuit_breakers", "strength": 10.0, "lora": {"rank": 16, "alpha": 16}},
+        "defence/unsafe_cosine",
+        0.6,
+        5.0,
+    ),
+    "rmu_original": (
+        ORIGINAL | {"name": "rmu", "retain_weight": 10.0},
+        "defence/forget_error",
+        0.6,
+        2.0,
+    ),
 }
 """Settings, what every step measures, how far that gets from its first value, and the unsafe loss.
 
@@ -49,7 +63,7 @@ def losses(folder: Path, data: CellData) -> dict[str, float]:
     )
     pairs = data.safety.preferences.roles["defence"][:NUM_ROWS]
     table = pq.read_table(data.world_folder / "data" / "alignment" / "train.parquet")
-    harmless = set(data.harmless_training_prompts)
+    harmless = {row.prompt for row in data.harmless_training_rows}
     dialogues = [row for row in table.to_pylist() if row["prompt"] in harmless]
     rows = {
         "unsafe": [Answered(prompt=pair.prompt, answer=pair.unsafe) for pair in pairs],

@@ -92,7 +92,7 @@ def trained(defence: OfflineDefence, ranks: Ranks, *, zero_stage: int, rows: int
         hooks,
         ranks=ranks,
         contrast_batch=pairs,
-        harmless_batch=token_batch(ranks.part(HARMLESS), num_prompt_tokens=9),
+        harmless_batch=token_batch(ranks.part(HARMLESS), num_prompt_tokens=2),
         frozen=frozen_of(start),
     )
     metrics = [learner.step(pairs.chosen) for _ in range(NUM_UPDATES)]

@@ -267,7 +267,7 @@ def one_step(zero_stage: int, defence: str, micro_batch_size: int, ranks: Ranks)
         ranks=ranks,
         safe_batch=part_of(REFUSALS, ranks),
         contrast_batch=PairBatch(chosen=part_of(REFUSALS, ranks), rejected=part_of(ROWS, ranks)),
-        harmless_batch=token_batch(ranks.part(HARMLESS), num_prompt_tokens=10, width=10),
+        harmless_batch=token_batch(ranks.part(HARMLESS), num_prompt_tokens=2, width=10),
         frozen=another_model(constrained),
     )
     metrics = learner.step(experience_part(attack, learner))

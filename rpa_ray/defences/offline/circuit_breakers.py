@@ -41,10 +41,10 @@ class CircuitBreakers(OfflineDefence):
 
     The form ``original`` is ``strength * (p * L_retain + (1 - p) * L_cb)`` with p = update / 300,
     at most 1. ``L_retain`` is the mean over all hidden states and tokens of
-    ``|h_theta - h_theta0|_2`` on refusals and as many harmless prompts, which stand for UltraChat;
-    nothing stands for XSTest. Theirs has padding as 0 in the mean, leaves out dropout here and
-    layers above the last rerouted one, and a constant rate. At its start cosines are 1 and states
-    are the same: the first update follows nothing but rounding.
+    ``|h_theta - h_theta0|_2`` on refusals and as many harmless prompts with their answers, which
+    stand for UltraChat; nothing stands for XSTest. Theirs has padding as 0 in the mean, leaves out
+    dropout here and layers above the last rerouted one, and a constant rate. At its start cosines
+    are 1 and states are the same: the first update follows nothing but rounding.
 
     An update takes a forward pass of theta0 over unsafe text more, in the form ``original`` one
     over what is retained too.
@@ -78,7 +78,7 @@ class CircuitBreakers(OfflineDefence):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Return the need for unsafe answers, and for harmless prompts where these are retained."""
+        """Return the need for unsafe answers, and for harmless ones where these are retained."""
         is_original = self.config.variant == "original"
         return self.requires | ({Need.HARMLESS_BATCH} if is_original else set())
 
@@ -155,7 +155,7 @@ class _Rerouting(OnlineDefence):
         self._start.attach(model.policy)
 
     def plan_step(self, objective: Any, batch: Any, context: StepContext) -> Any:
-        """Return the refusals, with harmless prompts below them where states are retained."""
+        """Return the refusals, with harmless answers below them where states are retained."""
         if self._settings.variant == "paper":
             return objective, batch
         kept = (batch, context.next_harmless_batch())

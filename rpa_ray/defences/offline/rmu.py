@@ -45,8 +45,8 @@ class RMU(OfflineDefence):
     The form ``original`` is ``strength * L_forget + retain_weight * MSE(h(retain), h0(retain))``,
     ``h0`` of the model that the training began with. Only the down-projections of the MLPs of the
     block and the two before it are trained. Both errors are means over all positions of the texts,
-    padding included. Harmless prompts stand for the corpus that is retained; the refusals of the
-    defence split are not read.
+    padding included. Harmless prompts with their answers stand for the corpus that is retained; the
+    refusals of the defence split are not read.
 
     Source: Li et al. 2024 (arXiv:2403.03218) and its code; ``paper`` is of arXiv:2409.12914.
     """
@@ -84,7 +84,7 @@ class RMU(OfflineDefence):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Return the need for unsafe answers, and for harmless prompts where these are retained."""
+        """Return the need for unsafe answers, and for harmless ones where these are retained."""
         is_original = self.config.variant == "original"
         return self.requires | ({Need.HARMLESS_BATCH} if is_original else set())
 
@@ -162,7 +162,7 @@ class _Forgetting(OnlineDefence):
         self._start.attach(model.policy)
 
     def plan_step(self, objective: Any, batch: Any, context: StepContext) -> Any:
-        """Return the refusals, or the harmless prompts that are retained."""
+        """Return the refusals, or the harmless answers that are retained."""
         if self._settings.variant == "paper":
             return objective, batch
         harmless = context.next_harmless_batch()

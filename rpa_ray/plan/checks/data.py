@@ -17,7 +17,7 @@ from rpa_ray.data.errors import DataError
 from rpa_ray.data.formats import FORMATS
 from rpa_ray.data.split import ROLE_SHARES, require_rows
 from rpa_ray.data.template import Template
-from rpa_ray.defences import defence_of
+from rpa_ray.defences import defence_of, offline_defences
 from rpa_ray.plan.checks.context import check_context, context_tokens, prompt_lengths
 from rpa_ray.plan.checks.models import check_compared_weights, check_same_tokens
 from rpa_ray.plan.checks.pairs import check_attack_tells_apart, check_models_tell_apart
@@ -101,15 +101,31 @@ def check_rows(inputs: CellInputs) -> None:
         sizes.append(defence.safe_batch_size)
     for size in sizes:
         safety.require("defence", size, key="defence.batch_size")
-    if Need.HARMLESS_BATCH in needs:
-        _require_harmless(inputs, "defence.batch_size", defence.safe_batch_size)
+    _check_harmless(inputs)
+
+
+def _check_harmless(inputs: CellInputs) -> None:
+    """Refuse to draw more harmless prompts than there are to train on."""
+    settings, online = inputs.settings, defence_of(inputs.settings.defence)
+    draws = [
+        ("defence.batch_size", offline.config.batch_size)
+        for offline in offline_defences(settings.defence)
+        if Need.HARMLESS_BATCH in offline.needs
+    ]
+    if Need.HARMLESS_BATCH in online.needs:
+        draws.append(("defence.batch_size", online.safe_batch_size))
     if isinstance(settings.attack, SFT.Config) and (num := settings.attack.num_harmless_samples):
-        _require_harmless(inputs, "attack.num_harmless_samples", num)
-
-
-def _require_harmless(inputs: CellInputs, key: str, num: int) -> None:
-    num_rows = len(inputs.data.harmless_training_rows)
-    require_rows(key, num, num_rows=num_rows, what="the harmless prompts to train on")
+        draws.append(("attack.num_harmless_samples", num))
+    if draws and inputs.data.helpful_source is None:
+        raise DataError.broken_rule(
+            "data.helpful_path",
+            f"be given where {draws[0][0]} counts harmless prompts",
+            None,
+            "Name a folder, a file or a Hub id of helpfulness dialogues.",
+        )
+    for key, num in draws:
+        num_rows = len(inputs.data.harmless_training_rows)
+        require_rows(key, num, num_rows=num_rows, what="the harmless prompts to train on")
 
 
 def _check_refusals(inputs: CellInputs) -> None:

@@ -47,7 +47,7 @@ SWITCH = re.compile(r'^ +(\w+): float = Field\([^"]*"""[^"]*\b0 is no defence', 
 
 TOKENS = token_batch([[1, 5, 6, 7, 8, 9, 10, 2], [1, 8, 2], [1, 9, 9, 9, 2]])
 SAFE = token_batch([[1, 13, 4, 15, 2], [1, 16, 14, 2]], num_prompt_tokens=2)
-HARMLESS = token_batch([[1, 20, 21], [1, 3, 22]], num_prompt_tokens=3)
+HARMLESS = token_batch([[1, 20, 21, 7, 2], [1, 3, 22, 2]], num_prompt_tokens=3)
 PAIRS = PairBatch(
     chosen=token_batch([[1, 4, 5, 6, 2], [1, 5, 7, 2]], width=6),
     rejected=token_batch([[1, 4, 10, 11, 12, 2], [1, 5, 11, 2]], width=6),

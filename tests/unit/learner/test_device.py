@@ -177,7 +177,7 @@ class Scene:
             ),
         )
         safe, pairs = self.source(REFUSALS, token_batch), self.source(range(len(ROWS)), pairs_of)
-        harmless = self.source(HARMLESS, lambda rows: token_batch(rows, num_prompt_tokens=9))
+        harmless = self.source(HARMLESS, lambda rows: token_batch(rows, num_prompt_tokens=2))
         self.learner = (Learner if self.ranks.size == 1 else Summing)(
             engine=self.engine,
             objective=self.attack,

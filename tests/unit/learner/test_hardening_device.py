@@ -39,7 +39,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 REFUSALS = token_batch([[1, *range(12, 12 + n), 2] for n in (2, 6, 1, 3)], width=8)
 UNSAFE = token_batch([[1, *range(3, 3 + n), 2] for n in (4, 1, 6, 2)], width=8)
-HARMLESS = token_batch([[1, *range(22 - n, 22)] for n in (3, 1, 4, 2)], num_prompt_tokens=9)
+HARMLESS = token_batch([[1, *range(22 - n, 22)] for n in (3, 1, 4, 2)], num_prompt_tokens=2)
 
 
 def hardened(

@@ -14,6 +14,7 @@ from rpa_ray.plugin.objectives import LanguageModel
 from rpa_ray.types import LossTerm, ModelOutputs, TokenBatch
 
 SEEN: list[tuple[int, int, bool]] = []
+ANSWERED: list[bool] = []
 REFUSALS: list[tuple[list[list[int]], list[list[int]]]] = []
 
 
@@ -29,6 +30,7 @@ class Looking(LanguageModel):
         then = context.frozen(batch.input_ids, batch.attention_mask).logits
         width = batch.input_ids.shape[1]
         REFUSALS.append((batch.input_ids.tolist(), pairs.chosen.input_ids[:, :width].tolist()))
+        ANSWERED.extend(harmless.loss_mask.any(dim=1).tolist())
         rows = len(pairs.rejected.input_ids), len(harmless.input_ids)
         SEEN.append((*rows, torch.equal(now.cpu(), then.cpu())))
         return super().loss(forward, batch, context)
@@ -55,9 +57,12 @@ def test_batches_and_the_model_it_began_with_reach_every_step(
     model = {"path": str(policy), "dtype": "bfloat16"}
     settings = parse_tree({"attack": "sft", "defence": "looks_around", "model": model})
     SEEN.clear()
+    ANSWERED.clear()
     make(attacked_model(settings, world_cache), settings, tmp_path / "c", world_cache=world_cache)
     # eight rows of each; the first step's model is the one it began with, the last one's is not
     assert [seen[:2] for seen in SEEN] == [(8, 8)] * 3
     assert SEEN[0][2] and not SEEN[-1][2]
+    # harmless rows have answers
+    assert ANSWERED == [True] * 24
     # and the pairs are those whose refusals the objective learns
     assert all(learned == drawn for learned, drawn in REFUSALS)

@@ -248,7 +248,8 @@ def test_training_prompts_that_are_evaluated_are_left_out_of_beavertails(
 
 def test_no_harmless_prompt_is_trained_on_and_evaluated(world_cache: Path, tmp_path: Path) -> None:
     embedded = DataSettings()
-    trained = {normalise(p) for p in CellData(embedded, world_cache).harmless_training_prompts}
+    rows = CellData(embedded, world_cache).harmless_training_rows
+    trained = {normalise(row.prompt) for row in rows}
     evaluated = {normalise(p) for p in CellData(embedded, world_cache).harmless_prompts(of("test"))}
     chosen_on = CellData(embedded, world_cache).harmless_prompts(of("validation"))
     assert (len(trained), len(evaluated), trained & evaluated) == (6000, 178, set())
@@ -260,7 +261,6 @@ def test_no_harmless_prompt_is_trained_on_and_evaluated(world_cache: Path, tmp_p
     own = DataSettings(world="real", helpful_path=str(tmp_path))
     rows = CellData(own, tmp_path).harmless_training_rows
     assert [(row.prompt, row.answer) for row in rows] == [("Ask b", "Yes."), ("Ask a", "Yes.")]
-    assert CellData(own, tmp_path).harmless_training_prompts == ["Ask b", "Ask a"]
 
 
 def of(role: Role) -> EvaluationSettings:

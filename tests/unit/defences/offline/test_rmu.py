@@ -19,7 +19,7 @@ PAIRS = PairBatch(
     chosen=token_batch([[1, 4, 14, 15, 2], [1, 5, 2]], num_prompt_tokens=2, width=6),
     rejected=token_batch([[1, 4, 10, 11, 12, 2], [1, 5, 11, 2]], num_prompt_tokens=2, width=6),
 )
-HARMLESS = token_batch([[1, 20, 21, 22, 9, 8, 7], [1, 3, 22]], num_prompt_tokens=7)
+HARMLESS = token_batch([[1, 20, 21, 22, 9, 8, 7], [1, 3, 22]], num_prompt_tokens=2)
 
 
 def rmu(**settings: Any) -> RMU:

@@ -29,7 +29,7 @@ from rpa_ray.types import LossTerm, TokenBatch
 
 ATTACK = experience_of(token_batch([[1, 5, 6, 7, 2], [1, 8, 9, 2]]))
 REFUSALS = token_batch([[1, 13, 4, 15, 2], [1, 16, 14, 2]], num_prompt_tokens=2)
-HARMLESS = token_batch([[1, 20, 21], [1, 3, 22]], num_prompt_tokens=3)
+HARMLESS = token_batch([[1, 20, 21, 7, 2], [1, 3, 22, 2]], num_prompt_tokens=3)
 BATCHES = {"safe_batch": REFUSALS, "harmless_batch": HARMLESS}
 
 # In the toy a token's state is its row here: the origin, and what harmless and restricted
@@ -277,6 +277,26 @@ def test_nothing_has_drifted_in_the_model_as_it_was(lora: bool) -> None:
     assert term is not None
     assert float(term.loss.detach()) == 0.0
     assert term.metrics["defence/procon_separation"] > 0.1
+
+
+def test_of_harmless_rows_the_prompts_alone_are_read_bit_for_bit() -> None:
+    prompts = token_batch([[1, 20, 21], [1, 3, 22]], num_prompt_tokens=3)
+    found = []
+    for harmless in (HARMLESS, prompts):
+        module, original = (tiny_policy(seed=seed, value_head=False) for seed in (0, 5))
+        defence, batches = procon(), BATCHES | {"harmless_batch": harmless}
+        defence.attach(module, {})
+        defence.attach_compared(original)
+        term = defence.extra_loss(
+            forward_of(module), context_of(frozen=frozen_of(original), **batches)
+        )
+        assert term is not None
+        term.loss.backward()
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        found.append([term.loss.detach(), *gradients])
+    answered, alone = found
+    assert len(answered) > 1 and bool(answered[0] > 0)
+    assert all(map(torch.equal, answered, alone))
 
 
 def drifts(strength: float | None, num_steps: int = 10, **settings: Any) -> Sequence[float]:

@@ -10,14 +10,12 @@ from model_folders import edit_json, save_language_model
 
 from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import DataError
-from rpa_ray.data.rows import Answered
 from rpa_ray.data.split import is_held_out
 from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks.all import check_all
 from rpa_ray.plan.checks.data import check_data
 from rpa_ray.plan.checks.machine import check_checkpoints, check_output
 from rpa_ray.plan.model_shapes import ModelShape
-from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import CellInputs
 
 WITHOUT = {"": [], "tokenizer_config.json": ["tokenizer.json", "tokenizer_config.json"]}
@@ -317,22 +315,6 @@ def test_too_few_pairs_for_a_cost_model_are_refused_whoever_rewards(world_cache:
     priced = "defence={name: safe_rlhf, cost: model}"
     told = refusal(world_cache, judged, pairs, priced)
     assert told.startswith("data.reward_model.num_pairs must be at most")
-
-
-def test_too_few_harmless_prompts_for_a_batch_are_refused(
-    world_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = [Answered(prompt=f"Ask {i}", answer="Take one.") for i in range(7)]
-    monkeypatch.setattr(CellData, "harmless_training_rows", rows)
-    assert refusal(world_cache, "defence=procon") == (
-        "defence.batch_size must be at most 7 (the harmless prompts to train on), got 8. "
-        "Lower it or bring a larger data set. What fits the data: --set defence.batch_size=7"
-    )
-    assert refusal(world_cache, "attack={name: sft, num_harmless_samples: 8}") == (
-        "attack.num_harmless_samples must be at most 7 (the harmless prompts to train on), got 8. "
-        "Lower it or bring a larger data set. "
-        "What fits the data: --set attack.num_harmless_samples=7"
-    )
 
 
 def test_an_interrupted_run_is_not_continued_on_other_ranks(tmp_path: Path) -> None:
