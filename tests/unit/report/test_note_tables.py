@@ -62,6 +62,7 @@ def is_of(cell: Cell, row: dict[str, str]) -> bool:
         cell["attack"] == row["Attack"].lower()
         and cell["defence"] == ("none" if name == "undefended" else name)
         and row.get("Data", cell["data"]) == cell["data"]
+        and row.get("Samples", "-") in ("-", f"{cell['num_samples'] or 0:,}")
         and told.items() <= named.items()
     )
 
