@@ -16,9 +16,8 @@ from rpa_ray.evaluation.answers import COLUMNS, Answer, Decoding, from_table
 from rpa_ray.evaluation.best_of_n import best_of_n_curves
 from rpa_ray.evaluation.looks import HELD_OUT, dose_metrics
 from rpa_ray.evaluation.metrics import metrics_of
-from rpa_ray.report.read.before import before_of, first_of_each
+from rpa_ray.report.read.before import before_of, first_of_each, model_of
 from rpa_ray.report.read.comparisons import read_rows
-from rpa_ray.report.read.groups import start_of
 from rpa_ray.report.read.records import (
     CELLS,
     FOUND,
@@ -102,8 +101,8 @@ def _each_start_once(records: Sequence[Record]) -> list[Record]:
 
     It is in the files all the same: a cell that was not attacked asks no reward model, a run does.
     """
-    has_run = {start_of(r) for r in records if r.run and (r.attack, r.defence) == ("none", "none")}
-    return [r for r in records if r.run or r.attack != "none" or start_of(r) not in has_run]
+    has_run = {model_of(r) for r in records if r.run and r.attack == "none"}
+    return [r for r in records if r.run or r.attack != "none" or model_of(r) not in has_run]
 
 
 def _require_same(cell: Mapping[str, Any], other: Mapping[str, Any], folder: Path) -> None:

@@ -47,11 +47,11 @@ def first_of_each(measured: Sequence[Record], among: Sequence[Record]) -> list[R
         measured: Records that know of the model before their attack.
         among: All records; a model that was not attacked is known already.
     """
-    known = {_model_of(record) for record in among if record.attack == "none"}
+    known = {model_of(record) for record in among if record.attack == "none"}
     found: dict[tuple[object, ...], Record] = {}
     for record in sorted(measured, key=_preference):
-        if record.attack != "none" and _model_of(record) not in known:
-            found.setdefault(_model_of(record), record)
+        if record.attack != "none" and model_of(record) not in known:
+            found.setdefault(model_of(record), record)
     return sorted(found.values(), key=lambda record: _hardening_of(record)[0] != "none")
 
 
@@ -59,7 +59,7 @@ def _preference(record: Record) -> tuple[bool, bool]:
     return REWARD not in (record.metrics_before or {}), record.defence != "none"
 
 
-def _model_of(record: Record) -> tuple[object, ...]:
+def model_of(record: Record) -> tuple[object, ...]:
     """Return what tells the model that an attack begins with from others."""
     defence, params = _hardening_of(record)
     return start_of(record), defence, params_text(params)

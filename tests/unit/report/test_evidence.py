@@ -168,6 +168,23 @@ def test_a_start_that_another_folder_has_as_a_cell_is_not_there_twice(
     assert [(r.seed, r.run) for r in starts] == [(1, alone["run"])]
 
 
+def test_a_hardened_model_before_its_attack_stays_beside_the_untouched_one(tmp_path: Path) -> None:
+    alone = record(attack="none", defence="none", rho=None, num_samples=0, harm=0.0)
+    attacked = record(defence="repnoise", params={"defence.alpha": 0.1}, harm=1.0)
+    folder = campaign_folder(tmp_path / "runs", [alone, attacked])
+    for one, name in ((alone, ANSWERS), (attacked, ANSWERS), (attacked, ANSWERS_BEFORE)):
+        harm = float(name == ANSWERS and one is attacked)
+        answers_file(folder / str(one["run"]), [harm] * len(PROMPTS), items=PROMPTS, name=name)
+    (folder / str(attacked["run"]) / EVALUATION).write_text(json.dumps({"looks": looks(0.0, 1.0)}))
+    write_evidence([folder], tmp_path / "proof")
+    found = [(r.attack, r.defence, r.run) for r in read_evidence(tmp_path / "proof")]
+    assert sorted(found, key=str) == [
+        ("none", "none", alone["run"]),
+        ("none", "repnoise", None),
+        ("ppo", "repnoise", attacked["run"]),
+    ]
+
+
 def test_runs_of_one_name_in_several_folders_are_compared_by_their_own_answers(
     tmp_path: Path,
 ) -> None:
