@@ -107,10 +107,11 @@ class Cell:
     def is_unmoved(self) -> bool:
         """Whether training left the model where it was: it learned neither harm nor its task.
 
-        Best-of-N trains nothing, so that standing still says nothing of it.
+        Of a model that was hardened and not attacked it is the hardening. Best-of-N trains nothing,
+        so that standing still says nothing of it.
         """
-        kl = self.value("kl_seq_rb")
-        is_trained = not self.is_untouched and not self.is_best_of_n
+        kl = self.value("kl_untouched" if self.is_untouched else "kl_seq_rb")
+        is_trained = self.defence != "none" if self.is_untouched else not self.is_best_of_n
         return is_trained and kl is not None and kl.mean < UNMOVED_KL
 
     @property

@@ -70,6 +70,13 @@ def test_every_hardened_model_before_its_attacks_is_a_row_by_what_hardened_it() 
     assert sum("chat with repnoise, not" in line for line in told) == 1
 
 
+@pytest.mark.parametrize(("distance", "word"), [(0.01, ", not moved"), (0.2, "")])
+def test_a_hardening_that_left_the_model_where_it_was_is_told(distance: float, word: str) -> None:
+    before = {"harm": 0.07, "kl_untouched": distance, "kl_seq_rb": 0.0}
+    text = results_table([record(defence="rmu", before=before, harm=0.8)])
+    assert f"| none | chat with rmu, not attacked{word} |" in text
+
+
 def test_records_of_old_have_no_row_of_their_own() -> None:
     old = record(p_harm=0.9)
     del old["metrics_before"]
