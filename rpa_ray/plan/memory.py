@@ -214,6 +214,11 @@ def checkpoint_gib(shape: ModelShape, load: RankLoad) -> float:
     return (load.bytes_a_weight + 12) * trained / GIB
 
 
+def weights_gib(shape: ModelShape, dtype: str) -> float:
+    """Return the GiB of a model's files with weights of a type: w N."""
+    return _bytes_of(dtype) * shape.num_parameters / GIB
+
+
 def host_gib(shape: ModelShape, load: RankLoad, num_ranks_on_node: int) -> float:
     """Return the GiB of main memory in which ranks of a node load models: w N for each of two.
 
