@@ -152,9 +152,6 @@ def _manifest(plan: Plan, folder: Path) -> dict[str, Any]:
     settings = with_local_paths(hardened.settings, lambda path: path.name)
     run = read_json(hardened.folder / MANIFEST, dict) or {}
     recipe = _recipe_of(hardened, plan)
-    steps = [recipe]
-    while isinstance(start := steps[0].start, ModelRecipe) and start.defence is not None:
-        steps.insert(0, start)
     # Found anew: refusals that the plan had yet to make are counted as they are by now.
     data = CellInputs(pinned_cell(hardened).settings, plan.cache).data.safety.preferences
     origin = replace(data.provenance, source=_without_folders(data.provenance.source))
@@ -162,7 +159,7 @@ def _manifest(plan: Plan, folder: Path) -> dict[str, Any]:
     return {
         **_identity(plan),
         **model,
-        "methods": [_method(step) for step in steps],
+        "methods": [_method(step) for step in recipe.hardenings],
         "rows": {"key": data.key, **asdict(origin), **asdict(data.manifest["defence"])},
         "dtype": recipe.job.dtype,
         **{name: run.get(name, {}) for name in ("versions", "git_commit", "determinism")},
