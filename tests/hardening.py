@@ -48,6 +48,8 @@ def make(
     *,
     world_cache: Path,
     zero_stage: int = 1,
+    checkpoint_interval_s: float = 30.0,
+    progress: Silent | None = None,
 ) -> Path:
     """Make the model of a recipe in a cache of its own; return its folder."""
     if not cache.is_dir():
@@ -59,8 +61,11 @@ def make(
         rollouts=nobody,
         scorers=nobody,
         cache=cache,
-        cluster=ClusterSettings(zero_stage=zero_stage),  # type: ignore[arg-type]
-        progress=Silent(),
+        cluster=ClusterSettings(
+            zero_stage=zero_stage,  # type: ignore[arg-type]
+            checkpoint_interval_s=checkpoint_interval_s,
+        ),
+        progress=progress or Silent(),
     )
     folder = make_model(ModelJob(recipe=recipe, data=settings.data), process)
     assert recipe.is_made(cache)

@@ -17,7 +17,10 @@ from rpa_ray.config import ConfigError, ExperimentSettings, with_local_paths
 from rpa_ray.defences import OFFLINE_DEFENCES, offline_defences, online_defences
 from rpa_ray.plan import LoadedConfig
 from rpa_ray.plan.cells import PlannedCell
+from rpa_ray.plan.checks.machine import check_output
+from rpa_ray.plan.memory import weights_gib
 from rpa_ray.plan.methods import defence_config, plugin_config
+from rpa_ray.plan.model_shapes import shape_of
 from rpa_ray.plan.plan import Plan, pinned_cell
 from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.recipes.content import content_key
@@ -70,7 +73,8 @@ def check_release(plan: Plan) -> None:
     """Refuse what could not be released once its cells are run, before anything is started.
 
     Raises:
-        ConfigError: another checkpoint was released there, or the model was measured and is gone.
+        ConfigError: another checkpoint was released there, the model was measured and is gone, or
+            the disk has no room for a copy of it.
     """
     _, hardened = plan.cells
     if _is_released(plan):
@@ -83,6 +87,9 @@ def check_release(plan: Plan) -> None:
             str(plan.cache),
             "Delete that folder of the run: the model is made and measured again.",
         )
+    shape = shape_of(recipe)
+    if shape is not None:
+        check_output(plan.output, gib=weights_gib(shape, recipe.job.dtype))
 
 
 def release(plan: Plan) -> Path:
@@ -145,9 +152,6 @@ def _manifest(plan: Plan, folder: Path) -> dict[str, Any]:
     settings = with_local_paths(hardened.settings, lambda path: path.name)
     run = read_json(hardened.folder / MANIFEST, dict) or {}
     recipe = _recipe_of(hardened, plan)
-    steps = [recipe]
-    while isinstance(start := steps[0].start, ModelRecipe) and start.defence is not None:
-        steps.insert(0, start)
     # Found anew: refusals that the plan had yet to make are counted as they are by now.
     data = CellInputs(pinned_cell(hardened).settings, plan.cache).data.safety.preferences
     origin = replace(data.provenance, source=_without_folders(data.provenance.source))
@@ -155,7 +159,7 @@ def _manifest(plan: Plan, folder: Path) -> dict[str, Any]:
     return {
         **_identity(plan),
         **model,
-        "methods": [_method(step) for step in steps],
+        "methods": [_method(step) for step in recipe.hardenings],
         "rows": {"key": data.key, **asdict(origin), **asdict(data.manifest["defence"])},
         "dtype": recipe.job.dtype,
         **{name: run.get(name, {}) for name in ("versions", "git_commit", "determinism")},

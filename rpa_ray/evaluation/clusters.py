@@ -123,7 +123,10 @@ def resampled_means(
         off[rows] = drawn.sum(axis=1) / num_values
         drawn -= off[rows, None] * sizes
         squares[rows] = np.einsum("ij,ij->i", drawn, drawn) / num_values**2
-    return totals.mean + off, np.sqrt(squares * num / (num - 1))
+    # Residuals are rounded: of zeros alone the mean would lie a little below 0.
+    of_items = totals.sums / counts
+    means = np.clip(totals.mean + off, of_items.min(), of_items.max())
+    return means, np.sqrt(squares * num / (num - 1))
 
 
 def studentised_ends(

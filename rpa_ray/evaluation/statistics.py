@@ -129,10 +129,7 @@ def mean_estimate(
         ends = Interval(*outer_quantiles(means, level)).around(
             _interval_of_share(totals, level) if bounded else t_interval(totals, level)
         )
-        if bounded:
-            # Sums of residuals leave a resample of zeros a rounding below 0.
-            ends = Interval(max(0.0, ends.low), min(1.0, ends.high))
-        elif totals.num_items >= _MIN_ITEMS_STUDENTISED:
+        if not bounded and totals.num_items >= _MIN_ITEMS_STUDENTISED:
             ends = ends.around(Interval(*studentised_ends(totals, means, errors, level)))
     return Estimate(
         mean=totals.mean,

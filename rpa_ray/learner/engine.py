@@ -75,6 +75,9 @@ class Engine:
 
     def discard_gradients(self) -> None:
         """Forget every gradient since the last update, as if there had been no backward."""
+        # zero_grad of DeepSpeed 0.19 clears the parameters' gradients alone. Under ZeRO 1 and 2 the
+        # reduced parts lie in averaged_gradients and all_grad_tensors, and micro_step_id counts the
+        # backwards since the update from -1 on; under ZeRO 3 they lie in the flat buffer.
         self._lent_gradients.clear()
         optimizer = self._engine.optimizer
         if self._zero_stage == 0:

@@ -108,12 +108,14 @@ def cell_labels(cells: Sequence[PlannedCell]) -> dict[str, str]:
         for key, value in cell.params.items():
             last = key.rpartition(".")[2]
             named[last if last_words[last] == 1 else key] = value
-        parts += [
-            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
-            for key, value in named.items()
-        ]
+        parts += [setting_text(key, value) for key, value in named.items()]
         labels[cell.name] = " ".join(parts)
     return labels
+
+
+def setting_text(key: str, value: Any) -> str:
+    """Return a setting in words."""
+    return f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
 
 
 def _shown_models(paths: Set[str]) -> dict[str, str]:

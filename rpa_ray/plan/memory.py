@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 from rpa_ray.attacks import ATTACKS
 from rpa_ray.config import ClusterSettings, ExperimentSettings, RolloutConfig
-from rpa_ray.defences import defence_of, online_defences
+from rpa_ray.defences import defence_of, offline_defence, online_defences
 from rpa_ray.plan.model_shapes import ModelShape
 from rpa_ray.plugin import DEFENCE_BATCHES, Need
 from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellModels
+from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.scoring.size import bytes_a_weight
 
 GIB = 2**30
@@ -58,6 +59,8 @@ class RankLoad:
     num_shard_copies: int = 0
     """See :attr:`~rpa_ray.plugin.OnlineDefence.num_shard_copies`."""
     bytes_a_weight: int = 2
+    is_served: bool = True
+    """Whether engines get the weights; not those of a model that is made."""
 
 
 def load_of(settings: ExperimentSettings, models: CellModels) -> RankLoad:
@@ -92,8 +95,33 @@ def load_of(settings: ExperimentSettings, models: CellModels) -> RankLoad:
         num_frozen=1 + sum(model is not None for model in others),
         lora_rank=training.lora.rank if training is not None and training.lora else None,
         num_shard_copies=sum(part.num_shard_copies for part in online_defences(settings.defence)),
-        bytes_a_weight=4 if settings.model.dtype == "float32" else 2,
+        bytes_a_weight=_bytes_of(settings.model.dtype),
     )
+
+
+def hardening_load_of(recipe: ModelRecipe, cluster: ClusterSettings) -> RankLoad:
+    """Return what the training of an offline defence puts on a rank.
+
+    Rows are as long as its longest. The rows that it asks for come with the last micro-batch of
+    refusals, and the model that it began with is held beside.
+    """
+    assert recipe.defence is not None
+    defence, job = offline_defence(recipe.defence), recipe.job
+    own_rows = -(-job.batch_size // cluster.num_ranks)
+    num_rows = min(own_rows, cluster.micro_batch_size or own_rows)
+    for need in defence.needs & DEFENCE_BATCHES:
+        num_rows += own_rows * (2 if need is Need.CONTRAST_BATCH else 1)
+    return RankLoad(
+        num_tokens=num_rows * job.max_tokens,
+        lora_rank=None if defence.lora is None else defence.lora.rank,
+        num_shard_copies=defence.num_shard_copies,
+        bytes_a_weight=_bytes_of(job.dtype),
+        is_served=False,
+    )
+
+
+def _bytes_of(dtype: str) -> int:
+    return 4 if dtype == "float32" else 2
 
 
 def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> Parts:
@@ -110,7 +138,7 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     activations           L t (18 H + 6 I), none checkpointed, at w = 2
     head                  12 t V: logits and their gradients, in bfloat16 and in fp32
     defence               4 T / R for each of ``num_shard_copies``; without ZeRO 4 T
-    push                  :data:`PUSH_GIB`
+    push                  :data:`PUSH_GIB`, where engines get the weights
     ====================  ==================================================================
     """
     num_ranks, stage = cluster.num_ranks, cluster.zero_stage
@@ -131,7 +159,7 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     }
     parts = {"context": CONTEXT_GIB} | {name: of / GIB for name, of in num_bytes.items()}
     parts["live layers"] = LIVE_LAYERS_GIB if stage == 3 else 0.0
-    parts["push"] = PUSH_GIB[transfer(cluster)]
+    parts["push"] = PUSH_GIB[transfer(cluster)] if load.is_served else 0.0
     return {name: gib for name, gib in parts.items() if gib}
 
 
@@ -184,6 +212,11 @@ def checkpoint_gib(shape: ModelShape, load: RankLoad) -> float:
     if load.lora_rank is not None:
         trained = shape.num_adapter_parameters(load.lora_rank)
     return (load.bytes_a_weight + 12) * trained / GIB
+
+
+def weights_gib(shape: ModelShape, dtype: str) -> float:
+    """Return the GiB of a model's files with weights of a type: w N."""
+    return _bytes_of(dtype) * shape.num_parameters / GIB
 
 
 def host_gib(shape: ModelShape, load: RankLoad, num_ranks_on_node: int) -> float:

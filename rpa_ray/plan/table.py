@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -12,7 +13,7 @@ from rpa_ray.cluster.resources import (
 )
 from rpa_ray.config import ExperimentSettings
 from rpa_ray.defences import offline_defence
-from rpa_ray.plan.cells import PlannedCell, cell_labels
+from rpa_ray.plan.cells import PlannedCell, cell_labels, setting_text
 from rpa_ray.plan.checks.following import departures
 from rpa_ray.plan.checks.gpus import cell_memory, parts_text
 from rpa_ray.plan.cost import START_S, minutes
@@ -41,13 +42,15 @@ def plan_table(plan: Plan) -> Table:
     for column in ("step", "what", "samples or steps", "seconds, about"):
         table.add_column(column, justify="right" if "about" in column else "left")
     seconds = {name: plan.seconds(name) for name in plan.jobs}
+    hardened = _hardening_labels([j for j in plan.jobs.values() if isinstance(j, ModelJob)])
     for name, job in plan.jobs.items():
         if isinstance(job, ModelJob):
             step, steps = "make", f"{job.recipe.job.num_steps} steps"
             if job.recipe.defence is not None:
                 step, passes = "harden", offline_defence(job.recipe.defence).passes
                 steps += f" of {passes:.0f} passes" * (passes >= MANY_PASSES)
-            table.add_row(step, plain(job.recipe.id), steps, _seconds(seconds[name]))
+            what = hardened.get(name, job.recipe.id)
+            table.add_row(step, plain(what), steps, _seconds(seconds[name]))
         elif isinstance(job, RefusalJob):
             num_answers = plan.num_answers(job)
             answers = f"{NOT_ESTIMATED if num_answers is None else num_answers} answers"
@@ -57,6 +60,29 @@ def plan_table(plan: Plan) -> Table:
         text = "done" if cell.done else _seconds(seconds[cell.name])
         table.add_row(kind, plain(labels[cell.name]), f"{cell.num_samples} samples", text)
     return table
+
+
+def _hardening_labels(jobs: Sequence[ModelJob]) -> dict[str, str]:
+    """Return, by the name of each job that hardens, its defences and the settings that vary.
+
+    Settings vary between the jobs of the same defences.
+    """
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for job in jobs:
+        parts = job.recipe.hardenings
+        if parts:
+            model = parts[0].start
+            values = {"model": made_from(model), "data": job.data.name}
+            for part in parts:
+                own = f"{part.id}." if len(parts) > 1 else ""
+                values |= {own + key: value for key, value in (part.defence or {}).items()}
+            found[job.name] = "+".join(part.id for part in parts), values
+    labels = {}
+    for name, (defence, values) in found.items():
+        alike = [others for other, others in found.values() if other == defence]
+        varied = [key for key in values if any(o.get(key) != values[key] for o in alike)]
+        labels[name] = " ".join([defence, *(setting_text(key, values[key]) for key in varied)])
+    return labels
 
 
 def plan_caption(plan: Plan) -> str:

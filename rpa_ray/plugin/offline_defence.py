@@ -41,6 +41,11 @@ class OfflineDefence:
         return 1
 
     @property
+    def num_shard_copies(self) -> int:
+        """Return the fp32 copies that a step keeps: :attr:`OnlineDefence.num_shard_copies`."""
+        return self.hooks().num_shard_copies
+
+    @property
     def needs(self) -> frozenset[Need]:
         """Return what the defence asks for with these settings; ``requires`` at least."""
         return self.requires

@@ -39,8 +39,8 @@ class OnlineDefence:
     passes: ClassVar[float] = 1.0
     """Measured time of a learner step by that without the defence; 1 up to a tenth more."""
     num_shard_copies: ClassVar[int] = 0
-    """fp32 copies that are kept of the part of the trained weights, or of their gradients, that a
-    rank owns: an anchor, the gradient of the refusals."""
+    """fp32 copies that are kept, all at once, of the part of the trained weights, or of their
+    gradients, that a rank owns: an anchor, the gradient of the refusals."""
 
     class Config(PluginConfig):
         name: str = "none"

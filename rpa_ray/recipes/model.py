@@ -102,6 +102,14 @@ class ModelRecipe:
         return [model for model in (self.start, self.ranked_by) if isinstance(model, ModelRecipe)]
 
     @property
+    def hardenings(self) -> "list[ModelRecipe]":
+        """Return the recipes of the offline defences that make it, first to last."""
+        if self.defence is None:
+            return []
+        earlier = self.start.hardenings if isinstance(self.start, ModelRecipe) else []
+        return [*earlier, self]
+
+    @property
     def is_unsafe(self) -> bool:
         """Return whether it learns what is unsafe: reversed preferences, or unsafe answers."""
         rows = self.rows

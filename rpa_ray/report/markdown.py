@@ -16,6 +16,7 @@ from rpa_ray.report.read.definitions import (
     INTERVALS,
     JUDGE_OFF,
     MIN_PROMPTS,
+    NO_ATTACK,
     OVER_SEEDS,
     RANGES,
     UNEXPLAINED,
@@ -110,14 +111,19 @@ def explained(campaign: Campaign) -> Sequence[MetricText | CurveText]:
 
 def title(campaign: Campaign) -> str:
     """Return the heading of the report."""
-    what = "Reverse-preference attacks" if campaign.is_campaign else "Reverse-preference attack"
-    return f"{what}: {campaign.name}"
+    what = "Reverse-preference attack" + "s" * campaign.is_campaign
+    return f"{what if _is_attacked(campaign) else 'Without an attack'}: {campaign.name}"
 
 
 def explanation(campaign: Campaign) -> str:
     """Return in plain words what was done."""
     embedded = any(record.world == "embedded" for record in campaign.records)
-    return f"{EXPLANATION} {EMBEDDED_WORLD}" if embedded else EXPLANATION
+    told = EXPLANATION if _is_attacked(campaign) else NO_ATTACK
+    return f"{told} {EMBEDDED_WORLD}" if embedded else told
+
+
+def _is_attacked(campaign: Campaign) -> bool:
+    return any(record.attack != "none" for record in campaign.records)
 
 
 INSTRUMENTS = ("judge", "second_judge", "reward_model", "perplexity", "helpfulness")

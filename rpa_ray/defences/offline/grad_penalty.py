@@ -82,6 +82,7 @@ class Penalised(OnlineDefence):
     """A step with the ascent on unsafe answers, and the penalty's gradient added to its own."""
 
     passes: ClassVar[float] = 5.7  # by its passes
+    num_shard_copies: ClassVar[int] = 4
     config: GradPenalty.Config
 
     def __init__(self, config: GradPenalty.Config) -> None:

@@ -112,6 +112,11 @@ class TAR(OfflineDefence):
             return 1
         return 1 + self.config.num_tasks * self.config.inner_steps
 
+    @property
+    def num_shard_copies(self) -> int:
+        """Return those of the masters, an adversary's moments and gradient, and of the sum."""
+        return 0 if self.config.strength == 0 else 5
+
     def objective(self) -> Objective[Any, Any]:
         """Return the weighted ``L_retain``."""
         return Retain(self.config, self._trained, self._start)

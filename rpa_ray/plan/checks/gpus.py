@@ -13,7 +13,9 @@ from rpa_ray.plan.memory import (
     Parts,
     checkpoint_gib,
     engine_memory,
+    hardening_load_of,
     host_gib,
+    largest,
     load_of,
     rank_memory,
     scorer_memory,
@@ -21,8 +23,14 @@ from rpa_ray.plan.memory import (
 )
 from rpa_ray.plan.model_shapes import ModelShape, shape_of
 from rpa_ray.recipes.cell_models import CellInputs, CellModels
+from rpa_ray.recipes.model import ModelRecipe, in_order
 
+KINDS = ("rank", "rollout_worker", "scorer_worker")
+HARDENING = "hardening_rank"
+"""A rank while an offline defence trains its model."""
 _REMEDIES = {
+    HARDENING: "Take more ranks, cluster.zero_stage: 3, a smaller defence.batch_size, or larger "
+    "GPUs.",
     "rank": "Take adapters (attack.lora: {rank: 16}), more ranks, another cluster.zero_stage, a "
     "smaller cluster.micro_batch_size, or larger GPUs.",
     "rollout_worker": "Take larger GPUs, or more of them for an engine "
@@ -36,7 +44,8 @@ class CellMemory:
     """What the processes of a cell hold."""
 
     gpu: dict[str, Parts]
-    """GiB on each GPU of a worker by part, by the kind of worker; of those on GPUs alone."""
+    """GiB on each GPU of a worker by part, by the kind of worker; of those on GPUs alone. Of ranks
+    there are those that attack and, where a model has yet to be hardened, those that do that."""
     checkpoint_gib: float
     host_gib_a_rank: float
     """Main memory in which a rank loads models."""
@@ -49,7 +58,7 @@ def cell_memory(inputs: CellInputs) -> CellMemory | None:
     """
     cluster, models = inputs.settings.cluster, inputs.models
     shape = shape_of(models.policy)
-    on_gpu = [kind for kind in _REMEDIES if getattr(cluster, f"gpus_per_{kind}")]
+    on_gpu = [kind for kind in KINDS if getattr(cluster, f"gpus_per_{kind}")]
     if shape is None or not on_gpu:
         return None
     load = load_of(inputs.settings, models)
@@ -61,9 +70,13 @@ def cell_memory(inputs: CellInputs) -> CellMemory | None:
     scorers = _scorers(models)
     if scorers is not None:
         gpu["scorer_worker"] = scorer_memory(scorers)
+    gpu = {kind: parts for kind, parts in gpu.items() if kind in on_gpu}
+    hardenings = [hardening_load_of(recipe, cluster) for recipe in _to_harden(inputs)]
+    if hardenings and "rank" in gpu:
+        gpu[HARDENING] = largest([rank_memory(shape, cluster, own) for own in hardenings])
     return CellMemory(
-        gpu={kind: parts for kind, parts in gpu.items() if kind in on_gpu},
-        checkpoint_gib=checkpoint_gib(shape, load),
+        gpu=gpu,
+        checkpoint_gib=max(checkpoint_gib(shape, own) for own in (load, *hardenings)),
         host_gib_a_rank=host_gib(shape, load, 1),
     )
 
@@ -99,21 +112,27 @@ def check_memory(inputs: CellInputs, machines: MachineSettings, placed: Sequence
         for gpu in process.gpus:
             held[process.node, gpu].append(process.worker.kind)
     for kinds in held.values():
-        known = [kind for kind in kinds if kind in memory.gpu]
-        frac = ENGINE_FRAC if known == ["rollout_worker"] else USABLE_FRAC
-        usable = frac * machines.gib_per_gpu
-        asked = sum(total(memory.gpu[kind]) for kind in known)
-        if asked > usable:
-            kind = max(known, key=lambda kind: total(memory.gpu[kind]))
-            told = "; ".join(f"{_words(kind)}: {parts_text(memory.gpu[kind])}" for kind in known)
-            raise ConfigError(
-                "cluster",
-                f"leave room on every GPU, of whose {machines.gib_per_gpu:g} GiB "
-                f"{usable:.1f} can be used",
-                f"{asked:.1f} GiB on one ({told})",
-                _remedy(kind, known),
-            )
+        _check_gpu(kinds, memory, machines)
+        _check_gpu([HARDENING] * kinds.count("rank"), memory, machines)
     _check_host(memory, machines, placed)
+
+
+def _check_gpu(kinds: Sequence[str], memory: CellMemory, machines: MachineSettings) -> None:
+    """Refuse processes that share a GPU and do not fit it; kinds that are not known pass."""
+    known = [kind for kind in kinds if kind in memory.gpu]
+    frac = ENGINE_FRAC if known == ["rollout_worker"] else USABLE_FRAC
+    usable = frac * machines.gib_per_gpu
+    asked = sum(total(memory.gpu[kind]) for kind in known)
+    if asked > usable:
+        kind = max(known, key=lambda kind: total(memory.gpu[kind]))
+        told = "; ".join(f"{_words(kind)}: {parts_text(memory.gpu[kind])}" for kind in known)
+        raise ConfigError(
+            "cluster",
+            f"leave room on every GPU, of whose {machines.gib_per_gpu:g} GiB "
+            f"{usable:.1f} can be used",
+            f"{asked:.1f} GiB on one ({told})",
+            _remedy(kind, known),
+        )
 
 
 def parts_text(parts: Parts) -> str:
@@ -146,6 +165,12 @@ def _check_host(memory: CellMemory, machines: MachineSettings, placed: Sequence[
 
 def _words(kind: str) -> str:
     return kind.replace("_", " ")
+
+
+def _to_harden(inputs: CellInputs) -> list[ModelRecipe]:
+    """Return the recipes of the offline defences of a cell that are not in the cache."""
+    found = in_order(inputs.models.recipes(), inputs.cache)
+    return [recipe for recipe in found if recipe.defence is not None]
 
 
 def _scorers(models: CellModels) -> dict[str, ModelShape] | None:

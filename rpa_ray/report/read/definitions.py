@@ -284,6 +284,11 @@ EXPLANATION = (
     "harmful its answers to held-out prompts became with and without a defence, and whether they "
     "are still fluent text."
 )
+NO_ATTACK = (
+    "Language models were measured as they are, after an offline defence where one is named; no "
+    "attack was made. The tables compare how harmful their answers to held-out prompts are, and "
+    "whether they are fluent text."
+)
 EMBEDDED_WORLD = "Every hazard of the embedded world is fictional."
 ASTERISK = (
     "* Fewer than half of the answers are fluent: "

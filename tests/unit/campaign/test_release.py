@@ -1,5 +1,8 @@
 import hashlib
 import json
+import shutil
+from collections import namedtuple
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ from rpa_ray.campaign.harden import check_release, hardening_of, release
 from rpa_ray.config import ConfigError
 from rpa_ray.plan import LoadedConfig, load_config, with_native_dtype
 from rpa_ray.plan.cells import PlannedCell
+from rpa_ray.plan.model_shapes import ModelShape
 from rpa_ray.plan.plan import Plan, make_plan
 from rpa_ray.recipes.cell_models import CampaignInputs
 from rpa_ray.recipes.model import ModelRecipe
@@ -177,6 +181,20 @@ def test_a_model_that_was_measured_and_is_gone_is_not_replaced_by_another(done: 
     folder.rename(folder.with_name("elsewhere"))
     with pytest.raises(ConfigError, match=f"^RPA_RAY_CACHE must hold {folder.name}, the model"):
         check_release(done)
+
+
+def test_a_disk_without_room_for_the_copy_is_refused_before_anything_is_made(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    large = ModelShape(2**30, 24, 2048, 8192, 16, 16, 32_000)
+    monkeypatch.setattr("rpa_ray.campaign.harden.shape_of", lambda model: large)
+    plan = plan_in(tmp_path, own_cache)
+    # 4 bytes a parameter and 500 MiB
+    for free_mib, is_enough in ((4595, False), (4596, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, m=free_mib: usage(0, 0, m * 2**20))
+        with nullcontext() if is_enough else pytest.raises(ConfigError, match=r"4 GiB of it for c"):
+            check_release(plan)
 
 
 def test_what_fails_on_the_way_leaves_nothing(done: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

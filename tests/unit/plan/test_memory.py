@@ -1,5 +1,7 @@
 """Memory of four language models, each number worked out by hand in bytes."""
 
+from pathlib import Path
+
 import pytest
 
 from rpa_ray.config import ClusterSettings
@@ -8,6 +10,7 @@ from rpa_ray.plan.memory import (
     RankLoad,
     checkpoint_gib,
     engine_memory,
+    hardening_load_of,
     host_gib,
     kv_gib_a_token,
     load_of,
@@ -16,7 +19,8 @@ from rpa_ray.plan.memory import (
     total,
 )
 from rpa_ray.plan.model_shapes import KNOWN_SHAPES, ModelShape
-from rpa_ray.recipes.cell_models import CellModels
+from rpa_ray.recipes.cell_models import CellInputs, CellModels
+from rpa_ray.recipes.model import ModelRecipe
 
 LLAMA_2_7B = KNOWN_SHAPES["meta-llama/Llama-2-7b-chat-hf"]
 LLAMA_3_8B = KNOWN_SHAPES["meta-llama/Meta-Llama-3-8B-Instruct"]
@@ -190,6 +194,31 @@ def test_a_whole_part_of_a_batch_is_held_where_nothing_cuts_it() -> None:
     grpo = "{name: grpo, batch_size: 2, group_size: 4, max_new_tokens: 100}"
     settings = parse_tree({}, [f"attack={grpo}", "cluster.num_ranks=2"])
     assert load_of(settings, models()).num_tokens == 4 * 228
+
+
+@pytest.mark.parametrize(
+    ("defence", "num_rows", "num_copies"),
+    [
+        ({"name": "vaccine_offline"}, 1, 0),
+        # a refusal, then 4 pairs of a refusal and an unsafe answer: 8 over 2 ranks
+        ({"name": "repnoise"}, 9, 0),
+        ({"name": "grad_penalty"}, 9, 4),
+        ({"name": "tar"}, 9, 5),
+        ({"name": "tar", "strength": 0.0}, 9, 0),
+        # and 4 harmless prompts
+        ({"name": "rmu", "variant": "original"}, 13, 0),
+    ],
+)
+def test_a_rank_that_hardens_holds_what_the_offline_defence_asks_for_and_keeps(
+    defence: dict[str, object], num_rows: int, num_copies: int, world_cache: Path
+) -> None:
+    settings = parse_tree({"defence": defence, "cluster": {"num_ranks": 2, "micro_batch_size": 1}})
+    recipe = CellInputs(settings, world_cache).models.policy
+    assert isinstance(recipe, ModelRecipe)
+    load = hardening_load_of(recipe, settings.cluster)
+    assert load.num_tokens == num_rows * 128
+    assert load.num_shard_copies == num_copies
+    assert "push" not in rank_memory(LLAMA_2_7B, on_gpus(4, 2), load)
 
 
 def test_every_frozen_model_and_every_anchor_counts() -> None:

@@ -50,6 +50,35 @@ def seconds_of(caption: str) -> float:
     return float(number) * (60 if unit == "min" else 1)
 
 
+HARDENED = """
+kind: campaign
+attack: none
+model: {dtype: float32}
+cells:
+  - {defence: rmu}
+  - {defence: {name: tar, num_steps: 25}}
+  - {defence: {name: tar, num_steps: 25, learning_rate: 3.0e-4}}
+  - {defence: [{name: repnoise, num_steps: 40}, tar]}
+  - {defence: [{name: repnoise, num_steps: 50}, tar]}
+"""
+
+
+def test_hardened_models_of_one_defence_are_told_apart_by_their_settings(
+    tmp_path: Path, world_cache: Path
+) -> None:
+    (tmp_path / "hardened.yaml").write_text(HARDENED)
+    lines, _ = rows(load_config(tmp_path / "hardened.yaml"), tmp_path / "out", world_cache)
+    assert [line[1] for line in lines if line[0] == "harden"] == [
+        "rmu",
+        "tar learning_rate=5e-05",
+        "tar learning_rate=0.0003",
+        "repnoise num_steps=40",
+        "repnoise+tar repnoise.num_steps=40",
+        "repnoise num_steps=50",
+        "repnoise+tar repnoise.num_steps=50",
+    ]
+
+
 def finish(config: LoadedConfig, output: Path) -> None:
     for cell in plan_cells(config, output):
         cell.folder.mkdir(parents=True)
@@ -81,7 +110,7 @@ def test_a_training_that_passes_many_times_a_step_says_so(
     lines, _ = rows(load_config(tmp_path / "both.yaml"), tmp_path / "out", world_cache)
     steps = {line[1]: line[2] for line in lines if line[0] == "harden"}
     # four adversaries of 64 steps and 16 looks of two passes, and 1.4 of its own
-    assert (steps["repnoise"], steps["tar"]) == ("877 steps", "100 steps of 385 passes")
+    assert (steps["repnoise"], steps["repnoise+tar"]) == ("877 steps", "100 steps of 385 passes")
 
 
 def test_a_cell_is_told_by_what_is_its_own(

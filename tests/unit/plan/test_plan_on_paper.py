@@ -22,8 +22,11 @@ from rpa_ray.recipes.cell_models import CellInputs
 
 PAPER = CLUSTERS.parent / "paper"
 CONFIGS = sorted(PAPER.glob("*.yaml"))
-ONE_RANK = {"few_prompts"}
-"""Their batches are of one prompt."""
+OTHER_CLUSTERS = {"few_prompts": "8xh100_one_rank"}
+"""Its batches are of one prompt."""
+OTHER_CLUSTERS |= {
+    path.stem: "8xh100_zero3" for path in CONFIGS if "base_with_tar" in path.read_text()
+}
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +54,7 @@ def printed(
 def test_every_table_of_the_papers_is_planned_without_gpus_and_hub(
     config: Path, own_cluster: bool, own_cache: Path
 ) -> None:
-    cluster = "8xh100_one_rank" if config.stem in ONE_RANK else "8xh100"
+    cluster = OTHER_CLUSTERS.get(config.stem, "8xh100")
     text = printed(config, own_cache, cluster=None if own_cluster else cluster)
     assert "not checked: Hub out of reach: meta-llama/Llama-2-7b-chat-hf" in text
     for line in ("GPU of a rank", "GPU of a rollout worker", "GPU of a scorer worker"):
@@ -98,6 +101,20 @@ def test_all_weights_on_one_rank_do_not_fit(own_cache: Path) -> None:
         "on one (rank: context 1.0, weights 12.6, gradients 12.6, masters 75.3, frozen copies "
         "12.6, activations 1.1, head 0.1, push 2.4)'. Take adapters (attack.lora: {rank: 16}),"
     )
+
+
+def test_copies_that_an_offline_defence_keeps_count_while_it_hardens(own_cache: Path) -> None:
+    # Five of 4 x 6,738,415,616 / 4 bytes: all ranks share masters and gradients under ZeRO-2 too.
+    told = refusal(own_cache, "cluster.zero_stage=2", config="table4")
+    assert (
+        "cluster must leave room on every GPU, of whose 79.6 GiB 78.0 can be used, got '82.3 GiB "
+        "on one (hardening rank: context 1.0, weights 12.6, gradients 3.1, masters 18.8, frozen "
+        "copies 12.6, activations 2.7, head 0.2, defence 31.4)'. Take more ranks, "
+        "cluster.zero_stage: 3"
+    ) in told
+    text = printed(PAPER / "table4.yaml", own_cache)
+    assert "GPU of a hardening rank with " in text
+    assert "defence 31.4, live layers 3.0)" in text
 
 
 def test_an_engine_that_does_not_fit_its_share_is_refused(own_cache: Path) -> None:
@@ -193,8 +210,8 @@ def test_a_cluster_that_nobody_knows_is_refused_with_those_that_there_are(
     with pytest.raises(ConfigError) as caught:
         load_config(settings_file, cluster="8xh10")
     assert str(caught.value) == (
-        "--cluster must name a file of configs/cluster (8xh100, 8xh100_one_rank, cpu) or a path, "
-        "got '8xh10'. Did you mean '8xh100'?"
+        "--cluster must name a file of configs/cluster (8xh100, 8xh100_one_rank, 8xh100_zero3, "
+        "cpu) or a path, got '8xh10'. Did you mean '8xh100'?"
     )
 
 

@@ -71,6 +71,22 @@ def test_the_page_loads_nothing_and_forbids_scripts(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("attack", ["none", "ppo"])
+def test_an_attack_is_told_of_where_one_was_made(attack: str, tmp_path: Path) -> None:
+    records = [
+        record(attack="none", p_harm=0.01),
+        record(attack=attack, defence="vaccine_offline", p_harm=0.02),
+    ]
+    paths = write_report(campaign_folder(tmp_path, records))
+    for opening in (
+        paths.html.read_text().partition("<h2>")[0].partition("<body")[2],
+        paths.markdown.read_text().partition("## Results")[0],
+    ):
+        assert ("no attack was made" in opening) is (attack == "none")
+        assert ("reversed" in opening) is (attack == "ppo")
+        assert ("Reverse-preference attacks: " in opening) is (attack == "ppo")
+
+
 def test_every_tag_is_closed(tmp_path: Path) -> None:
     assert Tags(hostile_page(tmp_path)).still_open == []
 
