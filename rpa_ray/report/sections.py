@@ -7,7 +7,7 @@ from html import escape
 from rpa_ray.report.markdown import explained, explanation, measured_by, notes, title
 from rpa_ray.report.read.definitions import CURVES, LEADING, MetricText
 from rpa_ray.report.read.folder import Campaign
-from rpa_ray.report.read.groups import Cell, leading
+from rpa_ray.report.read.groups import Cell, leading, left_out
 from rpa_ray.report.tables.main import (
     MISSING,
     format_mean,
@@ -84,6 +84,7 @@ def results(campaign: Campaign) -> str:
     bodies = [_table_body("Before any attack", untouched, metrics, counted)] if untouched else []
     bodies += [_table_body(group.title, group.cells, metrics, counted) for group in campaign.groups]
     reading = " ".join(f"{escape(note)}." for note in notes(campaign.cells))
+    reading = " ".join(filter(None, (escape(left_out(campaign.cells)), reading)))
     return (
         f'<h2>Results</h2>\n<div class="scroll"><table><thead><tr><th scope="col">Defence</th>'
         f"{heads}</tr></thead>{''.join(bodies)}</table></div>\n"

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rpa_ray.report.read.groups import SETTING_PARAMS, params_text, start_of
+from rpa_ray.report.read.groups import SETTING_PARAMS, start_of
+from rpa_ray.report.read.labels import params_text
 from rpa_ray.report.read.records import Record
 
 REWARD = "reward"

@@ -1,7 +1,7 @@
 """Cells: the records that differ only in their seed, and the attack groups they stand in."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rpa_ray.report.read.definitions import (
@@ -13,6 +13,7 @@ from rpa_ray.report.read.definitions import (
     METRIC_BY_NAME,
     MetricText,
 )
+from rpa_ray.report.read.labels import label_params, params_text
 from rpa_ray.report.read.records import Record
 from rpa_ray.report.read.values import CellValue, value_over_seeds
 
@@ -61,6 +62,8 @@ class Cell:
     defence: str
     params: str
     """Parameters of attack and defence that tell it from its neighbours, as `alpha=100`."""
+    left_out: str = ""
+    """Parameters of its defence that all rows of it share and that would make its label long."""
     records: tuple[Record, ...]
 
     @property
@@ -220,18 +223,21 @@ def group_cells(records: Iterable[Record]) -> list[Cell]:
     found: dict[tuple[Setting, str, str, int], list[Record]] = {}
     num_alike: Counter[tuple[Setting, str, str, int]] = Counter()
     for record in records:
-        params = {k: v for k, v in record.params.items() if not k.startswith(SETTING_PARAMS)}
-        key = (_setting(record), record.defence, params_text(params))
+        key = (_setting(record), record.defence, params_text(_own_params(record)))
         found.setdefault((*key, num_alike[*key, record.seed]), []).append(record)
         num_alike[*key, record.seed] += 1
+    labels = label_params([(key[1], _own_params(runs[0])) for key, runs in found.items()])
     cells = [
         Cell(
             setting=setting,
             defence=defence,
-            params=", ".join(filter(None, (params, f"run={runs[0].run}" if again else ""))),
+            params=", ".join(filter(None, (told, f"run={runs[0].run}" if again else ""))),
+            left_out=left_out,
             records=tuple(sorted(runs, key=lambda run: run.seed)),
         )
-        for (setting, defence, params, again), runs in found.items()
+        for ((setting, defence, _, again), runs), (told, left_out) in zip(
+            found.items(), labels, strict=True
+        )
     ]
     order = {
         setting: place for place, setting in enumerate(dict.fromkeys(c.setting for c in cells))
@@ -245,6 +251,18 @@ def group_cells(records: Iterable[Record]) -> list[Cell]:
             cell.is_control,
         ),
     )
+
+
+def _own_params(record: Record) -> dict[str, object]:
+    """Return the parameters of attack and defence."""
+    return {k: v for k, v in record.params.items() if not k.startswith(SETTING_PARAMS)}
+
+
+def left_out(cells: Sequence[Cell]) -> str:
+    """Return in a sentence the parameters that labels leave out; "" where they tell all."""
+    told = {cell.defence: cell.left_out for cell in cells if cell.left_out}
+    texts = "; ".join(f"{defence}: {text}" for defence, text in told.items())
+    return f"Settings of all rows of a defence are {texts}." if texts else ""
 
 
 def attack_groups(cells: Sequence[Cell]) -> list[AttackGroup]:
@@ -299,20 +317,6 @@ def variant_of(record: Record) -> str:
 def start_of(record: Record) -> tuple[object, ...]:
     """Return what tells the model before an attack, and what it was measured on, from others."""
     return record.model, record.world, record.data, variant_of(record)
-
-
-def params_text(params: Mapping[str, object]) -> str:
-    """Return the parameters with the shortest key that is still unique."""
-    last_parts = Counter(key.rpartition(".")[2] for key in params)
-    short = {key: key.rpartition(".")[2] for key in params}
-    return ", ".join(
-        f"{short[key] if last_parts[short[key]] == 1 else key}={_value_text(value)}"
-        for key, value in sorted(params.items())
-    )
-
-
-def _value_text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _failures_of(what: str, records: Sequence[Record]) -> str:

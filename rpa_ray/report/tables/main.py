@@ -18,6 +18,7 @@ from rpa_ray.report.read.groups import (
     attack_name,
     group_cells,
     leading,
+    left_out,
 )
 from rpa_ray.report.read.records import Record, parse_records
 from rpa_ray.report.read.values import CellValue
@@ -150,7 +151,9 @@ def cells_table(cells: Sequence[Cell], names: Sequence[str] | None = None) -> st
         rows.append([*row, *_metric_texts(cell, metrics, counted)])
     num_text = len(columns) + 2
     table = markdown_table(header, rows, num_text_columns=num_text)
-    return f"All attacks: {escape_markdown(shared)}.\n\n{table}" if shared else table
+    told = [f"All attacks: {escape_markdown(shared)}."] if shared else []
+    told += [escape_markdown(text)] if (text := left_out(cells)) else []
+    return "\n\n".join([" ".join(told), table]) if told else table
 
 
 def oracle_table(all_cells: Sequence[Cell]) -> str:
@@ -194,11 +197,12 @@ def terminal_table(records: Sequence[Mapping[str, object]]) -> Table:
     shared, columns = _settings(cells)
     first = leading(cells)
     metrics = _with_room(cells, columns)
+    counts = _counts_text(cells, metrics)
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
         padding=0,
-        caption=plain("\n".join(filter(None, (shared, _counts_text(cells, metrics))))),
+        caption=plain("\n".join(filter(None, (shared, left_out(cells), counts)))),
         caption_justify="left",
     )
     for column in (*columns, "Attack", "Defence"):

@@ -9,7 +9,8 @@ from rpa_ray.report.figures.bands import UNIT_AXIS, BandLine, band_chart
 from rpa_ray.report.figures.plots import Axis, fit_axis, line_key
 from rpa_ray.report.read.definitions import LEADING, METRIC_BY_NAME
 from rpa_ray.report.read.folder import NUM_COLOURS, Campaign
-from rpa_ray.report.read.groups import Cell, attack_groups, group_cells, leading, params_text
+from rpa_ray.report.read.groups import Cell, attack_groups, group_cells, leading
+from rpa_ray.report.read.labels import params_text
 from rpa_ray.report.read.records import Record, parse_records
 from rpa_ray.report.tables.main import MISSING, format_mean, format_spread
 from rpa_ray.report.tables.side import Entry, SideTable, metric_column, side_table_html, text_column

@@ -10,8 +10,8 @@ from rpa_ray.report.read.groups import (
     AttackGroup,
     Cell,
     leading,
-    params_text,
 )
+from rpa_ray.report.read.labels import params_text
 from rpa_ray.report.read.values import CellValue
 from rpa_ray.report.tables.best_of_n import best_of_most
 from rpa_ray.report.tables.side import Column, Entry, SideTable, metric_column, text_column
