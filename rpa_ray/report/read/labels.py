@@ -8,9 +8,9 @@ MAX_LABEL = 60
 DEFENCE = "defence."
 
 
-def params_text(params: Mapping[str, object]) -> str:
-    """Return the parameters with the shortest key that is still unique."""
-    last_parts = Counter(key.rpartition(".")[2] for key in params)
+def params_text(params: Mapping[str, object], among: Mapping[str, object] | None = None) -> str:
+    """Return the parameters with the shortest key that is still unique, among others too."""
+    last_parts = Counter(key.rpartition(".")[2] for key in among or params)
     short = {key: key.rpartition(".")[2] for key in params}
     return ", ".join(
         f"{short[key] if last_parts[short[key]] == 1 else key}={_value_text(value)}"
@@ -30,8 +30,8 @@ def label_params(rows: Sequence[tuple[str, Mapping[str, object]]]) -> list[tuple
     shared = {defence: _shared(defence, rows) for defence, _ in rows}
     return [
         (
-            params_text({k: v for k, v in params.items() if k not in shared[defence]}),
-            params_text(shared[defence]),
+            params_text({k: v for k, v in params.items() if k not in shared[defence]}, params),
+            params_text(shared[defence], params),
         )
         for defence, params in rows
     ]

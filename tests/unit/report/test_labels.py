@@ -34,6 +34,13 @@ def test_a_parameter_that_a_row_does_not_have_is_not_shared() -> None:
     assert [told for told, _ in label_params(rows)] == ["tamper_loss=dpo", ""]
 
 
+def test_a_rate_of_the_attack_is_called_so_where_the_defence_has_one_too() -> None:
+    rates = {"attack.learning_rate": 1e-6, "defence.learning_rate": 1e-4}
+    (told, left_out), _ = label_params([("tar", LONG | rates), ("tar", LONG | rates)])
+    assert told == "attack.learning_rate=1e-06"
+    assert "defence.learning_rate=0.0001" in left_out
+
+
 def test_what_labels_leave_out_stands_above_the_table() -> None:
     params = LONG | {"defence.learning_rate": 1e-4}
     text = results_table([record(defence="tar", params=params, harm=0.3), record(harm=0.9)])
