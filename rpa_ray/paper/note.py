@@ -234,11 +234,17 @@ JUDGES = (
     *("harm", "harm_greedy", "compliance_sampled", "compliance", "refusal_rate"),
     *("p_harm_sampled", "judge_gap", "p_harm_second_sampled", "between_judges", REWARD_GAIN),
 )
+PRICE = (
+    # How soon it fell, and what attack and defence left of the model.
+    *("harm", "harm_area", "samples_to_harm_50", "ppl_median"),
+    *("helpfulness", "harmless_answered", "kl_seq_rb", "kl_untouched"),
+)
 OPPOSED = ("judge_gap", "p_harm_sampled", "harm")
 INSTRUMENTS = ("harm", "judge", "second_judge")
 TABLES: Mapping[str, Callable[[Sequence[Path]], str]] = {
     "truth": _rows(TRUTH),
     "judges": _rows(JUDGES),
+    "price": _rows(PRICE),
     "results": lambda folders: cells_table(cells_of(folders)),
     "oracle": lambda folders: oracle_table(cells_of(folders)),
     "paper": lambda folders: rows_table(cells_of(folders)),

@@ -217,8 +217,8 @@ def group_cells(records: Iterable[Record]) -> list[Cell]:
     """Join records that differ only in their seed.
 
     Two of the same seed differ in something that they do not tell: the second starts a cell of its
-    own, which is called by its run folder. The untouched model comes first, and within an attack
-    the undefended cell first, controls last.
+    own, which is called by its run folder. The untouched model comes first, then it hardened, and
+    within an attack the undefended cell first, controls last.
     """
     found: dict[tuple[Setting, str, str, int], list[Record]] = {}
     num_alike: Counter[tuple[Setting, str, str, int]] = Counter()
@@ -246,6 +246,7 @@ def group_cells(records: Iterable[Record]) -> list[Cell]:
         cells,
         key=lambda cell: (
             not cell.is_untouched,
+            cell.is_untouched and cell.defence != "none",
             order[cell.setting],
             not cell.is_undefended,
             cell.is_control,
