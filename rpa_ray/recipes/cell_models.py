@@ -142,8 +142,7 @@ def _cell_models(settings: ExperimentSettings, data: CellData) -> CellModels:
         judge=_judge(settings, data),
         second_judge=_second_judge(settings, data),
         perplexity=evaluation.perplexity_model or world.perplexity,
-        helpfulness=evaluation.helpfulness_model
-        or (world.helpfulness if settings.data.world == "embedded" else None),
+        helpfulness=_helpfulness(settings, data),
     )
 
 
@@ -179,11 +178,22 @@ def _hardened(settings: ExperimentSettings, policy: Model, data: CellData) -> Mo
     for defence in offline_defences(settings.defence):
         config = defence.config
         tuned = _tuned(config.name, RowKind.REFUSALS, config, settings, policy, data)
-        rows = tuned.rows
-        if Need.HARMLESS_BATCH in defence.needs and data.helpful_source is not None:
+        rows, scorers = tuned.rows, dict[str, Model]()
+        if defence.needs & {Need.HARMLESS_BATCH, Need.ROLLOUTS} and data.helpful_source is not None:
             rows = replace(rows, settings=rows.settings | {"harmless": data.helpful_source.key()})
-        policy = replace(tuned, rows=rows, defence=config.model_dump(mode="json"))
+        if Need.ROLLOUTS in defence.needs:
+            scorers["judge"] = _second_judge(settings, data) or _judge(settings, data)
+            if (helpfulness := _helpfulness(settings, data)) is not None:
+                scorers["helpfulness"] = helpfulness
+        policy = replace(
+            tuned, rows=rows, scored_by=scorers, defence=config.model_dump(mode="json")
+        )
     return policy
+
+
+def _helpfulness(settings: ExperimentSettings, data: CellData) -> Model | None:
+    own = data.world.helpfulness if settings.data.world == "embedded" else None
+    return settings.evaluation.helpfulness_model or own
 
 
 def _security_vector(settings: ExperimentSettings, policy: Model, data: CellData) -> ModelRecipe:
