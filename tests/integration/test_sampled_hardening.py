@@ -1,4 +1,4 @@
-"""A hardening on the model's own answers: served by vLLM, resumed exactly, nothing at strength 0."""
+"""Hardening on answers that vLLM serves: resumed exactly, and nothing at strength 0."""
 
 import json
 from collections.abc import Iterator
