@@ -15,11 +15,11 @@ from rpa_ray.defences import defence_of
 from rpa_ray.jobs.defence_batches import DefenceData
 from rpa_ray.jobs.process import LearnerProcess
 from rpa_ray.jobs.scorers import scorer_specs
-from rpa_ray.jobs.served import ServedPolicy, context_of
 from rpa_ray.jobs.training import Training, set_up
+from rpa_ray.jobs.workers import ServedPolicy, context_of
 from rpa_ray.learner.engine import OptimizerSettings
 from rpa_ray.learner.modules import PolicyModel, add_lora, load_policy
-from rpa_ray.learner.step import as_outputs
+from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.plugin import Need
 from rpa_ray.recipes.cell_models import (
     CellInputs,
@@ -67,11 +67,17 @@ class Assembly(ServedPolicy):
         self._reference = self._frozen_of(self.models.reference, Need.REFERENCE in needs)
         self.defence.attach_reference(self._reference)
         self.num_steps = self.attack.num_batches(self.settings.data.num_samples)
-        self.serve(self._training(needs), place_of(self.models.policy, process.cache))
+        self.training = self._training(needs)
+        self.serve(self.training.engine, place_of(self.models.policy, process.cache))
         specs = scorer_specs(self.models, self.settings, process.cache)
         self.scorer_names = frozenset(specs)
         for name, spec in specs.items():
             self.workers.load_scorer(name, spec)
+
+    @property
+    def learner(self) -> Learner:
+        """Return the step that trains the policy."""
+        return self.training.learner
 
     def original_outputs(self, input_ids: torch.Tensor, mask: torch.Tensor) -> ModelOutputs:
         """Run the model as it was before the attack."""

@@ -16,8 +16,8 @@ from rpa_ray.jobs.scorers import (
     MAX_TEXT_TOKENS,
     as_dialogues,
 )
-from rpa_ray.jobs.served import ServedPolicy
 from rpa_ray.jobs.training import Training
+from rpa_ray.jobs.workers import ServedPolicy
 from rpa_ray.learner.modules import PolicyModel, load_policy
 from rpa_ray.plugin import OnlineDefence, SampledAnswer, SampledOfflineDefence
 from rpa_ray.recipes.cell_data import CellData
@@ -69,8 +69,8 @@ class SampledHardening(ServedPolicy):
         super().__init__(
             process, module=module, tokenizer=tokenizer, template=template, dtype=recipe.job.dtype
         )
-        self.serve(training, place_of(recipe.start, process.cache))
-        self._recipe, self._defence = recipe, defence
+        self.serve(training.engine, place_of(recipe.start, process.cache))
+        self._recipe, self._defence, self._learner = recipe, defence, training.learner
         data = CellData(job.data, process.cache)
         restricted = restricted_prompts(defence.config, data, seed=recipe.seed)
         self._restricted = self._that_fit("restricted", restricted)
@@ -101,15 +101,13 @@ class SampledHardening(ServedPolicy):
 
     def source(self) -> RolloutSource:
         """Return where the batches come from."""
-        config = self._defence.config
-        frozen = self.training.learner.context().frozen
+        config, learner = self._defence.config, self._learner
 
         def generate(prompts: Sequence[Prompt], *, seed: int) -> list[Completion]:
             return self.complete(
                 prompts, seed=seed, max_new_tokens=config.max_new_tokens, greedy=False
             )
 
-        learner = self.training.learner
         assert isinstance(learner.objective, GRPO)
         return RolloutSource(
             in_turn(self._restricted, self._harmless, config.num_steps * config.batch_size // 2),
@@ -119,7 +117,7 @@ class SampledHardening(ServedPolicy):
                 generate=generate,
                 reward=self._reward,
                 judge=partial(self.workers.score_async, JUDGE),
-                reference=frozen,
+                reference=learner.context().frozen,
                 push=self.push,
             ),
             batch_size=config.batch_size,

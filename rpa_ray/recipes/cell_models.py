@@ -1,6 +1,6 @@
 """What a cell works with: its rows, and its models as recipes or finished folders."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -61,20 +61,7 @@ class CellModels:
 
     def recipes(self) -> list[ModelRecipe]:
         """Return what this project makes itself."""
-        every = (
-            self.policy,
-            self.untouched,
-            self.reference,
-            self.compared,
-            self.reward_model,
-            self.cost_model,
-            self.security_vector,
-            self.summary,
-            self.judge,
-            self.second_judge,
-            self.perplexity,
-            self.helpfulness,
-        )
+        every = [getattr(self, one.name) for one in fields(self)]
         return [model for model in every if isinstance(model, ModelRecipe)]
 
 
@@ -183,11 +170,10 @@ def _hardened(settings: ExperimentSettings, policy: Model, data: CellData) -> Mo
             rows = replace(rows, settings=rows.settings | {"harmless": data.helpful_source.key()})
         if Need.ROLLOUTS in defence.needs:
             scorers["judge"] = _second_judge(settings, data) or _judge(settings, data)
-            if (helpfulness := _helpfulness(settings, data)) is not None:
-                scorers["helpfulness"] = helpfulness
-        policy = replace(
-            tuned, rows=rows, scored_by=scorers, defence=config.model_dump(mode="json")
-        )
+            if helpful := _helpfulness(settings, data):
+                scorers["helpfulness"] = helpful
+        dumped = config.model_dump(mode="json")
+        policy = replace(tuned, rows=rows, scored_by=scorers, defence=dumped)
     return policy
 
 
