@@ -3,7 +3,8 @@
     call -> ranks agree -> (lost: mend -> call again)
 
 Every call of the pools is a collective: a rank that gave up alone would leave the others waiting
-for it. A call is repeated with the same arguments and seeds, so a loss leaves no trace in the results.
+for it. A call is repeated with the same arguments and seeds, so a loss leaves no trace in the
+results.
 """
 
 import logging

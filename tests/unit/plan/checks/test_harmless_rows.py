@@ -60,7 +60,7 @@ def test_domains_are_categories_of_the_defence_split(world_cache: Path) -> None:
     told = refusal(parse_tree({"attack": "sft", "defence": defence}), world_cache)
     assert told.startswith("defence.domains must be harm categories of the defence split (beast_")
     assert told.endswith("got cooking. Name others, or leave it out.")
-    many = {"name": "reward_neutralisation", "domains": ["curse_craft"], "num_prompts": 100_000}
+    many = {"name": "reward_neutralisation", "domains": ["curse_craft"], "num_prompts": 5000}
     told = refusal(parse_tree({"attack": "sft", "defence": many}), world_cache)
     assert "(the distinct restricted prompts of role 'defence' in defence.domains)" in told
 
