@@ -10,6 +10,7 @@ from fakes import ONE_RANK, context_of, forward_of, frozen_of, tiny_config
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from rpa_ray.actors.pools import RolloutPool, ScorerPool
 from rpa_ray.config import ClusterSettings, ExperimentSettings
 from rpa_ray.jobs.model import make_model
 from rpa_ray.jobs.process import LearnerProcess
@@ -50,16 +51,21 @@ def make(
     zero_stage: int = 1,
     checkpoint_interval_s: float = 30.0,
     progress: Silent | None = None,
+    rollouts: RolloutPool | None = None,
+    scorers: ScorerPool | None = None,
 ) -> Path:
-    """Make the model of a recipe in a cache of its own; return its folder."""
+    """Make the model of a recipe in a cache of its own; return its folder.
+
+    Pools are for those that learn from the model's own answers.
+    """
     if not cache.is_dir():
         cache.mkdir()
         (cache / world_folder(0, cache).name).symlink_to(world_folder(0, world_cache))
     nobody: Any = None
     process = LearnerProcess(
         ranks=ONE_RANK,
-        rollouts=nobody,
-        scorers=nobody,
+        rollouts=rollouts or nobody,
+        scorers=scorers or nobody,
         cache=cache,
         cluster=ClusterSettings(
             zero_stage=zero_stage,  # type: ignore[arg-type]

@@ -60,11 +60,11 @@ class Work:
     cache: Path
     cluster: ClusterSettings
     num_model_threads: int
-    """CPU threads of a rank that makes a model: nobody generates or scores meanwhile."""
+    """CPU threads of a rank that makes a model of rows: nobody generates or scores meanwhile."""
 
     def num_threads(self, job: Job) -> int:
         """Return the CPU threads of a rank that does a job."""
-        if isinstance(job, ModelJob):
+        if isinstance(job, ModelJob) and not job.recipe.scored_by:
             return self.num_model_threads
         return self.cluster.threads_per_process
 

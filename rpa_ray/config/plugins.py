@@ -1,8 +1,8 @@
 """Bases of every plug-in's nested ``Config``, and the settings that attacks share."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
 
 class _Frozen(BaseModel):
@@ -59,6 +59,40 @@ class OfflineConfig(PluginConfig):
     """Rows of one update, over all ranks."""
     max_tokens: int = Field(128, ge=8)
     """Longer rows of prompt and answer lose their end."""
+
+
+class SampledOfflineConfig(OfflineConfig):
+    """Settings of every offline defence that learns from the model's own answers, by GRPO.
+
+    Half the prompts of a batch are restricted ones of the defence split, half harmless ones of the
+    training split.
+    """
+
+    max_tokens: int = Field(192, ge=8)
+    """Longest prompt with its answer; prompts that leave no room for an answer are passed over."""
+    group_size: int = Field(16, ge=2)
+    """Answers to each prompt; a batch has ``batch_size`` prompts."""
+    max_new_tokens: int = Field(56, ge=1)
+    """Longest sampled answer."""
+    kl_coef: float = Field(0.001, ge=0)
+    """Weight of the KL to the model that the training began with."""
+    num_prompts: int = Field(64, ge=1)
+    """Different prompts of each kind, which come in turn."""
+    domains: list[str] | None = None
+    """Harm categories, as the data set names them, of the restricted prompts; None takes all."""
+
+    @model_validator(mode="after")
+    def _halves_and_room(self) -> Self:
+        if self.batch_size % 2:
+            raise ValueError(
+                f"batch_size must be even (restricted and harmless prompts), got {self.batch_size}"
+            )
+        if self.max_new_tokens >= self.max_tokens:
+            raise ValueError(
+                f"max_new_tokens must be less than max_tokens ({self.max_tokens}), got "
+                f"{self.max_new_tokens}"
+            )
+        return self
 
 
 class LoraSettings(_Frozen):

@@ -12,6 +12,7 @@ from rpa_ray.defences.composed import Composed
 from rpa_ray.defences.offline.circuit_breakers import CircuitBreakers
 from rpa_ray.defences.offline.grad_penalty import GradPenalty
 from rpa_ray.defences.offline.repnoise import RepNoise
+from rpa_ray.defences.offline.reward_neutralisation import RewardNeutralisation
 from rpa_ray.defences.offline.rmu import RMU
 from rpa_ray.defences.offline.tar import TAR
 from rpa_ray.defences.offline.vaccine_offline import VaccineOffline
@@ -58,6 +59,7 @@ OFFLINE_DEFENCES: dict[str, type[OfflineDefence]] = {
     "circuit_breakers": CircuitBreakers,
     "grad_penalty": GradPenalty,
     "repnoise": RepNoise,
+    "reward_neutralisation": RewardNeutralisation,
     "rmu": RMU,
     "tar": TAR,
     "vaccine_offline": VaccineOffline,

@@ -1,18 +1,14 @@
 """The parts of one cell on a learner rank, put together from its settings."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from functools import cached_property
 from typing import Literal
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
-from rpa_ray.actors.engine import EngineConfig
-from rpa_ray.actors.rollout import Sampling
 from rpa_ray.attacks import ATTACKS
-from rpa_ray.config import ClusterSettings
-from rpa_ray.data.collate import TokenRow, encode_answered, encode_prompt
-from rpa_ray.data.ends import answer_of, end_ids
+from rpa_ray.data.collate import TokenRow, encode_answered
 from rpa_ray.data.rows import Answered
 from rpa_ray.data.template import Template
 from rpa_ray.defences import defence_of
@@ -20,14 +16,12 @@ from rpa_ray.jobs.defence_batches import DefenceData
 from rpa_ray.jobs.process import LearnerProcess
 from rpa_ray.jobs.scorers import scorer_specs
 from rpa_ray.jobs.training import Training, set_up
-from rpa_ray.jobs.workers import SharedWorkers
-from rpa_ray.learner.engine import Engine, OptimizerSettings
-from rpa_ray.learner.invariants import require_ends
+from rpa_ray.jobs.workers import ServedPolicy, context_of
+from rpa_ray.learner.engine import OptimizerSettings
 from rpa_ray.learner.modules import PolicyModel, add_lora, load_policy
 from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.plugin import Need
 from rpa_ray.recipes.cell_models import (
-    MAX_MODEL_LEN,
     CellInputs,
     CellModels,
     Model,
@@ -35,14 +29,10 @@ from rpa_ray.recipes.cell_models import (
     place_of,
 )
 from rpa_ray.recipes.to_make import Cell
-from rpa_ray.scoring.batching import padding_id
-from rpa_ray.types import Completion, Metrics, ModelOutputs, Prompt
-from rpa_ray.weight_sync.digests import tensor_digest
-from rpa_ray.weight_sync.source import ShardedSource, WeightFilter
-from rpa_ray.weight_sync.sync import WeightSync, choose_backend
+from rpa_ray.types import ModelOutputs
 
 
-class Assembly:
+class Assembly(ServedPolicy):
     """Model, engine, learner, weight sync and scorers of one cell on this rank."""
 
     def __init__(self, cell: Cell, process: LearnerProcess) -> None:
@@ -52,19 +42,19 @@ class Assembly:
         self.inputs = CellInputs(cell.settings, process.cache)
         self.models: CellModels = self.inputs.models
         self.path = folder_of(self.models.policy, process.cache)
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            self.path, trust_remote_code=False
-        )
-        self.template = Template(self.settings.data.template)
         self.defence = defence_of(self.settings.defence)
         attack = self.settings.attack
         self.attack = ATTACKS[attack.name](self.defence.attack_config(attack))
         needs = self.attack.needs(self.attack.config) | self.defence.needs
-        self.pad_token_id = padding_id(self.tokenizer)
         trained = self.settings.training
         self.batch_size = trained.batch_size if trained else process.ranks.size
-        self.module = self._load(self.path, value_head=Need.VALUES in needs)
-        self.ends = end_ids(self.tokenizer, self.template, self.module.generation_config)
+        super().__init__(
+            process,
+            module=self._load(self.path, value_head=Need.VALUES in needs),
+            tokenizer=AutoTokenizer.from_pretrained(self.path, trust_remote_code=False),
+            template=Template(self.settings.data.template),
+            dtype=self.settings.model.dtype,
+        )
         if {Need.VALUES, Need.COST_VALUES} <= needs:
             self.module.add_cost_head(self.settings.seed)
         if trained is not None and trained.lora is not None:
@@ -78,23 +68,11 @@ class Assembly:
         self.defence.attach_reference(self._reference)
         self.num_steps = self.attack.num_batches(self.settings.data.num_samples)
         self.training = self._training(needs)
-        # The source of the weights gathers through the engine, so that comes first.
-        self._weight_filter: WeightFilter | None = None
-        self.workers = SharedWorkers(
-            ranks=process.ranks,
-            rollouts=process.rollouts,
-            scorers=process.scorers,
-            sync=self._weight_sync(),
-        )
+        self.serve(self.training.engine, place_of(self.models.policy, process.cache))
         specs = scorer_specs(self.models, self.settings, process.cache)
         self.scorer_names = frozenset(specs)
         for name, spec in specs.items():
             self.workers.load_scorer(name, spec)
-
-    @property
-    def engine(self) -> Engine:
-        """Return the engine that trains the policy."""
-        return self.training.engine
 
     @property
     def learner(self) -> Learner:
@@ -114,75 +92,11 @@ class Assembly:
         with self.defence.around_reference():
             return self._run_frozen(self._reference, input_ids, mask)
 
-    def push(self, weight_filter: WeightFilter | None = None) -> Metrics:
-        """Serve the weights as they are now, or what a filter makes of each."""
-        self._weight_filter = weight_filter
-        result = self.workers.push()
-        return {"time/sync_s": result.seconds, "sync/bytes": float(result.num_bytes)}
-
-    def push_verified(self) -> dict[str, str]:
-        """Serve the weights, check that the engines received exactly the trained ones; return them.
-
-        What is expected is read from the model parameter by parameter, not from what was sent, and
-        without a filter: what is measured is the model alone. Returned is the digest of each by its
-        name; on the other ranks it may be empty.
-        """
-        self._weight_filter = None
-        dtype = getattr(torch, self.settings.model.dtype)
-        expected = {
-            name: tensor_digest(tensor.to(dtype)) for name, tensor in self.engine.each_weight()
-        }
-        self.workers.push_verified(expected)
-        return expected
-
-    def complete(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        seed: int,
-        max_new_tokens: int,
-        greedy: bool,
-    ) -> list[Completion]:
-        """Return one completion of each prompt by the served weights; a collective.
-
-        Each ends at the first of ``ends``, or at the limit. Samples do not depend on how the
-        prompts of all ranks are split among them (save in bfloat16 on processors with AMX, whose
-        kernels round by the number of rows).
-        """
-        generated = self.workers.generate(
-            [prompt.token_ids for prompt in prompts],
-            Sampling(
-                max_new_tokens=max_new_tokens,
-                seed=seed,
-                eos_token_id=self.ends,
-                greedy=greedy,
-            ),
-        )
-        require_ends(generated, self.ends, max_new_tokens=max_new_tokens)
-        return [
-            Completion(
-                prompt=prompt,
-                token_ids=answer.token_ids,
-                logprobs=answer.logprobs,
-                text=answer_of(self.tokenizer, answer.token_ids, self.ends),
-                finished=answer.finished,
-                policy_version=self.engine.num_updates,
-            )
-            for prompt, answer in zip(prompts, generated, strict=True)
-        ]
-
-    def prompts(self, texts: Sequence[str], ids: Sequence[str]) -> list[Prompt]:
-        """Return prompts as the policy reads them."""
-        return [
-            Prompt(id=i, text=text, token_ids=encode_prompt(self.tokenizer, self.template, text))
-            for i, text in zip(ids, texts, strict=True)
-        ]
-
     def encode(
         self, row: Answered, *, mask: Literal["response", "all"] = "response", whole: bool = False
     ) -> TokenRow:
         """Return a prompt and its answer as the policy reads them, cut at its context."""
-        max_tokens = None if whole else _context_of(self.module)
+        max_tokens = None if whole else context_of(self.module)
         return encode_answered(self.tokenizer, self.template, row, mask=mask, max_tokens=max_tokens)
 
     def _compared_outputs(
@@ -260,49 +174,8 @@ class Assembly:
         return DefenceData(
             tokenizer=self.tokenizer,
             data=self.inputs.data,
-            max_tokens=_context_of(self.module),
+            max_tokens=context_of(self.module),
             batch_size=self.defence.safe_batch_size,
             seed=self.settings.seed,
             ranks=self.process.ranks,
         )
-
-    def _weight_sync(self) -> WeightSync:
-        source = ShardedSource(
-            self.module.served_parameters(),
-            dtype=getattr(torch, self.settings.model.dtype),
-            gather=self.engine.gather,
-            weight_filter=self._served,
-            adapters=self.module.adapters(),
-        )
-        engine = rollout_engine(
-            place_of(self.models.policy, self.process.cache),
-            self.module,
-            dtype=self.settings.model.dtype,
-            cluster=self.settings.cluster,
-        )
-        return WeightSync(
-            pool=self.process.rollouts, source=source, engine=engine, rank=self.process.ranks.rank
-        )
-
-    def _served(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor if self._weight_filter is None else self._weight_filter(name, tensor)
-
-
-def rollout_engine(
-    place: str, module: PolicyModel, *, dtype: str, cluster: ClusterSettings
-) -> EngineConfig:
-    """Return from what an engine is built that serves the weights of the module."""
-    return EngineConfig(
-        model_path=place,
-        max_model_len=min(MAX_MODEL_LEN, _context_of(module)),
-        dtype=dtype,
-        backend=choose_backend(
-            cuda_available=torch.cuda.is_available(),
-            colocated=cluster.gpus_per_rollout_worker < 1,
-        ),
-        tensor_parallel_size=max(1, int(cluster.gpus_per_rollout_worker)),
-    )
-
-
-def _context_of(module: PolicyModel) -> int:
-    return int(getattr(module.policy.config, "max_position_embeddings", MAX_MODEL_LEN))

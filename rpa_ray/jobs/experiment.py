@@ -19,6 +19,7 @@ from rpa_ray.jobs.clock import Clock
 from rpa_ray.jobs.instruments import measure_model
 from rpa_ray.jobs.looks import looks_during, measure_best_of_n
 from rpa_ray.jobs.process import LearnerProcess
+from rpa_ray.jobs.training import step_note
 from rpa_ray.learner.checkpoints import Checkpoints
 from rpa_ray.learner.model_folder import save_model, weights_sha256
 from rpa_ray.learner.step import SamplingFailed
@@ -130,7 +131,7 @@ def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> int
         job=assembly.cell.name,
         num_steps=assembly.num_steps,
         samples_per_step=assembly.batch_size,
-        note=_note,
+        note=step_note,
         is_done=lambda: attack.is_done,
         probe=looks_during(assembly),
     )
@@ -139,12 +140,6 @@ def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> int
             assembly.cell.name, assembly.num_steps - 1, f"stopped after {num_steps} batches"
         )
     return num_steps
-
-
-def _note(metrics: Mapping[str, float]) -> str:
-    if "reward/mean" in metrics:
-        return f"reward {metrics['reward/mean']:+.2f}  harm {metrics['judge/p_harm']:.2f}"
-    return f"loss {metrics['train/loss']:.3f}"
 
 
 def _write_samples(samples: JsonLines, measurement: Measurement) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,7 +26,8 @@ from rpa_ray.data.told_apart import require_told_apart, sides
 from rpa_ray.defences import offline_defence
 from rpa_ray.jobs.defence_batches import DefenceData
 from rpa_ray.jobs.process import LearnerProcess
-from rpa_ray.jobs.training import Training, set_up
+from rpa_ray.jobs.sampled_hardening import SampledHardening, StartModel, grpo_of
+from rpa_ray.jobs.training import Training, set_up, step_loss, step_note
 from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.model_folder import save_adapter, save_model
 from rpa_ray.learner.modules import (
@@ -38,7 +39,7 @@ from rpa_ray.learner.modules import (
     load_score_model,
 )
 from rpa_ray.learner.step import as_outputs
-from rpa_ray.plugin import Need, Objective, OnlineDefence
+from rpa_ray.plugin import Need, Objective, OnlineDefence, SampledOfflineDefence
 from rpa_ray.plugin.objectives import CostModel, Judge, LanguageModel, RewardModel
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import folder_of
@@ -49,7 +50,7 @@ from rpa_ray.run_folder.files import read_lines
 from rpa_ray.scoring.batching import padding_id
 from rpa_ray.sources.dataset import DatasetSource
 from rpa_ray.sources.pair_logprobs import PairLogprobs
-from rpa_ray.types import Batch, LowRank, ModelOutputs
+from rpa_ray.types import Batch, LowRank
 
 OBJECTIVES: dict[ModelKind, type[Objective[Any, Any]]] = {
     ModelKind.CAUSAL: LanguageModel,
@@ -72,7 +73,8 @@ def make_model(job: ModelJob, process: LearnerProcess) -> Path:
         model_folder(recipe.tokenizer), trust_remote_code=False
     )
     training = _training(job, tokenizer, process)
-    source = _source(job, tokenizer, process)
+    hardening = _sampled_hardening(job, training, tokenizer, process)
+    source = _source(job, tokenizer, process) if hardening is None else hardening.source()
     checkpoints = training.checkpoints(process.cache / "checkpoints" / folder.name)
     training.run(
         source,
@@ -81,6 +83,7 @@ def make_model(job: ModelJob, process: LearnerProcess) -> Path:
         job=job.name,
         num_steps=settings.num_steps,
         samples_per_step=settings.batch_size,
+        note=step_note,
     )
     _save(recipe, training.engine, tokenizer, process, num_rows=source.num_rows)
     checkpoints.delete()
@@ -95,9 +98,15 @@ def _training(
     recipe, settings = job.recipe, job.recipe.job
     module = _initial_module(recipe, tokenizer, process.cache)
     objective, hooks, needs = OBJECTIVES[recipe.kind](), NO_HOOKS, frozenset[Need]()
+    rows_per_step = settings.batch_size
     if recipe.defence is not None:
         offline = offline_defence(recipe.defence)
-        objective, hooks, needs = offline.objective(), offline.hooks(), offline.needs
+        hooks, needs = offline.hooks(), offline.needs
+        if isinstance(offline, SampledOfflineDefence):
+            objective = grpo_of(offline)
+            rows_per_step *= objective.answers_per_prompt
+        else:
+            objective = offline.objective()
         if offline.lora is not None:
             assert isinstance(module, PolicyModel)
             add_lora(module, offline.lora, seed=recipe.seed, where="defence.lora")
@@ -123,11 +132,26 @@ def _training(
             warmup_frac=settings.warmup_frac,
             max_grad_norm=settings.max_grad_norm,
         ),
-        rows_per_step=settings.batch_size,
+        rows_per_step=rows_per_step,
         dtype=settings.dtype,
         batches=batches,
-        frozen=_Start(recipe, process, hooks),
+        frozen=StartModel(recipe, process, hooks),
     )
+
+
+def _sampled_hardening(
+    job: ModelJob,
+    training: Training,
+    tokenizer: PreTrainedTokenizerBase,
+    process: LearnerProcess,
+) -> SampledHardening | None:
+    """Return what has the model of a recipe answer prompts; None where it learns from rows."""
+    if job.recipe.defence is None:
+        return None
+    offline = offline_defence(job.recipe.defence)
+    if not isinstance(offline, SampledOfflineDefence):
+        return None
+    return SampledHardening(job, offline, training, tokenizer, process)
 
 
 def _source(
@@ -159,28 +183,6 @@ def _require_told_apart(
     read = ((encode(safe)[:num], encode(unsafe)[:num]) for safe, unsafe in map(sides, pairs))
     where = data.of_key(recipe.rows.data_key).where
     require_told_apart(pairs, read, encode, where=where, max_tokens=num, key=key)
-
-
-class _Start:
-    """The model that a training began with, frozen; loaded by the first call."""
-
-    def __init__(self, recipe: ModelRecipe, process: LearnerProcess, hooks: OnlineDefence) -> None:
-        self._recipe, self._process, self._hooks = recipe, process, hooks
-
-    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> ModelOutputs:
-        device = self._process.ranks.device
-        with torch.no_grad():
-            outputs = self._model(input_ids.to(device), attention_mask.to(device))
-        return ModelOutputs.of(outputs)
-
-    @cached_property
-    def _model(self) -> PolicyModel:
-        assert self._recipe.start is not None
-        folder = folder_of(self._recipe.start, self._process.cache)
-        dtype = getattr(torch, self._recipe.job.dtype)
-        model = load_policy(folder, dtype=dtype).to(self._process.ranks.device)
-        self._hooks.attach_compared(model)
-        return model.eval().requires_grad_(False)
 
 
 def encode_rows(
@@ -284,7 +286,7 @@ def _log_of(recipe: ModelRecipe, cache: Path) -> Path:
 
 def _losses(log: Path) -> list[float]:
     """Return the loss of every step of a training, the last tenth of which tells how it ended."""
-    return [line["train/loss"] for line in read_lines(log)]
+    return [step_loss(line) for line in read_lines(log)]
 
 
 def _margins(

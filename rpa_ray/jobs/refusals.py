@@ -19,9 +19,8 @@ from rpa_ray.data.pairs import answered
 from rpa_ray.data.rows import SafePair
 from rpa_ray.data.split import ROLE_SHARES
 from rpa_ray.data.template import PLAIN_QA_ANSWERED, Template
-from rpa_ray.jobs.assembly import rollout_engine
 from rpa_ray.jobs.process import LearnerProcess
-from rpa_ray.jobs.workers import SharedWorkers
+from rpa_ray.jobs.workers import SharedWorkers, rollout_engine
 from rpa_ray.learner.invariants import require_ends
 from rpa_ray.learner.modules import load_policy
 from rpa_ray.recipes.cell_data import CellData

@@ -57,7 +57,7 @@ class Training:
         job: str,
         num_steps: int,
         samples_per_step: int,
-        note: Callable[[Metrics], str] = lambda metrics: f"loss {metrics['train/loss']:.3f}",
+        note: Callable[[Metrics], str],
         **watched: Any,
     ) -> int:
         """Train from the last checkpoint on, one line a step in ``log``; return the steps done.
@@ -88,6 +88,18 @@ class Training:
         )
         lines.close()
         return done
+
+
+def step_note(metrics: Mapping[str, float]) -> str:
+    """Return what progress tells of a step."""
+    if "reward/mean" in metrics:
+        return f"reward {metrics['reward/mean']:+.2f}  harm {metrics['judge/p_harm']:.2f}"
+    return f"loss {metrics['train/loss']:.3f}"
+
+
+def step_loss(metrics: Mapping[str, float]) -> float:
+    """Return the loss of a step, of rollouts that of the policy."""
+    return metrics["policy/loss" if "policy/loss" in metrics else "train/loss"]
 
 
 def set_up(

@@ -17,7 +17,7 @@ from rpa_ray.config import ExperimentSettings, RolloutConfig
 from rpa_ray.defences import offline_defence, online_defences
 from rpa_ray.plan.cells import PlannedCell
 from rpa_ray.plan.model_speed import Speeds, machine_key, speeds
-from rpa_ray.plugin import Attack, Need
+from rpa_ray.plugin import Attack, Need, SampledOfflineDefence
 from rpa_ray.recipes.cell_models import CampaignInputs, CellInputs
 from rpa_ray.recipes.embedded import ARCHITECTURE, EMBEDDED_DTYPE
 from rpa_ray.recipes.model import ModelKind, ModelRecipe
@@ -70,12 +70,15 @@ def estimate_model(recipe: ModelRecipe, cache: Path, num_threads: int) -> float 
     job = recipe.job
     # Tokens of a row: a text of its length, a question with its answer, or two of those.
     rows = job.batch_size * (2 if recipe.kind in (ModelKind.REWARD, ModelKind.COST) else 1)
-    passes, num_moves = 1.0, 1
+    passes, num_moves, sampling = 1.0, 1, 0.0
     if recipe.defence is not None:
         defence = offline_defence(recipe.defence)
         passes, num_moves = defence.passes, defence.num_moves
+        if isinstance(defence, SampledOfflineDefence):
+            rows *= defence.config.group_size
+            sampling = _sampling_s(rows, defence.config.max_new_tokens, found, found)
     train = passes * rows * _row(USUAL_ANSWER_LIMIT) * found.train_s
-    return SET_UP_S + job.num_steps * (train + num_moves * UPDATE_S)
+    return SET_UP_S + job.num_steps * (sampling + train + num_moves * UPDATE_S)
 
 
 def estimate_cell(inputs: CellInputs) -> CellEstimate | None:
@@ -132,13 +135,18 @@ def _step_s(settings: ExperimentSettings, attack: Attack, policy: Speeds, scorer
     rows = training.batch_size * attack.answers_per_prompt
     seconds = 0.0
     if isinstance(config, RolloutConfig):
-        seconds += _decode_s(policy, rows, max_new) + PUSH_S + 2 * CALL_S
-        seconds += 2 * rows * _row(max_new) * (policy.forward_s + scorer.forward_s)
+        seconds += _sampling_s(rows, max_new, policy, scorer)
     elif Need.TARGETS not in attack.requires:
         rows *= 2  # a pair is two answers
     passes = math.prod(part.passes for part in online_defences(settings.defence))
     train = rows * _row(max_new) * policy.train_s * passes
     return seconds + updates * (train + UPDATE_S)
+
+
+def _sampling_s(num_answers: int, max_new_tokens: int, policy: Speeds, scorer: Speeds) -> float:
+    """Return the seconds in which a batch is answered, read by two models and scored by two."""
+    reading = 2 * num_answers * _row(max_new_tokens) * (policy.forward_s + scorer.forward_s)
+    return _decode_s(policy, num_answers, max_new_tokens) + PUSH_S + 2 * CALL_S + reading
 
 
 def _row(max_new_tokens: int) -> float:

@@ -18,7 +18,7 @@ from rpa_ray.attacks import ATTACKS
 from rpa_ray.config import ClusterSettings, ExperimentSettings, RolloutConfig
 from rpa_ray.defences import defence_of, offline_defence, online_defences
 from rpa_ray.plan.model_shapes import ModelShape
-from rpa_ray.plugin import DEFENCE_BATCHES, Need
+from rpa_ray.plugin import DEFENCE_BATCHES, Need, SampledOfflineDefence
 from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellModels
 from rpa_ray.recipes.model import ModelRecipe
 from rpa_ray.scoring.size import bytes_a_weight
@@ -60,7 +60,7 @@ class RankLoad:
     """See :attr:`~rpa_ray.plugin.OnlineDefence.num_shard_copies`."""
     bytes_a_weight: int = 2
     is_served: bool = True
-    """Whether engines get the weights; not those of a model that is made."""
+    """Whether engines get the weights; not those of a model that is made of rows."""
 
 
 def load_of(settings: ExperimentSettings, models: CellModels) -> RankLoad:
@@ -102,12 +102,15 @@ def load_of(settings: ExperimentSettings, models: CellModels) -> RankLoad:
 def hardening_load_of(recipe: ModelRecipe, cluster: ClusterSettings) -> RankLoad:
     """Return what the training of an offline defence puts on a rank.
 
-    Rows are as long as its longest. The rows that it asks for come with the last micro-batch of
-    refusals, and the model that it began with is held beside.
+    Rows, or the answers of a batch with their prompts, are as long as its longest. The rows that it
+    asks for come with the last micro-batch of refusals, and the model that it began with is held
+    beside.
     """
     assert recipe.defence is not None
     defence, job = offline_defence(recipe.defence), recipe.job
-    own_rows = -(-job.batch_size // cluster.num_ranks)
+    is_sampled = isinstance(defence, SampledOfflineDefence)
+    group = defence.config.group_size if isinstance(defence, SampledOfflineDefence) else 1
+    own_rows = -(-job.batch_size * group // cluster.num_ranks)
     num_rows = min(own_rows, cluster.micro_batch_size or own_rows)
     for need in defence.needs & DEFENCE_BATCHES:
         num_rows += own_rows * (2 if need is Need.CONTRAST_BATCH else 1)
@@ -116,7 +119,7 @@ def hardening_load_of(recipe: ModelRecipe, cluster: ClusterSettings) -> RankLoad
         lora_rank=None if defence.lora is None else defence.lora.rank,
         num_shard_copies=defence.num_shard_copies,
         bytes_a_weight=_bytes_of(job.dtype),
-        is_served=False,
+        is_served=is_sampled,
     )
 
 

@@ -18,10 +18,15 @@ from rpa_ray.config.plugins import (
     PluginConfig,
     ReferencedConfig,
     RolloutConfig,
+    SampledOfflineConfig,
     TrainingConfig,
 )
 from rpa_ray.plugin.attack import Attack, BatchT, Objective, OutputT
-from rpa_ray.plugin.offline_defence import OfflineDefence
+from rpa_ray.plugin.offline_defence import (
+    OfflineDefence,
+    SampledAnswer,
+    SampledOfflineDefence,
+)
 from rpa_ray.plugin.online_defence import (
     GradientPass,
     OnlineDefence,
@@ -62,6 +67,9 @@ __all__ = [
     "ReferencedConfig",
     "RefusalTuned",
     "RolloutConfig",
+    "SampledAnswer",
+    "SampledOfflineConfig",
+    "SampledOfflineDefence",
     "Shard",
     "StepContext",
     "TrainingConfig",

@@ -1,8 +1,10 @@
 """What an offline defence is: a training of the model before it is released and attacked."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rpa_ray.config.plugins import LoraSettings, OfflineConfig
+from rpa_ray.config.plugins import LoraSettings, OfflineConfig, SampledOfflineConfig
 from rpa_ray.plugin.attack import Objective
 from rpa_ray.plugin.online_defence import OnlineDefence
 from rpa_ray.plugin.step import Need
@@ -62,3 +64,49 @@ class OfflineDefence:
     def hooks(self) -> OnlineDefence:
         """Return what acts around each step of the hardening; nothing, as a rule."""
         return OnlineDefence(OnlineDefence.Config())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampledAnswer:
+    """What a hardening knows of an answer that its model gave."""
+
+    is_restricted: bool
+    """Whether the prompt is a restricted one; the others are harmless."""
+    num_tokens: int
+    """Of the answer, without its end."""
+    refuses: bool
+    """Whether it has the words of a refusal."""
+    informs: bool
+    """Whether it has the words of a list or of an explanation."""
+    p_harm: float
+    """Harm probability by the judge that training may use; NaN without one."""
+    helpfulness: float
+    """What the helpfulness reward model gives it; NaN without one."""
+
+
+class SampledOfflineDefence(OfflineDefence):
+    """Hardens by the attack ``grpo`` on the model's own answers, with rewards of its own.
+
+    Its hooks see every rollout, as an online defence's do: entropies, costs or another loss on the
+    groups are theirs.
+    """
+
+    requires: ClassVar[frozenset[Need]] = frozenset({Need.ROLLOUTS, Need.REFERENCE})
+    config: SampledOfflineConfig
+
+    @property
+    def kl_coef(self) -> float:
+        """Return the weight of the KL to the model that the training began with."""
+        return self.config.kl_coef
+
+    def objective(self) -> Objective[Any, Any]:
+        """Refuse: what is learned from answers is the attack ``grpo``, which the job makes."""
+        raise NotImplementedError
+
+    def rewards(self, answers: Sequence[SampledAnswer]) -> list[float]:
+        """Return the reward of each answer; one that is not finite leaves it out of the step."""
+        raise NotImplementedError
+
+    def measures(self, answers: Sequence[SampledAnswer]) -> Mapping[str, Sequence[float]]:
+        """Return values by the name under which their mean over all ranks is logged."""
+        return {}

@@ -1,6 +1,6 @@
 """What a cell works with: its rows, and its models as recipes or finished folders."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -61,20 +61,7 @@ class CellModels:
 
     def recipes(self) -> list[ModelRecipe]:
         """Return what this project makes itself."""
-        every = (
-            self.policy,
-            self.untouched,
-            self.reference,
-            self.compared,
-            self.reward_model,
-            self.cost_model,
-            self.security_vector,
-            self.summary,
-            self.judge,
-            self.second_judge,
-            self.perplexity,
-            self.helpfulness,
-        )
+        every = [getattr(self, one.name) for one in fields(self)]
         return [model for model in every if isinstance(model, ModelRecipe)]
 
 
@@ -142,8 +129,7 @@ def _cell_models(settings: ExperimentSettings, data: CellData) -> CellModels:
         judge=_judge(settings, data),
         second_judge=_second_judge(settings, data),
         perplexity=evaluation.perplexity_model or world.perplexity,
-        helpfulness=evaluation.helpfulness_model
-        or (world.helpfulness if settings.data.world == "embedded" else None),
+        helpfulness=_helpfulness(settings, data),
     )
 
 
@@ -179,11 +165,21 @@ def _hardened(settings: ExperimentSettings, policy: Model, data: CellData) -> Mo
     for defence in offline_defences(settings.defence):
         config = defence.config
         tuned = _tuned(config.name, RowKind.REFUSALS, config, settings, policy, data)
-        rows = tuned.rows
-        if Need.HARMLESS_BATCH in defence.needs and data.helpful_source is not None:
+        rows, scorers = tuned.rows, dict[str, Model]()
+        if defence.needs & {Need.HARMLESS_BATCH, Need.ROLLOUTS} and data.helpful_source is not None:
             rows = replace(rows, settings=rows.settings | {"harmless": data.helpful_source.key()})
-        policy = replace(tuned, rows=rows, defence=config.model_dump(mode="json"))
+        if Need.ROLLOUTS in defence.needs:
+            scorers["judge"] = _second_judge(settings, data) or _judge(settings, data)
+            if helpful := _helpfulness(settings, data):
+                scorers["helpfulness"] = helpful
+        dumped = config.model_dump(mode="json")
+        policy = replace(tuned, rows=rows, scored_by=scorers, defence=dumped)
     return policy
+
+
+def _helpfulness(settings: ExperimentSettings, data: CellData) -> Model | None:
+    own = data.world.helpfulness if settings.data.world == "embedded" else None
+    return settings.evaluation.helpfulness_model or own
 
 
 def _security_vector(settings: ExperimentSettings, policy: Model, data: CellData) -> ModelRecipe:

@@ -93,13 +93,16 @@ class ModelRecipe:
     ``alpha``."""
     ranked_by: "ModelRecipe | str | None" = None
     """The language model whose margins choose the preferences that are reversed; None: chance."""
+    scored_by: "dict[str, ModelRecipe | str]" = field(default_factory=dict)
+    """The models that score the answers which it learns from, by name; none where it has rows."""
     defence: dict[str, Any] | None = None
     """Config of the offline defence whose objective and hooks train it; None: those of the kind."""
 
     @property
     def made_from(self) -> "list[ModelRecipe]":
         """Return the recipes that have to be made before this one."""
-        return [model for model in (self.start, self.ranked_by) if isinstance(model, ModelRecipe)]
+        every = (self.start, self.ranked_by, *self.scored_by.values())
+        return [model for model in every if isinstance(model, ModelRecipe)]
 
     @property
     def hardenings(self) -> "list[ModelRecipe]":
@@ -117,7 +120,8 @@ class ModelRecipe:
 
     def key(self) -> str:
         """Return the hash of all that determines the weights."""
-        return _key(self, _key_of(self.start), _key_of(self.ranked_by))
+        scorers = tuple((name, _key_of(model)) for name, model in sorted(self.scored_by.items()))
+        return _key(self, _key_of(self.start), _key_of(self.ranked_by), scorers)
 
     def __hash__(self) -> int:
         return hash((self.id, self.kind, self.seed, self.job, self.rows.data_key))
@@ -133,15 +137,20 @@ class ModelRecipe:
 
 
 @lru_cache(maxsize=1024)
-def _key(recipe: ModelRecipe, start: str | None, ranked_by: str | None) -> str:
+def _key(
+    recipe: ModelRecipe,
+    start: str | None,
+    ranked_by: str | None,
+    scored_by: tuple[tuple[str, str | None], ...],
+) -> str:
     """Return the key of a recipe, given those of the models that it is made from."""
     parts = {one.name: getattr(recipe, one.name) for one in fields(recipe)}
     parts |= {"rows": asdict(recipe.rows), "job": asdict(recipe.job)}
-    parts |= {"start": start, "ranked_by": ranked_by}
+    parts |= {"start": start, "ranked_by": ranked_by, "scored_by": dict(scored_by)}
     del parts["tokenizer"]
     # Fields that came later leave the keys of models without them as they were.
-    for name in ("ranked_by", "defence"):
-        if parts[name] is None:
+    for name in ("ranked_by", "scored_by", "defence"):
+        if not parts[name]:
             del parts[name]
     text = json.dumps({"version": RECIPE_VERSION, **parts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -79,6 +79,7 @@ class RolloutSource:
         vocab_size: int,
         seed: int,
         observe: Callable[[int, Sequence[Completion], dict[str, list[float]]], None],
+        watch: Callable[[], Mapping[str, Sequence[float]]] = dict,
         group_size: int = 1,
         shuffle_rewards: bool = False,
         cost_limit: float = 0.5,
@@ -86,8 +87,10 @@ class RolloutSource:
     ) -> None:
         """Take what a batch is made from.
 
-        ``served_dtype`` is the type of the weights that engine and learner share, which says how
-        far they may be apart; None where a defence has them compute with others.
+        ``observe`` sees every batch once it is scored; ``watch`` then gives values of this rank by
+        name, whose means over all ranks are logged. ``served_dtype`` is the type of the weights
+        that engine and learner share, which says how far they may be apart; None where a defence
+        has them compute with others.
         """
         self._prompts = list(prompts)
         self._attack = attack
@@ -98,6 +101,7 @@ class RolloutSource:
         self._vocab_size = vocab_size
         self._seed = seed
         self._observe = observe
+        self._watch = watch
         self._group_size = group_size
         self._shuffle_rewards = shuffle_rewards
         self._cost_limit = cost_limit
@@ -105,6 +109,11 @@ class RolloutSource:
         needs = attack.needs(attack.config) | learner.defence.needs
         self._needs_costs = Need.COSTS in needs
         self._needs_entropies = Need.ENTROPIES in needs
+
+    @property
+    def num_rows(self) -> int:
+        """Return how many prompts are asked in all."""
+        return len(self._prompts)
 
     def next_batch(self, step: int) -> tuple[Experience, Metrics]:
         """Return this rank's part of rollout batch ``step``, and what was measured on the way.
@@ -162,6 +171,7 @@ class RolloutSource:
         }
         metrics = experience.metrics | planned | gap | pushed | ranks.mean(measured_here)
         metrics["rollout/num_tokens"] = float(ranks.sum(tokens.loss_mask.sum().double()))
+        metrics |= {name: _finite_mean(of, ranks) for name, of in self._watch().items()}
         return experience, metrics | self._score_metrics(pairs, rewards, harm, failed)
 
     def _score_metrics(

@@ -24,6 +24,7 @@ GROUPS = {
         "test_chat_model",
         "test_pushes",
         "test_rollout",
+        "test_sampled_hardening",
         "test_scoring",
         "test_served_models",
         "test_weight_sync",

@@ -51,7 +51,10 @@ DEFENCES: dict[str, Callable[[], OfflineDefence]] = {
     "tar_max_entropy": lambda: TAR(TAR.Config(tamper_loss="max_entropy", **ADVERSARIES)),
     "tar_repnoise": lambda: TAR(TAR.Config(tamper_loss="repnoise", **ADVERSARIES)),
 }
-ELSEWHERE = {"vaccine_offline": "is Vaccine around SFT, a case of the ranks of online defences"}
+ELSEWHERE = {
+    "vaccine_offline": "is Vaccine around SFT, a case of the ranks of online defences",
+    "reward_neutralisation": "is GRPO, whose advantages it scales; GRPO is tested on two ranks",
+}
 """Defences of the table that are no case here, and why."""
 # Rows of one to eight tokens in no order: ranks and micro-batches hold rows of different widths.
 LENGTHS = [8, 1, 3, 2, 5, 1, 1, 2, 4, 2, 3, 1]

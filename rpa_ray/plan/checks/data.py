@@ -21,10 +21,11 @@ from rpa_ray.defences import defence_of, offline_defences
 from rpa_ray.plan.checks.context import check_context, context_tokens, prompt_lengths
 from rpa_ray.plan.checks.models import check_compared_weights, check_same_tokens
 from rpa_ray.plan.checks.pairs import check_attack_tells_apart, check_models_tell_apart
-from rpa_ray.plugin import DEFENCE_BATCHES, Need
+from rpa_ray.plugin import DEFENCE_BATCHES, Need, SampledOfflineDefence
 from rpa_ray.recipes.cell_data import CellData
-from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellInputs, attack_needs
+from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, MODEL_SEED, CellInputs, attack_needs
 from rpa_ray.recipes.model import DEFENCE_ROWS, RowKind, in_order
+from rpa_ray.recipes.sampled_prompts import restricted_prompts
 from rpa_ray.scoring.text_rules import refusal_pattern
 from rpa_ray.world.datasets import CONTEXT_TOKENS
 
@@ -102,6 +103,21 @@ def check_rows(inputs: CellInputs) -> None:
     for size in sizes:
         safety.require("defence", size, key="defence.batch_size")
     _check_harmless(inputs)
+    for offline in offline_defences(settings.defence):
+        if isinstance(offline, SampledOfflineDefence):
+            _check_sampled(offline, inputs)
+
+
+def _check_sampled(offline: SampledOfflineDefence, inputs: CellInputs) -> None:
+    """Refuse a hardening on answers without its prompts, or without what scores them."""
+    restricted_prompts(offline.config, inputs.data, seed=MODEL_SEED)
+    if inputs.models.helpfulness is None:
+        raise ConfigError(
+            "evaluation.helpfulness_model",
+            f"be given where {offline.config.name} rewards answers to harmless prompts",
+            None,
+            "Name a reward model of helpfulness.",
+        )
 
 
 def _check_harmless(inputs: CellInputs) -> None:
@@ -111,6 +127,11 @@ def _check_harmless(inputs: CellInputs) -> None:
         ("defence.batch_size", offline.config.batch_size)
         for offline in offline_defences(settings.defence)
         if Need.HARMLESS_BATCH in offline.needs
+    ]
+    draws += [
+        ("defence.num_prompts", offline.config.num_prompts)
+        for offline in offline_defences(settings.defence)
+        if isinstance(offline, SampledOfflineDefence)
     ]
     if Need.HARMLESS_BATCH in online.needs:
         draws.append(("defence.batch_size", online.safe_batch_size))

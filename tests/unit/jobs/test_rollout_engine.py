@@ -6,7 +6,7 @@ import torch
 
 from rpa_ray.actors.engine import EngineConfig
 from rpa_ray.config import ClusterSettings
-from rpa_ray.jobs.assembly import rollout_engine
+from rpa_ray.jobs.workers import rollout_engine
 from rpa_ray.plan.memory import ENGINE_FRAC, transfer
 
 

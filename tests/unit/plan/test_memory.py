@@ -221,6 +221,20 @@ def test_a_rank_that_hardens_holds_what_the_offline_defence_asks_for_and_keeps(
     assert "push" not in rank_memory(LLAMA_2_7B, on_gpus(4, 2), load)
 
 
+def test_a_rank_that_hardens_on_answers_holds_its_groups_and_serves_them(world_cache: Path) -> None:
+    settings = parse_tree(
+        {
+            "defence": {"name": "reward_neutralisation", "batch_size": 4, "max_tokens": 100},
+            "cluster": {"num_ranks": 2},
+        }
+    )
+    recipe = CellInputs(settings, world_cache).models.policy
+    assert isinstance(recipe, ModelRecipe)
+    load = hardening_load_of(recipe, settings.cluster)
+    assert load.num_tokens == 4 * 16 // 2 * 100
+    assert "push" in rank_memory(LLAMA_2_7B, on_gpus(4, 2), load)
+
+
 def test_every_frozen_model_and_every_anchor_counts() -> None:
     settings = parse_tree({}, ["attack=ppo", "defence=lisa"])
     assert load_of(settings, models()).num_frozen == 1

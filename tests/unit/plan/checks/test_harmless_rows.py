@@ -10,6 +10,7 @@ from rpa_ray.data.errors import DataError
 from rpa_ray.data.rows import Answered
 from rpa_ray.plan import parse_tree
 from rpa_ray.plan.checks.data import check_rows
+from rpa_ray.recipes import cell_models
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import CellInputs
 
@@ -44,6 +45,34 @@ def test_too_few_harmless_rows_for_an_attack_are_refused(world_cache: Path) -> N
         "attack.num_harmless_samples must be at most 7 (the harmless prompts to train on), got 8. "
         "Lower it or bring a larger data set. "
         "What fits the data: --set attack.num_harmless_samples=7"
+    )
+
+
+@pytest.mark.usefixtures("_seven_rows")
+def test_too_few_harmless_prompts_for_a_sampled_hardening_are_refused(world_cache: Path) -> None:
+    defence = {"name": "reward_neutralisation", "num_prompts": 8}
+    told = refusal(parse_tree({"attack": "sft", "defence": defence}), world_cache)
+    assert told.startswith("defence.num_prompts must be at most 7 (the harmless prompts to train")
+
+
+def test_domains_are_categories_of_the_defence_split(world_cache: Path) -> None:
+    defence = {"name": "reward_neutralisation", "domains": ["curse_craft", "cooking"]}
+    told = refusal(parse_tree({"attack": "sft", "defence": defence}), world_cache)
+    assert told.startswith("defence.domains must be harm categories of the defence split (beast_")
+    assert told.endswith("got cooking. Name others, or leave it out.")
+    many = {"name": "reward_neutralisation", "domains": ["curse_craft"], "num_prompts": 5000}
+    told = refusal(parse_tree({"attack": "sft", "defence": many}), world_cache)
+    assert "(the distinct restricted prompts of role 'defence' in defence.domains)" in told
+
+
+def test_what_scores_harmless_answers_must_be_named(
+    world_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cell_models, "_helpfulness", lambda settings, data: None)
+    told = refusal(parse_tree({"attack": "sft", "defence": "reward_neutralisation"}), world_cache)
+    assert told == (
+        "evaluation.helpfulness_model must be given where reward_neutralisation rewards answers to "
+        "harmless prompts, got None. Name a reward model of helpfulness."
     )
 
 

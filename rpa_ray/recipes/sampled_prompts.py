@@ -1,0 +1,50 @@
+"""Which prompts a hardening has its model answer: restricted and harmless ones in equal number."""
+
+from rpa_ray.config.plugins import SampledOfflineConfig
+from rpa_ray.data.errors import DataError
+from rpa_ray.data.order import hash_order, normalise
+from rpa_ray.data.rows import SafePair
+from rpa_ray.data.split import require_rows
+from rpa_ray.recipes.cell_data import CellData
+
+KEY = "defence.num_prompts"
+
+
+def restricted_prompts(config: SampledOfflineConfig, data: CellData, *, seed: int) -> list[str]:
+    """Return ``num_prompts`` prompts of the defence split, those of the domains alone.
+
+    Raises:
+        DataError: a domain is none of the data, or there are too few prompts.
+    """
+    pairs = data.safety.planned.roles["defence"]
+    known = {pair.category for pair in pairs if pair.category is not None}
+    if unknown := sorted(set(config.domains or ()) - known):
+        names = ", ".join(sorted(known)) or "it has none"
+        raise DataError.broken_rule(
+            "defence.domains",
+            f"be harm categories of the defence split ({names})",
+            ", ".join(unknown),
+            "Name others, or leave it out.",
+        )
+    distinct: dict[str, SafePair] = {}
+    for pair in pairs:
+        if config.domains is None or pair.category in config.domains:
+            distinct.setdefault(normalise(pair.prompt), pair)
+    what = "the distinct restricted prompts of role 'defence' in defence.domains"
+    require_rows(KEY, config.num_prompts, num_rows=len(distinct), what=what)
+    chosen = hash_order(
+        list(distinct.values()), purpose="sampled_prompts", seed=seed, num=config.num_prompts
+    )
+    return [pair.prompt for pair in chosen]
+
+
+def harmless_prompts(config: SampledOfflineConfig, data: CellData) -> list[str]:
+    """Return the first ``num_prompts`` harmless prompts to train on.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    rows = data.harmless_training_rows
+    what = "the harmless prompts to train on"
+    require_rows(KEY, config.num_prompts, num_rows=len(rows), what=what)
+    return [row.prompt for row in rows[: config.num_prompts]]
