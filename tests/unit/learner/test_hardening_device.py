@@ -15,6 +15,7 @@ from rpa_ray.learner.engine import OptimizerSettings
 from rpa_ray.learner.modules import PolicyModel
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import as_outputs
+from rpa_ray.plugin.offline_defence import SampledOfflineDefence
 from rpa_ray.types import Metrics, ModelOutputs, PairBatch, on_device
 
 NUM_STEPS = 2
@@ -87,5 +88,7 @@ def test_a_hardening_is_on_the_device_what_it_is_on_the_cpu(
         assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
 
 
-def test_every_offline_defence_is_a_case() -> None:
-    assert {name for name, _ in CASES} == set(OFFLINE_DEFENCES)
+def test_every_defence_with_an_objective_of_its_own_is_a_case() -> None:
+    # What is trained on sampled answers takes the steps of an attack, which has a test like this.
+    own = {n for n, kind in OFFLINE_DEFENCES.items() if not issubclass(kind, SampledOfflineDefence)}
+    assert {name for name, _ in CASES} == own

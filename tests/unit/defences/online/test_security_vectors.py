@@ -252,6 +252,7 @@ class Served(Assembly):
 
     def __init__(self, engine: Engine, defence: OnlineDefence, *, naive: bool = False) -> None:
         self.settings = parse_tree({"attack": "sft", "model": {"dtype": "float32"}})
+        self.engine, self.dtype = engine, self.settings.model.dtype
         self.training: Any = SimpleNamespace(engine=engine)
         self.defence = defence
         self._weight_filter = None
