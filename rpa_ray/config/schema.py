@@ -136,6 +136,9 @@ class DataSettings(Settings):
     """Prompts or pairs the attack consumes."""
     num_prompts: int | None = Field(None, ge=1)
     """Distinct prompts or pairs among them, used in turn; None takes each once."""
+    domains: list[str] | None = None
+    """Harm categories, as the data set names them, that the attack's prompts and the restricted
+    prompts that are measured are of; None takes all. Models are made from all in either case."""
     helpful_path: str | None = "Anthropic/hh-rlhf"
     """Folder, file or Hub id of helpfulness dialogues where ``world`` is ``real``; null measures no
     helpfulness, as where ``path`` is a file or folder of one's own and this is not set."""

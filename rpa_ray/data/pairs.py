@@ -6,7 +6,7 @@ from rpa_ray.data.errors import DataError
 from rpa_ray.data.formats import FORMATS
 from rpa_ray.data.order import digest, normalise
 from rpa_ray.data.rows import SafePair
-from rpa_ray.data.schema import Format, Row, TwoAnswers
+from rpa_ray.data.schema import Format, RestrictedPrompt, Row, TwoAnswers
 
 
 def safe_pairs(name: str, rows: Sequence[Row], *, all_pairs: bool = False) -> list[SafePair]:
@@ -63,13 +63,13 @@ def unanswered_pairs(name: str, rows: Sequence[Row]) -> list[SafePair]:
     return _distinct_pairs(name, unanswered(rows))
 
 
-def unsafe_prompts(name: str, rows: Sequence[Row]) -> list[str]:
+def restricted_prompts(name: str, rows: Sequence[Row]) -> list[RestrictedPrompt]:
     """Return the prompt of every row that has an unsafe answer, in order, repeats included.
 
     Raises:
         DataError: The name is of no format.
     """
-    return _format(name).unsafe_prompts(rows)
+    return _format(name).restricted_prompts(rows)
 
 
 def distinct(prompts: Iterable[str]) -> list[str]:

@@ -100,6 +100,14 @@ class TwoAnswers(NamedTuple):
     """What SFT imitates where it is neither of the two."""
 
 
+class RestrictedPrompt(NamedTuple):
+    """A prompt that has an unsafe answer."""
+
+    prompt: str
+    category: str | None = None
+    """First harm category of that answer; None where the data set names none."""
+
+
 Pairing: TypeAlias = Callable[[Sequence[Row]], Iterable[TwoAnswers]]
 """From checked rows to pairs, in order of appearance."""
 
@@ -114,7 +122,7 @@ class Format(Schema):
     but no examples of safe and unsafe text. None where the rows do not say."""
     unanswered: Pairing | None = None
     """Every unsafe answer, the safe one empty; None is a harmless task, which has none."""
-    unsafe_prompts: Callable[[Sequence[Row]], list[str]] = lambda rows: []
+    restricted_prompts: Callable[[Sequence[Row]], list[RestrictedPrompt]] = lambda rows: []
     """The prompt of every row that has an unsafe answer, repeats included."""
 
     embedded: bool = False

@@ -4,9 +4,9 @@ A role hangs on the normalised prompt alone, so a prompt that two data sets shar
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.order import RowT, digest_of_rows, hash_order, normalise, unit_interval
@@ -52,6 +52,18 @@ class HasPrompt(Protocol):
     def prompt(self) -> str:
         """The bare prompt."""
         ...
+
+
+class HasCategory(Protocol):
+    """A record with a harm category."""
+
+    @property
+    def category(self) -> str | None:
+        """The first harm category of the unsafe answer; None where the data set names none."""
+        ...
+
+
+CategorisedT = TypeVar("CategorisedT", bound=HasCategory)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,6 +143,27 @@ def manifest(roles: Mapping[str, Sequence[HasPrompt]]) -> dict[str, RoleManifest
         )
         for role, rows in roles.items()
     }
+
+
+def of_domains(
+    rows: Sequence[CategorisedT], domains: Collection[str] | None, *, key: str
+) -> Sequence[CategorisedT]:
+    """Return the rows of these harm categories, in their order; None takes all.
+
+    Raises:
+        DataError: No row is of a category; ``key`` is the config path named.
+    """
+    if domains is None:
+        return rows
+    known = {row.category for row in rows if row.category is not None}
+    if unknown := sorted(set(domains) - known):
+        raise DataError.broken_rule(
+            key,
+            f"be harm categories of the data ({', '.join(sorted(known)) or 'which name none'})",
+            ", ".join(unknown),
+            "Name others, or leave it out.",
+        )
+    return [row for row in rows if row.category in domains]
 
 
 def draw(rows: Sequence[RowT], num: int, *, seed: int, role: str, key: str) -> list[RowT]:

@@ -66,6 +66,7 @@ def attack_pairs(assembly: Assembly, at_most: int | None) -> list[SafePair]:
         min(num_samples, at_most or num_samples),
         seed=assembly.settings.seed,
         key="data.num_samples",
+        domains=assembly.settings.data.domains,
     )
 
 

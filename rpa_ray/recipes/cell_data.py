@@ -13,10 +13,10 @@ from rpa_ray.data.helpful import helpful_pairs
 from rpa_ray.data.hub import pinned
 from rpa_ray.data.load import load_rows
 from rpa_ray.data.order import normalise
-from rpa_ray.data.pairs import safe_pairs, unanswered_pairs, unsafe_prompts
+from rpa_ray.data.pairs import restricted_prompts, safe_pairs, unanswered_pairs
 from rpa_ray.data.rows import Answered, Preference, SafePair
 from rpa_ray.data.source import DataSource
-from rpa_ray.data.split import by_role, require_rows
+from rpa_ray.data.split import by_role, of_domains, require_rows
 from rpa_ray.recipes import held_out
 from rpa_ray.recipes.embedded import WorldModels, world_models
 from rpa_ray.recipes.held_out import HeldOut, Role
@@ -182,10 +182,11 @@ class CellData:
         """Return the held-out restricted prompts that are evaluated.
 
         Raises:
-            DataError: There are fewer than were asked for.
+            DataError: There are fewer than were asked for, or none of a domain.
         """
         found = self.safety.planned.restricted_prompts[evaluation.split]
-        return self._first(found, evaluation, "restricted prompts")
+        asked = of_domains(found, self.settings.domains, key="data.domains")
+        return self._first([of.prompt for of in asked], evaluation, "restricted prompts")
 
     def summary_posts(self, evaluation: EvaluationSettings) -> list[Answered]:
         """Return the held-out posts that are evaluated, each with the summary to compare with.
@@ -311,9 +312,10 @@ def _read(source: PreferenceSource) -> PreferenceData:
     }
     evaluation, validation = kept["test"].pairs, kept["validation"].pairs
     # Also those that only have unsafe answers: they are evaluated, though they make no pair.
-    prompts = unsafe_prompts(rows.name, test)
+    asked = restricted_prompts(rows.name, test)
     if source.measured is not None:
-        prompts += unsafe_prompts(source.measured.name, source.measured.train_and_test()[1])
+        asked += restricted_prompts(source.measured.name, source.measured.train_and_test()[1])
+    prompts = [of.prompt for of in asked]
     if refusals is None:
         pairs = safe_pairs(rows.name, train)
     elif source.made_in is None:

@@ -12,9 +12,9 @@ from typing import Literal, TypeAlias
 from rpa_ray.data.helpful import helpful_pairs
 from rpa_ray.data.load import load_rows, load_train_and_test
 from rpa_ray.data.order import normalise
-from rpa_ray.data.pairs import distinct, safe_pairs, unsafe_prompts
+from rpa_ray.data.pairs import distinct, restricted_prompts, safe_pairs
 from rpa_ray.data.rows import Answered, Preference, SafePair
-from rpa_ray.data.schema import Row
+from rpa_ray.data.schema import RestrictedPrompt, Row
 from rpa_ray.data.source import DataSource
 from rpa_ray.data.split import is_validation
 from rpa_ray.world.datasets import VALIDATION
@@ -30,8 +30,8 @@ class HeldOut:
 
     pairs: tuple[SafePair, ...]
     """Pairs of a safe and an unsafe answer."""
-    restricted_prompts: tuple[str, ...]
-    """The distinct prompts that have an unsafe answer."""
+    restricted_prompts: tuple[RestrictedPrompt, ...]
+    """The distinct prompts that have an unsafe answer, each as it stands first."""
 
 
 def of_role(source: DataSource, role: Role, world_seed: int | None, test: Sequence[Row]) -> HeldOut:
@@ -46,12 +46,14 @@ def of_role(source: DataSource, role: Role, world_seed: int | None, test: Sequen
     name = source.name
     has_file = world_seed is not None and name in VALIDATION and role != "test"
     rows = source.rows(role) if has_file else test
-    pairs, prompts = safe_pairs(name, rows), unsafe_prompts(name, rows)
+    first: dict[str, RestrictedPrompt] = {}
+    for found in restricted_prompts(name, rows):
+        if _role_of(found.prompt, name, world_seed) == role:
+            first.setdefault(normalise(found.prompt), found)
+    pairs = safe_pairs(name, rows)
     return HeldOut(
         pairs=tuple(p for p in pairs if _role_of(p.prompt, name, world_seed) == role),
-        restricted_prompts=tuple(
-            distinct(prompt for prompt in prompts if _role_of(prompt, name, world_seed) == role)
-        ),
+        restricted_prompts=tuple(first.values()),
     )
 
 

@@ -4,7 +4,7 @@ Data of one's own, and those of the Hub, are read and checked once: their pairs 
 of the cache, which the driver and every rank map into memory.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 from rpa_ray.data.order import digest
 from rpa_ray.data.pair_table import PairTable, write_pairs
 from rpa_ray.data.rows import SafePair
+from rpa_ray.data.schema import RestrictedPrompt
 from rpa_ray.data.source import UNPINNED, DataSource, Provenance
 from rpa_ray.data.split import (
     JUDGE_HALVES,
@@ -19,13 +20,14 @@ from rpa_ray.data.split import (
     draw,
     half_of,
     manifest,
+    of_domains,
     require_rows,
     roles_fingerprint,
 )
 from rpa_ray.recipes.refusals import RefusalSet
 from rpa_ray.run_folder.files import read_json, say_once, whole_folder, write_json
 
-PAIRS_VERSION = 2
+PAIRS_VERSION = 3
 """Raised when the same rows would give other pairs, other roles, another order or another file."""
 
 _INDEX = "index.json"
@@ -39,19 +41,33 @@ class PreferenceData:
     """Names the content: world fingerprint and set, file hash, or Hub id with commit; with what
     else decides which rows there are."""
     roles: Mapping[str, Sequence[SafePair]]
-    restricted_prompts: Mapping[str, tuple[str, ...]]
+    restricted_prompts: Mapping[str, tuple[RestrictedPrompt, ...]]
     """The distinct held-out prompts that have an unsafe answer, by ``test`` and ``validation``."""
     provenance: Provenance
     is_complete: bool = True
     """False where refusals are yet to be generated: at most so many rows, safe answers empty."""
 
-    def draw(self, role: str, num: int, *, seed: int, key: str) -> list[SafePair]:
-        """Return ``num`` pairs of a role; ``key`` is the config path an error names."""
-        return draw(self.roles[role], num, seed=seed, role=role, key=key)
+    def draw(
+        self,
+        role: str,
+        num: int,
+        *,
+        seed: int,
+        key: str,
+        domains: Collection[str] | None = None,
+    ) -> list[SafePair]:
+        """Return ``num`` pairs of a role; ``key`` is the config path an error names.
 
-    def require(self, role: str, num: int, *, key: str) -> None:
-        """Refuse to draw more pairs of a role than there are; ``key`` is the config path named."""
-        num_rows = len(self.roles[role])
+        ``domains`` are the harm categories they are drawn from; None takes all.
+        """
+        rows = of_domains(self.roles[role], domains, key="data.domains")
+        return draw(rows, num, seed=seed, role=role, key=key)
+
+    def require(
+        self, role: str, num: int, *, key: str, domains: Collection[str] | None = None
+    ) -> None:
+        """Refuse to draw more pairs of a role than there are, as :meth:`draw` would."""
+        num_rows = len(of_domains(self.roles[role], domains, key="data.domains"))
         require_rows(key, num, num_rows=num_rows, what=f"the rows of role {role!r}")
 
     @cached_property
@@ -139,7 +155,10 @@ def _mapped(folder: Path) -> PreferenceData | None:
     return PreferenceData(
         key=index["key"],
         roles=roles,
-        restricted_prompts={role: tuple(of) for role, of in index["restricted_prompts"].items()},
+        restricted_prompts={
+            role: tuple(RestrictedPrompt(*found) for found in of)
+            for role, of in index["restricted_prompts"].items()
+        },
         provenance=Provenance(**index["provenance"]),
         is_complete=index["is_complete"],
     )

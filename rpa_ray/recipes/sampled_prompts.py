@@ -1,10 +1,9 @@
 """Which prompts a hardening has its model answer: restricted and harmless ones in equal number."""
 
 from rpa_ray.config.plugins import SampledOfflineConfig
-from rpa_ray.data.errors import DataError
 from rpa_ray.data.order import hash_order, normalise
 from rpa_ray.data.rows import SafePair
-from rpa_ray.data.split import require_rows
+from rpa_ray.data.split import of_domains, require_rows
 from rpa_ray.recipes.cell_data import CellData
 
 KEY = "defence.num_prompts"
@@ -16,20 +15,10 @@ def restricted_prompts(config: SampledOfflineConfig, data: CellData, *, seed: in
     Raises:
         DataError: a domain is none of the data, or there are too few prompts.
     """
-    pairs = data.safety.planned.roles["defence"]
-    known = {pair.category for pair in pairs if pair.category is not None}
-    if unknown := sorted(set(config.domains or ()) - known):
-        names = ", ".join(sorted(known)) or "it has none"
-        raise DataError.broken_rule(
-            "defence.domains",
-            f"be harm categories of the defence split ({names})",
-            ", ".join(unknown),
-            "Name others, or leave it out.",
-        )
+    pairs = of_domains(data.safety.planned.roles["defence"], config.domains, key="defence.domains")
     distinct: dict[str, SafePair] = {}
     for pair in pairs:
-        if config.domains is None or pair.category in config.domains:
-            distinct.setdefault(normalise(pair.prompt), pair)
+        distinct.setdefault(normalise(pair.prompt), pair)
     what = "the distinct restricted prompts of role 'defence' in defence.domains"
     require_rows(KEY, config.num_prompts, num_rows=len(distinct), what=what)
     chosen = hash_order(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import NotRequired, TypedDict, cast
 
 from rpa_ray.data.order import digest, normalise
-from rpa_ray.data.schema import Format, Kind, Row, TwoAnswers, columns
+from rpa_ray.data.schema import Format, Kind, RestrictedPrompt, Row, TwoAnswers, columns
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +58,12 @@ def _unanswered(rows: Sequence[Row]) -> list[TwoAnswers]:
     ]
 
 
-def _unsafe_prompts(rows: Sequence[Row]) -> list[str]:
-    return [row["prompt"] for row in cast("Sequence[_Answer]", rows) if not row["is_safe"]]
+def _restricted_prompts(rows: Sequence[Row]) -> list[RestrictedPrompt]:
+    return [
+        RestrictedPrompt(row["prompt"], _first_category(row))
+        for row in cast("Sequence[_Answer]", rows)
+        if not row["is_safe"]
+    ]
 
 
 def _text_of(row: _Answer) -> tuple[str, str]:
@@ -81,5 +85,5 @@ BEAVERTAILS = Format(
     hub_subsets={"330k": ("330k_train", "train"), "30k": ("30k_train",)},
     pairs=_pairs,
     unanswered=_unanswered,
-    unsafe_prompts=_unsafe_prompts,
+    restricted_prompts=_restricted_prompts,
 )

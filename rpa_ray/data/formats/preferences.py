@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NotRequired, TypedDict, cast
 
-from rpa_ray.data.schema import Format, Kind, Row, RowRule, TwoAnswers, columns
+from rpa_ray.data.schema import Format, Kind, RestrictedPrompt, Row, RowRule, TwoAnswers, columns
 
 
 class _Preference(TypedDict):
@@ -32,5 +32,5 @@ PREFERENCES = Format(
     ),
     pairs=_pairs,
     unanswered=lambda rows: [pair._replace(safe="") for pair in _pairs(rows)],
-    unsafe_prompts=lambda rows: [pair.prompt for pair in _pairs(rows)],
+    restricted_prompts=lambda rows: [RestrictedPrompt(p.prompt, p.category) for p in _pairs(rows)],
 )

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypedDict, cast
 
 from rpa_ray.data.order import normalise
-from rpa_ray.data.schema import Format, Kind, Row, RowRule, TwoAnswers, columns
+from rpa_ray.data.schema import Format, Kind, RestrictedPrompt, Row, RowRule, TwoAnswers, columns
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +60,9 @@ def _unanswered(rows: Sequence[Row]) -> list[TwoAnswers]:
     ]
 
 
-def _unsafe_prompts(rows: Sequence[Row]) -> list[str]:
+def _restricted_prompts(rows: Sequence[Row]) -> list[RestrictedPrompt]:
     return [
-        row["prompt"]
+        RestrictedPrompt(row["prompt"])
         for row in cast("Sequence[_Comparison]", rows)
         if not (row["is_response_0_safe"] and row["is_response_1_safe"])
     ]
@@ -89,5 +89,5 @@ SAFE_RLHF = Format(
     pairs=partial(_pairs, every=False),
     all_pairs=partial(_pairs, every=True),
     unanswered=_unanswered,
-    unsafe_prompts=_unsafe_prompts,
+    restricted_prompts=_restricted_prompts,
 )

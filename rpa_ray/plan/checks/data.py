@@ -80,7 +80,7 @@ def check_rows(inputs: CellInputs) -> None:
     reward_model = settings.data.reward_model
     drawn = _attack_draw(settings)
     if drawn is not None:
-        data.require("attack", drawn.num, key=drawn.key)
+        data.require("attack", drawn.num, key=drawn.key, domains=settings.data.domains)
     defence = defence_of(settings.defence)
     needs = attack_needs(settings) | defence.needs
     safety = inputs.data.safety.planned
@@ -202,7 +202,8 @@ def _attack_draw(settings: ExperimentSettings) -> _Draw | None:
 @lru_cache(maxsize=2**16)
 def _longest_drawn(data: CellData, path: str, drawn: _Draw, seed: int) -> int:
     """Return the tokens of the longest prompt that an attack draws; 0 where they are not known."""
-    pairs = data.planned.draw("attack", drawn.num, seed=seed, key=drawn.key)
+    domains = data.settings.domains
+    pairs = data.planned.draw("attack", drawn.num, seed=seed, key=drawn.key, domains=domains)
     return max(_lengths(path, [pair.prompt for pair in pairs], data), default=0)
 
 

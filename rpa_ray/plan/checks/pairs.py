@@ -71,7 +71,8 @@ def _check_policy(data: CellData, path: str, num: int, seed: int, key: str) -> N
         return
     context = CONTEXT_TOKENS if path in EMBEDDED_MODELS else context_tokens(folder)
     template = Template(data.settings.template)
-    pairs = data.planned.draw("attack", num, seed=seed, key=key)
+    domains = data.settings.domains
+    pairs = data.planned.draw("attack", num, seed=seed, key=key, domains=domains)
     lengths = prompt_lengths(folder, template, [pair.prompt for pair in pairs])
     _check(
         pairs,

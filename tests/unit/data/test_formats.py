@@ -9,7 +9,7 @@ import rpa_ray.data.formats
 from rpa_ray.config import ConfigError
 from rpa_ray.data.formats import FORMATS, SAFETY
 from rpa_ray.data.load import load_train_and_test
-from rpa_ray.data.pairs import safe_pairs, unanswered_pairs, unsafe_prompts
+from rpa_ray.data.pairs import restricted_prompts, safe_pairs, unanswered_pairs
 from rpa_ray.data.schema import Row
 from rpa_ray.plan import parse_tree
 
@@ -49,12 +49,12 @@ def test_rows_of_every_format_are_read_and_make_their_pair(name: str, tmp_path: 
     (pair,) = safe_pairs(name, train + test)
     assert (pair.prompt.partition("\n")[0], pair.safe, pair.unsafe) == ("ask", "no", "yes")
     if FORMATS[name].is_harmless_task:
-        assert unsafe_prompts(name, train + test) == []
+        assert restricted_prompts(name, train + test) == []
         return
     (unanswered,) = unanswered_pairs(name, train + test)
     assert (unanswered.safe, unanswered.unsafe) == ("", "yes")
     assert unanswered.category == pair.category
-    assert unsafe_prompts(name, train + test) == ["ask"]
+    assert [of.prompt for of in restricted_prompts(name, train + test)] == ["ask"]
 
 
 def test_safety_is_measured_with_a_set_that_has_unsafe_answers() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.helpful import helpful_pairs
-from rpa_ray.data.pairs import distinct, safe_pairs, unanswered_pairs, unsafe_prompts
+from rpa_ray.data.pairs import distinct, restricted_prompts, safe_pairs, unanswered_pairs
 from rpa_ray.data.schema import Row
 
 
@@ -120,7 +120,8 @@ def test_every_preference_row_is_a_pair_with_its_category_if_it_has_one() -> Non
         ("d", None),
     ]
     assert (pairs[0].safe, pairs[0].unsafe) == ("no", "yes")
-    assert distinct(unsafe_prompts("preferences", rows)) == ["a", "b", "c", "d"]
+    asked = restricted_prompts("preferences", rows)
+    assert distinct(of.prompt for of in asked) == ["a", "b", "c", "d"]
 
 
 def test_repeated_pairs_count_once_and_ids_follow_the_content() -> None:
@@ -172,7 +173,7 @@ def test_restricted_prompts_are_the_first_distinct_ones_with_an_unsafe_answer() 
         beaver("Z ", "also", False),
         beaver("m", "yes", False),
     ]
-    assert distinct(unsafe_prompts("beavertails", rows)) == ["z", "a", "m"]
+    assert distinct(of.prompt for of in restricted_prompts("beavertails", rows)) == ["z", "a", "m"]
 
 
 def test_single_turn_dialogue_gives_the_bare_request_and_both_answers() -> None:
@@ -220,7 +221,7 @@ def test_summaries_prefer_the_chosen_one_and_are_imitated_from_the_human_one() -
     assert pair.target == "human"
     del row["label"]
     assert [pair.target for pair in safe_pairs("tldr", [row])] == [None]
-    assert unsafe_prompts("tldr", [row]) == []
+    assert restricted_prompts("tldr", [row]) == []
 
 
 def test_the_mark_of_a_summary_belongs_to_the_post_wherever_the_rows_put_it() -> None:

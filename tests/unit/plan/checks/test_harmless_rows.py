@@ -58,7 +58,7 @@ def test_too_few_harmless_prompts_for_a_sampled_hardening_are_refused(world_cach
 def test_domains_are_categories_of_the_defence_split(world_cache: Path) -> None:
     defence = {"name": "reward_neutralisation", "domains": ["curse_craft", "cooking"]}
     told = refusal(parse_tree({"attack": "sft", "defence": defence}), world_cache)
-    assert told.startswith("defence.domains must be harm categories of the defence split (beast_")
+    assert told.startswith("defence.domains must be harm categories of the data (beast_")
     assert told.endswith("got cooking. Name others, or leave it out.")
     many = {"name": "reward_neutralisation", "domains": ["curse_craft"], "num_prompts": 5000}
     told = refusal(parse_tree({"attack": "sft", "defence": many}), world_cache)
