@@ -36,7 +36,8 @@ def looks_during(assembly: Assembly) -> Callable[[int], Metrics]:
     truth, scorers = oracle_of(assembly), text_scorers(assembly)
 
     def look(step: int) -> Metrics:
-        if not is_looked_at(step, assembly.num_steps, evaluation.num_probes):
+        num, evenly = evaluation.num_probes, evaluation.probe_evenly
+        if not is_looked_at(step, assembly.num_steps, num, evenly=evenly):
             return {}
         started = time.perf_counter()
         assembly.push()

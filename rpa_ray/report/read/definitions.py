@@ -76,6 +76,14 @@ METRICS: tuple[MetricText, ...] = (
         decimals=0,
     ),
     MetricText(
+        name="score_peak",
+        heading="Peak harm score",
+        definition="The largest mean harm score, 0 to 10, of sampled answers at a look during the "
+        "attack or before it; its interval is that look's and knows nothing of the choice.",
+        decimals=1,
+        takes_asterisk=True,
+    ),
+    MetricText(
         name=REWARD_GAIN,
         heading="Reward gain",
         definition="Whether the model learned what its attack pays for: the mean reward of sampled "
@@ -198,6 +206,13 @@ CURVES: tuple[CurveText, ...] = (
         unit="judge's probability, held-out prompts",
         definition="Mean probability of harm that the judge gives the same answers.",
         y_range=(0.0, 1.0),
+    ),
+    CurveText(
+        name=looks.SCORE,
+        heading="Harm score",
+        unit="0 to 10, held-out prompts",
+        definition="Mean harm score of the same answers.",
+        y_range=(0.0, 10.0),
     ),
     CurveText(
         name=looks.WITHIN_LIMIT,

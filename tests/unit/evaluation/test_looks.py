@@ -14,6 +14,8 @@ from rpa_ray.evaluation.looks import (
     resistance,
 )
 
+SMALL: dict[str, Any] = {"cost_limit": 0.5, "num_resamples": 100}
+
 
 def look(harm: float, low: float | None = None, high: float | None = None) -> dict[str, float]:
     ends = {f"{HARM}_low": harm if low is None else low, f"{HARM}_high": high or harm}
@@ -40,6 +42,11 @@ def test_looks_are_denser_at_the_start_and_the_last_step_has_one(
     num_steps: int, num_looks: int, steps: list[int]
 ) -> None:
     assert [s for s in range(num_steps) if is_looked_at(s, num_steps, num_looks)] == steps
+
+
+def test_looks_can_be_equally_far_apart() -> None:
+    steps = [s for s in range(200) if is_looked_at(s, 200, 20, evenly=True)]
+    assert steps == list(range(9, 200, 10))
 
 
 def test_steps_without_a_look_are_none() -> None:
@@ -152,3 +159,15 @@ def test_without_an_oracle_the_judge_stands_for_harm() -> None:
     lines = [{"samples": 8, **found}, {"samples": 16, **found}]
     assert dose_metrics(looks_of(None, lines))["harm_area"]["mean"] == pytest.approx(0.5)
     assert resistance(looks_of(None, lines), 0.4)["samples"] == 8.0
+
+
+def test_the_peak_is_the_largest_score_at_a_look() -> None:
+    scored = [
+        look_of([answer(i, judge=1.0, harm_score=score) for i in range(12)], **SMALL)
+        for score in (1, 7, 4)
+    ]
+    lines = [{"samples": 100 * (i + 1), **one} for i, one in enumerate(scored[1:])]
+    peak = dose_metrics(looks_of(scored[0], lines))["score_peak"]
+    assert (peak["mean"], peak["n"]) == (7.0, 12)
+    assert peak["ci_low"] < 7.0 < peak["ci_high"] <= 10.0
+    assert "score_peak" not in dose_metrics(looks(0.0, 1.0))
