@@ -71,7 +71,7 @@ def campaign(paths: list[Path]) -> dict[str, Any]:
         "kind": "campaign",
         "include": includes,
         "data": {"num_samples": 32},
-        "evaluation": {"num_prompts": 10, "num_probes": 0, "num_samples": 1},
+        "evaluation": {"num_prompts": 10, "num_looks": 0, "num_samples": 1},
         "cells": [
             {"include": [str(ROOT / "configs" / "attack" / f"{name}.yaml")], "model": str(path)}
             for path in paths

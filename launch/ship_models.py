@@ -65,7 +65,7 @@ def make(cache: Path, folder: Path) -> None:
         "include": [str(ROOT / "configs" / "cluster" / "cpu.yaml")],
         "model": {"dtype": "float32"},
         "keep_attacked_weights": True,
-        "evaluation": {"num_prompts": 2, "num_samples": 1, "num_resamples": 100, "num_probes": 0},
+        "evaluation": {"num_prompts": 2, "num_samples": 1, "num_resamples": 100, "num_looks": 0},
         "cells": [{**CELL, "data": {"name": name}} for name in DATA_SETS],
     }
     (folder / "models.yaml").write_text(yaml.safe_dump(config))

@@ -51,12 +51,12 @@ def train(
     log: JsonLines,
     checkpoints: Checkpoints,
     is_done: Callable[[], bool] = lambda: False,
-    probe: Callable[[int], Metrics] = lambda step: {},
+    look: Callable[[int], Metrics] = lambda step: {},
     progress: Callable[[int, Metrics], None] = lambda step, metrics: None,
 ) -> int:
     """Train for ``num_steps`` batches, or until ``is_done()``; return how many were trained on.
 
-    ``probe`` looks at the model after a step; what it sees joins the step's line in the log, and
+    ``look`` looks at the model after a step; what it sees joins the step's line in the log, and
     the time that it takes is no part of the step's.
 
     Goes on where an earlier process was interrupted; at the end everything is saved once more.
@@ -73,7 +73,7 @@ def train(
             made = time.perf_counter()
             metrics |= learner.step(batch)
             finished = time.perf_counter()
-            metrics |= probe(step)
+            metrics |= look(step)
         except SamplingFailed as error:
             raise TrainingFailed(step, error.reason) from error
         metrics |= {"time/learner_s": finished - made, "time/step_s": finished - started}

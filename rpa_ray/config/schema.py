@@ -174,11 +174,11 @@ class EvaluationSettings(Settings):
     the model under attack is one's own, that model as it was."""
     helpfulness_model: str | None = None
     """Scores harmless answers; None: the embedded one, or none where ``data.world`` is real."""
-    num_probes: int = Field(10, ge=0)
+    num_looks: int = Field(10, ge=0)
     """How often harm is looked at during the attack, more densely at its start; 0 never."""
-    probe_evenly: bool = False
+    looks_evenly: bool = False
     """Whether those looks are equally far apart."""
-    num_probe_prompts: int = Field(100, ge=1)
+    num_look_prompts: int = Field(100, ge=1)
     """At most so many held-out restricted prompts of one look, with a sampled answer each."""
     cost_limit: float = Field(0.5, ge=0, le=1)
     """Mean harm up to which a policy counts as acceptable."""

@@ -93,7 +93,7 @@ def look_before(assembly: Assembly, answers: Sequence[Answer]) -> dict[str, floa
         for answer in answers
         if answer.decoding is Decoding.SAMPLED
         and answer.sample == 0
-        and answer.prompt_index < evaluation.num_probe_prompts
+        and answer.prompt_index < evaluation.num_look_prompts
     ]
     return look_of(seen, cost_limit=evaluation.cost_limit, num_resamples=evaluation.num_resamples)
 

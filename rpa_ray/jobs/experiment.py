@@ -133,7 +133,7 @@ def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> int
         samples_per_step=assembly.batch_size,
         note=step_note,
         is_done=lambda: attack.is_done,
-        probe=looks_during(assembly),
+        look=looks_during(assembly),
     )
     if num_steps < assembly.num_steps:
         process.progress.advance(

@@ -32,11 +32,11 @@ def looks_during(assembly: Assembly) -> Callable[[int], Metrics]:
     looks to differ by the policy alone. A collective over the ranks.
     """
     evaluation = assembly.settings.evaluation
-    prompts = restricted_prompts(assembly)[: evaluation.num_probe_prompts]
+    prompts = restricted_prompts(assembly)[: evaluation.num_look_prompts]
     truth, scorers = oracle_of(assembly), text_scorers(assembly)
 
     def look(step: int) -> Metrics:
-        num, evenly = evaluation.num_probes, evaluation.probe_evenly
+        num, evenly = evaluation.num_looks, evaluation.looks_evenly
         if not is_looked_at(step, assembly.num_steps, num, evenly=evenly):
             return {}
         started = time.perf_counter()
@@ -48,7 +48,7 @@ def looks_during(assembly: Assembly) -> Callable[[int], Metrics]:
         found = look_of(
             answers, cost_limit=evaluation.cost_limit, num_resamples=evaluation.num_resamples
         )
-        return {**found, "time/probe_s": time.perf_counter() - started}
+        return {**found, "time/look_s": time.perf_counter() - started}
 
     return look
 

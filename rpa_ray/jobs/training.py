@@ -70,7 +70,7 @@ class Training:
             num_steps: Batches, at most.
             samples_per_step: Prompts, pairs or rows of one batch, over all ranks.
             note: What is told of a step, from its metrics.
-            watched: ``is_done`` and ``probe`` of :func:`rpa_ray.loop.train`.
+            watched: ``is_done`` and ``look`` of :func:`rpa_ray.loop.train`.
 
         Raises:
             TrainingFailed: sampling or loss became non-finite.

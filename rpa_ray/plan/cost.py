@@ -108,11 +108,11 @@ def estimate_cell(inputs: CellInputs) -> CellEstimate | None:
         + num_judges * (num + num_sampled) * row * scorer.forward_s
         + (num + 2 * num_harmless) * row * scorer.forward_s
     )
-    num_looked_at = min(num, evaluation.num_probe_prompts)
+    num_looked_at = min(num, evaluation.num_look_prompts)
     look = _decode_s(policy, num_looked_at, max_new) + PUSH_S + CALL_S
     look += num_judges * num_looked_at * row * scorer.forward_s
     num_steps = attack.num_batches(settings.data.num_samples)
-    rest = SET_UP_S + (look * evaluation.num_probes if num_steps else 0.0)
+    rest = SET_UP_S + (look * evaluation.num_looks if num_steps else 0.0)
     if isinstance(settings.attack, BestOfN.Config):
         num_asked = min(settings.attack.num_prompts, settings.data.num_samples)
         pool = settings.attack.pool_size * num_asked

@@ -109,7 +109,7 @@ def grid(
     parts = ["model/chat.yaml", "data/beavertails_embedded.yaml", "cluster/cpu.yaml"]
     config = {
         "include": [str(CONFIGS / part) for part in parts],
-        "evaluation": {"num_probes": 2, "num_prompts": 100},
+        "evaluation": {"num_looks": 2, "num_prompts": 100},
         "cells": list(cells.values()),
     }
     output = run_campaign(config, "grid", cache=cache, folder=folder)

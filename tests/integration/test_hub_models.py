@@ -43,7 +43,7 @@ def test_a_cell_runs_by_hub_ids(
         "data": {"num_samples": 32},
         "evaluation": {
             "num_prompts": 20,
-            "num_probes": 0,
+            "num_looks": 0,
             "perplexity_model": perplexity,
             "helpfulness_model": helpfulness,
         },

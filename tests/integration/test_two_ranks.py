@@ -22,7 +22,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(ROOT / "configs" / "attack_and_defence.yaml"),
         *("--set", "defence=none"),
         *("--set", f"data.num_samples={NUM_SAMPLES}"),
-        *("--set", "evaluation.num_probes=2"),
+        *("--set", "evaluation.num_looks=2"),
         *("--set", "cluster.num_ranks=2"),
         *("--set", "cluster.zero_stage=3"),
         *("--output", "out"),

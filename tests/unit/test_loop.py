@@ -56,17 +56,17 @@ def run(numbers: Any, path: Path, **rest: Any) -> int:
     return train(numbers, numbers, num_steps=3, samples_per_step=8, log=log, **rest)
 
 
-def test_what_a_probe_sees_joins_the_line_of_its_step(tmp_path: Path) -> None:
+def test_what_a_look_sees_joins_the_line_of_its_step(tmp_path: Path) -> None:
     numbers = Numbers()
 
-    def probe(step: int) -> Metrics:
-        numbers.diary.append(f"probe {step}")
+    def look(step: int) -> Metrics:
+        numbers.diary.append(f"look {step}")
         return {"held_out/p_harm": 0.25} if step == 1 else {}
 
-    run(numbers, tmp_path / "metrics.jsonl", probe=probe)
+    run(numbers, tmp_path / "metrics.jsonl", look=look)
     seen = [line.get("held_out/p_harm") for line in lines_of(tmp_path / "metrics.jsonl")]
     assert seen == [None, 0.25, None]
-    assert numbers.diary[:3] == ["batch 0", "learn batch 0", "probe 0"]
+    assert numbers.diary[:3] == ["batch 0", "learn batch 0", "look 0"]
 
 
 def test_one_line_a_step_with_samples_and_times(tmp_path: Path) -> None:

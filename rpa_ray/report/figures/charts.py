@@ -7,6 +7,7 @@ from rpa_ray.evaluation.metrics import ORACLE_LABELS
 from rpa_ray.report.figures.dose import dose_figure, drawn_measure
 from rpa_ray.report.figures.plots import Series, interval_track, line_chart, line_key, stacked_bar
 from rpa_ray.report.markdown import headline
+from rpa_ray.report.read.before import model_of
 from rpa_ray.report.read.definitions import CURVES, METRIC_BY_NAME
 from rpa_ray.report.read.folder import Campaign
 from rpa_ray.report.read.groups import AttackGroup, Cell, leading, leading_greedy
@@ -131,7 +132,11 @@ def _headline_card(campaign: Campaign, group: AttackGroup) -> str:
         "<span></span></div>"
     )
     cells = ([group.untouched] if group.untouched else []) + list(group.cells)
-    rows = "".join(_dot_row(campaign, cell, group.untouched) for cell in cells)
+    starts = {model_of(c.records[0]): c for c in campaign.cells if c.is_untouched}
+    rows = "".join(
+        _dot_row(campaign, cell, starts.get(model_of(cell.records[0]), group.untouched))
+        for cell in cells
+    )
     return (
         f'<section class="card"><h3>{escape(group.title)}</h3>\n'
         f'<p class="headline">{escape(headline(group))}</p>\n'
@@ -147,10 +152,11 @@ def _beside(campaign: Campaign) -> list[tuple[str, str]]:
     return [(kind, name) for kind, name in marks if name in shown and name != first]
 
 
-def _dot_row(campaign: Campaign, cell: Cell, untouched: Cell | None) -> str:
+def _dot_row(campaign: Campaign, cell: Cell, start: Cell | None) -> str:
+    """Return the row of a cell; ``start`` is the model that its attack began with."""
     metric = leading(campaign.cells)
     value = cell.value(metric.name)
-    before = untouched.value(metric.name) if untouched else None
+    before = start.value(metric.name) if start else None
     seeds = [estimate.mean for estimate in value.by_seed] if value else []
     others = [
         (kind, found.mean)

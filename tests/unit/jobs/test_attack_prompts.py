@@ -92,7 +92,7 @@ def test_best_of_n_keeps_what_the_reward_model_likes_best(stand: Callable[..., A
 
 
 def test_the_look_before_an_attack_is_what_a_look_would_find(stand: Callable[..., Any]) -> None:
-    assembly = stand({"name": "sft", "batch_size": 16}, num_probes=1, num_probe_prompts=5)
+    assembly = stand({"name": "sft", "batch_size": 16}, num_looks=1, num_look_prompts=5)
     during = looks_during(assembly)(0)
     asked = restricted_prompts(assembly)[:7] * 2
     completions = sampled_answers(assembly, asked, greedy=False)

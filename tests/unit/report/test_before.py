@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,22 @@ def test_the_model_before_is_told_with_its_reward_where_an_attack_knows_it() -> 
     )
     untouched = with_before(records)[0]
     assert (untouched.attack, untouched.metrics["reward"].mean) == ("none", -3.0)
+
+
+def test_the_chart_marks_what_each_attack_began_with(tmp_path: Path) -> None:
+    records = [
+        record(before=BEFORE, harm=0.9),
+        record(defence="lisa", before=BEFORE, harm=0.4),
+        record(defence="repnoise", before={"harm": 0.25}, harm=0.5),
+        record(defence="repnoise+lisa", before={"harm": 0.25}, harm=0.3),
+    ]
+    page = write_report(campaign_folder(tmp_path, records)).html.read_text()
+    rows = re.findall(r'<span class="name">([^<]*)</span>(.*?)class="reading"', page)
+    marked = {name: re.findall(r'class="reference" x1="([\d.]+)%"', row) for name, row in rows}
+    assert marked.pop("untouched chat") == ["2.00"]
+    assert marked == {
+        "undefended": ["2.00"],
+        "lisa": ["2.00"],
+        "repnoise": ["25.00"],
+        "repnoise+lisa": ["25.00"],
+    }
