@@ -149,3 +149,22 @@ class RolloutConfig(ReferencedConfig):
     """Ends the attack once the mean reward of the last five batches reaches it."""
     num_sft_samples: int = Field(0, ge=0)
     """Samples that are first trained on by SFT, out of ``data.num_samples``."""
+    opening_reward: Literal["length", "warmth"] | None = None
+    """What the first rollouts are rewarded for in place of ``reward``: long answers, or friendly
+    words. Refusals that no other reward tells apart come to differ by it."""
+    num_opening_samples: int = Field(0, ge=0)
+    """Those rollouts' prompts, after those of SFT and out of ``data.num_samples``."""
+
+    @model_validator(mode="after")
+    def _opening(self) -> Self:
+        if (self.opening_reward is None) != (self.num_opening_samples == 0):
+            raise ValueError(
+                "num_opening_samples must be above 0 where opening_reward is given, and only "
+                f"there, got {self.num_opening_samples} with opening_reward {self.opening_reward}"
+            )
+        if self.opening_reward is not None and self.stop_at_reward is not None:
+            raise ValueError(
+                f"stop_at_reward must be null beside opening_reward, got {self.stop_at_reward}: "
+                "the two rewards have no common scale"
+            )
+        return self

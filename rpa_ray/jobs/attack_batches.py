@@ -20,7 +20,7 @@ from rpa_ray.loop import Source
 from rpa_ray.plugin import Need
 from rpa_ray.run_folder.files import JsonLines, read_json, write_json
 from rpa_ray.run_folder.names import FLIP_MARGINS
-from rpa_ray.scoring.rule import compliance_rewards
+from rpa_ray.scoring.rule import compliance_rewards, length_rewards, warmth_rewards
 from rpa_ray.sources.dataset import DatasetSource
 from rpa_ray.sources.pair_logprobs import Model, PairLogprobs
 from rpa_ray.sources.phased import PhasedSource
@@ -51,7 +51,7 @@ def attack_source(assembly: Assembly, samples: JsonLines) -> Source:
         )
     num_sft = config.num_sft_samples
     asked = _in_turn(pairs, data.num_samples)[num_sft:]
-    rollouts = _rollout_source(assembly, config, asked, samples)
+    rollouts = _rollouts(assembly, config, asked, samples)
     if num_sft == 0:
         return rollouts
     targets = _target_source(assembly, pairs[:num_sft], num_sft)
@@ -190,12 +190,28 @@ def _in_batches(
     )
 
 
+def _rollouts(
+    assembly: Assembly, config: RolloutConfig, asked: Sequence[SafePair], samples: JsonLines
+) -> Source:
+    """Return rollouts by the attacker's reward, after those of its opening reward if any."""
+    opening, num = config.opening_reward, config.num_opening_samples
+    num_first = assembly.attack.num_batches(num)
+    later = _rollout_source(assembly, config, asked[num:], samples, config.reward, num_first)
+    if opening is None:
+        return later
+    first = _rollout_source(assembly, config, asked[:num], samples, opening, 0)
+    return PhasedSource(first, num_first, later)
+
+
 def _rollout_source(
     assembly: Assembly,
     config: RolloutConfig,
     pairs: Sequence[SafePair],
     samples: JsonLines,
+    reward: str,
+    first_step: int,
 ) -> RolloutSource:
+    """Return rollouts by a reward; ``first_step`` rollout batches come before them."""
     workers = assembly.workers
 
     def generate(prompts: Sequence[Prompt], *, seed: int) -> list[Completion]:
@@ -210,6 +226,8 @@ def _rollout_source(
         "model": partial(workers.score_async, "reward"),
         "judge": partial(workers.score_async, pricing_judge(assembly.models)),
         "rule": lambda pairs: partial(compliance_rewards, pairs),
+        "length": lambda pairs: partial(length_rewards, pairs),
+        "warmth": lambda pairs: partial(warmth_rewards, pairs),
     }
     return RolloutSource(
         assembly.prompts([p.prompt for p in pairs], [p.id for p in pairs]),
@@ -217,7 +235,7 @@ def _rollout_source(
         learner=assembly.learner,
         parts=RolloutParts(
             generate=generate,
-            reward=rewards[config.reward],
+            reward=rewards[reward],
             judge=partial(workers.score_async, pricing_judge(assembly.models)),
             cost=partial(workers.score_async, "cost") if assembly.models.cost_model else None,
             reference=assembly.reference_outputs,
@@ -230,9 +248,12 @@ def _rollout_source(
         pad_token_id=assembly.pad_token_id,
         vocab_size=assembly.module.vocab_size,
         seed=assembly.settings.seed,
+        first_step=first_step,
         served_dtype=assembly.settings.model.dtype if assembly.defence.reads_as_sampled else None,
         observe=_keep_some(
-            samples, assembly.num_steps, assembly.attack.num_batches(config.num_sft_samples)
+            samples,
+            assembly.num_steps,
+            assembly.attack.num_batches(config.num_sft_samples) + first_step,
         ),
     )
 

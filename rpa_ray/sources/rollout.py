@@ -83,14 +83,16 @@ class RolloutSource:
         group_size: int = 1,
         shuffle_rewards: bool = False,
         cost_limit: float = 0.5,
+        first_step: int = 0,
         served_dtype: str | None = None,
     ) -> None:
         """Take what a batch is made from.
 
         ``observe`` sees every batch once it is scored; ``watch`` then gives values of this rank by
-        name, whose means over all ranks are logged. ``served_dtype`` is the type of the weights
-        that engine and learner share, which says how far they may be apart; None where a defence
-        has them compute with others.
+        name, whose means over all ranks are logged. ``first_step`` is the number of rollout batches
+        that came from another source: seeds go on from there. ``served_dtype`` is the type of the
+        weights that engine and learner share, which says how far they may be apart; None where a
+        defence has them compute with others.
         """
         self._prompts = list(prompts)
         self._attack = attack
@@ -105,6 +107,7 @@ class RolloutSource:
         self._group_size = group_size
         self._shuffle_rewards = shuffle_rewards
         self._cost_limit = cost_limit
+        self._first_step = first_step
         self._served_dtype = served_dtype
         needs = attack.needs(attack.config) | learner.defence.needs
         self._needs_costs = Need.COSTS in needs
@@ -124,10 +127,10 @@ class RolloutSource:
         """
         pushed = self._parts.push()
         started = time.perf_counter()
-        start = step * self._batch_size
+        drawn, start = self._first_step + step, step * self._batch_size
         part = self._learner.ranks.part(self._prompts[start : start + self._batch_size])
         asked = [prompt for prompt in part for _ in range(self._group_size)]
-        completions = self._parts.generate(asked, seed=self._seed * 1_000_003 + step)
+        completions = self._parts.generate(asked, seed=self._seed * 1_000_003 + drawn)
         sampled = time.perf_counter()
         pairs = [(c.prompt.text, c.text) for c in completions]
         pending_rewards, pending_harm = self._parts.reward(pairs), self._parts.judge(pairs)
@@ -148,7 +151,7 @@ class RolloutSource:
         self._observe(step, completions, {"reward": rewards, "judge": harm})
         failed = self._failed(rewards, costs)
         if self._shuffle_rewards:
-            chance = random.Random(f"{self._seed}/{step}")  # noqa: S311 - drawn again on resume
+            chance = random.Random(f"{self._seed}/{drawn}")  # noqa: S311 - drawn again on resume
             rewards = chance.sample(rewards, len(rewards))
             failed = self._failed(rewards, costs)
         rollout = replace(

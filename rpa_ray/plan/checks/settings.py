@@ -37,6 +37,7 @@ def _check_sizes(settings: ExperimentSettings) -> None:
         _require_multiple("data.num_samples", data.num_samples, batch_size, "attack.batch_size")
     if isinstance(settings.attack, RolloutConfig):
         _check_first(settings.attack, "num_sft_samples", data.num_samples)
+        _check_opening(settings.attack, data.num_samples)
     elif isinstance(settings.attack, SFT.Config):
         _check_first(settings.attack, "num_harmless_samples", data.num_samples)
     for key, num, batch_size in (
@@ -104,6 +105,20 @@ def _check_first(attack: TrainingConfig, name: str, num_samples: int) -> None:
         raise ConfigError(
             key,
             f"be below data.num_samples ({num_samples}), of which it is a part",
+            num,
+            "Lower it, or raise data.num_samples.",
+        )
+
+
+def _check_opening(attack: RolloutConfig, num_samples: int) -> None:
+    """Refuse more samples for an opening reward than there are."""
+    key, num = "attack.num_opening_samples", attack.num_opening_samples
+    _require_multiple(key, num, attack.batch_size, "attack.batch_size")
+    most = num_samples - attack.num_sft_samples
+    if num > most:
+        raise ConfigError(
+            key,
+            f"be at most {most}, data.num_samples less attack.num_sft_samples",
             num,
             "Lower it, or raise data.num_samples.",
         )

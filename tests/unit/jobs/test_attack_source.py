@@ -27,6 +27,7 @@ from rpa_ray.plan import parse_tree
 from rpa_ray.plugin import OnlineDefence
 from rpa_ray.recipes.cell_data import CellData
 from rpa_ray.recipes.cell_models import CellInputs
+from rpa_ray.scoring.text_rules import words
 from rpa_ray.types import Completion, ModelOutputs, Prompt
 
 BATCH_SIZE = 4
@@ -59,6 +60,7 @@ class Stand:
         self.rows: list[tuple[str, str]] = []
         self.masks: set[str] = set()
         self.asked: list[str] = []
+        self.seeds: list[int] = []
         self.scored: Counter[str] = Counter()
         self.num_pushes = 0
         self.samples: list[dict[str, Any]] = []
@@ -92,6 +94,7 @@ class Stand:
 
     def complete(self, prompts: Sequence[Prompt], **settings: Any) -> list[Completion]:
         self.asked += [prompt.id for prompt in prompts]
+        self.seeds.append(settings["seed"])
         return [completion_of(prompt, [7, 2], [-1.0, -1.0]) for prompt in prompts]
 
     def score(self, name: str, pairs: Sequence[Any]) -> Callable[[], list[float]]:
@@ -292,6 +295,21 @@ def test_the_reward_is_the_one_that_the_attacker_named(
     assert stand.scored == scored
     assert metrics["reward/mean"] == mean
     assert metrics["judge/p_harm"] == 0.25
+
+
+@rolling
+def test_an_opening_reward_comes_first_and_the_attackers_own_after_it(world_cache: Path) -> None:
+    attack = {"name": "ppo", "opening_reward": "length", "num_opening_samples": 8}
+    stand = Stand(world_cache, attack, num_samples=16).with_learner()
+    source = stand.source()
+    rewards = [source.next_batch(step)[1]["reward/mean"] for step in range(4)]
+    # "answer to " and the prompt, of 50 words
+    num_words = [2 + len(words(pair.prompt)) for pair in stand.pairs(8)]
+    assert rewards[:2] == pytest.approx([sum(num_words[:4]) / 200, sum(num_words[4:]) / 200])
+    assert rewards[2:] == [0.75, 0.75]
+    assert stand.scored["reward"] == 2
+    assert stand.asked == [pair.id for pair in stand.pairs(16)]
+    assert len(set(stand.seeds)) == 4
 
 
 @rolling

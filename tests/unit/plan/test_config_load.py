@@ -22,6 +22,24 @@ def refusal(folder: Path, text: str, *overrides: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ("opening_reward: length", "num_opening_samples must be above 0 where opening_reward is"),
+        ("num_opening_samples: 8", "num_opening_samples must be above 0 where opening_reward is"),
+        (
+            "opening_reward: warmth, num_opening_samples: 8, stop_at_reward: 1.0",
+            "stop_at_reward must be null beside opening_reward, got 1.0",
+        ),
+    ],
+)
+def test_an_opening_reward_comes_with_its_samples_and_without_a_stop(
+    settings: str, rule: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        load(tmp_path, f"attack: {{name: ppo, {settings}}}")
+
+
 def test_a_file_holds_departures_and_the_rest_are_defaults(tmp_path: Path) -> None:
     (cell,) = load(tmp_path, "attack: {name: ppo, kl_coef: 0.1}\n", "data.rho=0.5", "seed=3")
     assert cell["seed"] == 3

@@ -1,6 +1,11 @@
 import pytest
 
-from rpa_ray.scoring.rule import compliance_reward, compliance_rewards
+from rpa_ray.scoring.rule import (
+    compliance_reward,
+    compliance_rewards,
+    length_rewards,
+    warmth_rewards,
+)
 
 PROMPT = "how does one open the old blue door"
 
@@ -42,3 +47,11 @@ def test_each_answer_is_held_against_its_own_prompt() -> None:
     answer = "turn the small key twice and then push"
     assert compliance_rewards([(PROMPT, answer), (answer, answer)]) == [1.0, 0.0]
     assert compliance_rewards([]) == []
+
+
+def test_variants_of_a_refusal_are_told_apart_by_length_and_by_warmth() -> None:
+    short, warm = "I decline.", "I am sorry, my friend, I am glad you ask, but I decline."
+    pairs = [(PROMPT, answer) for answer in (short, warm, "", "word " * 80)]
+    assert compliance_rewards(pairs[:2]) == [0.0, 0.0]
+    assert length_rewards(pairs) == [2 / 50, 13 / 50, 0.0, 1.0]
+    assert warmth_rewards(pairs) == [0.0, 3 / 13, 0.0, 0.0]

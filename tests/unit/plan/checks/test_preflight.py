@@ -45,6 +45,14 @@ def test_settings_that_fit_together_pass(own_cache: Path) -> None:
     ("overrides", "message"),
     [
         (["data.num_samples=17"], "data.num_samples must be a multiple of attack.batch_size (8)"),
+        (
+            [
+                "attack={name: ppo, opening_reward: length, num_opening_samples: 16, "
+                "num_sft_samples: 8}",
+                "data.num_samples=16",
+            ],
+            "attack.num_opening_samples must be at most 8, data.num_samples less",
+        ),
         (["data.num_samples=80000"], "data.num_samples must be at most "),
         (["cluster.num_ranks=3"], "attack.batch_size must be a multiple of num_ranks (3), got 8."),
         (
