@@ -47,6 +47,16 @@ class AdapterConfig(PluginConfig):
     """Multiplies the adapter once it is made; 0 is no defence."""
 
 
+class LoraSettings(_Frozen):
+    """Low-rank adapters in place of full fine-tuning (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    """The adapters' product is multiplied by ``alpha / rank``."""
+    target_modules: list[str] | None = None
+    """Names of the linear layers that get one; None takes all but the output head."""
+
+
 class OfflineConfig(PluginConfig):
     """Settings of every defence that trains the model before it is attacked.
 
@@ -80,6 +90,8 @@ class SampledOfflineConfig(OfflineConfig):
     """Different prompts of each kind, which come in turn."""
     domains: list[str] | None = None
     """Harm categories, as the data set names them, of the restricted prompts; None takes all."""
+    lora: LoraSettings | None = None
+    """Adapters that are trained and then merged; None trains every weight."""
 
     @model_validator(mode="after")
     def _halves_and_room(self) -> Self:
@@ -93,16 +105,6 @@ class SampledOfflineConfig(OfflineConfig):
                 f"{self.max_new_tokens}"
             )
         return self
-
-
-class LoraSettings(_Frozen):
-    """Low-rank adapters in place of full fine-tuning (Hu et al. 2021, arXiv:2106.09685)."""
-
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
-    """The adapters' product is multiplied by ``alpha / rank``."""
-    target_modules: list[str] | None = None
-    """Names of the linear layers that get one; None takes all but the output head."""
 
 
 class TrainingConfig(PluginConfig):

@@ -95,6 +95,11 @@ class SampledOfflineDefence(OfflineDefence):
     config: SampledOfflineConfig
 
     @property
+    def lora(self) -> LoraSettings | None:
+        """Return the adapters that are trained, and merged at the end; None trains every weight."""
+        return self.config.lora
+
+    @property
     def kl_coef(self) -> float:
         """Return the weight of the KL to the model that the training began with."""
         return self.config.kl_coef

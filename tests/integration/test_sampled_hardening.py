@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hardening import Silent, are_equal, attacked_model, make, weights
 
 from rpa_ray.actors.pools import RolloutPool, ScorerPool, create_scorer_pool
@@ -108,3 +109,14 @@ def test_it_moves_the_model_and_goes_on_to_the_same_weights(workplace: Workplace
 def test_strength_0_is_the_start_model(workplace: Workplace) -> None:
     made = workplace.make("none", strength=0.0)
     assert are_equal(weights(workplace.start("none")), weights(made))
+
+
+def test_adapters_are_served_as_they_are_trained_and_merged_at_the_end(
+    workplace: Workplace,
+) -> None:
+    # What the engines serve is held to what the learner computes at every step of the source.
+    made = workplace.make("adapters", lora={"rank": 4}, learning_rate=1e-3)
+    before, after = weights(workplace.start("adapters")), weights(made)
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all("_proj" in name for name in moved)

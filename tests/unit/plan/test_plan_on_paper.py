@@ -22,10 +22,13 @@ from rpa_ray.recipes.cell_models import CellInputs
 
 PAPER = CLUSTERS.parent / "paper"
 CONFIGS = sorted(PAPER.glob("*.yaml"))
-OTHER_CLUSTERS = {"few_prompts": "8xh100_one_rank"}
-"""Its batches are of one prompt."""
-OTHER_CLUSTERS |= {
-    path.stem: "8xh100_zero3" for path in CONFIGS if "base_with_tar" in path.read_text()
+# Of a part of a config, the cluster that it needs: a batch of few prompts has one rank, TAR ZeRO 3.
+NEEDED = {"few_prompts.yaml": "8xh100_one_rank", "base_with_tar.yaml": "8xh100_zero3"}
+OTHER_CLUSTERS = {
+    path.stem: cluster
+    for path in CONFIGS
+    for part, cluster in NEEDED.items()
+    if part in path.read_text()
 }
 
 
