@@ -9,6 +9,7 @@ from string import Template
 from rpa_ray.report import sections
 from rpa_ray.report.answers import answers_section
 from rpa_ray.report.figures import charts
+from rpa_ray.report.figures.proxy import proxy_charts
 from rpa_ray.report.markdown import markdown_report, side_tables, title
 from rpa_ray.report.read.before import with_before
 from rpa_ray.report.read.folder import Campaign, read_campaign
@@ -75,6 +76,7 @@ def html_page(campaign: Campaign) -> str:
         side_table_html(points_table(rho_lines(campaign.cells))),
         best_of_n_section(campaign),
         charts.training_curves(campaign),
+        proxy_charts(campaign),
         charts.oracle_labels(campaign),
         charts.times(campaign),
         side_table_html(resistance_table(campaign)),

@@ -37,7 +37,7 @@ def dose_figure(campaign: Campaign, group: AttackGroup) -> str:
         BandLine(
             label=cell.label,
             style=campaign.styles[cell.label],
-            points=tuple(_points(campaign, cell, measure)),
+            points=tuple(points_of(campaign, cell, measure)),
         )
         for cell in group.cells
     ]
@@ -50,7 +50,7 @@ def dose_figure(campaign: Campaign, group: AttackGroup) -> str:
     return f"<figure>{caption}{chart}</figure>"
 
 
-def _points(campaign: Campaign, cell: Cell, measure: str) -> list[tuple[float, CellValue]]:
+def points_of(campaign: Campaign, cell: Cell, measure: str) -> list[tuple[float, CellValue]]:
     """Return attack samples and what all seeds say together where each of them was looked at."""
     found: dict[float, list[Estimate]] = {}
     runs = [run for run in campaign.runs_of(cell) if run.looks()]
