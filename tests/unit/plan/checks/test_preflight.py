@@ -94,7 +94,7 @@ def test_settings_that_fit_together_pass(own_cache: Path) -> None:
         (["cluster.deepspeed=/no.json"], "cluster.deepspeed must name a file with a JSON object"),
         (
             ["model.path=/no/model"],
-            "model.path must be chat, base, other_chat, a Hub id (owner/name[@revision]), or",
+            "model.path must be chat, base, other_chat, qwen2_chat, a Hub id (owner/name[@revis",
         ),
         (["evaluation.perplexity_model=./no"], "evaluation.perplexity_model must be a Hub id"),
         (["data.reward_model.path=./no"], "data.reward_model.path must be a Hub id"),
