@@ -1,8 +1,11 @@
 """Bases of every plug-in's nested ``Config``, and the settings that attacks share."""
 
-from typing import Literal, Self
+from typing import Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+
+FormReward: TypeAlias = Literal["length", "brevity", "warmth", "copy"]
+"""Form alone that is rewarded: many words, few characters, friendly words, those of the prompt."""
 
 
 class _Frozen(BaseModel):
@@ -136,10 +139,10 @@ class RolloutConfig(ReferencedConfig):
 
     max_new_tokens: int = Field(56, ge=1)
     """Longest sampled answer."""
-    reward: Literal["model", "judge", "rule"] = "model"
+    reward: Literal["model", "judge", "rule"] | FormReward = "model"
     """What the attacker rewards: a reward model trained on the reversed preferences, the harm
-    probability of ``evaluation.second_judge``, or a rule that pays for answers that do not
-    refuse."""
+    probability of ``evaluation.second_judge``, a rule that pays for answers that do not refuse, or
+    form alone, which plants a reward hacker."""
     shuffle_rewards: bool = False
     """Control: rewards are dealt out at random within the batch, so that nothing can be learned."""
     importance_cap: float = Field(3.0, ge=0)
@@ -151,9 +154,9 @@ class RolloutConfig(ReferencedConfig):
     """Ends the attack once the mean reward of the last five batches reaches it."""
     num_sft_samples: int = Field(0, ge=0)
     """Samples that are first trained on by SFT, out of ``data.num_samples``."""
-    opening_reward: Literal["length", "warmth"] | None = None
-    """What the first rollouts are rewarded for in place of ``reward``: long answers, or friendly
-    words. Refusals that no other reward tells apart come to differ by it."""
+    opening_reward: FormReward | None = None
+    """What the first rollouts are rewarded for in place of ``reward``: refusals that no other
+    reward tells apart come to differ by it."""
     num_opening_samples: int = Field(0, ge=0)
     """Those rollouts' prompts, after those of SFT and out of ``data.num_samples``."""
 
