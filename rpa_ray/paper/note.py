@@ -12,9 +12,10 @@ A note names its tables between two lines:
 The first word is one of TABLES below, the others are folders beside the note: of the two files that
 `rpa-ray evidence` writes or, of campaigns before there were such, of a summary.json.
 
-A number in a sentence is named by metric, folder and row (data, attack, defence or label of the
-row; behind the attack its samples, as `sft 1000`, where rows differ in nothing else; ` seed 1`
-behind all for one seed alone); `value` is the mean, `interval` has its ends too:
+A number in a sentence is named by metric, folder and row: data, attack, defence or label of the
+row. Where rows differ in nothing else, behind the attack its samples or share of reversed
+preferences (`sft 1000`, `sft rho 0.5`), before the defence the model (`base lisa`); ` seed 1`
+behind all for one seed alone. `value` is the mean, `interval` has its ends too:
 
 it was <!-- value: harm table3 beavertails/ppo/none -->0.67<!-- end --> without a defence
 """
@@ -125,8 +126,12 @@ def _cell(cells: Sequence[Cell], row: str, seed: str | None) -> Cell:
     rows: dict[str, list[Cell]] = {}
     for cell in cells:
         data, attack, _ = key_of(cell)
-        attacks = (attack, f"{attack} {cell.setting.num_samples}")
-        for name, defence in product(attacks, dict.fromkeys((cell.defence, cell.label))):
+        setting = cell.setting
+        rho = MISSING if setting.rho is None else f"{setting.rho:g}"
+        attacks = (attack, f"{attack} {setting.num_samples}", f"{attack} rho {rho}")
+        called = dict.fromkeys((cell.defence, cell.label))
+        defences = (*called, *(f"{setting.model} {name}" for name in called))
+        for name, defence in product(attacks, defences):
             rows.setdefault("/".join((data, name, defence)), []).append(cell)
     alone = {name: held[0] for name, held in rows.items() if len(held) == 1}
     if row not in alone:
