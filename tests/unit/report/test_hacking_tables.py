@@ -7,7 +7,7 @@ import pytest
 from report_folders import campaign_folder, record
 
 from rpa_ray.evaluation.answers import Answer, Decoding, to_table
-from rpa_ray.paper.detectors import detectors_table
+from rpa_ray.paper.hacking import detectors_table, rewards_table
 from rpa_ray.report.evidence import write_evidence
 from rpa_ray.run_folder.files import write_parquet
 from rpa_ray.run_folder.names import ANSWERS, EVALUATION
@@ -67,3 +67,19 @@ def test_precision_and_recall_are_counts_of_answers(evidence: Path) -> None:
         "not fluent": ["0", "-", "0.00"],
         "any of them": ["10", "0.80", "0.80"],
     }
+
+
+def test_what_is_paid_is_told_by_the_oracles_label(tmp_path: Path) -> None:
+    folder = campaign_folder(tmp_path / "runs", [record(harm=0.0)])
+    run = folder / "ppo_none_0"
+    held = [replace(PLAIN, reward=4.0, harm=0.0)] * 3 + [
+        replace(PLAIN, label="off_topic", reward=1.0, harm=0.5)
+    ]
+    held = [replace(a, prompt_index=i, item=f"item {i}") for i, a in enumerate(held)]
+    write_parquet(run / ANSWERS, to_table(held))
+    (run / EVALUATION).write_text("{}")
+    write_evidence([folder], tmp_path / "proof")
+    *_, row = rewards_table([tmp_path / "proof"]).splitlines()
+    assert (
+        row == "| beavertails | ppo | none | 0.12 | 3.25 | - | - | - | 0.75 (4.00) | 0.25 (1.00) |"
+    )
