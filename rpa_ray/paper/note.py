@@ -33,6 +33,7 @@ from statistics import fmean
 from rpa_ray.evaluation.answers import Answer, Decoding
 from rpa_ray.paper.compare import agreement_text, cells_of, key_of, rows_table
 from rpa_ray.paper.hacking import detectors_table, rewards_table
+from rpa_ray.paper.oscillation import oscillation_table
 from rpa_ray.report.evidence import read_cells
 from rpa_ray.report.read.definitions import METRIC_BY_NAME, METRICS, REWARD_GAIN
 from rpa_ray.report.read.folder import read_campaign
@@ -262,6 +263,7 @@ TABLES: Mapping[str, Callable[[Sequence[Path]], str]] = {
     "labels": labels,
     "detectors": detectors_table,
     "rewards": rewards_table,
+    "oscillation": oscillation_table,
 }
 
 
