@@ -16,15 +16,15 @@ from rpa_ray.jobs.sampled_hardening import grpo_of
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.plan import parse_tree
 from rpa_ray.plugin import Need, Objective, SampledAnswer
-from rpa_ray.types import Experience, micro_batches
+from rpa_ray.types import Experience, TokenBatch, micro_batches
 
 RESTRICTED = SampledAnswer(
     is_restricted=True, num_tokens=8, refuses=True, informs=False, p_harm=0.25, helpfulness=9.0
 )
 HARMLESS = replace(RESTRICTED, is_restricted=False, helpfulness=1.5)
 # Three groups of two; the last answer is not scored.
-TOKENS = token_batch([[1, 5, 6, 7, 2], [1, 8, 2], [1, 9, 9, 2], [1, 4, 2], [1, 3, 5, 2], [1, 6, 2]])
-TOKENS = replace(TOKENS, loss_mask=TOKENS.loss_mask & (torch.arange(6) < 5)[:, None])
+SCORED = token_batch([[1, 5, 6, 7, 2], [1, 8, 2], [1, 9, 9, 2], [1, 4, 2], [1, 3, 5, 2], [1, 6, 2]])
+TOKENS = replace(SCORED, loss_mask=SCORED.loss_mask & (torch.arange(6) < 5)[:, None])
 REWARDS = [0.9, 0.1, 2.0, 3.0, 1.0, 0.0]
 
 
@@ -32,13 +32,13 @@ def frpo(**settings: Any) -> FRPO:
     return FRPO(FRPO.Config(**{"group_size": 2} | settings))
 
 
-def experience(defence: FRPO) -> Experience:
+def experience(defence: FRPO, tokens: TokenBatch = TOKENS) -> Experience:
     """Return what the defence's GRPO makes of the tiny policy's answers."""
     with torch.no_grad():
-        outputs = forward_of(tiny_policy())(TOKENS.input_ids, TOKENS.attention_mask)
-    old = next_token_logprobs(outputs.logits, TOKENS.input_ids)
+        outputs = forward_of(tiny_policy())(tokens.input_ids, tokens.attention_mask)
+    old = next_token_logprobs(outputs.logits, tokens.input_ids)
     rollout = replace(
-        rollout_of(TOKENS, rewards=REWARDS),
+        rollout_of(tokens, rewards=REWARDS),
         old_logprobs=old,
         rollout_logprobs=old - 0.1,  # what the importance weights would see
         reference_logprobs=old + 0.3 * torch.linspace(-1, 1, old.numel()).view_as(old),
@@ -82,7 +82,7 @@ def test_an_answer_earns_its_safety_or_its_helpfulness_within_the_limit() -> Non
 @pytest.mark.parametrize("jackknife", [True, False])
 def test_with_a_large_lam_it_goes_where_grpo_goes(jackknife: bool) -> None:
     defence = frpo(lam=1e3, jackknife=jackknife, kl_coef=0.0, group_size=3)
-    batch = experience(defence)
+    batch = experience(defence, SCORED)
     settings = {"aggregation": "grpo", "scale_rewards": False, "kl_coef": 0.0}
     grpo = grpo_of(defence)
     grpo = type(grpo)(grpo.config.model_copy(update=settings))
