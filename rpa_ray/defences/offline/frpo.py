@@ -29,11 +29,11 @@ CLIP_RANGE = 0.2
 class FRPO(MixedOfflineDefence):
     """Fine-tuning robust policy optimisation: ``max_pi min_q E_q[r]`` over q in a KL ball of pi.
 
-    The inner minimum is ``-lam * log E_pi[exp(-r / lam)]``. Of the answers to a prompt it is learned
-    by ``max(lam, 1) * (log mean_i rho_i exp(-A_i / lam) - mean_i rho_i)`` with ``A_i = r_i - mean r``
-    and ``rho_i`` the mean clipped ratio of the answer's tokens; the jackknife takes the bias of a
-    logarithm of a mean off. ``kl_coef`` times the KL to the model that the training began with is
-    added (k3, mean over the tokens of each answer, then over answers). A group is learned whole.
+    The inner minimum is ``-lam * log E_pi[exp(-r / lam)]``. Of the answers to a prompt, with
+    ``A_i = r_i - mean r`` and ``rho_i`` the mean clipped ratio of the answer's tokens, it is learned
+    by ``max(lam, 1) * (log mean_i rho_i exp(-A_i / lam) - mean_i rho_i)``; the jackknife takes the
+    bias of a logarithm of a mean off. ``kl_coef`` times the KL to the model that the training began
+    with is added (k3, mean over the tokens of each answer, then over answers).
 
     An answer to a restricted prompt earns 1 less its harm probability by the judge that training
     may use; one to a harmless prompt earns its helpfulness within ``+-helpfulness_limit``. The
