@@ -30,7 +30,7 @@ class FRPO(MixedOfflineDefence):
     """Fine-tuning robust policy optimisation: ``max_pi min_q E_q[r]`` over q in a KL ball of pi.
 
     The inner minimum is ``-lam * log E_pi[exp(-r / lam)]``. Of the answers to a prompt, with
-    ``A_i = r_i - mean r`` and ``rho_i`` the mean clipped ratio of the answer's tokens, it is learned
+    ``A_i = r_i - mean r`` and ``rho_i`` the mean clipped ratio of answer i's tokens, it is learned
     by ``max(lam, 1) * (log mean_i rho_i exp(-A_i / lam) - mean_i rho_i)``; the jackknife takes the
     bias of a logarithm of a mean off. ``kl_coef`` times the KL to the model that the training began
     with is added (k3, mean over the tokens of each answer, then over answers).
