@@ -75,11 +75,7 @@ class OfflineConfig(PluginConfig):
 
 
 class SampledOfflineConfig(OfflineConfig):
-    """Settings of every offline defence that learns from the model's own answers, by GRPO.
-
-    Half the prompts of a batch are restricted ones of the defence split, half harmless ones of the
-    training split.
-    """
+    """Settings of every offline defence that learns from the model's own answers, by GRPO."""
 
     max_tokens: int = Field(192, ge=8)
     """Longest prompt with its answer; prompts that leave no room for an answer are passed over."""
@@ -90,22 +86,34 @@ class SampledOfflineConfig(OfflineConfig):
     kl_coef: float = Field(0.001, ge=0)
     """Weight of the KL to the model that the training began with."""
     num_prompts: int = Field(64, ge=1)
-    """Different prompts of each kind, which come in turn."""
+    """Different prompts of each kind (restricted ones of the defence split, and harmless ones of
+    the training split where there are any), which come in turn."""
     domains: list[str] | None = None
     """Harm categories, as the data set names them, of the restricted prompts; None takes all."""
     lora: LoraSettings | None = None
     """Adapters that are trained and then merged; None trains every weight."""
 
     @model_validator(mode="after")
-    def _halves_and_room(self) -> Self:
-        if self.batch_size % 2:
-            raise ValueError(
-                f"batch_size must be even (restricted and harmless prompts), got {self.batch_size}"
-            )
+    def _room(self) -> Self:
         if self.max_new_tokens >= self.max_tokens:
             raise ValueError(
                 f"max_new_tokens must be less than max_tokens ({self.max_tokens}), got "
                 f"{self.max_new_tokens}"
+            )
+        return self
+
+
+class MixedOfflineConfig(SampledOfflineConfig):
+    """Settings of those of them that ask as many harmless prompts as restricted ones."""
+
+    helpfulness_limit: float = Field(4.0, gt=0)
+    """Largest reward of an answer to a harmless prompt, and as a negative the least."""
+
+    @model_validator(mode="after")
+    def _halves(self) -> Self:
+        if self.batch_size % 2:
+            raise ValueError(
+                f"batch_size must be even (restricted and harmless prompts), got {self.batch_size}"
             )
         return self
 
