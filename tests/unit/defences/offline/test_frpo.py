@@ -69,8 +69,8 @@ def gradients(objective: Objective[Any, Any], batch: Experience, size: int = 6) 
 
 def test_an_answer_earns_its_safety_or_its_helpfulness_within_the_limit() -> None:
     answers = [RESTRICTED, HARMLESS, replace(HARMLESS, helpfulness=-9.0)]
-    assert frpo().rewards(answers) == [0.75, 1.5, -4.0]
-    assert frpo(helpfulness_limit=1.0).rewards(answers) == [0.75, 1.0, -1.0]
+    assert frpo().rewards(answers) == [0.75, 1.0, -1.0]
+    assert frpo(helpfulness_limit=4.0).rewards(answers) == [0.75, 1.5, -4.0]
     assert math.isnan(frpo().rewards([replace(RESTRICTED, p_harm=math.nan)])[0])
     assert frpo().measures(answers) == {
         "defence/restricted_p_harm": [0.25],
