@@ -138,11 +138,12 @@ def test_strength_0_is_the_start_model(defence: str, workplace: Workplace) -> No
     assert are_equal(weights(workplace.start("none")), weights(made))
 
 
+@EACH
 def test_adapters_are_served_as_they_are_trained_and_merged_at_the_end(
-    workplace: Workplace,
+    defence: str, workplace: Workplace
 ) -> None:
     # What the engines serve is held to what the learner computes at every step of the source.
-    made = workplace.make("adapters", lora={"rank": 4}, learning_rate=1e-3)
+    made = workplace.make(defence, "adapters", lora={"rank": 4}, learning_rate=1e-3)
     before, after = weights(workplace.start("adapters")), weights(made)
     assert before.keys() == after.keys()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
