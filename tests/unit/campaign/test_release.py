@@ -193,7 +193,7 @@ def test_a_disk_without_room_for_the_copy_is_refused_before_anything_is_made(
     # 4 bytes a parameter and 500 MiB
     for free_mib, is_enough in ((4595, False), (4596, True)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, m=free_mib: usage(0, 0, m * 2**20))
-        with nullcontext() if is_enough else pytest.raises(ConfigError, match=r"4 GiB of it for c"):
+        with nullcontext() if is_enough else pytest.raises(ConfigError, match=r"4 GiB of it for w"):
             check_release(plan)
 
 
