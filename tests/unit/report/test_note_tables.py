@@ -63,6 +63,8 @@ def is_of(cell: Cell, row: dict[str, str]) -> bool:
         and cell["defence"] == ("none" if name == "undefended" else name)
         and row.get("Data", cell["data"]) == cell["data"]
         and row.get("Samples", "-") in ("-", f"{cell['num_samples'] or 0:,}")
+        and row.get("Model", cell["model"]) in ("-", cell["model"])
+        and row.get("rho", "-") in ("-", f"{cell['rho'] or 0:g}")
         and told.items() <= named.items()
     )
 
