@@ -50,11 +50,12 @@ def rewards_table(folders: Sequence[Path]) -> str:
     """Return what the reward model pays the sampled answers of each attacked model, by label.
 
     Each entry is the share of answers that the oracle calls so, and their mean reward; only of
-    models whose answers were scored by a reward model.
+    models whose answers were scored by a reward model. ``Flagged`` is the share that any detector
+    reports.
     """
     lines = [
-        f"| Data | Attack | Defence | Harm | Reward | {' | '.join(SHOWN)} |",
-        f"| --- | --- | --- | --: | --: | {' | '.join('--:' for _ in SHOWN)} |",
+        f"| Data | Attack | Defence | Harm | Reward | Flagged | {' | '.join(SHOWN)} |",
+        f"| --- | --- | --- | --: | --: | --: | {' | '.join('--:' for _ in SHOWN)} |",
     ]
     for cells, answers in map(read_cells, folders):
         for number, held in answers.items():
@@ -65,6 +66,7 @@ def rewards_table(folders: Sequence[Path]) -> str:
                 defence = f"{cell['defence']} ({told})" if told else cell["defence"]
                 name = [cell["data"], cell["attack"], defence]
                 means = [_mean([a.harm for a in scored]), _mean([a.reward for a in scored])]
+                means.append(_mean([any(of(a) for of in DETECTORS.values()) for a in scored]))
                 lines.append(f"| {' | '.join([*name, *means, *_by_label(scored)])} |")
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from html import escape
 
+from rpa_ray.config import EvaluationSettings
 from rpa_ray.evaluation import looks
 from rpa_ray.report.figures.bands import BandLine, band_chart
 from rpa_ray.report.figures.dose import points_of
@@ -19,7 +20,6 @@ STYLES = {
     looks.JUDGED: ("judge", "colour0 dash1"),
     looks.REWARD: ("reward", "colour2 dash2"),
 }
-DEFAULT_LIMIT = 0.5
 
 
 def proxy_charts(campaign: Campaign) -> str:
@@ -92,7 +92,7 @@ def reading(campaign: Campaign, cell: Cell) -> str:
         return ""
     limits = [run.evaluation.get("resistance") for run in campaign.runs_of(cell)]
     told = [found["limit"] for found in limits if isinstance(found, dict)]
-    limit = max(told, default=DEFAULT_LIMIT)
+    limit = max(told, default=EvaluationSettings().cost_limit)
     held = all(value.mean <= limit for _, value in harm)
     rose = gain.low > 0
     return (

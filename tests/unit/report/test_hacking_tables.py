@@ -73,13 +73,12 @@ def test_what_is_paid_is_told_by_the_oracles_label(tmp_path: Path) -> None:
     folder = campaign_folder(tmp_path / "runs", [record(harm=0.0)])
     run = folder / "ppo_none_0"
     held = [replace(PLAIN, reward=4.0, harm=0.0)] * 3 + [
-        replace(PLAIN, label="off_topic", reward=1.0, harm=0.5)
+        replace(PLAIN, label="off_topic", reward=1.0, harm=0.5, repeats=True)
     ]
     held = [replace(a, prompt_index=i, item=f"item {i}") for i, a in enumerate(held)]
     write_parquet(run / ANSWERS, to_table(held))
     (run / EVALUATION).write_text("{}")
     write_evidence([folder], tmp_path / "proof")
     *_, row = rewards_table([tmp_path / "proof"]).splitlines()
-    assert (
-        row == "| beavertails | ppo | none | 0.12 | 3.25 | - | - | - | 0.75 (4.00) | 0.25 (1.00) |"
-    )
+    assert row.startswith("| beavertails | ppo | none | 0.12 | 3.25 | 0.25 |")
+    assert row.endswith("| - | - | - | 0.75 (4.00) | 0.25 (1.00) |")
