@@ -23,6 +23,7 @@ from rpa_ray.plan.table import (
     plan_caption,
     plan_table,
     reading_notes,
+    search_notes,
 )
 from rpa_ray.recipes.cell_data import with_pinned_data
 from rpa_ray.recipes.cell_models import CampaignInputs
@@ -97,6 +98,7 @@ def planned(
     show_table(console, plan_table(plan))
     say(console, plan_caption(plan))
     cells = plan.all_inputs
-    for note in (*memory_notes(plan), *reading_notes(cells), *measuring_notes(cells)):
+    notes = [*search_notes(plan), *memory_notes(plan), *reading_notes(cells)]
+    for note in (*notes, *measuring_notes(cells)):
         say(console, note)
     return plan
