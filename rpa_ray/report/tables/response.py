@@ -48,6 +48,12 @@ def require_metric(name: str) -> None:
         raise ConfigError("metric", f"name one of {known}", name, "Choose one of those.")
 
 
+def metrics_of(sweep: SweepSettings) -> tuple[str, ...]:
+    """Return the metric of a sweep, for harm with what stands for it where it is not known."""
+    is_harm = sweep.metric == LEADING[0]
+    return (*LEADING[:2], "harm_fluent") if is_harm else (sweep.metric,)
+
+
 def best_text(records: Sequence[Mapping[str, object]], sweep: SweepSettings) -> str:
     """Return the best trial in one line.
 
@@ -131,7 +137,7 @@ def _with_metric(sweep: SweepSettings, cells: Sequence[Cell]) -> SweepSettings:
     """Return the sweep with a metric that some trial has: harm, else what stands for it."""
     if sweep.metric != LEADING[0] or any(cell.value(sweep.metric) for cell in cells):
         return sweep
-    return sweep.model_copy(update={"metric": leading(cells, (*LEADING[:2], "harm_fluent")).name})
+    return sweep.model_copy(update={"metric": leading(cells, metrics_of(sweep)).name})
 
 
 def response_axis(values: Sequence[float]) -> Axis:
@@ -226,7 +232,7 @@ def _shown_keys(sweep: SweepSettings) -> list[str]:
 def _swept_number(sweep: SweepSettings) -> str | None:
     """Return the first swept key with several values that are all numbers."""
     for key in _shown_keys(sweep):
-        values = sweep.grid[key]
+        values = sweep.options(key)
         numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
         if len(numbers) == len(values) > 1:
             return key
@@ -255,8 +261,8 @@ def _value_text(record: Record, key: str, sweep: SweepSettings) -> str:
     if own:
         return own
     value = _value(record, key)
-    if value is None and len(sweep.grid[key]) == 1:
-        value = sweep.grid[key][0]
+    if value is None and len(sweep.options(key)) == 1:
+        value = sweep.options(key)[0]
     if value is None:
         return MISSING
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -266,7 +272,7 @@ def _section(record: Record, key: str, sweep: SweepSettings) -> dict[str, object
     """Return what a trial tells of a section of the config that was swept as a whole."""
     listed = {
         f"{key}.{name}": _value(record, f"{key}.{name}")
-        for option in sweep.grid[key]
+        for option in sweep.options(key)
         if isinstance(option, Mapping)
         for name in option
         if name not in NAMES
