@@ -76,6 +76,11 @@ class LoadedConfig:
         num = None if self.sweep is None else self.sweep.num_trials
         return 0 if num is None else max(num - len(self.points), 0)
 
+    @property
+    def is_scheduled(self) -> bool:
+        """Return whether a cell may be stopped at a look."""
+        return self.sweep is not None and self.sweep.scheduler is not None
+
 
 def load_config(
     path: str | Path,
@@ -137,20 +142,6 @@ def load_config(
         points=tuple(points),
         settings_at=settings_at,
     )
-
-
-def with_points(loaded: LoadedConfig, points: Sequence[Point]) -> LoadedConfig:
-    """Return a sweep with one cell for each of other points.
-
-    Raises:
-        ConfigError: a cell cannot be, or is there twice.
-    """
-    assert loaded.settings_at is not None
-    cells = loaded.settings_at(points)
-    wheres = ("",) * len(cells)
-    refuse_twins(cells, _names(wheres))
-    campaign = loaded.campaign.model_copy(update={"cells": cells})
-    return replace(loaded, points=tuple(points), wheres=wheres, campaign=campaign)
 
 
 def _settings_of(

@@ -3,12 +3,28 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rpa_ray.config import Point
-from rpa_ray.plan.load import LoadedConfig, with_points
+from rpa_ray.plan.expand import refuse_twins
+from rpa_ray.plan.load import LoadedConfig
 from rpa_ray.run_folder.files import read_json, write_json
 from rpa_ray.run_folder.names import SEARCH
+
+
+def with_points(config: LoadedConfig, points: Sequence[Point]) -> LoadedConfig:
+    """Return a sweep with one cell for each of other points.
+
+    Raises:
+        ConfigError: a cell cannot be, or is there twice.
+    """
+    assert config.settings_at is not None
+    cells = config.settings_at(points)
+    refuse_twins(cells, [f"sweep[{i}]" for i, _ in enumerate(points)])
+    campaign = config.campaign.model_copy(update={"cells": cells})
+    wheres = ("",) * len(cells)
+    return replace(config, points=tuple(points), wheres=wheres, campaign=campaign)
 
 
 def write_points(folder: Path, config: LoadedConfig) -> None:

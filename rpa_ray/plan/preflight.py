@@ -14,8 +14,9 @@ from rpa_ray.data.hub_model import ModelOutOfReach, with_pinned_models
 from rpa_ray.plan.checks.all import check_all
 from rpa_ray.plan.checks.machine import check_checkpoints
 from rpa_ray.plan.checks.settings import check_data_source
-from rpa_ray.plan.load import LoadedConfig, with_points
+from rpa_ray.plan.load import LoadedConfig
 from rpa_ray.plan.plan import Plan, make_plan
+from rpa_ray.plan.points import with_points
 from rpa_ray.plan.table import (
     follow_notes,
     measuring_notes,

@@ -7,7 +7,7 @@ import pytest
 
 from rpa_ray.config import ConfigError, SweepSettings
 from rpa_ray.plan import LoadedConfig, load_config
-from rpa_ray.plan.load import with_points
+from rpa_ray.plan.points import with_points
 
 SFT = "kind: sweep\nattack: sft\n"
 RATE = "attack.learning_rate: {log: [1e-6, 1e-3]}"
