@@ -40,7 +40,7 @@ def stopped_trial(folder: Path, rate: float, harm: float) -> Json:
     evaluation = {"status": "stopped", "metrics": {}, "looks": [look]}
     evaluation["resistance"] = {"limit": 0.5, "samples": 40, "held": True}
     (run / "evaluation.json").write_text(json.dumps(evaluation))
-    return record(params={RATE: rate}, status="stopped", run=run.name)
+    return record(params={RATE: rate}, status="stopped") | {"run": run.name}
 
 
 @pytest.fixture
