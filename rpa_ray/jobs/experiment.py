@@ -67,11 +67,8 @@ def run_experiment(cell: Cell, process: LearnerProcess) -> None:
                 _write_answers(assembly, names.ANSWERS, after.answers)
                 metrics = after.metrics_json()
         except TrainingFailed as error:
-            status = {
-                "status": "sampling_failed",
-                "step_failed": error.step,
-                "reason": error.reason,
-            }
+            status = {"status": "sampling_failed", "step_failed": error.step}
+            status["reason"] = error.reason
             metrics = {}
     samples.close()
     fingerprint = weights_sha256(assembly.engine.each_weight())
