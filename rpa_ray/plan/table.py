@@ -94,10 +94,10 @@ def search_notes(plan: Plan) -> list[str]:
         how += f"; {sweep.scheduler} may stop a trial after any look, which shortens the time"
     lines = [how, f"varied: {'; '.join(f'{key} {_range(sweep, key)}' for key in sweep.grid)}"]
     if num_undrawn and (found := _varying_models(plan)):
-        told = ", ".join(f"{id} ({num} for {num_known} trials)" for id, num in found.items())
+        told = ", ".join(f"{num} {kind}" for kind, num in found.items())
         lines.append(
-            f"depends on values that are not drawn yet: models {told}; the estimate of the time "
-            "has none for the other trials"
+            f"depends on values that are not drawn yet: models ({told} for {num_known} trials); "
+            "the estimate of the time has none for the others"
         )
     return lines
 
@@ -110,11 +110,11 @@ def _range(sweep: SweepSettings, key: str) -> str:
 
 
 def _varying_models(plan: Plan) -> dict[str, int]:
-    """Return how many models the trials need that some need and some do not, by what they are."""
-    needed = [{r.key(): r.id for r in inputs.models.recipes()} for inputs in plan.all_inputs]
+    """Return how many models the trials need that some need and some do not, by their kind."""
+    needed = [{r.key(): r.kind for r in inputs.models.recipes()} for inputs in plan.all_inputs]
     shared = set(needed[0]).intersection(*needed)
-    ids = {key: id for recipes in needed for key, id in recipes.items() if key not in shared}
-    return dict(Counter(ids.values()))
+    kinds = {key: kind for recipes in needed for key, kind in recipes.items() if key not in shared}
+    return dict(Counter(kinds.values()))
 
 
 def _hardening_labels(jobs: Sequence[ModelJob]) -> dict[str, str]:
