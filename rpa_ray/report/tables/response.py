@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from typing import Literal
 
 from rpa_ray.config import ConfigError, Distribution, SweepSettings
 from rpa_ray.evaluation.looks import HARM, JUDGED
@@ -116,10 +117,12 @@ def response_table(campaign: Campaign) -> SideTable:
     stops = [stop_of(campaign, cell) for cell in cells]
     is_stopped = any(stops)
     rows: list[list[Entry]] = [
-        [value_text(cell.records[0], key, sweep) for key in keys]
-        + ["" if stop else cell.failure]
-        + [cell.value(metric.name) for metric in metrics]
-        + list(stop or [None] * len(STOPPED)) * is_stopped
+        [
+            *(value_text(cell.records[0], key, sweep) for key in keys),
+            "" if stop else cell.failure,
+            *(cell.value(metric.name) for metric in metrics),
+            *(stop or (None, None)) * is_stopped,
+        ]
         for cell, stop in zip(cells, stops, strict=True)
     ]
     return SideTable(
@@ -165,9 +168,9 @@ def stop_of(campaign: Campaign, cell: Cell) -> tuple[float, float] | None:
     Of several seeds the first that was stopped.
     """
     for record in cell.records:
-        looks = campaign.runs[record.run].looks() if record.run in campaign.runs else ()
-        if record.status == "stopped" and looks:
-            last = looks[-1]
+        run = campaign.runs.get(record.run or "")
+        if record.status == "stopped" and run is not None and run.looks():
+            last = run.looks()[-1]
             return last["samples"], last.get(HARM, last.get(JUDGED, float("nan")))
     return None
 
@@ -178,6 +181,12 @@ def response_axis(values: Sequence[float]) -> Axis:
     return Axis(low=low, high=high, scale="log10" if 0 < DECADE * low < high else "linear")
 
 
+def distribution_axis(values: Distribution) -> Axis:
+    """Return an axis from end to end, logarithmic where the distribution is."""
+    scale: Literal["log10", "linear"] = "log10" if values.scale == "log" else "linear"
+    return Axis(low=values.low, high=values.high, scale=scale)
+
+
 def _card(lines: Sequence[ResponseLine], key: str, sweep: SweepSettings) -> str:
     values = [value for line in lines for value, _ in line.trials]
     is_searched = sweep.search != "grid" and all(len(line.trials) < 2 for line in lines)
@@ -186,10 +195,8 @@ def _card(lines: Sequence[ResponseLine], key: str, sweep: SweepSettings) -> str:
     titles = list(dict.fromkeys(line.title for line in lines))
     names = [f"{line.title}: {line.label}" if titles[1:] else line.label for line in lines]
     styles = [f"colour{i % NUM_COLOURS} dash{i // NUM_COLOURS % 4}" for i, _ in enumerate(lines)]
-    x_axis = response_axis(values)
-    distribution = sweep.grid[key]
-    if isinstance(distribution, Distribution):
-        x_axis = replace(x_axis, scale="log10" if distribution.scale == "log" else "linear")
+    swept = sweep.grid[key]
+    x_axis = distribution_axis(swept) if isinstance(swept, Distribution) else response_axis(values)
     figures = "".join(
         _figure(lines, names, styles, name, x_axis, key)
         for name in dict.fromkeys((sweep.metric, *DRAWN))

@@ -10,6 +10,7 @@ from rpa_ray.report.read.definitions import METRIC_BY_NAME
 from rpa_ray.report.read.folder import Campaign
 from rpa_ray.report.read.groups import Cell
 from rpa_ray.report.tables.response import (
+    distribution_axis,
     response_axis,
     shown_keys,
     stop_of,
@@ -86,8 +87,7 @@ def _key_axis(cells: Sequence[Cell], key: str, sweep: SweepSettings) -> KeyAxis:
     """Return the axis of a key: logarithmic where its distribution is."""
     name, values = key.rpartition(".")[2], sweep.grid[key]
     if isinstance(values, Distribution):
-        scale = "log10" if values.scale == "log" else "linear"
-        return KeyAxis(name=name, axis=Axis(low=values.low, high=values.high, scale=scale))
+        return KeyAxis(name=name, axis=distribution_axis(values))
     found = [value_of(cell.records[0], key) for cell in cells]
     numbers = [v for v in found if isinstance(v, int | float) and not isinstance(v, bool)]
     if len(numbers) == len(found):
