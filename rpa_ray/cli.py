@@ -163,9 +163,7 @@ def sweep(
     cluster: Cluster = None,
     resume: Annotated[
         bool,
-        typer.Option(
-            "--resume", help="Continue Ray Tune's record of an interrupted grid, if there is one."
-        ),
+        typer.Option("--resume", help="Continue Ray Tune's record of an interrupted grid."),
     ] = False,
 ) -> None:
     """Run one trial for each combination of the values that a file lists under `sweep`.
