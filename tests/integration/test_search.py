@@ -41,7 +41,12 @@ pytestmark = pytest.mark.timeout(1500)
 
 
 def results_of(output: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in output.glob("*/evaluation.json")}
+    """Return when results were written; what an interruption broke off is recorded as failed."""
+    return {
+        path: path.stat().st_mtime_ns
+        for path in output.glob("*/evaluation.json")
+        if outcome(path)["status"] != "failed"
+    }
 
 
 def outcome(path: Path) -> dict[str, Any]:
