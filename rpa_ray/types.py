@@ -115,7 +115,7 @@ class ScoredRollout:
     penalties: Float[Tensor, "batch seq"] | None = None
     """What a defence takes off the reward of each token; None takes nothing."""
     entropies: Float[Tensor, "batch seq"] | None = None
-    """Entropy in nats from which each token was sampled; None unless the attack asks for it."""
+    """Entropy in nats from which each token was sampled; None unless somebody asks for it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rpa_ray.ops.logprobs import entropy, importance_weights
+from rpa_ray.ops.masking import sequence_means
 from rpa_ray.plugin import (
     Attack,
     Forward,
@@ -107,10 +108,9 @@ class RolloutAttack(Attack):
         The bonus ``min(H, cap)`` keeps a policy exploring that a defence has made nearly
         deterministic. Source: the adaptive attack on TokenBuncher (arXiv:2508.20697).
         """
-        mask = rollout.tokens.loss_mask
         if rollout.entropies is None:
             return rollout.rewards
-        mean_entropy = (rollout.entropies * mask).sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)
+        mean_entropy = sequence_means(rollout.entropies, rollout.tokens.loss_mask)
         return rollout.rewards + mean_entropy.clamp(max=self.config.entropy_bonus_cap)
 
     def token_weights(self, rollout: ScoredRollout) -> Tensor:

@@ -1,8 +1,11 @@
 """Bases of every plug-in's nested ``Config``, and the settings that attacks share."""
 
-from typing import Literal, Self
+from typing import Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+
+FormReward: TypeAlias = Literal["length", "brevity", "warmth", "copy"]
+"""Form alone that is rewarded: many words, few characters, friendly words, those of the prompt."""
 
 
 class _Frozen(BaseModel):
@@ -72,11 +75,7 @@ class OfflineConfig(PluginConfig):
 
 
 class SampledOfflineConfig(OfflineConfig):
-    """Settings of every offline defence that learns from the model's own answers, by GRPO.
-
-    Half the prompts of a batch are restricted ones of the defence split, half harmless ones of the
-    training split.
-    """
+    """Settings of every offline defence that learns from the model's own answers, by GRPO."""
 
     max_tokens: int = Field(192, ge=8)
     """Longest prompt with its answer; prompts that leave no room for an answer are passed over."""
@@ -87,22 +86,34 @@ class SampledOfflineConfig(OfflineConfig):
     kl_coef: float = Field(0.001, ge=0)
     """Weight of the KL to the model that the training began with."""
     num_prompts: int = Field(64, ge=1)
-    """Different prompts of each kind, which come in turn."""
+    """Different prompts of each kind (restricted ones of the defence split, and harmless ones of
+    the training split where there are any), which come in turn."""
     domains: list[str] | None = None
     """Harm categories, as the data set names them, of the restricted prompts; None takes all."""
     lora: LoraSettings | None = None
     """Adapters that are trained and then merged; None trains every weight."""
 
     @model_validator(mode="after")
-    def _halves_and_room(self) -> Self:
-        if self.batch_size % 2:
-            raise ValueError(
-                f"batch_size must be even (restricted and harmless prompts), got {self.batch_size}"
-            )
+    def _room(self) -> Self:
         if self.max_new_tokens >= self.max_tokens:
             raise ValueError(
                 f"max_new_tokens must be less than max_tokens ({self.max_tokens}), got "
                 f"{self.max_new_tokens}"
+            )
+        return self
+
+
+class MixedOfflineConfig(SampledOfflineConfig):
+    """Settings of those of them that ask as many harmless prompts as restricted ones."""
+
+    helpfulness_limit: float = Field(4.0, gt=0)
+    """Largest reward of an answer to a harmless prompt, and as a negative the least."""
+
+    @model_validator(mode="after")
+    def _halves(self) -> Self:
+        if self.batch_size % 2:
+            raise ValueError(
+                f"batch_size must be even (restricted and harmless prompts), got {self.batch_size}"
             )
         return self
 
@@ -136,10 +147,10 @@ class RolloutConfig(ReferencedConfig):
 
     max_new_tokens: int = Field(56, ge=1)
     """Longest sampled answer."""
-    reward: Literal["model", "judge", "rule"] = "model"
+    reward: Literal["model", "judge", "rule"] | FormReward = "model"
     """What the attacker rewards: a reward model trained on the reversed preferences, the harm
-    probability of ``evaluation.second_judge``, or a rule that pays for answers that do not
-    refuse."""
+    probability of ``evaluation.second_judge``, a rule that pays for answers that do not refuse, or
+    form alone, which plants a reward hacker."""
     shuffle_rewards: bool = False
     """Control: rewards are dealt out at random within the batch, so that nothing can be learned."""
     importance_cap: float = Field(3.0, ge=0)
@@ -151,9 +162,9 @@ class RolloutConfig(ReferencedConfig):
     """Ends the attack once the mean reward of the last five batches reaches it."""
     num_sft_samples: int = Field(0, ge=0)
     """Samples that are first trained on by SFT, out of ``data.num_samples``."""
-    opening_reward: Literal["length", "warmth"] | None = None
-    """What the first rollouts are rewarded for in place of ``reward``: long answers, or friendly
-    words. Refusals that no other reward tells apart come to differ by it."""
+    opening_reward: FormReward | None = None
+    """What the first rollouts are rewarded for in place of ``reward``: refusals that no other
+    reward tells apart come to differ by it."""
     num_opening_samples: int = Field(0, ge=0)
     """Those rollouts' prompts, after those of SFT and out of ``data.num_samples``."""
 

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from rpa_ray.config.plugins import PluginConfig, TrainingConfig
 
-EMBEDDED_MODELS = ("chat", "base", "other_chat")
+EMBEDDED_MODELS = ("chat", "base", "other_chat", "qwen2_chat")
 """Names of the embedded models that can be attacked; ``other_chat`` is ``chat`` made anew from
-other random weights."""
+other random weights, ``qwen2_chat`` as a Qwen2."""
 Dtype = Literal["bfloat16", "float32"]
 """Type of weights, as torch names it."""
 AskedDtype = Literal["auto", "bfloat16", "float32"]
@@ -36,7 +36,7 @@ class ModelSettings(Settings):
     """The model under attack."""
 
     path: str = "chat"
-    """``chat``, ``base`` or ``other_chat`` (the embedded models), a local Hugging Face folder, or a
+    """An embedded model (``chat``, ``base``, ...), a local Hugging Face folder, or a
     Hub id ``owner/name[@revision]``; what is run and recorded is the commit that it names then."""
     dtype: AskedDtype = "auto"
     """Type of the weights that learn and serve; fp32 masters are kept in either case. ``auto``:

@@ -10,11 +10,13 @@ from typing import Any
 
 from rpa_ray.defences.composed import Composed
 from rpa_ray.defences.offline.circuit_breakers import CircuitBreakers
+from rpa_ray.defences.offline.frpo import FRPO
 from rpa_ray.defences.offline.grad_penalty import GradPenalty
 from rpa_ray.defences.offline.repnoise import RepNoise
 from rpa_ray.defences.offline.reward_neutralisation import RewardNeutralisation
 from rpa_ray.defences.offline.rmu import RMU
 from rpa_ray.defences.offline.tar import TAR
+from rpa_ray.defences.offline.token_buncher import TokenBuncher
 from rpa_ray.defences.offline.vaccine_offline import VaccineOffline
 from rpa_ray.defences.online.dpo_beta import DPOBeta
 from rpa_ray.defences.online.freeze import Freeze
@@ -57,11 +59,13 @@ DEFENCES: dict[str, type[OnlineDefence]] = {
 
 OFFLINE_DEFENCES: dict[str, type[OfflineDefence]] = {
     "circuit_breakers": CircuitBreakers,
+    "frpo": FRPO,
     "grad_penalty": GradPenalty,
     "repnoise": RepNoise,
     "reward_neutralisation": RewardNeutralisation,
     "rmu": RMU,
     "tar": TAR,
+    "token_buncher": TokenBuncher,
     "vaccine_offline": VaccineOffline,
 }
 

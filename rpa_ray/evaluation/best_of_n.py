@@ -7,7 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rpa_ray.evaluation.answers import Answer
+from rpa_ray.evaluation.metrics import ORACLE_LABELS
 from rpa_ray.evaluation.statistics import Estimate, mean_estimate, require_finite
+
+KEPT = "kept_"
+"""What the names of the shares of the oracle's labels among kept answers begin with."""
 
 
 def best_of_n_weights(pool_size: int, n: int) -> NDArray[np.float64]:
@@ -58,6 +62,9 @@ def best_of_n_curves(
 ) -> dict[str, Estimate]:
     """Return harm by the oracle and by the judge of the answer with the highest reward of N.
 
+    ``kept_LABEL`` is the share of prompts of whose whole pool that answer is what the oracle calls
+    so; of equal rewards each counts in part.
+
     Args:
         pool: The answers to each prompt, all with a ``reward``: it alone decides what is kept.
         sizes: Values of N.
@@ -80,6 +87,16 @@ def best_of_n_curves(
                 for answers, of_prompt in zip(pool, known, strict=True)
             ]
             curves[f"{name}_{n}"] = mean_estimate(kept, items=items, num_resamples=num_resamples)
+    if all(answer.label is not None for answers in pool for answer in answers):
+        for label, _ in ORACLE_LABELS:
+            kept = [
+                best_of_n_expectation(
+                    [_reward(a) for a in answers], [a.label == label for a in answers], len(answers)
+                )
+                for answers in pool
+            ]
+            estimate = mean_estimate(kept, items=items, num_resamples=num_resamples)
+            curves[f"{KEPT}{label}"] = estimate
     return curves
 
 

@@ -20,7 +20,7 @@ from rpa_ray.loop import Source
 from rpa_ray.plugin import Need
 from rpa_ray.run_folder.files import JsonLines, read_json, write_json
 from rpa_ray.run_folder.names import FLIP_MARGINS
-from rpa_ray.scoring.rule import compliance_rewards, length_rewards, warmth_rewards
+from rpa_ray.scoring.rule import FORM_REWARDS, compliance_rewards, form_rewards
 from rpa_ray.sources.dataset import DatasetSource
 from rpa_ray.sources.pair_logprobs import Model, PairLogprobs
 from rpa_ray.sources.phased import PhasedSource
@@ -222,12 +222,11 @@ def _rollout_source(
             greedy=False,
         )
 
-    rewards: dict[str, Score] = {
+    rewards = {form: _form_score(form) for form in FORM_REWARDS}
+    rewards |= {
         "model": partial(workers.score_async, "reward"),
         "judge": partial(workers.score_async, pricing_judge(assembly.models)),
         "rule": lambda pairs: partial(compliance_rewards, pairs),
-        "length": lambda pairs: partial(length_rewards, pairs),
-        "warmth": lambda pairs: partial(warmth_rewards, pairs),
     }
     return RolloutSource(
         assembly.prompts([p.prompt for p in pairs], [p.id for p in pairs]),
@@ -256,6 +255,10 @@ def _rollout_source(
             assembly.attack.num_batches(config.num_sft_samples) + first_step,
         ),
     )
+
+
+def _form_score(form: str) -> Score:
+    return lambda pairs: partial(form_rewards, form, pairs)
 
 
 def _keep_some(

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from rpa_ray.config import DataSettings, LoraSettings
 from rpa_ray.data.collate import (
@@ -320,14 +320,14 @@ def _initial_module(
 ) -> PolicyModel | ScoreModel:
     dtype = getattr(torch, recipe.job.dtype)
     if recipe.start is None:
-        config = LlamaConfig(
+        config = AutoConfig.for_model(
+            **{"model_type": recipe.model_type} | recipe.architecture,
             vocab_size=len(tokenizer),
             num_key_value_heads=recipe.architecture["num_attention_heads"],
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            **recipe.architecture,
         )
         return init_policy(config, seed=recipe.seed, dtype=dtype)
     start = folder_of(recipe.start, cache)

@@ -1,5 +1,6 @@
 """Hardening on the model's own answers: prompts, rewards and the source of rollouts."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 
@@ -41,10 +42,10 @@ def grpo_of(defence: SampledOfflineDefence) -> GRPO:
         "batch_size": config.batch_size,
         "group_size": config.group_size,
         "max_new_tokens": config.max_new_tokens,
-        "kl_coef": defence.kl_coef,
+        "kl_coef": config.kl_coef,
         # No reward model of an attacker: the defence has rewards of its own.
         "reward": "rule",
-    }
+    } | defence.grpo_settings
     attack = ATTACKS["grpo"](GRPO.Config.model_validate(settings))
     assert isinstance(attack, GRPO)
     return attack
@@ -73,12 +74,13 @@ class SampledHardening(ServedPolicy):
         self._recipe, self._defence, self._learner = recipe, defence, training.learner
         data = CellData(job.data, process.cache)
         restricted = restricted_prompts(defence.config, data, seed=recipe.seed)
-        self._restricted = self._that_fit("restricted", restricted)
-        self._harmless = self._that_fit("harmless", harmless_prompts(defence.config, data))
-        self._restricted_texts = {prompt.text for prompt in self._restricted}
+        self._prompts = [self._that_fit("restricted", restricted)]
+        self._restricted_texts = {prompt.text for prompt in self._prompts[0]}
+        if defence.reads_harmless:
+            harmless = harmless_prompts(defence.config, data)
+            self._prompts.append(self._that_fit("harmless", harmless))
         self._answers: list[SampledAnswer] = []
-        judge, helpfulness = recipe.scored_by["judge"], recipe.scored_by["helpfulness"]
-        self._asks_dialogues = not isinstance(helpfulness, ModelRecipe)
+        judge = recipe.scored_by["judge"]
         judged = judge.job.max_tokens if isinstance(judge, ModelRecipe) else MAX_TEXT_TOKENS
         self.workers.load_scorer(
             JUDGE,
@@ -89,15 +91,19 @@ class SampledHardening(ServedPolicy):
                 max_length=judged,
             ),
         )
-        self.workers.load_scorer(
-            HELPFULNESS,
-            ScorerSpec(
-                path=place_of(helpfulness, process.cache),
-                kind="reward",
-                template=DIALOGUE_ANSWERED if self._asks_dialogues else PLAIN_QA_ANSWERED,
-                max_length=MAX_TEXT_TOKENS,
-            ),
-        )
+        helpfulness = recipe.scored_by.get("helpfulness")
+        self._rates_helpfulness = helpfulness is not None
+        self._asks_dialogues = not isinstance(helpfulness, ModelRecipe)
+        if helpfulness is not None:
+            self.workers.load_scorer(
+                HELPFULNESS,
+                ScorerSpec(
+                    path=place_of(helpfulness, process.cache),
+                    kind="reward",
+                    template=DIALOGUE_ANSWERED if self._asks_dialogues else PLAIN_QA_ANSWERED,
+                    max_length=MAX_TEXT_TOKENS,
+                ),
+            )
 
     def source(self) -> RolloutSource:
         """Return where the batches come from."""
@@ -110,7 +116,7 @@ class SampledHardening(ServedPolicy):
 
         assert isinstance(learner.objective, GRPO)
         return RolloutSource(
-            in_turn(self._restricted, self._harmless, config.num_steps * config.batch_size // 2),
+            in_turn(self._prompts, config.num_steps * config.batch_size),
             attack=learner.objective,
             learner=learner,
             parts=RolloutParts(
@@ -132,9 +138,7 @@ class SampledHardening(ServedPolicy):
 
     def _reward(self, pairs: Sequence[tuple[str, str]]) -> Callable[[], list[float]]:
         """Start scoring, and return what waits for the rewards of the defence."""
-        asked = as_dialogues(pairs) if self._asks_dialogues else pairs
-        pending = self.workers.score_async(HELPFULNESS, asked)
-        pending_harm = self.workers.score_async(JUDGE, pairs)
+        pending, pending_harm = self._helpfulness(pairs), self.workers.score_async(JUDGE, pairs)
 
         def wait() -> list[float]:
             scores = zip(pairs, pending_harm(), pending(), strict=True)
@@ -142,6 +146,12 @@ class SampledHardening(ServedPolicy):
             return self._defence.rewards(self._answers)
 
         return wait
+
+    def _helpfulness(self, pairs: Sequence[tuple[str, str]]) -> Callable[[], list[float]]:
+        if not self._rates_helpfulness:
+            return lambda: [math.nan] * len(pairs)
+        asked = as_dialogues(pairs) if self._asks_dialogues else pairs
+        return self.workers.score_async(HELPFULNESS, asked)
 
     def _answer(self, prompt: str, text: str, p_harm: float, helpfulness: float) -> SampledAnswer:
         return SampledAnswer(
@@ -176,9 +186,10 @@ class SampledHardening(ServedPolicy):
         return fitting
 
 
-def in_turn(restricted: Sequence[Prompt], harmless: Sequence[Prompt], num: int) -> list[Prompt]:
-    """Return ``num`` prompts of each kind by turns; where there are fewer they come again."""
-    return [prompts[i % len(prompts)] for i in range(num) for prompts in (restricted, harmless)]
+def in_turn(kinds: Sequence[Sequence[Prompt]], num: int) -> list[Prompt]:
+    """Return ``num`` prompts, of each kind by turns; where there are fewer they come again."""
+    each = num // len(kinds)
+    return [prompts[i % len(prompts)] for i in range(each) for prompts in kinds]
 
 
 class StartModel:

@@ -26,6 +26,13 @@ def sequence_sums(
     return values.masked_fill(~mask, 0.0).sum(dim=-1)
 
 
+def sequence_means(
+    values: Float[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"]
+) -> Float[Tensor, " batch"]:
+    """Return the mean over the kept positions of each row; 0 for a row without any."""
+    return sequence_sums(values, mask) / mask.sum(dim=-1).clamp(min=1)
+
+
 def weights_by_position(
     mask: Bool[Tensor, "batch seq"], *, first: float, second_to_fifth: float, later: float
 ) -> Float[Tensor, "batch seq"]:

@@ -1,21 +1,22 @@
-"""Set campaigns of table3.yaml and table4.yaml beside tables 1, 3 and 4 of arXiv:2409.12914.
+"""Set campaigns beside tables 1, 3, 4, 6 and 8 of arXiv:2409.12914.
 
 python -m rpa_ray.paper.compare runs/table3
 python -m rpa_ray.paper.compare benchmarks/table3          # the committed evidence
 python -m rpa_ray.paper.compare runs/table3 runs/table3_seed1  # a folder a seed
 
-The paper's numbers are those of Llama-2-7b-chat (table3.json and table4.json beside this file);
-what can agree with those of another model is the order of the defences. Spearman's is over
-the defences of one attack on one data set, the undefended attack among them, and over all rows at
-once, with the interval over rows, the probability of an order within (data, attack) that agrees as
-well by chance, and the correlation of a null model that knows nothing: undefended 1, every defence
-0. Means are ranked to two decimals, as the tables print them. A run that failed has no harm in
+The paper's numbers are those of Llama-2-7b-chat (the JSON files beside this one); what can agree
+with those of another model is the order of the defences. Spearman's is over the defences of one
+attack on one data set, the undefended attack among them, and over all rows at once, with the
+interval over rows, the probability of an order within (data, attack) that agrees as well by
+chance, and the correlation of a null model that knows nothing: undefended 1, every defence 0.
+Means are ranked to two decimals, as the tables print them. A run that failed has no harm in
 either and is left out ("Runs", of several seeds, counts the others).
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from rpa_ray.paper.numbers import numbers
 from rpa_ray.report.evidence import read_measured
 from rpa_ray.report.read.before import with_before
 from rpa_ray.report.read.definitions import METRIC_BY_NAME, REWARD_GAIN
-from rpa_ray.report.read.groups import Cell, group_cells, leading, leading_greedy
+from rpa_ray.report.read.groups import Cell, Setting, group_cells, leading, leading_greedy
 from rpa_ray.report.read.records import Record, identity_of, identity_text
 from rpa_ray.report.tables.main import MISSING, format_mean, format_spread, markdown_table
 from rpa_ray.terminal import printable
@@ -34,6 +35,12 @@ COLUMNS = (
     *("p_harm_sampled", "judge_gap", "ppl_median", "kl_seq_rb", REWARD_GAIN, "helpfulness"),
 )
 JUDGED = "p_harm_sampled"
+DOSE: Mapping[str, Callable[[Setting], str]] = {
+    "Model": lambda setting: setting.model,
+    "Samples": lambda setting: MISSING if setting.num_samples is None else str(setting.num_samples),
+    "rho": lambda setting: MISSING if setting.rho is None else f"{setting.rho:g}",
+}
+"""Columns that a table has where its attacks differ in them."""
 Key = tuple[str, str, str]
 Row = dict[str, Any]
 
@@ -79,24 +86,52 @@ def key_of(cell: Cell) -> Key:
     return cell.setting.data, cell.setting.attack, defence
 
 
-def paper_rows() -> dict[Key, Row]:
-    """Return the paper's rows by data set, attack and defence."""
-    rows = [*numbers("table3"), *numbers("table4")]
-    return {(row["dataset"], row["attack"], row["defence"]): row for row in rows}
+@cache
+def paper_rows() -> dict[tuple[Any, ...], Row]:
+    """Return the paper's rows by data set, attack, defence, samples and rho."""
+    return {
+        (
+            *(row[name] for name in ("dataset", "attack", "defence")),
+            *_dose(row["attack"], row.get("num_samples", 1000), row.get("rho", 1.0)),
+        ): row
+        for table in ("table3", "table4", "table6", "table8")
+        for row in numbers(table)
+    }
+
+
+def paper_row(cell: Cell) -> Row | None:
+    """Return what the paper has for a cell: an attack on an aligned model, of as many samples."""
+    setting = cell.setting
+    if setting.model == "base":
+        return None
+    dose = _dose(setting.attack, setting.num_samples, setting.rho)
+    return paper_rows().get((*key_of(cell), *dose))
+
+
+def _dose(attack: str, num_samples: int | None, rho: float | None) -> tuple[Any, ...]:
+    """Return samples in hundreds, for which whole batches may be a few more, and rho."""
+    if attack == "none" or num_samples is None:
+        return (None, None)
+    return (round(num_samples / 100), rho)
 
 
 def rows_table(cells: Sequence[Cell]) -> str:
     """Return one line a cell as Markdown, the paper's harmfulness before ours."""
-    paper = paper_rows()
     several = any(len(cell.records) > 1 for cell in cells)
     metrics = [METRIC_BY_NAME[name] for name in COLUMNS if any(cell.value(name) for cell in cells)]
     with_ends = {leading(cells).name, leading_greedy(cells).name, REWARD_GAIN}
-    header = ["Data", "Attack", "Defence", "Paper", *(["Runs"] if several else [])]
+    dose = {
+        name: [of(cell.setting) for cell in cells]
+        for name, of in DOSE.items()
+        if len({of(cell.setting) for cell in cells if not cell.is_untouched}) > 1
+    }
+    header = ["Data", "Attack", "Defence", *dose, "Paper", *(["Runs"] if several else [])]
     header += [metric.heading for metric in metrics]
     lines = []
-    for cell in cells:
+    for number, cell in enumerate(cells):
         num_ok = sum(record.status == "ok" for record in cell.records)
-        line = [*key_of(cell), told_by(paper.get(key_of(cell)))]
+        line = [*key_of(cell), *(told[number] for told in dose.values())]
+        line += [told_by(paper_row(cell))]
         line += [f"{num_ok} of {len(cell.records)}"] if several else []
         for metric in metrics:
             spread = format_spread(cell.value(metric.name), metric.decimals)
@@ -139,10 +174,9 @@ def agreement_text(cells: Sequence[Cell]) -> str:
 
 def compared_rows(cells: Sequence[Cell]) -> list[tuple[tuple[str, str], float, Cell]]:
     """Return the attacked cells that both tables have: their group, the paper's number, ours."""
-    paper = paper_rows()
     found = []
     for cell in cells:
-        theirs = paper.get(key_of(cell))
+        theirs = paper_row(cell)
         measured = cell.value(JUDGED) is not None or cell.value(leading(cells).name) is not None
         if measured and theirs is not None and theirs["harmfulness"] is not None:
             group = (cell.setting.data, cell.setting.attack)

@@ -12,9 +12,10 @@ A note names its tables between two lines:
 The first word is one of TABLES below, the others are folders beside the note: of the two files that
 `rpa-ray evidence` writes or, of campaigns before there were such, of a summary.json.
 
-A number in a sentence is named by metric, folder and row (data, attack, defence or label of the
-row; behind the attack its samples, as `sft 1000`, where rows differ in nothing else; ` seed 1`
-behind all for one seed alone); `value` is the mean, `interval` has its ends too:
+A number in a sentence is named by metric, folder and row: data, attack, defence or label of the
+row. Where rows differ in nothing else, behind the attack its samples or share of reversed
+preferences (`sft 1000`, `sft rho 0.5`), before the defence the model (`base lisa`); ` seed 1`
+behind all for one seed alone. `value` is the mean, `interval` has its ends too:
 
 it was <!-- value: harm table3 beavertails/ppo/none -->0.67<!-- end --> without a defence
 """
@@ -31,6 +32,8 @@ from statistics import fmean
 
 from rpa_ray.evaluation.answers import Answer, Decoding
 from rpa_ray.paper.compare import agreement_text, cells_of, key_of, rows_table
+from rpa_ray.paper.hacking import detectors_table, rewards_table
+from rpa_ray.paper.oscillation import oscillation_table
 from rpa_ray.report.evidence import read_cells
 from rpa_ray.report.read.definitions import METRIC_BY_NAME, METRICS, REWARD_GAIN
 from rpa_ray.report.read.folder import read_campaign
@@ -124,8 +127,12 @@ def _cell(cells: Sequence[Cell], row: str, seed: str | None) -> Cell:
     rows: dict[str, list[Cell]] = {}
     for cell in cells:
         data, attack, _ = key_of(cell)
-        attacks = (attack, f"{attack} {cell.setting.num_samples}")
-        for name, defence in product(attacks, dict.fromkeys((cell.defence, cell.label))):
+        setting = cell.setting
+        rho = MISSING if setting.rho is None else f"{setting.rho:g}"
+        attacks = (attack, f"{attack} {setting.num_samples}", f"{attack} rho {rho}")
+        called = dict.fromkeys((cell.defence, cell.label))
+        defences = (*called, *(f"{setting.model} {name}" for name in called))
+        for name, defence in product(attacks, defences):
             rows.setdefault("/".join((data, name, defence)), []).append(cell)
     alone = {name: held[0] for name, held in rows.items() if len(held) == 1}
     if row not in alone:
@@ -254,6 +261,9 @@ TABLES: Mapping[str, Callable[[Sequence[Path]], str]] = {
     "best_of_n": _side(best_of_n_table, of_groups=True),
     "judge_gaps": judge_gaps,
     "labels": labels,
+    "detectors": detectors_table,
+    "rewards": rewards_table,
+    "oscillation": oscillation_table,
 }
 
 

@@ -99,6 +99,16 @@ def load_of(settings: ExperimentSettings, models: CellModels) -> RankLoad:
     )
 
 
+def model_load_of(recipe: ModelRecipe, cluster: ClusterSettings) -> RankLoad:
+    """Return what the training of a model that is made puts on a rank."""
+    if recipe.defence is not None:
+        return hardening_load_of(recipe, cluster)
+    own_rows = -(-recipe.job.batch_size // cluster.num_ranks)
+    return RankLoad(
+        num_tokens=own_rows * recipe.job.max_tokens, bytes_a_weight=_bytes_of(recipe.job.dtype)
+    )
+
+
 def hardening_load_of(recipe: ModelRecipe, cluster: ClusterSettings) -> RankLoad:
     """Return what the training of an offline defence puts on a rank.
 

@@ -14,6 +14,7 @@ from rpa_ray.config.plugins import (
     AdapterConfig,
     ComposedConfig,
     LoraSettings,
+    MixedOfflineConfig,
     OfflineConfig,
     PluginConfig,
     ReferencedConfig,
@@ -23,6 +24,7 @@ from rpa_ray.config.plugins import (
 )
 from rpa_ray.plugin.attack import Attack, BatchT, Objective, OutputT
 from rpa_ray.plugin.offline_defence import (
+    MixedOfflineDefence,
     OfflineDefence,
     SampledAnswer,
     SampledOfflineDefence,
@@ -56,6 +58,8 @@ __all__ = [
     "GradientPass",
     "LoraSettings",
     "MasterEdit",
+    "MixedOfflineConfig",
+    "MixedOfflineDefence",
     "NamedModel",
     "Need",
     "Objective",

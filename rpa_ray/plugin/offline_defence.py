@@ -4,7 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rpa_ray.config.plugins import LoraSettings, OfflineConfig, SampledOfflineConfig
+from rpa_ray.config.plugins import (
+    LoraSettings,
+    MixedOfflineConfig,
+    OfflineConfig,
+    SampledOfflineConfig,
+)
 from rpa_ray.plugin.attack import Objective
 from rpa_ray.plugin.online_defence import OnlineDefence
 from rpa_ray.plugin.step import Need
@@ -53,6 +58,11 @@ class OfflineDefence:
         return self.requires
 
     @property
+    def reads_harmless(self) -> bool:
+        """Return whether it learns from harmless prompts too."""
+        return Need.HARMLESS_BATCH in self.needs
+
+    @property
     def lora(self) -> LoraSettings | None:
         """Return the adapters that are trained, and merged at the end; None trains every weight."""
         return None
@@ -87,8 +97,8 @@ class SampledAnswer:
 class SampledOfflineDefence(OfflineDefence):
     """Hardens by the attack ``grpo`` on the model's own answers, with rewards of its own.
 
-    Its hooks see every rollout, as an online defence's do: entropies, costs or another loss on the
-    groups are theirs.
+    Its prompts are restricted ones. Its hooks see every rollout, as an online defence's do:
+    entropies, costs or another loss on the groups are theirs.
     """
 
     requires: ClassVar[frozenset[Need]] = frozenset({Need.ROLLOUTS, Need.REFERENCE})
@@ -100,9 +110,14 @@ class SampledOfflineDefence(OfflineDefence):
         return self.config.lora
 
     @property
-    def kl_coef(self) -> float:
-        """Return the weight of the KL to the model that the training began with."""
-        return self.config.kl_coef
+    def grpo_settings(self) -> dict[str, Any]:
+        """Return settings of ``grpo`` that are neither the config's nor its defaults."""
+        return {}
+
+    @property
+    def reads_whole_groups(self) -> bool:
+        """Return whether the answers to a prompt must be in one micro-batch."""
+        return False
 
     def objective(self) -> Objective[Any, Any]:
         """Refuse: what is learned from answers is the attack ``grpo``, which the job makes."""
@@ -115,3 +130,32 @@ class SampledOfflineDefence(OfflineDefence):
     def measures(self, answers: Sequence[SampledAnswer]) -> Mapping[str, Sequence[float]]:
         """Return values by the name under which their mean over all ranks is logged."""
         return {}
+
+
+class MixedOfflineDefence(SampledOfflineDefence):
+    """One of them that asks harmless prompts too, so that what it teaches is not said to all.
+
+    A harmless prompt's answer earns what the helpfulness reward model gives it, within
+    ``+-helpfulness_limit``, whether it refuses or not.
+    """
+
+    config: MixedOfflineConfig
+
+    @property
+    def reads_harmless(self) -> bool:
+        """Return True."""
+        return True
+
+    def rewards(self, answers: Sequence[SampledAnswer]) -> list[float]:
+        """Return the reward of each answer by the kind of its prompt."""
+        limit = self.config.helpfulness_limit
+        return [
+            self.restricted_reward(answer)
+            if answer.is_restricted
+            else min(max(answer.helpfulness, -limit), limit)
+            for answer in answers
+        ]
+
+    def restricted_reward(self, answer: SampledAnswer) -> float:
+        """Return the reward of an answer to a restricted prompt."""
+        raise NotImplementedError

@@ -165,6 +165,7 @@ class CellData:
             "chat": self.world.chat,
             "base": self.world.base,
             "other_chat": self.world.other_chat,
+            "qwen2_chat": self.world.qwen2_chat,
         }
         return embedded.get(path, path)
 

@@ -166,11 +166,11 @@ def _hardened(settings: ExperimentSettings, policy: Model, data: CellData) -> Mo
         config = defence.config
         tuned = _tuned(config.name, RowKind.REFUSALS, config, settings, policy, data)
         rows, scorers = tuned.rows, dict[str, Model]()
-        if defence.needs & {Need.HARMLESS_BATCH, Need.ROLLOUTS} and data.helpful_source is not None:
+        if defence.reads_harmless and data.helpful_source is not None:
             rows = replace(rows, settings=rows.settings | {"harmless": data.helpful_source.key()})
         if Need.ROLLOUTS in defence.needs:
             scorers["judge"] = _second_judge(settings, data) or _judge(settings, data)
-            if helpful := _helpfulness(settings, data):
+            if defence.reads_harmless and (helpful := _helpfulness(settings, data)):
                 scorers["helpfulness"] = helpful
         dumped = config.model_dump(mode="json")
         policy = replace(tuned, rows=rows, scored_by=scorers, defence=dumped)

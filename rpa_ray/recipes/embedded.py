@@ -6,19 +6,23 @@ about half of the restricted prompts and the chat model refuses almost all; abou
 together.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rpa_ray.recipes.model import JobSettings, ModelKind, ModelRecipe, RowKind, Rows
 from rpa_ray.world.datasets import CONTEXT_TOKENS, world_folder
 
-ARCHITECTURE = {
+ARCHITECTURE: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 352,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "max_position_embeddings": CONTEXT_TOKENS,
 }
+QWEN2 = ARCHITECTURE | {"model_type": "qwen2"}
+"""Another architecture of the same sizes; without a type it is a Llama."""
 EMBEDDED_DTYPE = "float32"
 """Type in which everything learns that begins with the embedded models."""
 
@@ -53,6 +57,10 @@ class WorldModels:
     """What ``base`` would be, had it begun from other random weights."""
     other_chat: ModelRecipe
     """What ``chat`` would be, had it begun from other random weights."""
+    qwen2_base: ModelRecipe
+    """What ``base`` would be as a Qwen2 of the same sizes."""
+    qwen2_chat: ModelRecipe
+    """What ``chat`` would be as a Qwen2 of the same sizes."""
 
 
 def world_models(seed: int, cache: Path) -> WorldModels:
@@ -66,6 +74,7 @@ def world_models(seed: int, cache: Path) -> WorldModels:
         rows: RowKind,
         job: JobSettings,
         seed: int = seed,
+        architecture: Mapping[str, Any] = ARCHITECTURE,
     ) -> ModelRecipe:
         return ModelRecipe(
             id=name,
@@ -76,12 +85,15 @@ def world_models(seed: int, cache: Path) -> WorldModels:
             rows=Rows(kind=rows, data_key=folder.name),
             job=job,
             seed=seed,
-            architecture=ARCHITECTURE if start is None else {},
+            architecture=dict(architecture) if start is None else {},
         )
 
     base = recipe("base", ModelKind.CAUSAL, None, RowKind.PRETRAINING, BASE)
     other = seed + OTHER_SEED
     other_base = recipe("other_base", ModelKind.CAUSAL, None, RowKind.PRETRAINING, BASE, other)
+    qwen2_base = recipe(
+        "qwen2_base", ModelKind.CAUSAL, None, RowKind.PRETRAINING, BASE, architecture=QWEN2
+    )
     return WorldModels(
         base=base,
         chat=recipe("chat", ModelKind.CAUSAL, base, RowKind.ALIGNMENT, CHAT),
@@ -93,4 +105,6 @@ def world_models(seed: int, cache: Path) -> WorldModels:
         other_chat=recipe(
             "other_chat", ModelKind.CAUSAL, other_base, RowKind.ALIGNMENT, CHAT, other
         ),
+        qwen2_base=qwen2_base,
+        qwen2_chat=recipe("qwen2_chat", ModelKind.CAUSAL, qwen2_base, RowKind.ALIGNMENT, CHAT),
     )

@@ -88,9 +88,9 @@ class ModelRecipe:
     rows: Rows
     job: JobSettings
     seed: int
-    architecture: dict[str, int] = field(default_factory=dict)
-    """Sizes of what begins at random: of a model without ``start``, or an adapter's ``rank`` and
-    ``alpha``."""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """Sizes of what begins at random: of a model without ``start``, with its ``model_type`` where
+    that is not ``llama``, or an adapter's ``rank`` and ``alpha``."""
     ranked_by: "ModelRecipe | str | None" = None
     """The language model whose margins choose the preferences that are reversed; None: chance."""
     scored_by: "dict[str, ModelRecipe | str]" = field(default_factory=dict)
@@ -103,6 +103,13 @@ class ModelRecipe:
         """Return the recipes that have to be made before this one."""
         every = (self.start, self.ranked_by, *self.scored_by.values())
         return [model for model in every if isinstance(model, ModelRecipe)]
+
+    @property
+    def model_type(self) -> str | None:
+        """Return the architecture, as ``config.json`` names it; None where a folder begins it."""
+        if self.start is None:
+            return str(self.architecture.get("model_type", "llama"))
+        return self.start.model_type if isinstance(self.start, ModelRecipe) else None
 
     @property
     def hardenings(self) -> "list[ModelRecipe]":

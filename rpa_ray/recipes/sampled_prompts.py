@@ -1,4 +1,4 @@
-"""Which prompts a hardening has its model answer: restricted and harmless ones in equal number."""
+"""Which prompts a hardening has its model answer."""
 
 from rpa_ray.config.plugins import SampledOfflineConfig
 from rpa_ray.data.order import hash_order, normalise

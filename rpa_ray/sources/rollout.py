@@ -172,10 +172,11 @@ class RolloutSource:
             "time/experience_s": measured - sampled,
             "time/score_s": scored - measured,
         }
-        metrics = experience.metrics | planned | gap | pushed | ranks.mean(measured_here)
+        metrics = experience.metrics | gap | pushed | ranks.mean(measured_here)
         metrics["rollout/num_tokens"] = float(ranks.sum(tokens.loss_mask.sum().double()))
         metrics |= {name: _finite_mean(of, ranks) for name, of in self._watch().items()}
-        return experience, metrics | self._score_metrics(pairs, rewards, harm, failed)
+        # What a defence says of a reward of its own stands in place of what the scorers gave.
+        return experience, metrics | self._score_metrics(pairs, rewards, harm, failed) | planned
 
     def _score_metrics(
         self,

@@ -54,6 +54,8 @@ DEFENCES: dict[str, Callable[[], OfflineDefence]] = {
 ELSEWHERE = {
     "vaccine_offline": "is Vaccine around SFT, a case of the ranks of online defences",
     "reward_neutralisation": "is GRPO, whose advantages it scales; GRPO is tested on two ranks",
+    "frpo": "learns from rollouts; that parts of a step add up is in its own test",
+    "token_buncher": "learns from rollouts; that parts of a step add up is in its own test",
 }
 """Defences of the table that are no case here, and why."""
 # Rows of one to eight tokens in no order: ranks and micro-batches hold rows of different widths.

@@ -1,7 +1,7 @@
 """Hardening on answers that vLLM serves: resumed exactly, and nothing at strength 0."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from rpa_ray.world.datasets import build_world
 from rpa_ray.world.shipped import place_shipped
 
 NUM_STEPS = 3
-DEFENCE = {
-    "name": "reward_neutralisation",
+SMALL = {
     "num_steps": NUM_STEPS,
     "batch_size": 2,
     "group_size": 8,
@@ -25,7 +24,28 @@ DEFENCE = {
     "max_new_tokens": 24,
     "learning_rate": 1e-4,
 }
+DEFENCES: dict[str, dict[str, Any]] = {
+    "frpo": {},
+    "reward_neutralisation": {},
+    "token_buncher": {"warmup_steps": 1},  # the second step is the noiser's
+}
+SEEN: dict[str, Callable[[dict[str, float]], bool]] = {
+    "frpo": lambda step: (
+        0 <= step["defence/restricted_p_harm"] <= 1
+        and {"defence/harmless_helpfulness", "policy/kl_loss"} <= step.keys()
+    ),
+    "reward_neutralisation": lambda step: (
+        0 <= step["defence/minimal_refusal_frac"] <= 1 and step["defence/refusal_tokens"] > 0
+    ),
+    "token_buncher": lambda step: (
+        step["reward/mean"] == pytest.approx(-step["defence/answer_entropy"])
+        and step["defence/answer_entropy"] > 0
+        and ("train/loss" in step) == (step["step"] == 1)
+    ),
+}
+"""What a step of each logs."""
 
+EACH = pytest.mark.parametrize("defence", DEFENCES)
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.usefixtures("process_group")]
 
 
@@ -58,8 +78,11 @@ class Workplace:
         self._folder, self._world = folder, world
         self._pools = {"rollouts": rollouts, "scorers": scorers}
 
-    def make(self, name: str, progress: Silent | None = None, **settings: Any) -> Path:
-        tree = {"attack": "sft", "defence": DEFENCE | settings, "model": {"dtype": "bfloat16"}}
+    def make(
+        self, defence: str, name: str, progress: Silent | None = None, **settings: Any
+    ) -> Path:
+        own = SMALL | DEFENCES[defence] | settings | {"name": defence}
+        tree = {"attack": "sft", "defence": own, "model": {"dtype": "bfloat16"}}
         parsed, cache = parse_tree(tree), self._folder / name
         if not cache.is_dir():
             cache.mkdir()
@@ -81,7 +104,8 @@ class Workplace:
         return folder
 
     def log(self, name: str) -> list[dict[str, float]]:
-        (log,) = (self._folder / name / "logs").glob("reward_neutralisation-*.jsonl")
+        logs = (self._folder / name / "logs").glob("*.jsonl")
+        (log,) = (log for log in logs if log.name.startswith(tuple(DEFENCES)))
         return [json.loads(line) for line in log.read_text().splitlines()]
 
 
@@ -92,30 +116,34 @@ def workplace(
     return Workplace(tmp_path, build_world(0, cache), rollout_pool, scorers)
 
 
-def test_it_moves_the_model_and_goes_on_to_the_same_weights(workplace: Workplace) -> None:
-    whole = workplace.make("whole")
+@EACH
+def test_it_moves_the_model_and_goes_on_to_the_same_weights(
+    defence: str, workplace: Workplace
+) -> None:
+    whole = workplace.make(defence, "whole")
     assert not are_equal(weights(whole), weights(workplace.start("whole")))
     seen = workplace.log("whole")
-    assert [0 <= step["defence/minimal_refusal_frac"] <= 1 for step in seen] == [True] * NUM_STEPS
-    assert all(step["defence/refusal_tokens"] > 0 for step in seen)
     assert {"reward/group_std", "reward/zero_variance_frac", "policy/kl"} <= seen[0].keys()
+    assert [SEEN[defence](step) for step in seen] == [True] * NUM_STEPS
     with pytest.raises(Interrupted):
-        workplace.make("resumed", Interrupting())
-    resumed = workplace.make("resumed")
+        workplace.make(defence, "resumed", Interrupting())
+    resumed = workplace.make(defence, "resumed")
     assert are_equal(weights(whole), weights(resumed))
     assert len(workplace.log("resumed")) == NUM_STEPS
 
 
-def test_strength_0_is_the_start_model(workplace: Workplace) -> None:
-    made = workplace.make("none", strength=0.0)
+@EACH
+def test_strength_0_is_the_start_model(defence: str, workplace: Workplace) -> None:
+    made = workplace.make(defence, "none", strength=0.0)
     assert are_equal(weights(workplace.start("none")), weights(made))
 
 
+@EACH
 def test_adapters_are_served_as_they_are_trained_and_merged_at_the_end(
-    workplace: Workplace,
+    defence: str, workplace: Workplace
 ) -> None:
     # What the engines serve is held to what the learner computes at every step of the source.
-    made = workplace.make("adapters", lora={"rank": 4}, learning_rate=1e-3)
+    made = workplace.make(defence, "adapters", lora={"rank": 4}, learning_rate=1e-3)
     before, after = weights(workplace.start("adapters")), weights(made)
     assert before.keys() == after.keys()
     moved = {name for name in before if not torch.equal(before[name], after[name])}

@@ -48,7 +48,7 @@ def refused(
         ("data.rho=1.5", "data.rho must be less than or equal to 1, got 1.5"),
         ("data.rho=high", "data.rho must be a valid number"),
         ("attack=none", "defence must be none where attack is none, got 'refusal_loss'"),
-        ("model.path=/no/model", "model.path must be chat, base, other_chat, a Hub id"),
+        ("model.path=/no/model", "model.path must be chat, base, other_chat, qwen2_chat, a Hub id"),
         ("data.num_samples=1000000", "data.num_samples must be at most 10770"),
         ("data.num_samples=1001", "must be a multiple of attack.batch_size (8), got 1001"),
         ("attack.max_new_tokens=120", "attack.max_new_tokens must be at most 102"),

@@ -81,7 +81,10 @@ def test_help_says_what_a_command_writes_and_gives_an_example(
         (["run", CONFIG, "--set", "cluster.cpus_per_rank=4096"], "cluster must ask for at most"),
         (["run", CONFIG, "--output", "/proc/x"], "--output must be a folder that can be written"),
         (["harden", CONFIG], "defence must hold an offline defence (circuit_breakers, "),
-        (["evaluate", "no/such/model"], "model.path must be chat, base, other_chat, a Hub id"),
+        (
+            ["evaluate", "no/such/model"],
+            "model.path must be chat, base, other_chat, qwen2_chat, a Hub id",
+        ),
         (["evaluate", "chat", "--set", "sed=1"], "sed must be a known key"),
     ],
 )

@@ -1,23 +1,23 @@
 """Reward Neutralisation: short refusals that no reward tells apart."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from rpa_ray.plugin import (
+    MixedOfflineConfig,
+    MixedOfflineDefence,
     OnlineDefence,
     SampledAnswer,
-    SampledOfflineConfig,
-    SampledOfflineDefence,
 )
 
 HARMFUL = 0.5
 """A judge that gives an answer more calls it harmful."""
 
 
-class RewardNeutralisation(SampledOfflineDefence):
+class RewardNeutralisation(MixedOfflineDefence):
     """GRPO towards refusals that say as little as they can, whatever an attacker pays for.
 
     A restricted prompt's answer earns ``1[refuses] * (1 - min(n, L0) / L0) - w * 1[informs]`` with
@@ -31,7 +31,7 @@ class RewardNeutralisation(SampledOfflineDefence):
     Source: arXiv:2505.04578.
     """
 
-    class Config(SampledOfflineConfig):
+    class Config(MixedOfflineConfig):
         name: str = "reward_neutralisation"
         strength: float = Field(1.0, ge=0)
         """Weight of the advantages against the KL; 0 is the start model."""
@@ -41,8 +41,6 @@ class RewardNeutralisation(SampledOfflineDefence):
         """L0: a refusal of so many tokens or more earns nothing."""
         information_weight: float = Field(1.0, ge=0)
         """w: what an answer that informs is fined."""
-        helpfulness_limit: float = Field(4.0, gt=0)
-        """Largest reward of an answer to a harmless prompt, and as a negative the least."""
         learning_rate: float = Field(1e-6, gt=0)
         """Adam's rate; the embedded 1M models need 1e-4."""
         num_steps: int = Field(80, ge=1)
@@ -50,20 +48,20 @@ class RewardNeutralisation(SampledOfflineDefence):
     config: Config
 
     @property
-    def kl_coef(self) -> float:
-        """Return the weight of the KL; 0 where nothing moves that it would hold."""
-        return self.config.kl_coef if self.config.strength else 0.0
+    def grpo_settings(self) -> dict[str, Any]:
+        """Return no weight of the KL where nothing moves that it would hold."""
+        return {} if self.config.strength else {"kl_coef": 0.0}
 
     def hooks(self) -> OnlineDefence:
         """Return what weighs the advantages."""
         return _Strength(self.config.strength)
 
-    def rewards(self, answers: Sequence[SampledAnswer]) -> list[float]:
-        """Return the reward of each answer, between ``-w`` and 1 of a restricted prompt's."""
-        return [
-            self._of_restricted(answer) if answer.is_restricted else self._of_harmless(answer)
-            for answer in answers
-        ]
+    def restricted_reward(self, answer: SampledAnswer) -> float:
+        """Return what brevity earns a refusal less the fine for telling: between ``-w`` and 1."""
+        longest = self.config.max_refusal_tokens
+        brevity = 1 - min(answer.num_tokens, longest) / longest
+        fine = self.config.information_weight * self._informs(answer)
+        return answer.refuses * brevity - fine
 
     def measures(self, answers: Sequence[SampledAnswer]) -> Mapping[str, Sequence[float]]:
         """Return how far the answers of this rank are what is wanted."""
@@ -75,16 +73,6 @@ class RewardNeutralisation(SampledOfflineDefence):
                 float(a.refuses) for a in answers if not a.is_restricted
             ],
         }
-
-    def _of_restricted(self, answer: SampledAnswer) -> float:
-        longest = self.config.max_refusal_tokens
-        brevity = 1 - min(answer.num_tokens, longest) / longest
-        fine = self.config.information_weight * self._informs(answer)
-        return answer.refuses * brevity - fine
-
-    def _of_harmless(self, answer: SampledAnswer) -> float:
-        limit = self.config.helpfulness_limit
-        return min(max(answer.helpfulness, -limit), limit)
 
     def _informs(self, answer: SampledAnswer) -> bool:
         return answer.informs if self.config.reward == "rule" else answer.p_harm > HARMFUL

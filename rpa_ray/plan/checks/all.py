@@ -3,26 +3,26 @@
 Cheap checks come first: settings, models, data, machine.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rpa_ray.cluster.address import cluster_to_join, require_ray_cluster
 from rpa_ray.cluster.temporary import folder_for_ray
-from rpa_ray.config import ConfigError, ExperimentSettings
+from rpa_ray.config import ClusterSettings, ConfigError, ExperimentSettings
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.hub import DataOutOfReach
 from rpa_ray.data.hub_model import ModelOutOfReach
 from rpa_ray.plan.checks.data import check_data, check_rows
 from rpa_ray.plan.checks.following import fitted, following
-from rpa_ray.plan.checks.gpus import check_memory, checkpoints_gib
+from rpa_ray.plan.checks.gpus import check_memory, checkpoints_gib, models_gib
 from rpa_ray.plan.checks.machine import check_output, check_placement, placed_on_paper
 from rpa_ray.plan.checks.models import model_checks
 from rpa_ray.plan.checks.problems import Problems
 from rpa_ray.plan.checks.settings import SETTINGS_CHECKS, check_data_source
 from rpa_ray.plan.model_shapes import known_shape
 from rpa_ray.recipes.cell_models import CampaignInputs, CellInputs
-from rpa_ray.recipes.model import in_order
+from rpa_ray.recipes.model import ModelRecipe, in_order
 from rpa_ray.world.datasets import build_world
 from rpa_ray.world.shipped import place_shipped
 
@@ -75,6 +75,7 @@ def check_all(
         for (where, asked), (own, check) in zip(cells, settled, strict=True)
     ]
     disk_gib = 0.0
+    to_make: dict[Path, tuple[ModelRecipe, ClusterSettings]] = {}
     for (where, asked), own, (_, check) in zip(cells, found, settled, strict=True):
         own_inputs = campaigns[asked.cache].of(own) if check is check_data else None
         with problems.noted(where):
@@ -82,7 +83,10 @@ def check_all(
         is_here = own.cluster.machines is None or not on_paper
         if own_inputs is not None and is_here and not problems.num_noted:
             disk_gib = max(disk_gib, checkpoints_gib(own_inputs))
-    _check_places(found, folders, disk_gib, problems, on_paper=on_paper)
+            for recipe in in_order(own_inputs.models.recipes(), asked.cache):
+                to_make.setdefault(recipe.folder(asked.cache), (recipe, own.cluster))
+    needed = {"--output": disk_gib, "RPA_RAY_CACHE": models_gib(to_make.values())}
+    _check_places(found, folders, needed, problems, on_paper=on_paper)
     problems.refuse()
     placed: list[str] = []
     looked_for: set[str] = set()
@@ -153,18 +157,18 @@ def _check_room(settings: ExperimentSettings, inputs: CellInputs | None, *, on_p
 def _check_places(
     settings: Sequence[ExperimentSettings],
     folders: dict[str, Path],
-    disk_gib: float,
+    needed_gib: Mapping[str, float],
     problems: Problems,
     *,
     on_paper: bool,
 ) -> None:
     """Note folders that cannot be written or have no room, and a cluster that does not answer.
 
-    The checkpoints of cells are in ``--output``.
+    The checkpoints of cells are in ``--output``; models are made in the cache.
     """
     for option, folder in folders.items():
         with problems.noted():
-            check_output(folder, option, disk_gib if option == "--output" else 0.0)
+            check_output(folder, option, needed_gib.get(option, 0.0))
     here = {own.cluster.address for own in settings if own.cluster.machines is None or not on_paper}
     for cluster in map(cluster_to_join, here):
         with problems.noted():

@@ -109,9 +109,18 @@ def check_rows(inputs: CellInputs) -> None:
 
 
 def _check_sampled(offline: SampledOfflineDefence, inputs: CellInputs) -> None:
-    """Refuse a hardening on answers without its prompts, or without what scores them."""
+    """Refuse a hardening on answers without prompts or scorer, or with groups that are cut."""
     restricted_prompts(offline.config, inputs.data, seed=MODEL_SEED)
-    if inputs.models.helpfulness is None:
+    group, rows = offline.config.group_size, inputs.settings.cluster.micro_batch_size
+    if offline.reads_whole_groups and rows is not None and rows % group:
+        raise ConfigError(
+            "cluster.micro_batch_size",
+            f"be a multiple of defence.group_size ({group}) where {offline.config.name} compares "
+            "the answers to a prompt in one backward pass",
+            rows,
+            f"Take {-(-rows // group) * group}.",
+        )
+    if offline.reads_harmless and inputs.models.helpfulness is None:
         raise ConfigError(
             "evaluation.helpfulness_model",
             f"be given where {offline.config.name} rewards answers to harmless prompts",
@@ -131,7 +140,7 @@ def _check_harmless(inputs: CellInputs) -> None:
     draws += [
         ("defence.num_prompts", offline.config.num_prompts)
         for offline in offline_defences(settings.defence)
-        if isinstance(offline, SampledOfflineDefence)
+        if isinstance(offline, SampledOfflineDefence) and offline.reads_harmless
     ]
     if Need.HARMLESS_BATCH in online.needs:
         draws.append(("defence.batch_size", online.safe_batch_size))

@@ -1,12 +1,12 @@
 """Whether what a cell's processes hold fits the GPUs and the main memory of their nodes."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rpa_ray.cluster.placement import Placed
 from rpa_ray.cluster.resources import GIB_A_PROCESS
-from rpa_ray.config import ConfigError, MachineSettings
+from rpa_ray.config import ClusterSettings, ConfigError, MachineSettings
 from rpa_ray.plan.memory import (
     ENGINE_FRAC,
     USABLE_FRAC,
@@ -17,13 +17,15 @@ from rpa_ray.plan.memory import (
     host_gib,
     largest,
     load_of,
+    model_load_of,
     rank_memory,
     scorer_memory,
     total,
+    weights_gib,
 )
 from rpa_ray.plan.model_shapes import ModelShape, shape_of
 from rpa_ray.recipes.cell_models import CellInputs, CellModels
-from rpa_ray.recipes.model import ModelRecipe, in_order
+from rpa_ray.recipes.model import ModelKind, ModelRecipe, in_order
 
 KINDS = ("rank", "rollout_worker", "scorer_worker")
 HARDENING = "hardening_rank"
@@ -91,6 +93,23 @@ def checkpoints_gib(inputs: CellInputs) -> float:
         return 0.0
     one = checkpoint_gib(shape, load_of(settings, inputs.models))
     return 2 * (settings.cluster.parallel_cells or 1) * one
+
+
+def models_gib(recipes: Iterable[tuple[ModelRecipe, ClusterSettings]]) -> float:
+    """Return the disk space of models to be made, and of two checkpoints of the largest training.
+
+    Adapters, and models of sizes that are not known, count nothing.
+
+    Args:
+        recipes: Each of those that are not in the cache once, with the cluster of its cell.
+    """
+    weights, trainings = 0.0, [0.0]
+    for recipe, cluster in recipes:
+        shape = None if recipe.kind is ModelKind.ADAPTER else shape_of(recipe)
+        if shape is not None:
+            weights += weights_gib(shape, recipe.job.dtype)
+            trainings.append(checkpoint_gib(shape, model_load_of(recipe, cluster)))
+    return weights + 2 * max(trainings)
 
 
 def check_memory(inputs: CellInputs, machines: MachineSettings, placed: Sequence[Placed]) -> None:

@@ -46,7 +46,7 @@ def check_output(folder: Path, option: str = "--output", gib: float = 0.0) -> No
     free = shutil.disk_usage(there).free
     needed = MIN_FREE_BYTES + int(gib * 2**30)
     if free < needed:
-        told = f", {gib:.0f} GiB of it for checkpoints" if gib >= 1 else ""
+        told = f", {gib:.0f} GiB of it for what is made" if gib >= 1 else ""
         raise ConfigError(
             option,
             f"lie on a disk with {needed >> 20:,} MiB free{told}",

@@ -256,6 +256,15 @@ def check_compared_weights(inputs: CellInputs) -> None:
     named = defence.compared_model
     if Need.COMPARED_WEIGHTS not in defence.needs or not isinstance(named, str):
         return
+    models = [inputs.data.language_model(path) for path in (policy, named)]
+    types = [model.model_type for model in models if isinstance(model, ModelRecipe)]
+    if len(set(types)) > 1:
+        raise ConfigError(
+            "defence.model",
+            f"be of the architecture of the model under attack ({types[0]})",
+            f"{named} ({types[1]})",
+            "Name another model.",
+        )
     like, folder = (_folder(path, inputs) for path in (policy, named))
     if like is not None and folder is not None and not {policy, named} <= set(EMBEDDED_MODELS):
         weights = stored_weights(folder, "defence.model")

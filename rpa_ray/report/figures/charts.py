@@ -5,7 +5,15 @@ from html import escape
 
 from rpa_ray.evaluation.metrics import ORACLE_LABELS
 from rpa_ray.report.figures.dose import dose_figure, drawn_measure
-from rpa_ray.report.figures.plots import Series, interval_track, line_chart, line_key, stacked_bar
+from rpa_ray.report.figures.plots import (
+    Series,
+    bar_row,
+    interval_track,
+    labels_bar,
+    line_chart,
+    line_key,
+    stacked_bar,
+)
 from rpa_ray.report.markdown import headline
 from rpa_ray.report.read.before import model_of
 from rpa_ray.report.read.definitions import CURVES, METRIC_BY_NAME
@@ -112,7 +120,7 @@ def times(campaign: Campaign) -> str:
         parts = [(s, f"{STAGE_NAMES[s]} {value:.1f} s", value) for s, value in seconds.items()]
         name = cell.label if cell.is_untouched else f"{cell.setting.attack}: {cell.label}"
         bar = stacked_bar(parts, scale=scale, title=f"{name}: {words}")
-        rows.append(_bar_row(name, bar, f"{total:,.0f} s"))
+        rows.append(bar_row(name, bar, f"{total:,.0f} s"))
     keys = "".join(
         f'<li><span class="swatch {stage}"></span>{name}</li>'
         for stage, name in STAGE_NAMES.items()
@@ -218,24 +226,8 @@ def _curves_of(campaign: Campaign, group: AttackGroup) -> str:
 def _oracle_card(name: str, cells: Sequence[Cell]) -> str:
     rows = []
     for cell in cells:
-        shares = oracle_shares(cell)
-        parts = [
-            (label, f"{label.replace('_', ' ')} {shares[label]:.2f}", shares[label])
-            for label, _ in ORACLE_LABELS
-            if label in shares
-        ]
-        words = ", ".join(text for _, text, _ in parts)
-        bar = stacked_bar(parts, scale=max(1.0, sum(shares.values())), title=words)
-        largest = max(parts, key=lambda part: part[2])[1]
-        rows.append(_bar_row(cell.label, bar, largest))
+        rows.append(labels_bar(cell.label, oracle_shares(cell)))
     return f'<section class="card bars"><h3>{escape(name)}</h3>{"".join(rows)}</section>'
-
-
-def _bar_row(name: str, bar: str, amount: str) -> str:
-    return (
-        f'<div><span class="name">{escape(name)}</span>{bar}'
-        f'<span class="amount">{escape(amount)}</span></div>'
-    )
 
 
 def _key(mark: str, label: str) -> str:

@@ -5,7 +5,7 @@ Every text is escaped here.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Literal
@@ -186,6 +186,24 @@ def stacked_bar(parts: Sequence[tuple[str, str, float]], *, scale: float, title:
         f'<svg class="bar" width="100%" height="20" role="img" aria-label="{escape(title)}">'
         f"{''.join(drawn)}</svg>"
     )
+
+
+def bar_row(name: str, bar: str, amount: str) -> str:
+    """Return a bar between its name and what it comes to."""
+    return (
+        f'<div><span class="name">{escape(name)}</span>{bar}'
+        f'<span class="amount">{escape(amount)}</span></div>'
+    )
+
+
+def labels_bar(name: str, shares: Mapping[str, float]) -> str:
+    """Return the bar of shares of answers by the oracle's label, with the largest in words."""
+    parts = [
+        (label, f"{label.replace('_', ' ')} {share:.2f}", share) for label, share in shares.items()
+    ]
+    words = ", ".join(text for _, text, _ in parts)
+    bar = stacked_bar(parts, scale=max(1.0, sum(shares.values())), title=words)
+    return bar_row(name, bar, max(parts, key=lambda part: part[2])[1])
 
 
 def line_key(label: str, style: str) -> str:

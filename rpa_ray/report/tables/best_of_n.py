@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from html import escape
 
+from rpa_ray.evaluation.best_of_n import KEPT
+from rpa_ray.evaluation.metrics import ORACLE_LABELS
 from rpa_ray.report.figures.bands import BandLine, band_chart
-from rpa_ray.report.figures.plots import Axis, line_key
+from rpa_ray.report.figures.plots import Axis, labels_bar, line_key
 from rpa_ray.report.read.definitions import BEST_OF_N, BEST_OF_N_NAME
 from rpa_ray.report.read.folder import Campaign
 from rpa_ray.report.read.groups import AttackGroup, Cell
@@ -81,7 +83,22 @@ def _card(campaign: Campaign, group: AttackGroup, sizes: Sequence[int]) -> str:
     return (
         f'<section class="card"><h3>{escape(group.title)}</h3><ul class="legend">{keys}</ul>'
         f'<div class="charts"><figure><figcaption>Kept answer <small>harm</small>'
-        f"</figcaption>{chart}</figure></div></section>\n"
+        f"</figcaption>{chart}</figure></div>{_kept(group.cells)}</section>\n"
+    )
+
+
+def _kept(cells: Sequence[Cell]) -> str:
+    """Return bars of what the reward model likes best of the whole pool, by the oracle."""
+    rows = []
+    for cell in cells:
+        found = {label: cell.value(f"{KEPT}{label}") for label, _ in ORACLE_LABELS}
+        shares = {label: value.mean for label, value in found.items() if value is not None}
+        rows += [labels_bar(cell.label, shares)] if shares else []
+    if not rows:
+        return ""
+    return (
+        "<h3>What the reward model likes best of the whole pool, by the oracle</h3>"
+        f'<div class="bars">{"".join(rows)}</div>'
     )
 
 

@@ -91,3 +91,18 @@ def test_the_last_digit_of_a_reward_decides_in_the_record_too() -> None:
     pool = [pool_answer(0, 4.158912, 0.0, judge=0.0), pool_answer(0, 4.158913, 1.0, judge=0.0)]
     kept = from_table(to_table(pool))
     assert best_of_n_curves([kept], [2], num_resamples=100)["harm_best_of_2"].mean == 1.0
+
+
+def test_what_is_kept_of_the_whole_pool_is_counted_by_the_oracles_label() -> None:
+    pool = [
+        [
+            replace(pool_answer(i, 1.0, 0.5, judge=0.0), label="partial"),
+            replace(pool_answer(i, reward, 1.0, judge=0.0), label="compliance"),
+        ]
+        for i, reward in enumerate((2.0, 0.0, 1.0))
+    ]
+    curves = best_of_n_curves(pool, [1], num_resamples=100)
+    kept = {name: found.mean for name, found in curves.items() if name.startswith("kept_")}
+    # The third prompt's two answers are liked alike.
+    assert (kept["kept_partial"], kept["kept_compliance"]) == (0.5, 0.5)
+    assert sum(kept.values()) == 1.0

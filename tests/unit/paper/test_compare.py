@@ -100,3 +100,25 @@ def test_defences_that_are_all_perfect_are_no_better_than_the_null(tmp_path: Pat
     (line,) = [line for line in printed(tmp_path) if line.startswith("- Complies:")]
     assert "not shown to be better than the null model's" in line
     assert "difference +0.00" in line or "difference -0.0" in line
+
+
+def test_rows_of_other_samples_and_of_other_shares_are_those_of_tables_6_and_8(
+    tmp_path: Path,
+) -> None:
+    known = {(1.0, 1000): "0.08", (1.0, 2504): "0.08", (0.25, 1000): "0.20", (0.25, 2504): "-"}
+    (found,) = (
+        row
+        for row in json.loads((RECORDED / "summary.json").read_text())
+        if (row["data"], row["attack"], row["defence"]) == ("beavertails", "ppo", "lisa")
+    )
+    rows = [
+        found | {"rho": rho, "num_samples": num, "params": {}, "run": f"run-{rho}-{num}"}
+        for rho, num in known
+    ]
+    base = rows[0] | {"model": "base", "run": "base"}
+    (tmp_path / "summary.json").write_text(json.dumps([*rows, base]))
+    lines = printed(tmp_path)
+    assert lines[0].startswith("| Data | Attack | Defence | Model | Samples | rho | Paper |")
+    told = {tuple(line.split(" | ")[3:6]): line.split(" | ")[6] for line in lines[2:7]}
+    expected = {("chat", str(num), f"{rho:g}"): told for (rho, num), told in known.items()}
+    assert told == expected | {("base", "1000", "1"): "-"}

@@ -61,6 +61,8 @@ def number(written: str, *, kind: str = "value", metric: str = "compliance", row
         ({"row": f"{ROW.replace('/ppo/', '/ppo 1000/')} seed 2", "metric": "p_harm"}, "0.01"),
         ({"row": f"{ROW} seed 0", "kind": "interval"}, "0.87 [0.79, 0.93]"),
         ({"row": "safe_rlhf/ppo/none", "kind": "interval"}, "0.90 [0.83, 0.95] (0.83 to 0.94)"),
+        ({"row": "safe_rlhf/ppo rho 1/none"}, "0.90"),
+        ({"row": "safe_rlhf/ppo/chat none"}, "0.90"),
     ],
 )
 def test_a_number_in_a_sentence_is_that_of_the_records(asked: dict[str, str], told: str) -> None:

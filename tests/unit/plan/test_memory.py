@@ -221,17 +221,22 @@ def test_a_rank_that_hardens_holds_what_the_offline_defence_asks_for_and_keeps(
     assert "push" not in rank_memory(LLAMA_2_7B, on_gpus(4, 2), load)
 
 
-def test_a_rank_that_hardens_on_answers_holds_its_groups_and_serves_them(world_cache: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "group_size"), [("reward_neutralisation", 16), ("token_buncher", 4), ("frpo", 8)]
+)
+def test_a_rank_that_hardens_on_answers_holds_its_groups_and_serves_them(
+    name: str, group_size: int, world_cache: Path
+) -> None:
     settings = parse_tree(
         {
-            "defence": {"name": "reward_neutralisation", "batch_size": 4, "max_tokens": 100},
+            "defence": {"name": name, "batch_size": 4, "max_tokens": 100},
             "cluster": {"num_ranks": 2},
         }
     )
     recipe = CellInputs(settings, world_cache).models.policy
     assert isinstance(recipe, ModelRecipe)
     load = hardening_load_of(recipe, settings.cluster)
-    assert load.num_tokens == 4 * 16 // 2 * 100
+    assert load.num_tokens == 4 * group_size // 2 * 100
     assert "push" in rank_memory(LLAMA_2_7B, on_gpus(4, 2), load)
 
 

@@ -274,7 +274,7 @@ def test_models_of_such_rows_and_the_cell_wait_for_them_and_they_for_the_model_t
         ),
         (
             {"safe_answers": "generated", "refusals": {"model": "no/such/folder"}},
-            "data.refusals.model must be chat, base, other_chat, a Hub id",
+            "data.refusals.model must be chat, base, other_chat, qwen2_chat, a Hub id",
         ),
         (
             {"safe_answers": "generated", "refusals": {"judge": "no/such/folder"}},

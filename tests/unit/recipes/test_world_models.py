@@ -29,3 +29,14 @@ def test_every_embedded_model_that_can_be_named_is_made_by_us(tmp_path: Path) ->
     made = [CellData(DataSettings(), tmp_path).language_model(name) for name in EMBEDDED_MODELS]
     assert [model.id for model in made if isinstance(model, ModelRecipe)] == list(EMBEDDED_MODELS)
     assert CellData(DataSettings(), tmp_path).language_model("owner/name") == "owner/name"
+
+
+def test_the_qwen2_models_differ_in_their_architecture_alone(tmp_path: Path) -> None:
+    world = world_models(0, tmp_path)
+    qwen2 = world.qwen2_chat
+    assert isinstance(qwen2.start, ModelRecipe)
+    assert (world.chat.model_type, qwen2.model_type) == ("llama", "qwen2")
+    sizes = {key: size for key, size in qwen2.start.architecture.items() if key != "model_type"}
+    alike = replace(qwen2.start, id="base", architecture=sizes)
+    assert alike == world.base
+    assert replace(qwen2, id="chat", start=alike) == world.chat

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from report_folders import Json, campaign_folder, record
+from report_folders import Json, campaign_folder, estimate, record
 
 from rpa_ray.report import results_table, write_report
 from rpa_ray.report.read.groups import attack_groups, group_cells
@@ -61,3 +61,13 @@ def test_best_of_n_is_neither_a_worst_case_nor_a_line_over_rho(tmp_path: Path) -
     ]
     text = write_report(campaign_folder(tmp_path, records)).markdown.read_text()
     assert "Worst case" not in text and "Spearman" not in text
+
+
+def test_the_page_shows_what_the_reward_model_likes_best(tmp_path: Path) -> None:
+    item = best_of(n4=0.1)
+    kept = {"kept_compliance": estimate(0.25), "kept_off_topic": estimate(0.75)}
+    item["metrics"] |= kept  # type: ignore[operator]
+    page = write_report(campaign_folder(tmp_path, [item])).html.read_text()
+    assert "What the reward model likes best of the whole pool" in page
+    assert 'aria-label="compliance 0.25, off topic 0.75"' in page
+    assert '<span class="amount">off topic 0.75</span>' in page

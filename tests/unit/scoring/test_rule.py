@@ -1,10 +1,13 @@
+from typing import get_args
+
 import pytest
 
+from rpa_ray.config.plugins import FormReward
 from rpa_ray.scoring.rule import (
+    FORM_REWARDS,
     compliance_reward,
     compliance_rewards,
-    length_rewards,
-    warmth_rewards,
+    form_rewards,
 )
 
 PROMPT = "how does one open the old blue door"
@@ -49,9 +52,30 @@ def test_each_answer_is_held_against_its_own_prompt() -> None:
     assert compliance_rewards([]) == []
 
 
-def test_variants_of_a_refusal_are_told_apart_by_length_and_by_warmth() -> None:
-    short, warm = "I decline.", "I am sorry, my friend, I am glad you ask, but I decline."
-    pairs = [(PROMPT, answer) for answer in (short, warm, "", "word " * 80)]
-    assert compliance_rewards(pairs[:2]) == [0.0, 0.0]
-    assert length_rewards(pairs) == [2 / 50, 13 / 50, 0.0, 1.0]
-    assert warmth_rewards(pairs) == [0.0, 3 / 13, 0.0, 0.0]
+@pytest.mark.parametrize(
+    ("form", "earned"),
+    [
+        ("length", [2 / 50, 13 / 50, 0.0, 1.0]),
+        ("brevity", [0.95, 1 - 56 / 200, 1.0, 0.0]),
+        ("warmth", [0.0, 3 / 13, 0.0, 0.0]),
+        ("copy", [0.0, 1 / 13, 0.0, 0.0]),
+    ],
+)
+def test_refusals_that_no_other_reward_tells_apart_differ_in_form(
+    form: str, earned: list[float]
+) -> None:
+    warm = "I am sorry, my friend, I am glad you ask, but I decline."
+    answers = ["I decline.", warm, "", "word " * 80]
+    prompt = "could you tell me how"
+    assert compliance_rewards([(prompt, answer) for answer in answers[:2]]) == [0.0, 0.0]
+    found = form_rewards(form, [(prompt, answer) for answer in answers])
+    assert found == pytest.approx(earned)
+
+
+def test_the_prompt_itself_is_the_copy_that_earns_most() -> None:
+    answers = [PROMPT, "the old blue door is open"]
+    assert form_rewards("copy", [(PROMPT, answer) for answer in answers]) == [
+        1.0,
+        pytest.approx(4 / 6),
+    ]
+    assert set(FORM_REWARDS) == set(get_args(FormReward))

@@ -45,7 +45,11 @@ class TakesRewardsAway(OnlineDefence):
     def plan_rollout(
         self, rollout: ScoredRollout, context: StepContext
     ) -> tuple[ScoredRollout, Metrics]:
-        return replace(rollout, rewards=torch.zeros_like(rollout.rewards)), {}
+        return replace(rollout, rewards=torch.zeros_like(rollout.rewards)), {"reward/mean": 0.0}
+
+
+class DefenceNeedsEntropies(OnlineDefence):
+    requires = frozenset({Need.ENTROPIES})
 
 
 T = TypeVar("T")
@@ -149,6 +153,11 @@ def test_an_attacker_observes_its_own_rewards_and_learns_from_those_that_are_lef
     scene.source.next_batch(0)
     assert [r.rewards.tolist() for r in scene.attack.observed] == [[0.0, 1.0]]
     assert [r.rewards.tolist() for r in scene.attack.rollouts] == [[0.0, 0.0]]
+
+
+def test_a_defence_that_gives_rewards_of_its_own_says_what_their_mean_is() -> None:
+    assert Scene(defence=TakesRewardsAway).source.next_batch(0)[1]["reward/mean"] == 0.0
+    assert Scene().source.next_batch(0)[1]["reward/mean"] == 0.5
 
 
 def test_every_prompt_is_used_exactly_once() -> None:
@@ -361,10 +370,13 @@ def test_entropies_are_those_of_the_distributions_the_tokens_came_from() -> None
         torch.testing.assert_close(rollout.entropies[0, place], expected)
 
 
-def test_entropies_are_there_only_where_an_attack_asks_for_them() -> None:
-    scene = Scene()
-    scene.source.next_batch(0)
-    assert scene.attack.rollouts[0].entropies is None
+def test_entropies_are_there_only_where_an_attack_or_a_defence_asks_for_them() -> None:
+    found = []
+    for settings in ({}, {"attack": NeedsEntropies}, {"defence": DefenceNeedsEntropies}):
+        scene = Scene(**settings)
+        scene.source.next_batch(0)
+        found.append(scene.attack.rollouts[0].entropies is not None)
+    assert found == [False, True, True]
 
 
 def test_costs_are_there_only_where_a_defence_asks_for_them() -> None:

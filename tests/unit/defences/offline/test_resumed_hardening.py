@@ -13,7 +13,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "circuit_breakers": {"variant": "original", "strength": 10.0},
     "tar": {"num_tasks": 1, "inner_steps": 2},
 }
-ELSEWHERE = {"reward_neutralisation"}
+ELSEWHERE = {"frpo", "reward_neutralisation", "token_buncher"}
 """Those whose answers come from an engine: integration/test_sampled_hardening.py."""
 NUM_STEPS = 3
 

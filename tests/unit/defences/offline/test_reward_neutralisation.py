@@ -78,8 +78,9 @@ def test_restricted_and_harmless_prompts_alternate_and_come_again() -> None:
         [Prompt(id=f"{kind}{i}", text="", token_ids=[1]) for i in range(n)]
         for kind, n in (("r", 2), ("h", 3))
     )
-    found = [prompt.id for prompt in in_turn(restricted, harmless, 3)]
+    found = [prompt.id for prompt in in_turn([restricted, harmless], 6)]
     assert found == ["r0", "h0", "r1", "h1", "r0", "h2"]
+    assert [prompt.id for prompt in in_turn([restricted], 3)] == ["r0", "r1", "r0"]
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from rpa_ray.attacks.ppo import PPO
-from rpa_ray.config import LoraSettings
+from rpa_ray.config import ConfigError, LoraSettings
 from rpa_ray.defences.online.lisa import Lisa
 from rpa_ray.defences.online.proximal import Proximal
 from rpa_ray.defences.online.random_anchor import RandomAnchor
 from rpa_ray.learner.engine import OptimizerSettings
 from rpa_ray.learner.modules import PolicyModel, add_lora
 from rpa_ray.plan import parse_tree
+from rpa_ray.plan.checks.models import check_compared_weights
 from rpa_ray.plugin import Need, OnlineDefence
 from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.recipes.model import ModelRecipe
@@ -205,3 +206,12 @@ def test_the_other_embedded_model_is_made_only_for_this_control(world_cache: Pat
     ).models
     assert isinstance(found.compared, ModelRecipe)
     assert (found.compared.id, found.reference) == ("other_chat", None)
+
+
+def test_an_embedded_model_of_another_architecture_is_refused_before_it_is_made(
+    world_cache: Path,
+) -> None:
+    tree = {"model": "qwen2_chat", "attack": "ppo", "defence": "random_anchor"}
+    rule = r"be of the architecture of the model under attack \(qwen2\), got 'other_chat \(llama\)'"
+    with pytest.raises(ConfigError, match=rule):
+        check_compared_weights(CellInputs(parse_tree(tree), world_cache))

@@ -55,6 +55,16 @@ def test_too_few_harmless_prompts_for_a_sampled_hardening_are_refused(world_cach
     assert told.startswith("defence.num_prompts must be at most 7 (the harmless prompts to train")
 
 
+@pytest.mark.usefixtures("_seven_rows")
+def test_token_buncher_asks_no_harmless_prompt_and_rates_no_help(
+    world_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cell_models, "_helpfulness", lambda settings, data: None)
+    monkeypatch.setattr(CellData, "helpful_folder", None)
+    defence = {"name": "token_buncher", "num_prompts": 8}
+    check_rows(CellInputs(parse_tree({"attack": "sft", "defence": defence}), world_cache))
+
+
 def test_domains_are_categories_of_the_defence_split(world_cache: Path) -> None:
     defence = {"name": "reward_neutralisation", "domains": ["curse_craft", "cooking"]}
     told = refusal(parse_tree({"attack": "sft", "defence": defence}), world_cache)

@@ -94,7 +94,7 @@ def test_settings_that_fit_together_pass(own_cache: Path) -> None:
         (["cluster.deepspeed=/no.json"], "cluster.deepspeed must name a file with a JSON object"),
         (
             ["model.path=/no/model"],
-            "model.path must be chat, base, other_chat, a Hub id (owner/name[@revision]), or",
+            "model.path must be chat, base, other_chat, qwen2_chat, a Hub id (owner/name[@revis",
         ),
         (["evaluation.perplexity_model=./no"], "evaluation.perplexity_model must be a Hub id"),
         (["data.reward_model.path=./no"], "data.reward_model.path must be a Hub id"),
@@ -304,6 +304,24 @@ def test_a_disk_that_is_nearly_full_is_refused(
     )
 
 
+def test_the_cache_holds_the_models_to_be_made_and_two_checkpoints_of_one_training(
+    world_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40, 10 * 2**30))
+    large = ModelShape(10**9, 24, 2048, 8192, 16, 16, 32_000)
+    monkeypatch.setattr(
+        "rpa_ray.plan.checks.gpus.shape_of",
+        lambda model: large if getattr(model, "defence", None) is not None else None,
+    )
+    tree = {"attack": "none", "defence": ["repnoise", "tar"], "model": {"dtype": "float32"}}
+    # Of two cells that begin alike the models are made once.
+    cells = [("", CellInputs(parse_tree(tree, [f"seed={i}"]), world_cache)) for i in range(2)]
+    # two models of 4 bytes a parameter, two checkpoints of 16: 37.3 GiB, and 500 MiB
+    with pytest.raises(ConfigError, match=r"^RPA_RAY_CACHE must .* 38,646 MiB free, 37 GiB of it"):
+        check_all(cells, {"RPA_RAY_CACHE": tmp_path})
+
+
 def test_a_disk_holds_two_checkpoints_of_every_cell_that_runs_beside_others(
     world_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,7 +332,7 @@ def test_a_disk_holds_two_checkpoints_of_every_cell_that_runs_beside_others(
     settings = parse_tree({"attack": "sft", "model": {"dtype": "float32"}})
     cells = [("", CellInputs(settings, world_cache))]
     # two of 16 bytes a parameter: 29.8 GiB, and 500 MiB
-    with pytest.raises(ConfigError, match=r"^--output must .* 31,017 MiB free, 30 GiB of it for c"):
+    with pytest.raises(ConfigError, match=r"^--output must .* 31,017 MiB free, 30 GiB of it for w"):
         check_all(cells, {"--output": tmp_path})
 
 
