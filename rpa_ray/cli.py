@@ -163,16 +163,15 @@ def sweep(
     cluster: Cluster = None,
     resume: Annotated[
         bool,
-        typer.Option(
-            "--resume", help="Continue Ray Tune's record of an interrupted sweep, if there is one."
-        ),
+        typer.Option("--resume", help="Continue Ray Tune's record of an interrupted grid."),
     ] = False,
 ) -> None:
     """Run one trial for each combination of the values that a file lists under `sweep`.
 
-    Writes what `campaign` writes, a plot and a table of the metric over the swept keys, and Ray
-    Tune's own record in tune/. Interrupted, the same command continues, with --resume in that
-    record; trials that are done are read back.
+    With `search: random` or `optuna` it is one for each of `num_trials` points. Writes what
+    `campaign` writes, plots and a table of the metric over the swept keys, and Ray Tune's own
+    record in tune/. Interrupted, the same command continues, a grid with --resume in that record;
+    trials that are done, or that a scheduler stopped, are read back.
     """
     _run(_planned(load_config(config, set_ or [], scale, cluster), output), resume=resume)
 

@@ -30,22 +30,31 @@ _KEPT_TEXT = (
 
 
 @contextmanager
-def held(plan: Plan) -> Iterator[None]:
+def held(plan: Plan) -> Iterator[Callable[[Plan], None]]:
     """Have no other campaign delete, during the block, what the cells need of the cache.
 
-    What a cell keeps is marked at its end, unless an error ends it.
+    What a cell keeps is marked at its end, unless an error ends it. The block is given what holds
+    the same for a plan with more cells.
 
     Raises:
         FolderInUse: Another campaign could not delete a model within ``HOLD_WAIT_S``.
     """
-    named = {path for path in plan.named_paths if path.parent == plan.cache.resolve()}
+    plans, folders = list[Plan](), set[Path]()
     with ExitStack() as stack:
-        for folder in sorted(named.union(*plan.unsafe_models.values())):
-            stack.enter_context(shared(_lock_of(folder), wait_s=HOLD_WAIT_S))
-        yield
-        for cell in plan.cells:
+
+        def hold(longer: Plan) -> None:
+            named = {p for p in longer.named_paths if p.parent == longer.cache.resolve()}
+            for folder in sorted(named.union(*longer.unsafe_models.values()) - folders):
+                stack.enter_context(shared(_lock_of(folder), wait_s=HOLD_WAIT_S))
+                folders.add(folder)
+            plans.append(longer)
+
+        hold(plan)
+        yield hold
+        last = plans[-1]
+        for cell in last.cells:
             if cell.settings.keep_attacked_weights:
-                for folder in filter(Path.is_dir, plan.unsafe_models[cell.name]):
+                for folder in filter(Path.is_dir, last.unsafe_models[cell.name]):
                     write_text(folder / KEPT, _KEPT_TEXT)
 
 

@@ -20,7 +20,17 @@ class CellClock:
         self._num_at_once, self._costs = plan.num_at_once, plan.costs
         self._cells = {cell.name: cell for cell in plan.todo}
         self._running = dict(plan.costs.uncorrected)
-        self._slow = SlowSteps(plan.costs.step_s)
+        self._step_s = dict(plan.costs.step_s)
+        self._slow = SlowSteps(self._step_s)
+
+    def add(self, plan: Plan, name: str) -> None:
+        """Take a cell that a longer plan has."""
+        self._cells |= {cell.name: cell for cell in plan.todo if cell.name == name}
+        for own, found in (
+            (self._running, plan.costs.uncorrected),
+            (self._step_s, plan.costs.step_s),
+        ):
+            own |= {cell: seconds for cell, seconds in found.items() if cell == name}
 
     def look(self, jobs: Sequence[JobState], say: Callable[[str], None]) -> None:
         """Keep the times of cells that ended well, and say once where steps are slow."""

@@ -11,6 +11,7 @@ from rpa_ray.config import ExperimentSettings
 from rpa_ray.plan import LoadedConfig, with_native_dtype
 from rpa_ray.plan.checks.machine import native_dtype_here
 from rpa_ray.plan.plan import Plan
+from rpa_ray.plan.points import with_points_of
 from rpa_ray.plan.preflight import checked, hub_if_in_reach, planned
 from rpa_ray.report.tables.response import require_metric
 from rpa_ray.terminal import say
@@ -37,6 +38,7 @@ def plan_of(
     if loaded.sweep is not None:
         require_metric(loaded.sweep.metric)
     folder = output or Path("runs") / loaded.name
+    loaded = with_points_of(folder, loaded)
     asked, native = loaded, native_dtype_here(loaded.campaign)
     if native is not None:
         loaded = with_native_dtype(loaded, native.dtype)

@@ -1,9 +1,9 @@
 """The jobs of a campaign: who takes the next, how far each is, and which lost its ranks."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
@@ -11,11 +11,15 @@ from ray.actor import ActorHandle
 from rpa_ray.campaign.job_state import JobState
 from rpa_ray.campaign.watchdog import Watchdog
 
+if TYPE_CHECKING:
+    from rpa_ray.recipes.to_make import Job
+
 MAX_LOSSES_IN_PLACE = 3
 """How often a job may lose its ranks without getting any further: the last time it is given up."""
 ASK_AGAIN = ""
 """In place of a job's name: none can be begun yet."""
 _TIMEOUT_S = 60.0
+_JUDGED_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,15 +39,28 @@ class JobQueue:
     """Hands out jobs in order, each after those it needs; an actor that outlives the ranks."""
 
     def __init__(
-        self, jobs: Mapping[str, Collection[str]], held: Collection[str] = frozenset()
+        self,
+        jobs: Mapping[str, Collection[str]],
+        held: Collection[str] = frozenset(),
+        *,
+        is_open: bool = False,
+        is_judged: bool = False,
     ) -> None:
         """Take the name of every job with those of the jobs that must be done before it.
 
-        Those in ``held`` are not handed out before they are released.
+        Those in ``held`` are not handed out before they are released. An open queue gets more jobs
+        until it is closed. Of a judged one it is said at each look whether the job goes on.
         """
         self._needs = {name: set(needs) for name, needs in jobs.items()}
         self._waiting = list(jobs)
         self._held = set(held)
+        self._is_open = is_open
+        self._is_judged = is_judged
+        self._added: dict[str, Job] = {}
+        self._looks: dict[str, list[dict[str, float]]] = {}
+        self._num_passed: dict[str, int] = {}
+        self._stopped: set[str] = set()
+        self._unjudged: set[str] = set()
         self._taken: dict[int, str] = {}
         self._groups: set[int] = set()
         self._states: dict[str, JobState] = {}
@@ -64,7 +81,7 @@ class JobQueue:
                 self._waiting.remove(name)
                 self._taken[group] = name
                 return name
-        return ASK_AGAIN if self._waiting else None
+        return ASK_AGAIN if self.num_waiting() else None
 
     def finish(self, group: int) -> None:
         """Record that a group is done with its job."""
@@ -76,9 +93,58 @@ class JobQueue:
         """Let jobs be handed out that were held; no other is minded."""
         self._held -= set(names)
 
+    def add(
+        self,
+        jobs: Mapping[str, "Job"],
+        needs: Mapping[str, Collection[str]],
+        held: Collection[str],
+    ) -> None:
+        """Take more jobs, with those that must be done before each; hold some."""
+        self._held |= set(held)
+        for name, job in jobs.items():
+            unfinished = {*self._waiting, *self._taken.values()}
+            self._needs[name] = set(needs[name]) & unfinished
+            self._added[name] = job
+            self._waiting.append(name)
+
+    def added(self, name: str) -> "Job":
+        """Return a job that was not there from the start."""
+        return self._added[name]
+
+    def close(self) -> None:
+        """Get no more jobs."""
+        self._is_open = False
+
+    def judge(self, name: str, looks: Sequence[Mapping[str, float]]) -> bool | None:
+        """Take all looks at a job so far; return whether it ends there, None if not said yet."""
+        self._looks[name] = [dict(look) for look in looks]
+        if name in self._states:
+            self._states[name].heard = time.time()
+        if not self._is_judged or name in self._unjudged:
+            return False
+        if name in self._stopped:
+            return True
+        return False if self._num_passed.get(name, 0) >= len(looks) else None
+
+    def looks(self, name: str) -> list[dict[str, float]]:
+        """Return the looks at a job so far, in order."""
+        return self._looks.get(name, [])
+
+    def go_on(self, name: str, num_looks: int) -> None:
+        """Let a job go on after so many looks."""
+        self._num_passed[name] = num_looks
+
+    def stop(self, name: str) -> None:
+        """Have a job end at its next look, if there is one."""
+        self._stopped.add(name)
+
+    def judge_no_more(self, name: str) -> None:
+        """Let a job run to its end."""
+        self._unjudged.add(name)
+
     def num_waiting(self) -> int:
-        """Return how many jobs nobody has taken."""
-        return len(self._waiting)
+        """Return how many jobs nobody has taken; of an open queue one is still to come."""
+        return len(self._waiting) + self._is_open
 
     def forbid_retry(self, name: str) -> None:
         """Record that other ranks would fail at a job as these did: it is given up once lost."""
@@ -172,6 +238,13 @@ class QueueProgress:
         self._watchdog.heard()
         if self._enabled:
             getattr(self._queue, method).remote(*args)
+
+    def is_stopped(self, job: str, looks: Sequence[Mapping[str, float]]) -> bool:
+        """Return whether a job ends at its last look; waits until that is said."""
+        while (verdict := ask(self._queue, "judge", job, looks)) is None:
+            self._watchdog.heard()
+            time.sleep(_JUDGED_EVERY_S)
+        return bool(verdict)
 
     def begin(self, job: str) -> None:
         """A job is taken up."""

@@ -90,6 +90,7 @@ def work(config: dict[str, Any]) -> None:
         cache=given.cache,
         cluster=given.cluster,
         progress=progress,
+        is_stopped=progress.is_stopped,
     )
     for job in _jobs(given, ranks):
         progress.begin(job.name)
@@ -139,7 +140,8 @@ def _jobs(given: Work, ranks: "Ranks") -> Iterator[Job]:
         if name == ASK_AGAIN:
             time.sleep(ASK_EVERY_S)
             continue
-        yield given.jobs[name]
+        job = given.jobs.get(name)
+        yield ask(given.queue, "added", name) if job is None else job
         if given.cluster.zero_stage == 3:
             if ranks.is_main:
                 ask(given.queue, "finish", given.group)

@@ -3,6 +3,8 @@
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,8 +13,8 @@ import yaml
 
 from rpa_ray.actors.pools import create_rollout_pool, create_scorer_pool
 from rpa_ray.campaign.attacked_weights import delete_attacked_weights, held
-from rpa_ray.campaign.cell_clock import CellClock
 from rpa_ray.campaign.groups import STORAGE_PREFIX, Background, RankGroup, work_through
+from rpa_ray.campaign.growing import Growing
 from rpa_ray.campaign.job_state import JobState
 from rpa_ray.campaign.manifest import manifest
 from rpa_ray.campaign.progress import Expected
@@ -24,10 +26,10 @@ from rpa_ray.cluster.address import cluster_to_join
 from rpa_ray.cluster.resources import num_model_threads, require_cluster_resources
 from rpa_ray.cluster.session import ClusterNotStarted, ray_session
 from rpa_ray.plan import LoadedConfig
-from rpa_ray.plan.cells import PlannedCell, cell_labels
+from rpa_ray.plan.cells import PlannedCell
 from rpa_ray.plan.plan import Plan, make_plan
-from rpa_ray.recipes.cell_models import CampaignInputs, CellInputs
-from rpa_ray.recipes.to_make import Cell
+from rpa_ray.recipes.cell_models import CampaignInputs
+from rpa_ray.recipes.to_make import Job
 from rpa_ray.run_folder.files import write_json, write_text
 from rpa_ray.run_folder.lock import exclusive
 from rpa_ray.run_folder.names import (
@@ -62,8 +64,14 @@ class View(Protocol):
         ...
 
 
-Releases = Callable[[Any, int], Background]
-"""Starts what releases the cells, which a queue holds until then, for so many groups of ranks."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Releases:
+    """What decides when a cell may begin, and whether it goes on after a look."""
+
+    start: Callable[[Any, Growing], Background]
+    """Starts what releases the cells, which a queue holds until then, and may add some."""
+    is_judged: bool = False
+    """Whether it says at each look whether a cell goes on."""
 
 
 class CampaignFailed(RuntimeError):
@@ -90,23 +98,27 @@ def run_campaign(
     config, output = plan.config, plan.output
     output.mkdir(parents=True, exist_ok=True)
     with exclusive(output / LOCK):
-        with held(plan):
+        with held(plan) as hold:
             if not plan.is_current():
                 plan = make_plan(config, output, CampaignInputs(plan.cache))
-            cells = plan.cells
-            for cell in cells:
+            for cell in plan.cells:
                 if not cell.done:
-                    _begin_folder(cell, plan.inputs.of(cell.settings), command)
+                    _begin_folder(plan, cell, command)
+            growing = Growing(
+                plan, expect=view.expect, begin=partial(_begin_folder, command=command), hold=hold
+            )
             try:
-                failure = _run(plan, view, releases) if plan.todo else ""
+                failure = _run(growing, view, releases) if plan.todo or config.num_undrawn else ""
             except ClusterNotStarted as error:
                 raise CampaignFailed(str(error)) from None
             except KeyboardInterrupt:
                 if config.sweep is None:
-                    _write_results(config, _with_outcome(cells), output)
+                    _write_results(config, _with_outcome(plan.cells), output)
                 raise
+        plan = growing.plan
         delete_attacked_weights(plan, view.say)
-        records = _write_results(config, _with_outcome(cells) if failure else cells, output)
+        cells = _with_outcome(plan.cells) if failure else plan.cells
+        records = _write_results(config, cells, output)
     if failure:
         raise CampaignFailed(
             f"the learner ranks must finish every cell, got:\n{failure}\n"
@@ -133,51 +145,61 @@ def _write_results(
     return records
 
 
-def _begin_folder(cell: PlannedCell, inputs: CellInputs, command: str) -> None:
+def _begin_folder(plan: Plan, cell: PlannedCell, command: str) -> None:
     cell.folder.mkdir(parents=True, exist_ok=True)
     # A failure of an earlier run: ranks take a finished cell for one of this run's.
     (cell.folder / EVALUATION).unlink(missing_ok=True)
     text = yaml.dump(cell.settings.to_yaml_dict(), Dumper=_Dumper, sort_keys=False)
     write_text(cell.folder / CONFIG, text)
-    write_json(cell.folder / MANIFEST, manifest(inputs, command))
+    write_json(cell.folder / MANIFEST, manifest(plan.inputs.of(cell.settings), command))
 
 
-def _run(plan: Plan, view: View, releases: Releases | None) -> str:
+def _run(growing: Growing, view: View, releases: Releases | None) -> str:
     """Do the work; return what ended it early, nothing where all went well."""
-    cluster, output = plan.todo[0].settings.cluster, plan.output
+    plan = growing.plan
+    settings, output = plan.cells[0].settings, plan.output
     for left_over in output.glob(f"{STORAGE_PREFIX}*"):
         shutil.rmtree(left_over, ignore_errors=True)
     set_train_environment()
     groups: list[RankGroup] = []
     releasing: list[Background] = []
-    clock = CellClock(plan)
-    view.expect(_expected(plan), plan.num_at_once)
     started = time.monotonic()
     view.say("starting the cluster and its workers")
-    with ray_session(cluster.address, view.say):
+    with ray_session(settings.cluster.address, view.say):
         view.say(f"cluster up after {time.monotonic() - started:.0f} s")
-        if cluster_to_join(cluster.address) is not None:
+        if cluster_to_join(settings.cluster.address) is not None:
             nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
             found = [node["Resources"] for node in nodes]
-            require_cluster_resources(plan.todo[0].settings, found)
-        waiting = [cell.name for cell in plan.todo] if releases is not None else []
-        queue: Any = ray.remote(JobQueue).options(num_cpus=0).remote(plan.needs, waiting)
+            require_cluster_resources(settings, found)
+        queue = _queue_of(plan, releases)
         try:
-            works = [_work_of(plan, group, queue) for group in range(plan.num_at_once)]
+            works = [_work_of(plan, growing.jobs, i, queue) for i in range(plan.num_at_once)]
             groups = [RankGroup(work, output, _diary(output / LOSSES)) for work in works]
-            releasing = [releases(queue, len(groups))] if releases is not None else []
+            releasing = [releases.start(queue, growing)] if releases is not None else []
             startup = _startup(works, view.say)
 
             def look() -> None:
                 startup.look(ask(queue, "groups"))
                 states = ask(queue, "jobs")
                 view.show(states)
-                clock.look(states, view.say)
+                growing.clock.look(states, view.say)
 
             return work_through([*groups, *releasing], look)
         finally:
             for watched in [*groups, *releasing]:
                 watched.stop()
+
+
+def _queue_of(plan: Plan, releases: Releases | None) -> Any:
+    """Return the queue of all jobs, an actor; cells are held where something releases them."""
+    held = [cell.name for cell in plan.todo] if releases is not None else []
+    queue: Any = ray.remote(JobQueue).options(num_cpus=0)
+    return queue.remote(
+        plan.needs,
+        held,
+        is_open=plan.config.num_undrawn > 0,
+        is_judged=releases is not None and releases.is_judged,
+    )
 
 
 def _startup(works: Sequence[Work], say: Callable[[str], None]) -> Startup:
@@ -195,23 +217,12 @@ def _startup(works: Sequence[Work], say: Callable[[str], None]) -> Startup:
     )
 
 
-def _expected(plan: Plan) -> dict[str, Expected]:
-    """Return the jobs with what tells them apart and about how long they take."""
-    labels = cell_labels(plan.cells)
-    return {
-        name: Expected(
-            label=labels.get(name, name), is_cell=isinstance(job, Cell), seconds=plan.seconds(name)
-        )
-        for name, job in plan.jobs.items()
-    }
-
-
-def _work_of(plan: Plan, group: int, queue: Any) -> Work:
+def _work_of(plan: Plan, jobs: Mapping[str, Job], group: int, queue: Any) -> Work:
     """Return what one group of ranks is given, with warm workers of its own."""
-    cluster = plan.todo[0].settings.cluster
+    cluster = plan.cells[0].settings.cluster
     return Work(
         group=group,
-        jobs=plan.jobs,
+        jobs=jobs,
         queue=queue,
         rollouts=create_rollout_pool(
             cluster.num_rollout_workers,

@@ -33,7 +33,7 @@ from rpa_ray.config.schema import (
     with_local_paths,
     with_models,
 )
-from rpa_ray.config.sweep import Point, SweepSettings
+from rpa_ray.config.sweep import Distribution, Point, SweepSettings
 
 __all__ = [
     "EMBEDDED_MODELS",
@@ -43,6 +43,7 @@ __all__ = [
     "ComposedConfig",
     "ConfigError",
     "DataSettings",
+    "Distribution",
     "Dtype",
     "EvaluationSettings",
     "ExperimentSettings",

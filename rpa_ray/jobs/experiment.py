@@ -17,7 +17,7 @@ from rpa_ray.jobs.attack_batches import attack_source
 from rpa_ray.jobs.before import measure_before
 from rpa_ray.jobs.clock import Clock
 from rpa_ray.jobs.instruments import measure_model
-from rpa_ray.jobs.looks import looks_during, measure_best_of_n
+from rpa_ray.jobs.looks import Looks, measure_best_of_n
 from rpa_ray.jobs.process import LearnerProcess
 from rpa_ray.jobs.training import step_note
 from rpa_ray.learner.checkpoints import Checkpoints
@@ -58,19 +58,17 @@ def run_experiment(cell: Cell, process: LearnerProcess) -> None:
         metrics = metrics | _measure_pool(assembly)
     if source is not None:
         try:
-            num_steps = _attack(assembly, source, checkpoints)
-            assembly.defence.detach()
-            assembly.push_verified()
-            after = _measure_attacked(assembly, before["fluency_limit_ppl"], num_steps)
-            _write_samples(samples, after)
-            _write_answers(assembly, names.ANSWERS, after.answers)
-            metrics = after.metrics_json()
+            after = _attack(assembly, source, checkpoints, before["fluency_limit_ppl"])
+            if after is None:
+                status |= {"status": "stopped", "reason": "by the scheduler, after its last look"}
+                metrics = {}
+            else:
+                _write_samples(samples, after)
+                _write_answers(assembly, names.ANSWERS, after.answers)
+                metrics = after.metrics_json()
         except TrainingFailed as error:
-            status = {
-                "status": "sampling_failed",
-                "step_failed": error.step,
-                "reason": error.reason,
-            }
+            status = {"status": "sampling_failed", "step_failed": error.step}
+            status["reason"] = error.reason
             metrics = {}
     samples.close()
     fingerprint = weights_sha256(assembly.engine.each_weight())
@@ -112,7 +110,17 @@ def samples_consumed(lines: Sequence[Mapping[str, Any]]) -> int:
     return int(lines[-1]["samples"]) if lines else 0
 
 
-def _measure_attacked(assembly: Assembly, limit: float, num_steps: int) -> Measurement:
+def _attack(
+    assembly: Assembly, source: Source, checkpoints: Checkpoints, limit: float
+) -> Measurement | None:
+    """Train and measure the policy after it; None where the attack was stopped at a look."""
+    looks = Looks(assembly)
+    num_steps = _train(assembly, source, checkpoints, looks)
+    assembly.defence.detach()
+    is_short = num_steps < assembly.num_steps and not assembly.attack.is_done
+    if is_short and looks.is_stopped():
+        return None
+    assembly.push_verified()
     assembly.process.progress.enter(assembly.cell.name, Stage.AFTER)
     try:
         return measure_model(assembly, phase="after", fluency_limit=limit)
@@ -120,8 +128,11 @@ def _measure_attacked(assembly: Assembly, limit: float, num_steps: int) -> Measu
         raise TrainingFailed(num_steps, error.reason) from error
 
 
-def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> int:
-    """Train until the samples are used up or the attacker has enough; return the steps done."""
+def _train(assembly: Assembly, source: Source, checkpoints: Checkpoints, looks: Looks) -> int:
+    """Train until the samples are used up, the attacker has enough, or he is stopped.
+
+    Returns the steps done.
+    """
     process, attack = assembly.process, assembly.attack
     process.progress.enter(assembly.cell.name, Stage.ATTACK)
     num_steps = assembly.training.run(
@@ -132,8 +143,8 @@ def _attack(assembly: Assembly, source: Source, checkpoints: Checkpoints) -> int
         num_steps=assembly.num_steps,
         samples_per_step=assembly.batch_size,
         note=step_note,
-        is_done=lambda: attack.is_done,
-        look=looks_during(assembly),
+        is_done=lambda: attack.is_done or looks.is_stopped(),
+        look=looks.look,
     )
     if num_steps < assembly.num_steps:
         process.progress.advance(

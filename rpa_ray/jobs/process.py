@@ -1,5 +1,6 @@
 """What a learner process works with: its rank, the warm pools, the cache, and who is told."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -36,6 +37,9 @@ class LearnerProcess:
     cache: Path
     cluster: ClusterSettings
     progress: Progress
+    is_stopped: Callable[[str, Sequence[Mapping[str, float]]], bool] = lambda job, looks: False
+    """Whether an attack ends at its last look, by its name and its looks; asked on the main rank,
+    and may wait for an answer."""
 
     def engine_settings(
         self, optimizer: OptimizerSettings, *, batch_size: int, dtype: str

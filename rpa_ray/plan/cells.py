@@ -29,7 +29,7 @@ from rpa_ray.run_folder.names import (
     cut_to_bytes,
     short_commit,
 )
-from rpa_ray.run_folder.outcome import ran_to_an_end
+from rpa_ray.run_folder.outcome import outcome_status, ran_to_an_end
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The one written in C takes a tenth of the time."""
@@ -54,7 +54,7 @@ class PlannedCell:
 
 def plan_cells(config: LoadedConfig, output: Path) -> list[PlannedCell]:
     """Return the cells of a config with names, folders and distinguishing parameters."""
-    cells = config.campaign.cells
+    cells, scheduled = config.campaign.cells, config.is_scheduled
     flat = [_flatten(_by_part(cell.to_yaml_dict())) for cell in cells]
     varied = _varied(flat)
     key_of = cache(content_key)  # what lies on the disk is looked at once for all cells
@@ -72,7 +72,7 @@ def plan_cells(config: LoadedConfig, output: Path) -> list[PlannedCell]:
                     if key not in _RECORD_KEYS
                     and ((_scope(key, values), key) in varied or _is_set(key, value, settings))
                 },
-                done=is_done(folder, settings),
+                done=is_done(folder, settings, scheduled=scheduled),
             )
         )
     return planned
@@ -235,12 +235,13 @@ def _without_cluster(tree: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in tree.items() if key != "cluster"}
 
 
-def is_done(folder: Path, settings: ExperimentSettings) -> bool:
+def is_done(folder: Path, settings: ExperimentSettings, *, scheduled: bool = False) -> bool:
     """Return whether the same settings were run to an end in a folder.
 
-    Where its file of settings is not whole they were not, which is said once.
+    Where its file of settings is not whole they were not, which is said once. What a scheduler has
+    stopped is at its end only where there is a scheduler, ``scheduled``.
     """
-    if not ran_to_an_end(folder):
+    if not ran_to_an_end(folder) or (outcome_status(folder) == "stopped" and not scheduled):
         return False
     path = folder / CONFIG
     try:

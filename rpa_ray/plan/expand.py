@@ -2,11 +2,11 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rpa_ray.config import SweepSettings
+from rpa_ray.config import ExperimentSettings, Point
 from rpa_ray.config.errors import ConfigError
 from rpa_ray.plan.files import Tree, merge
 from rpa_ray.plan.grid import departures_at, refuse_too_many
@@ -78,9 +78,43 @@ def expanded(tree: Tree, departures: Mapping[str, Any], seeds: Any) -> list[Cell
     return found
 
 
-def trials(tree: Tree, sweep: SweepSettings) -> list[CellTree]:
-    """Return one cell a point of the grid; swept keys are no departures: none is overridden."""
+def trials(tree: Tree, points: Sequence[Point]) -> list[CellTree]:
+    """Return one cell a point of a sweep; swept keys are no departures: none is overridden."""
     return [
         CellTree(where="", departures={}, tree=merge(tree, departures_at(point)))
-        for point in sweep.points()
+        for point in points
     ]
+
+
+def refuse_several_clusters(settings: Sequence[ExperimentSettings], wheres: list[str]) -> None:
+    """Refuse a cell that wants another cluster than the first.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for cell, where in zip(settings, wheres, strict=True):
+        if cell.cluster != settings[0].cluster:
+            raise ConfigError(
+                f"{where}cluster",
+                "be that of every cell of the campaign",
+                cell.cluster.model_dump(mode="json", exclude_defaults=True),
+                "Set `cluster` beside `cells`, or write two campaigns.",
+            )
+
+
+def refuse_twins(settings: Sequence[ExperimentSettings], wheres: list[str]) -> None:
+    """Refuse a cell that is there twice.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    first_of: dict[str, int] = {}
+    for i, (cell, where) in enumerate(zip(settings, wheres, strict=True)):
+        twin = first_of.setdefault(cell.model_dump_json(), i)
+        if twin < i:
+            raise ConfigError(
+                where.removesuffix("."),
+                "differ from every other cell",
+                f"the settings and the seed of {wheres[twin].removesuffix('.')}",
+                "Remove one of the two.",
+            )

@@ -9,10 +9,17 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import ValidationError
 
-from rpa_ray.config import EMBEDDED_MODELS, ConfigError, PluginConfig, SweepSettings
+from rpa_ray.config import EMBEDDED_MODELS, ConfigError, PluginConfig, Point, SweepSettings
 from rpa_ray.config.errors import nearest
 from rpa_ray.config.schema import CampaignSettings, Dtype, ExperimentSettings, with_dtype
-from rpa_ray.plan.expand import CellTree, departures_of, expanded, trials
+from rpa_ray.plan.expand import (
+    CellTree,
+    departures_of,
+    expanded,
+    refuse_several_clusters,
+    refuse_twins,
+    trials,
+)
 from rpa_ray.plan.explain import explain
 from rpa_ray.plan.files import (
     DEFAULT_SCALE,
@@ -25,7 +32,7 @@ from rpa_ray.plan.files import (
     read_with_parts,
     with_overrides,
 )
-from rpa_ray.plan.grid import parse_sweep, refuse_overridden
+from rpa_ray.plan.grid import SEARCH_KEYS, edges, parse_sweep, refuse_overridden, refuse_unlooked
 from rpa_ray.plan.methods import (
     defence_config,
     plugin_config,
@@ -42,6 +49,8 @@ KIND_OF_KEY: dict[str, Kind] = {
     **dict.fromkeys(("sweep", "metric", "mode"), "sweep"),
 }
 """Keys that are no setting of a cell, with the kind of file in which they stand."""
+KEYS_OF_FILE = [["seeds"], *(["sweep", key] for key in SEARCH_KEYS)]
+"""Those that an override may set."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +64,22 @@ class LoadedConfig:
     wheres: tuple[str, ...]
     """Prefix of the keys of each cell in errors."""
     sweep: SweepSettings | None = None
-    """What varies in a ``sweep``; its points are the cells."""
+    """What varies in a ``sweep``."""
+    points: tuple[Point, ...] = ()
+    """Of a sweep, those that are known: one a cell."""
+    settings_at: Callable[[Sequence[Point]], tuple[ExperimentSettings, ...]] | None = None
+    """Returns the cells of a sweep at any points."""
+
+    @property
+    def num_undrawn(self) -> int:
+        """Return how many trials a search has whose points follow from the results of others."""
+        num = None if self.sweep is None else self.sweep.num_trials
+        return 0 if num is None else max(num - len(self.points), 0)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Return whether a cell may be stopped at a look."""
+        return self.sweep is not None and self.sweep.scheduler is not None
 
 
 def load_config(
@@ -68,7 +92,7 @@ def load_config(
 
     Overrides ``a.b=value`` are laid over every cell, those of an attack's or a defence's settings
     where it has them; one of a key that a cell sets itself is refused. ``seeds=[...]`` replaces the
-    seeds of a campaign.
+    seeds of a campaign, ``sweep.num_trials=48`` those of a search.
     ``scale`` names the folder of parts whose path holds ``{scale}``; ``cluster``, a file of
     ``configs/cluster`` or a path, the settings of the cluster in place of those of the file.
 
@@ -78,14 +102,14 @@ def load_config(
     path, overrides = Path(path), list(overrides)
     tree = read_with_parts(path, scale)
     kind = _kind(tree.pop("kind", "run"))
-    of_campaign = [text for text in overrides if parse_override(text)[0] == ["seeds"]]
-    overrides = [text for text in overrides if text not in of_campaign]
-    tree = with_overrides(tree, of_campaign)
+    of_file = [text for text in overrides if parse_override(text)[0] in KEYS_OF_FILE]
+    overrides = [text for text in overrides if text not in of_file]
+    tree = with_overrides(tree, of_file)
     own = _take_keys_of(kind, tree)
     if cluster is not None:
         tree["cluster"] = read_cluster(cluster)
     tree = _with_shared_overrides(tree, overrides)
-    sweep = None
+    sweep, points, settings_at, trees = None, list[Point](), None, list[CellTree]()
     if kind == "run":
         trees = [CellTree(where="", departures={}, tree=tree)]
     elif kind == "campaign":
@@ -93,18 +117,21 @@ def load_config(
     else:
         sweep = parse_sweep(own["sweep"], own["metric"], own["mode"])
         refuse_overridden(sweep, overrides)
-        trees = trials(tree, sweep)
-    trees = _overridden(trees, tree, overrides)
-    if cluster is not None:
-        _refuse_hidden(trees, ["cluster"], "--cluster", cluster)
-    try:
-        settings = _parse_all(trees)
-    except ConfigError as error:
-        raise error if sweep is None else sweep.named(error) from None
-    wheres = tuple(cell.where for cell in trees)
+        points, settings_at = sweep.points(), _settings_of(sweep, tree, overrides)
+        if sweep.search != "grid":
+            extreme = edges(sweep)
+            refuse_twins(settings_at(list(extreme.values())), list(extreme))
+    if sweep is not None and settings_at is not None:
+        settings, wheres = settings_at(points), ("",) * len(points)
+        refuse_unlooked(sweep, settings)
+    else:
+        trees = _overridden(trees, tree, overrides)
+        if cluster is not None:
+            _refuse_hidden(trees, ["cluster"], "--cluster", cluster)
+        settings, wheres = _parse_all(trees), tuple(cell.where for cell in trees)
     names = _names(wheres)
-    _refuse_several_clusters(settings, names)
-    _refuse_twins(settings, names)
+    refuse_several_clusters(settings, names)
+    refuse_twins(settings, names)
     name = path.stem if scale == DEFAULT_SCALE else f"{path.stem}-{scale}"
     return LoadedConfig(
         kind=kind,
@@ -112,7 +139,23 @@ def load_config(
         campaign=CampaignSettings(name=name, cells=settings),
         wheres=wheres,
         sweep=sweep,
+        points=tuple(points),
+        settings_at=settings_at,
     )
+
+
+def _settings_of(
+    sweep: SweepSettings, tree: Tree, overrides: Sequence[str]
+) -> Callable[[Sequence[Point]], tuple[ExperimentSettings, ...]]:
+    """Return what returns the cells of a sweep at some points."""
+
+    def settings_at(points: Sequence[Point]) -> tuple[ExperimentSettings, ...]:
+        try:
+            return _parse_all(_overridden(trials(tree, points), tree, overrides))
+        except ConfigError as error:
+            raise sweep.named(error) from None
+
+    return settings_at
 
 
 def _names(wheres: Sequence[str]) -> list[str]:
@@ -143,7 +186,7 @@ def with_cells(
         ConfigError: two cells are the same now.
     """
     cells = tuple(map(changed, loaded.campaign.cells))
-    _refuse_twins(cells, _names(loaded.wheres))
+    refuse_twins(cells, _names(loaded.wheres))
     return replace(loaded, campaign=loaded.campaign.model_copy(update={"cells": cells}))
 
 
@@ -266,32 +309,6 @@ def _shares(tree: Tree, shared: Tree, keys: Sequence[str]) -> bool:
 def _plugin_name(tree: Mapping[str, Any], key: str) -> str:
     value = tree.get(key, "none")
     return str(value.get("name") if isinstance(value, Mapping) else value)
-
-
-def _refuse_several_clusters(settings: Sequence[ExperimentSettings], wheres: list[str]) -> None:
-    """Refuse a cell that wants another cluster than the first."""
-    for cell, where in zip(settings, wheres, strict=True):
-        if cell.cluster != settings[0].cluster:
-            raise ConfigError(
-                f"{where}cluster",
-                "be that of every cell of the campaign",
-                cell.cluster.model_dump(mode="json", exclude_defaults=True),
-                "Set `cluster` beside `cells`, or write two campaigns.",
-            )
-
-
-def _refuse_twins(settings: Sequence[ExperimentSettings], wheres: list[str]) -> None:
-    """Refuse a cell that is there twice."""
-    first_of: dict[str, int] = {}
-    for i, (cell, where) in enumerate(zip(settings, wheres, strict=True)):
-        twin = first_of.setdefault(cell.model_dump_json(), i)
-        if twin < i:
-            raise ConfigError(
-                where.removesuffix("."),
-                "differ from every other cell",
-                f"the settings and the seed of {wheres[twin].removesuffix('.')}",
-                "Remove one of the two.",
-            )
 
 
 def _written_out(tree: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -81,7 +81,8 @@ class Plan:
         made = {j.recipe.folder(self.cache) for j in self.jobs.values() if isinstance(j, ModelJob)}
         needed = {folder for cell in self.todo for folder in self.unsafe_models[cell.name]}
         return all(folder.is_dir() for folder in needed - made) and all(
-            cell.done == is_done(cell.folder, cell.settings) for cell in self.cells
+            cell.done == is_done(cell.folder, cell.settings, scheduled=self.config.is_scheduled)
+            for cell in self.cells
         )
 
     def num_answers(self, job: RefusalJob) -> int | None:

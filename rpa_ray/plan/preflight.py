@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rpa_ray.config import ConfigError
+from rpa_ray.config import ConfigError, Point, with_dtype
 from rpa_ray.data.errors import DataError
 from rpa_ray.data.hub import DataOutOfReach, local_cache_alone
 from rpa_ray.data.hub_model import ModelOutOfReach, with_pinned_models
@@ -16,6 +16,7 @@ from rpa_ray.plan.checks.machine import check_checkpoints
 from rpa_ray.plan.checks.settings import check_data_source
 from rpa_ray.plan.load import LoadedConfig
 from rpa_ray.plan.plan import Plan, make_plan
+from rpa_ray.plan.points import with_points
 from rpa_ray.plan.table import (
     follow_notes,
     measuring_notes,
@@ -23,6 +24,7 @@ from rpa_ray.plan.table import (
     plan_caption,
     plan_table,
     reading_notes,
+    search_notes,
 )
 from rpa_ray.recipes.cell_data import with_pinned_data
 from rpa_ray.recipes.cell_models import CampaignInputs
@@ -97,6 +99,33 @@ def planned(
     show_table(console, plan_table(plan))
     say(console, plan_caption(plan))
     cells = plan.all_inputs
-    for note in (*memory_notes(plan), *reading_notes(cells), *measuring_notes(cells)):
+    notes = [*search_notes(plan), *memory_notes(plan), *reading_notes(cells)]
+    for note in (*notes, *measuring_notes(cells)):
         say(console, note)
     return plan
+
+
+def with_trial(plan: Plan, point: Point) -> Plan:
+    """Return the plan of a search with one trial more, checked as the others were.
+
+    What was asked of machines and the Hub before the first trial is not asked again.
+
+    Raises:
+        ConfigError: the point cannot be run.
+        DataError: its data cannot be read.
+        Refused: several.
+    """
+    config, inputs = plan.config, plan.inputs
+    (asked,) = with_points(config, [point]).campaign.cells
+    dtype = config.campaign.cells[0].model.dtype
+    typed = asked if dtype == "auto" else with_dtype(asked, dtype)
+    folders = {"--output": plan.output, "RPA_RAY_CACHE": plan.cache}
+    found = check_all([("", inputs.of(typed))], folders, on_paper=True)
+    cells = (*config.campaign.cells, *found.settings)
+    grown = replace(
+        config,
+        campaign=config.campaign.model_copy(update={"cells": cells}),
+        points=(*config.points, point),
+        wheres=(*config.wheres, ""),
+    )
+    return make_plan(grown, plan.output, inputs)

@@ -1,5 +1,6 @@
 """What a config will do: cells, models to make, CPUs, memory and time, before anything starts."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from rpa_ray.cluster.resources import (
     gpus_asked,
     memory_asked_gib,
 )
-from rpa_ray.config import ExperimentSettings
+from rpa_ray.config import Distribution, ExperimentSettings, SweepSettings
 from rpa_ray.defences import offline_defence
 from rpa_ray.plan.cells import PlannedCell, cell_labels, setting_text
 from rpa_ray.plan.checks.following import departures
@@ -59,7 +60,61 @@ def plan_table(plan: Plan) -> Table:
     for cell in cells:
         text = "done" if cell.done else _seconds(seconds[cell.name])
         table.add_row(kind, plain(labels[cell.name]), f"{cell.num_samples} samples", text)
+    if num := config.num_undrawn:
+        what = f"{num} at points that follow from the results"
+        table.add_row("trials", what, "", _seconds(_sum(_undrawn_seconds(plan))))
     return table
+
+
+def _undrawn_seconds(plan: Plan) -> list[float | None]:
+    """Return about how long the trials take whose points are not known: as those that are."""
+    known = list(plan.costs.seconds.values())
+    mean = sum(known) / len(known) if known else None
+    return [mean] * plan.config.num_undrawn
+
+
+def _sum(seconds: Sequence[float | None]) -> float | None:
+    known = [needed for needed in seconds if needed is not None]
+    return sum(known) if known else None
+
+
+def search_notes(plan: Plan) -> list[str]:
+    """Return in lines how a sweep finds its points, what varies, and what is not known before.
+
+    Nothing of a grid without a scheduler, whose trials the table tells.
+    """
+    sweep, num_undrawn = plan.config.sweep, plan.config.num_undrawn
+    if sweep is None or (sweep.search == "grid" and sweep.scheduler is None):
+        return []
+    num_known = len(plan.cells)
+    how = f"search: {sweep.search}, {counted(num_known + num_undrawn, 'trial')}"
+    if num_undrawn:
+        how += f", {num_undrawn} of them at points that follow from the results of others"
+    if sweep.scheduler is not None:
+        how += f"; {sweep.scheduler} may stop a trial after any look, which shortens the time"
+    lines = [how, f"varied: {'; '.join(f'{key} {_range(sweep, key)}' for key in sweep.grid)}"]
+    if num_undrawn and (found := _varying_models(plan)):
+        told = ", ".join(f"{num} {kind}" for kind, num in found.items())
+        lines.append(
+            f"depends on values that are not drawn yet: models ({told} for {num_known} trials); "
+            "the estimate of the time has none for the others"
+        )
+    return lines
+
+
+def _range(sweep: SweepSettings, key: str) -> str:
+    values = sweep.grid[key]
+    if isinstance(values, Distribution):
+        return f"{values.scale} {values.low:g} to {values.high:g}"
+    return ", ".join(map(str, values))
+
+
+def _varying_models(plan: Plan) -> dict[str, int]:
+    """Return how many models the trials need that some need and some do not, by their kind."""
+    needed = [{r.key(): r.kind for r in inputs.models.recipes()} for inputs in plan.all_inputs]
+    shared = set(needed[0]).intersection(*needed)
+    kinds = {key: kind for recipes in needed for key, kind in recipes.items() if key not in shared}
+    return dict(Counter(kinds.values()))
 
 
 def _hardening_labels(jobs: Sequence[ModelJob]) -> dict[str, str]:
@@ -88,13 +143,13 @@ def _hardening_labels(jobs: Sequence[ModelJob]) -> dict[str, str]:
 def plan_caption(plan: Plan) -> str:
     """Return in one line what a plan asks of the machine, how long it takes, and where it goes."""
     config, cells = plan.config, plan.cells
-    seconds = {name: plan.seconds(name) for name in plan.jobs}
-    num_done = len(cells) - len(plan.todo)
-    trials = f"{len(cells)} trials, {num_done} done; " * (config.sweep is not None)
+    seconds = [*map(plan.seconds, plan.jobs), *_undrawn_seconds(plan)]
+    num_done, num_trials = len(cells) - len(plan.todo), len(cells) + config.num_undrawn
+    trials = f"{num_trials} trials, {num_done} done; " * (config.sweep is not None)
     note = "; answers that are no refusals are dropped, so that rows may get fewer"
     num = plan.num_at_once
     return (
-        f"{trials}{_machine(cells, num)}; {_total(list(seconds.values()), num)}; results in "
+        f"{trials}{_machine(cells, num)}; {_total(seconds, num)}; results in "
         f"{plan.output}" + note * any(isinstance(job, RefusalJob) for job in plan.jobs.values())
     )
 

@@ -19,6 +19,7 @@ from rpa_ray.report.tables.main import results_csv
 from rpa_ray.report.tables.resistance import resistance_table
 from rpa_ray.report.tables.response import response_section
 from rpa_ray.report.tables.rho import points_table, rho_lines, rho_section
+from rpa_ray.report.tables.search import search_section
 from rpa_ray.report.tables.side import side_table_csv, side_table_html
 from rpa_ray.report.tables.speed import throughput_table
 from rpa_ray.report.tables.worst_case import worst_cases
@@ -67,6 +68,7 @@ def html_page(campaign: Campaign) -> str:
         sections.header(campaign),
         sections.gate(campaign),
         response_section(campaign),
+        search_section(campaign),
         rho_section(campaign),
         charts.headline_charts(campaign),
         sections.results(campaign),

@@ -35,8 +35,11 @@ def print_outcome(
     show_table(console, terminal_table(records))
     if sweep is not None:
         say(console, best_text(records, sweep))
+    num_stopped = sum(record["status"] == "stopped" for record in records)
+    if num_stopped:
+        say(console, f"{num_stopped} of {len(records)} trials were stopped at a look")
     for record in records:
-        if record["status"] != "ok":
+        if record["status"] not in ("ok", "stopped"):
             run = folder / record["run"]
             why = why_failed(run)
             how = f"{record['status']}: {why}" if why else record["status"]

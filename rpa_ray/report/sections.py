@@ -23,11 +23,13 @@ MAX_SETTINGS = 100
 
 def header(campaign: Campaign) -> str:
     """Return the title, what was done, and how much of it."""
-    failed = sum(record.status != "ok" for record in campaign.records)
+    failed = sum(record.has_failed for record in campaign.records)
+    stopped = sum(record.status == "stopped" for record in campaign.records)
     seeds = sorted({record.seed for record in campaign.records})
     facts = [
         ("runs", str(len(campaign.records))),
         ("failed", str(failed)),
+        *[("stopped", str(stopped))] * (stopped > 0),
         ("seeds", ", ".join(map(str, seeds))),
     ]
     for name, values in (

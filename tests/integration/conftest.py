@@ -37,6 +37,7 @@ LONGEST_FIRST = (
     "test_ray_jobs",
     "workers",
     "test_harden",
+    "test_search",
     "test_sweep",
 )
 """The order in which two processes take groups and modules; then the others."""

@@ -34,6 +34,7 @@ MAX_FILE_LINES = 350
 # the module's own path starts with.
 MAY_IMPORT = {
     "ray": ("actors/", "campaign/", "cluster/", "ray_job", "weight_sync/"),
+    "optuna": ("campaign/",),
     "vllm": ("actors/engine", "actors/rollout", "weight_sync/"),
     "deepspeed": ("learner/",),
     "openrlhf": ("ops/",),

@@ -204,7 +204,7 @@ def _curves_of(campaign: Campaign, group: AttackGroup) -> str:
                 label=cell.label,
                 style=campaign.styles[cell.label],
                 curves=tuple(run.curve(curve.name) for run in campaign.runs_of(cell)),
-                failed=tuple(record.status != "ok" for record in cell.records if record.run),
+                failed=tuple(record.has_failed for record in cell.records if record.run),
             )
             for cell in group.cells
         ]

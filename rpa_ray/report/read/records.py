@@ -76,7 +76,8 @@ class Record:
     params: Mapping[str, object]
     """The dotted config keys that tell this experiment from its neighbours."""
     seed: int
-    status: Literal["ok", "sampling_failed", "failed"]
+    status: Literal["ok", "sampling_failed", "failed", "stopped"]
+    """``stopped`` is neither a failure nor done: the scheduler of a sweep ended it at a look."""
     step_failed: int | None = None
     run: Annotated[str, AfterValidator(_one_part)] | None = None
     """Name of the run folder in the campaign folder; "." where both are one."""
@@ -86,8 +87,13 @@ class Record:
     metrics_before: Mapping[str, Estimate] | None = None
     """The same of the model before the attack; None in records of old."""
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended before its time, and not because it was stopped."""
+        return self.status not in ("ok", "stopped")
+
     def estimate(self, name: str) -> Estimate | None:
-        """Return the metric called `name`; None when the run failed or nothing is known of it.
+        """Return the metric called `name`; None for one that was not run to its end or lacks it.
 
         The mean of a censored one is NaN.
         """

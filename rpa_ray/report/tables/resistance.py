@@ -62,8 +62,10 @@ def _limits(found: list[tuple[str, Cell, list[RunFiles]]]) -> str:
 
 
 def _resistance(run: RunFiles) -> Mapping[str, float]:
-    """Return what a run recorded, empty where nobody looked during its attack."""
+    """Return what a run recorded, empty where nobody looked, or where the attack was stopped."""
     recorded = run.evaluation.get("resistance")
+    if run.evaluation.get("status") == "stopped":
+        return {}
     if not isinstance(recorded, dict) or recorded.get("samples") is None:
         return {}
     return recorded

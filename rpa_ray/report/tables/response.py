@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from typing import Literal
 
-from rpa_ray.config import ConfigError, SweepSettings
+from rpa_ray.config import ConfigError, Distribution, SweepSettings
+from rpa_ray.evaluation.looks import HARM, JUDGED
 from rpa_ray.report.figures.bands import UNIT_AXIS, BandLine, band_chart
 from rpa_ray.report.figures.plots import Axis, fit_axis, line_key
 from rpa_ray.report.read.definitions import LEADING, METRIC_BY_NAME
@@ -13,7 +15,14 @@ from rpa_ray.report.read.groups import Cell, attack_groups, group_cells, leading
 from rpa_ray.report.read.labels import params_text
 from rpa_ray.report.read.records import Record, parse_records
 from rpa_ray.report.tables.main import MISSING, format_mean, format_spread
-from rpa_ray.report.tables.side import Entry, SideTable, metric_column, side_table_html, text_column
+from rpa_ray.report.tables.side import (
+    Column,
+    Entry,
+    SideTable,
+    metric_column,
+    side_table_html,
+    text_column,
+)
 
 DRAWN = ("harm", "p_harm_sampled", "valid")
 """Metrics that are drawn beside the one of the sweep, where there are any."""
@@ -24,6 +33,13 @@ NAMES = ("name", "path")
 CHOICE = " The best is one of several noisy means: its interval does not cover the choice."
 DECADE = 10.0
 """Positive values whose largest is more than so many times the least have a logarithmic axis."""
+
+
+STOPPED = (
+    Column(heading="Stopped after samples", name="stopped_samples", decimals=0),
+    Column(heading="Harm when stopped", name="stopped_harm", decimals=2),
+)
+"""Of trials that a scheduler stopped: no metric of theirs, what was seen at their last look."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +64,12 @@ def require_metric(name: str) -> None:
         raise ConfigError("metric", f"name one of {known}", name, "Choose one of those.")
 
 
+def metrics_of(sweep: SweepSettings) -> tuple[str, ...]:
+    """Return the metric of a sweep, for harm with what stands for it where it is not known."""
+    is_harm = sweep.metric == LEADING[0]
+    return (*LEADING[:2], "harm_fluent") if is_harm else (sweep.metric,)
+
+
 def best_text(records: Sequence[Mapping[str, object]], sweep: SweepSettings) -> str:
     """Return the best trial in one line.
 
@@ -56,14 +78,14 @@ def best_text(records: Sequence[Mapping[str, object]], sweep: SweepSettings) -> 
         sweep: What varied, and the metric that tells the best.
     """
     cells = group_cells(parse_records(records))
-    return _best_text(cells, _with_metric(sweep, cells))
+    return _best_text(cells, with_metric(sweep, cells))
 
 
 def response_lines(cells: Sequence[Cell], key: str) -> list[ResponseLine]:
     """Return one line for each set of trials that differ in the setting ``key`` alone."""
     found: dict[object, tuple[Cell, list[tuple[float, Cell]]]] = {}
     for cell in cells:
-        value = _value(cell.records[0], key)
+        value = value_of(cell.records[0], key)
         if isinstance(value, int | float):
             (rest,) = group_cells([_without(record, key) for record in cell.records])
             identity = (rest.setting, rest.defence, rest.params)
@@ -84,19 +106,24 @@ def response_table(campaign: Campaign) -> SideTable:
 
     Seeds are no trials of their own here: what differs in its seed alone is one row.
     """
-    cells = _trials(campaign)
-    sweep = _with_metric(campaign.sweep or SweepSettings(grid={}), cells)
-    keys = _shown_keys(sweep)
+    cells = trials_of(campaign)
+    sweep = with_metric(campaign.sweep or SweepSettings(grid={}), cells)
+    keys = shown_keys(sweep)
     metrics = [
         METRIC_BY_NAME[name]
         for name in dict.fromkeys((sweep.metric, *LISTED))
         if any(cell.value(name) for cell in cells)
     ]
+    stops = [stop_of(campaign, cell) for cell in cells]
+    is_stopped = any(stops)
     rows: list[list[Entry]] = [
-        [_value_text(cell.records[0], key, sweep) for key in keys]
-        + [cell.failure]
-        + [cell.value(metric.name) for metric in metrics]
-        for cell in cells
+        [
+            *(value_text(cell.records[0], key, sweep) for key in keys),
+            "" if stop else cell.failure,
+            *(cell.value(metric.name) for metric in metrics),
+            *(stop or (None, None)) * is_stopped,
+        ]
+        for cell, stop in zip(cells, stops, strict=True)
     ]
     return SideTable(
         name="response",
@@ -106,6 +133,7 @@ def response_table(campaign: Campaign) -> SideTable:
             *(text_column(key, key) for key in keys),
             text_column("Failed", "failed"),
             *(metric_column(metric) for metric in metrics),
+            *STOPPED * is_stopped,
         ),
         rows=rows,
     )
@@ -116,22 +144,35 @@ def response_section(campaign: Campaign) -> str:
     key = None if campaign.sweep is None else _swept_number(campaign.sweep)
     card = ""
     if key is not None and campaign.sweep is not None:
-        cells = _trials(campaign)
-        metric = _with_metric(campaign.sweep, cells).metric
-        card = _card(response_lines(cells, key), key, metric)
+        cells = trials_of(campaign)
+        sweep = with_metric(campaign.sweep, cells)
+        card = _card(response_lines(cells, key), key, sweep)
     return side_table_html(response_table(campaign), figures=card)
 
 
-def _trials(campaign: Campaign) -> list[Cell]:
+def trials_of(campaign: Campaign) -> list[Cell]:
     """Return the cells of a sweep, without the model before the attack; none for no sweep."""
     return group_cells(campaign.records) if campaign.sweep is not None else []
 
 
-def _with_metric(sweep: SweepSettings, cells: Sequence[Cell]) -> SweepSettings:
+def with_metric(sweep: SweepSettings, cells: Sequence[Cell]) -> SweepSettings:
     """Return the sweep with a metric that some trial has: harm, else what stands for it."""
     if sweep.metric != LEADING[0] or any(cell.value(sweep.metric) for cell in cells):
         return sweep
-    return sweep.model_copy(update={"metric": leading(cells, (*LEADING[:2], "harm_fluent")).name})
+    return sweep.model_copy(update={"metric": leading(cells, metrics_of(sweep)).name})
+
+
+def stop_of(campaign: Campaign, cell: Cell) -> tuple[float, float] | None:
+    """Return the samples after which a trial was stopped, and the harm there; None if it was not.
+
+    Of several seeds the first that was stopped.
+    """
+    for record in cell.records:
+        run = campaign.runs.get(record.run or "")
+        if record.status == "stopped" and run is not None and run.looks():
+            last = run.looks()[-1]
+            return last["samples"], last.get(HARM, last.get(JUDGED, float("nan")))
+    return None
 
 
 def response_axis(values: Sequence[float]) -> Axis:
@@ -140,15 +181,25 @@ def response_axis(values: Sequence[float]) -> Axis:
     return Axis(low=low, high=high, scale="log10" if 0 < DECADE * low < high else "linear")
 
 
-def _card(lines: Sequence[ResponseLine], key: str, metric: str) -> str:
+def distribution_axis(values: Distribution) -> Axis:
+    """Return an axis from end to end, logarithmic where the distribution is."""
+    scale: Literal["log10", "linear"] = "log10" if values.scale == "log" else "linear"
+    return Axis(low=values.low, high=values.high, scale=scale)
+
+
+def _card(lines: Sequence[ResponseLine], key: str, sweep: SweepSettings) -> str:
     values = [value for line in lines for value, _ in line.trials]
-    if len(set(values)) < 2:
+    is_searched = sweep.search != "grid" and all(len(line.trials) < 2 for line in lines)
+    if len(set(values)) < 2 or is_searched:  # points of a search that differ in several keys
         return ""
     titles = list(dict.fromkeys(line.title for line in lines))
     names = [f"{line.title}: {line.label}" if titles[1:] else line.label for line in lines]
     styles = [f"colour{i % NUM_COLOURS} dash{i // NUM_COLOURS % 4}" for i, _ in enumerate(lines)]
+    swept = sweep.grid[key]
+    x_axis = distribution_axis(swept) if isinstance(swept, Distribution) else response_axis(values)
     figures = "".join(
-        _figure(lines, names, styles, name, key) for name in dict.fromkeys((metric, *DRAWN))
+        _figure(lines, names, styles, name, x_axis, key)
+        for name in dict.fromkeys((sweep.metric, *DRAWN))
     )
     keys = "".join(line_key(name, style) for name, style in zip(names, styles, strict=True))
     title = f"<h3>{escape(titles[0])}</h3>" if not titles[1:] else ""
@@ -163,6 +214,7 @@ def _figure(
     names: Sequence[str],
     styles: Sequence[str],
     metric: str,
+    x_axis: Axis,
     key: str,
 ) -> str:
     bands = [
@@ -176,7 +228,6 @@ def _figure(
     heights = [value.mean for band in bands for _, value in band.points]
     if not heights:
         return ""
-    x_axis = response_axis([x for line in lines for x, _ in line.trials])
     y_axis = UNIT_AXIS if 0.0 <= min(heights) <= max(heights) <= 1.0 else fit_axis(heights)
     heading = METRIC_BY_NAME[metric].heading
     chart = band_chart(
@@ -200,7 +251,7 @@ def _best_text(cells: Sequence[Cell], sweep: SweepSettings) -> str:
     metric = METRIC_BY_NAME[sweep.metric]
     told = f"{format_mean(best, metric)} {format_spread(best.value(metric.name), metric.decimals)}"
     record = best.records[0]
-    setting = ", ".join(f"{key} {_value_text(record, key, sweep)}" for key in _shown_keys(sweep))
+    setting = ", ".join(f"{key} {value_text(record, key, sweep)}" for key in shown_keys(sweep))
     if not setting:
         num_seeds = sum(seed.estimate(sweep.metric) is not None for seed in best.records)
         return (
@@ -219,21 +270,22 @@ def _best_text(cells: Sequence[Cell], sweep: SweepSettings) -> str:
     return text
 
 
-def _shown_keys(sweep: SweepSettings) -> list[str]:
+def shown_keys(sweep: SweepSettings) -> list[str]:
+    """Return the swept keys that tell trials apart: all but the seed."""
     return [key for key in sweep.grid if key != "seed"]
 
 
 def _swept_number(sweep: SweepSettings) -> str | None:
     """Return the first swept key with several values that are all numbers."""
-    for key in _shown_keys(sweep):
-        values = sweep.grid[key]
+    for key in shown_keys(sweep):
+        values = sweep.options(key)
         numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
         if len(numbers) == len(values) > 1:
             return key
     return None
 
 
-def _value(record: Record, key: str) -> object:
+def value_of(record: Record, key: str) -> object:
     """Return the setting of a trial; None where it is the same in all."""
     fields: dict[str, object] = {
         "data.rho": record.rho,
@@ -247,16 +299,17 @@ def _value(record: Record, key: str) -> object:
     return fields.get(key, record.params.get(key))
 
 
-def _value_text(record: Record, key: str, sweep: SweepSettings) -> str:
+def value_text(record: Record, key: str, sweep: SweepSettings) -> str:
+    """Return the setting of a trial in words."""
     own = params_text(_section(record, key, sweep))
     if key in GROUPS:
         name = str(getattr(record, key))
         return f"{name} ({own})" if own else name
     if own:
         return own
-    value = _value(record, key)
-    if value is None and len(sweep.grid[key]) == 1:
-        value = sweep.grid[key][0]
+    value = value_of(record, key)
+    if value is None and len(sweep.options(key)) == 1:
+        value = sweep.options(key)[0]
     if value is None:
         return MISSING
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -265,8 +318,8 @@ def _value_text(record: Record, key: str, sweep: SweepSettings) -> str:
 def _section(record: Record, key: str, sweep: SweepSettings) -> dict[str, object]:
     """Return what a trial tells of a section of the config that was swept as a whole."""
     listed = {
-        f"{key}.{name}": _value(record, f"{key}.{name}")
-        for option in sweep.grid[key]
+        f"{key}.{name}": value_of(record, f"{key}.{name}")
+        for option in sweep.options(key)
         if isinstance(option, Mapping)
         for name in option
         if name not in NAMES

@@ -10,6 +10,7 @@ import pytest
 
 from rpa_ray.campaign import run
 from rpa_ray.campaign.attacked_weights import KEPT, held
+from rpa_ray.campaign.growing import Growing
 from rpa_ray.campaign.run import run_campaign
 from rpa_ray.plan import load_config
 from rpa_ray.plan.plan import Plan, make_plan
@@ -69,7 +70,8 @@ class Scene:
         """Return the models of the cache that learned what is unsafe."""
         return self.models("reward_model-rho[!0]*", "reward_model-rho0.*", "security_vector")
 
-    def _work(self, plan: Plan, *rest: object) -> str:
+    def _work(self, growing: Growing, *rest: object) -> str:
+        plan = growing.plan
         for job in plan.jobs.values():
             if isinstance(job, ModelJob):
                 folder = job.recipe.folder(self.cache)
@@ -173,6 +175,14 @@ def test_a_model_that_another_campaign_needs_is_left_to_it(scene: Scene) -> None
         assert scene.unsafe() == ["reward_model-rho1"]
     assert scene.run(scene.plan("{attack: ppo, seed: 1}", name="other")) == []
     assert scene.made == scene.unsafe() == []
+
+
+def test_a_model_that_only_a_later_trial_of_another_needs_is_left_to_it(scene: Scene) -> None:
+    plan, later = scene.plan(*CELLS), scene.plan("{attack: ppo, seed: 1}", name="other")
+    with held(scene.plan("{attack: none}", name="before")) as hold:
+        hold(later)
+        scene.run(plan)
+        assert scene.unsafe() == ["reward_model-rho1"]
 
 
 def test_a_model_that_was_deleted_after_it_was_planned_with_is_made_again(scene: Scene) -> None:

@@ -9,10 +9,11 @@ import pytest
 from rich.console import Console
 
 from rpa_ray.campaign import run
+from rpa_ray.campaign.growing import Growing
 from rpa_ray.campaign.progress import ProgressView
 from rpa_ray.campaign.run import CampaignFailed, run_campaign
 from rpa_ray.plan import load_config
-from rpa_ray.plan.plan import Plan, make_plan
+from rpa_ray.plan.plan import make_plan
 from rpa_ray.recipes.cell_models import CampaignInputs
 from rpa_ray.report import write_report
 from rpa_ray.run_folder.files import write_json
@@ -30,8 +31,8 @@ def run_until(
 ) -> list[dict[str, Any]]:
     """Run a campaign whose first cell gets a result, and whose second begins; then it ends."""
 
-    def work(plan: Plan, *rest: object) -> str:
-        todo = plan.todo
+    def work(growing: Growing, *rest: object) -> str:
+        todo = growing.plan.todo
         outcome = {"status": "ok", "step_failed": None, "metrics": {}, "checks": {}}
         write_json(todo[0].folder / "evaluation.json", outcome)
         write_json(todo[1].folder / "before.json", {})

@@ -1,6 +1,14 @@
+from pathlib import Path
+
 import pytest
 
 from rpa_ray.campaign.queue import ASK_AGAIN, MAX_LOSSES_IN_PLACE, JobQueue, LostJob
+from rpa_ray.plan.load import parse_tree
+from rpa_ray.recipes.to_make import Cell
+
+
+def job_of(name: str, folder: Path) -> Cell:
+    return Cell(name=name, settings=parse_tree({}), folder=folder / name)
 
 
 def queue_of(*names: str, **needs: list[str]) -> JobQueue:
@@ -41,6 +49,41 @@ def test_a_held_job_is_handed_out_once_it_is_released_and_those_it_needs_are_don
     assert [queue.take(0), queue.take(0)] == ["b", ASK_AGAIN]
     queue.release(["a", "b"])
     assert [queue.take(0), queue.take(0)] == ["a", None]
+
+
+def test_an_open_queue_has_its_groups_wait_for_more(tmp_path: Path) -> None:
+    queue = JobQueue({"base": []}, is_open=True)
+    assert [queue.take(0), queue.take(1), queue.num_waiting()] == ["base", ASK_AGAIN, 1]
+    jobs = {name: job_of(name, tmp_path) for name in ("made", "cell")}
+    queue.add(jobs, {"made": ["base", "gone"], "cell": ["made"]}, held=["cell"])
+    assert queue.take(1) == ASK_AGAIN
+    assert [queue.take(0), queue.added("made")] == ["made", jobs["made"]]
+    queue.finish(0)
+    assert queue.take(1) == ASK_AGAIN
+    queue.release(["cell"])
+    assert queue.take(1) == "cell"
+    assert queue.take(0) == ASK_AGAIN
+    queue.close()
+    assert [queue.take(0), queue.num_waiting()] == [None, 0]
+
+
+def test_a_job_ends_at_a_look_once_it_is_stopped() -> None:
+    queue = JobQueue({"a": []}, is_judged=True)
+    look = {"samples": 8.0}
+    assert queue.judge("a", []) is False
+    assert queue.judge("a", [look]) is None
+    queue.go_on("a", 1)
+    assert [queue.judge("a", [look]), queue.judge("a", [look] * 2)] == [False, None]
+    queue.stop("a")
+    assert queue.judge("a", [look] * 2) is True
+    assert queue.looks("a") == [look] * 2
+
+
+def test_a_job_that_nobody_judges_any_more_goes_on() -> None:
+    queue = JobQueue({"a": []}, is_judged=True)
+    queue.judge_no_more("a")
+    assert queue.judge("a", [{"samples": 8.0}]) is False
+    assert JobQueue({"a": []}).judge("a", [{"samples": 8.0}]) is False
 
 
 def test_a_lost_job_is_not_held_again() -> None:

@@ -16,7 +16,7 @@ from rpa_ray.evaluation.looks import JUDGED
 from rpa_ray.evaluation.measure import read_answers
 from rpa_ray.jobs.before import look_before
 from rpa_ray.jobs.instruments import restricted_prompts, sampled_answers
-from rpa_ray.jobs.looks import looks_during, measure_best_of_n
+from rpa_ray.jobs.looks import Looks, measure_best_of_n
 from rpa_ray.plan import parse_tree
 from rpa_ray.recipes.cell_models import CellInputs
 from rpa_ray.types import Completion, Prompt
@@ -93,7 +93,7 @@ def test_best_of_n_keeps_what_the_reward_model_likes_best(stand: Callable[..., A
 
 def test_the_look_before_an_attack_is_what_a_look_would_find(stand: Callable[..., Any]) -> None:
     assembly = stand({"name": "sft", "batch_size": 16}, num_looks=1, num_look_prompts=5)
-    during = looks_during(assembly)(0)
+    during = Looks(assembly).look(0)
     asked = restricted_prompts(assembly)[:7] * 2
     completions = sampled_answers(assembly, asked, greedy=False)
     judge = {"judge": partial(assembly.score, "judge")}
