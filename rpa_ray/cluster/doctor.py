@@ -14,7 +14,13 @@ from rpa_ray.cluster.resources import local_cpus, local_memory_gib
 from rpa_ray.config import ConfigError
 from rpa_ray.terminal import say
 
-EXPECTED = {"torch": "2.13.0", "ray": "2.55.0", "deepspeed": "0.19.6", "transformers": "5.15.0"}
+EXPECTED = {
+    "torch": "2.13.0",
+    "ray": "2.55.0",
+    "deepspeed": "0.19.6",
+    "transformers": "5.15.0",
+    "optuna": "5.0.0",
+}
 MIN_MEMORY_GIB = 6
 MIN_DISK_GIB = 2
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from pydantic import ValidationError
@@ -94,7 +95,7 @@ def _distribution(name: str, kind: str, ends: Any) -> Distribution:
 
 
 def _refuse_impossible(sweep: SweepSettings) -> None:
-    """Refuse numbers of trials that cannot be, and a scheduler that would judge by another metric.
+    """Refuse what would end a search on its way, or have it judge by what no look measures.
 
     Raises:
         ConfigError: one of them is there.
@@ -113,6 +114,9 @@ def _refuse_impossible(sweep: SweepSettings) -> None:
         raise ConfigError("sweep.num_trials", rule, num, "Lower it, or write `search: grid`.")
     else:
         refuse_too_many("sweep.num_trials", num)
+    if sweep.search == "optuna" and find_spec("optuna") is None:
+        rule = "be grid or random where the package optuna is not installed"
+        raise ConfigError("sweep.search", rule, sweep.search, "Run bash launch/install.sh.")
     if sweep.scheduler is not None and sweep.metric != "harm":
         rule = "be left out where metric is not harm, which the looks measure"
         raise ConfigError("sweep.scheduler", rule, sweep.scheduler, "Remove one of the two.")

@@ -153,3 +153,13 @@ def test_a_scheduler_that_would_see_nothing_is_refused(
 ) -> None:
     found = refusal(tmp_path, f"scheduler: asha, {swept}", more=more)
     assert found.startswith(f"sweep.scheduler must be left out where {message}, got 'asha'.")
+
+
+def test_a_search_by_a_package_that_is_not_there_is_refused_before_its_first_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rpa_ray.plan.grid.find_spec", lambda name: None)
+    assert refusal(tmp_path, f"{OPTUNA}{RATE}").startswith(
+        "sweep.search must be grid or random where the package optuna is not installed, got 'optuna"
+    )
+    assert load(tmp_path, f"{RANDOM}{RATE}").num_undrawn == 0
