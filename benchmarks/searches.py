@@ -2,10 +2,10 @@
 
 python benchmarks/searches.py --output runs/searches
 
-First a grid over rho, alpha and beta (searches.yaml) that is interrupted after a third of its trials
-and resumed, and each of its trials by a command of its own. Then the search of
-configs/attacker_search.yaml for a learning rate, without a scheduler and with ASHA, from the same ten
-random points. Prints the two tables of the note.
+First a grid over rho, alpha and beta (searches.yaml) that is interrupted after a third of its
+trials and resumed, and each of its trials by a command of its own. Then the search of
+configs/attacker_search.yaml for a learning rate, without a scheduler and with ASHA, from the same
+ten random points. Prints the two tables of the note.
 """
 
 import argparse
