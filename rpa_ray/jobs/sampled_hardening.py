@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -18,7 +18,7 @@ from rpa_ray.jobs.scorers import (
     as_dialogues,
 )
 from rpa_ray.jobs.training import Training
-from rpa_ray.jobs.workers import ServedPolicy
+from rpa_ray.jobs.workers import Pairs, ServedPolicy
 from rpa_ray.learner.modules import PolicyModel, load_policy
 from rpa_ray.plugin import OnlineDefence, SampledAnswer, SampledOfflineDefence
 from rpa_ray.recipes.cell_data import CellData
@@ -80,6 +80,7 @@ class SampledHardening(ServedPolicy):
             harmless = harmless_prompts(defence.config, data)
             self._prompts.append(self._that_fit("harmless", harmless))
         self._answers: list[SampledAnswer] = []
+        self._judged: tuple[Pairs, Callable[[], list[float]]] | None = None
         judge = recipe.scored_by["judge"]
         judged = judge.job.max_tokens if isinstance(judge, ModelRecipe) else MAX_TEXT_TOKENS
         self.workers.load_scorer(
@@ -122,7 +123,7 @@ class SampledHardening(ServedPolicy):
             parts=RolloutParts(
                 generate=generate,
                 reward=self._reward,
-                judge=partial(self.workers.score_async, JUDGE),
+                judge=self._judge,
                 reference=learner.context().frozen,
                 push=self.push,
             ),
@@ -136,9 +137,9 @@ class SampledHardening(ServedPolicy):
             watch=self._measures,
         )
 
-    def _reward(self, pairs: Sequence[tuple[str, str]]) -> Callable[[], list[float]]:
+    def _reward(self, pairs: Pairs) -> Callable[[], list[float]]:
         """Start scoring, and return what waits for the rewards of the defence."""
-        pending, pending_harm = self._helpfulness(pairs), self.workers.score_async(JUDGE, pairs)
+        pending, pending_harm = self._helpfulness(pairs), self._judge(pairs)
 
         def wait() -> list[float]:
             scores = zip(pairs, pending_harm(), pending(), strict=True)
@@ -147,7 +148,14 @@ class SampledHardening(ServedPolicy):
 
         return wait
 
-    def _helpfulness(self, pairs: Sequence[tuple[str, str]]) -> Callable[[], list[float]]:
+    def _judge(self, pairs: Pairs) -> Callable[[], list[float]]:
+        """Start scoring, once for a list that both the reward and the record ask about."""
+        asked = self._judged
+        if asked is None or asked[0] is not pairs:
+            asked = self._judged = (pairs, self.workers.score_async(JUDGE, pairs))
+        return asked[1]
+
+    def _helpfulness(self, pairs: Pairs) -> Callable[[], list[float]]:
         if not self._rates_helpfulness:
             return lambda: [math.nan] * len(pairs)
         asked = as_dialogues(pairs) if self._asks_dialogues else pairs
