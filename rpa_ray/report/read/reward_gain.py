@@ -7,6 +7,7 @@ from typing import Any
 
 from rpa_ray.evaluation.answers import Decoding
 from rpa_ray.evaluation.comparisons import paired_difference
+from rpa_ray.report.read.before import model_of
 from rpa_ray.report.read.definitions import REWARD_GAIN
 from rpa_ray.report.read.groups import SHUFFLED, start_of
 from rpa_ray.report.read.records import Estimate, Record
@@ -56,7 +57,7 @@ def with_reward_gain(
     found = []
     for record, own, earlier in held:
         is_trained = record.attack != "none" and record.defence != "freeze"
-        reference = frozen.get(_met(record)) or earlier or untouched.get(start_of(record), NONE)
+        reference = frozen.get(_met(record)) or earlier or untouched.get(model_of(record), NONE)
         if is_trained and record.data != SUMMARIES and own and own.keys() == reference.keys():
             metrics = {**record.metrics, REWARD_GAIN: _gain(own, reference)}
             record = replace(record, metrics=metrics)
@@ -67,7 +68,7 @@ def with_reward_gain(
 def _untouched(
     records: Sequence[Record], rewards: Sequence[Rewards]
 ) -> dict[tuple[object, ...], Rewards]:
-    """Return the rewards of models before the attack, where they are by the one reward model.
+    """Return the rewards of models before the attack, hardened ones too, by the one reward model.
 
     A record of a model before any attack does not tell which it was; with one rho there is one.
     """
@@ -76,11 +77,9 @@ def _untouched(
         if record.attack != "none" and own:
             rhos.setdefault(start_of(record), set()).add(record.rho)
     return {
-        start: own
+        model_of(record): own
         for record, own in zip(records, rewards, strict=True)
-        if record.attack == record.defence == "none"
-        and own
-        and len(rhos.get(start := start_of(record), ())) == 1
+        if record.attack == "none" and own and len(rhos.get(start_of(record), ())) == 1
     }
 
 

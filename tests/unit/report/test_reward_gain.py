@@ -179,3 +179,16 @@ def test_evidence_has_the_start_of_a_run_where_the_start_is_a_cell_without_rewar
     write_evidence([folder], tmp_path / "proof")
     assert gains(tmp_path / "proof")["none"].mean == pytest.approx(np.mean(HIGH) - np.mean(FROZEN))
     assert sum(r.attack == "none" for r in read_measured(tmp_path / "proof")) == 1
+
+
+def test_a_hardened_model_gains_over_itself_in_evidence_too(tmp_path: Path) -> None:
+    undefended, hardened = record(harm=0.5), record(defence="repnoise", harm=0.5)
+    folder = campaign_folder(tmp_path / "runs", [undefended, hardened])
+    write_answers(folder, [undefended], [HIGH], before=FROZEN)
+    write_answers(folder, [hardened], [HIGH], before=LOW)
+    for run in (undefended, hardened):
+        (folder / str(run["run"]) / "evaluation.json").write_text('{"looks": []}')
+    write_evidence([folder], tmp_path / "proof")
+    assert gains(tmp_path / "proof") == gains(folder)
+    found = {name: gain.mean for name, gain in gains(tmp_path / "proof").items()}
+    assert found == pytest.approx({"none": 7.0, "repnoise": 7.5})
