@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rpa_ray.report.read.groups import SETTING_PARAMS, start_of
 from rpa_ray.report.read.labels import params_text
 from rpa_ray.report.read.records import Record
+from rpa_ray.report.read.starts import SETTING_PARAMS, start_of
 
 REWARD = "reward"
 """Mean score by the attacker's reward model."""

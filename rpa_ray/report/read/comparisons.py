@@ -8,7 +8,7 @@ from typing import Any
 
 from rpa_ray.evaluation.answers import Decoding
 from rpa_ray.evaluation.comparisons import ALPHA, Difference, holm, paired_difference
-from rpa_ray.report.read.groups import SHUFFLED, AttackGroup, Cell
+from rpa_ray.report.read.groups import AttackGroup, Cell
 from rpa_ray.report.read.records import (
     Record,
     cells_of,
@@ -16,6 +16,7 @@ from rpa_ray.report.read.records import (
     identity_text,
     is_evidence,
 )
+from rpa_ray.report.read.starts import SHUFFLED
 from rpa_ray.run_folder.files import AGAIN
 from rpa_ray.run_folder.names import ANSWERS
 

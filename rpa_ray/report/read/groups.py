@@ -15,6 +15,7 @@ from rpa_ray.report.read.definitions import (
 )
 from rpa_ray.report.read.labels import label_params, params_text
 from rpa_ray.report.read.records import Record
+from rpa_ray.report.read.starts import SETTING_PARAMS, SHUFFLED, variant_of
 from rpa_ray.report.read.values import CellValue, value_over_seeds
 
 MIN_VALID = 0.5
@@ -30,14 +31,6 @@ FAILURES = {"sampling_failed": "sampling failed", "failed": "failed", "stopped":
 
 GREEDY_JUDGED = ("p_harm", "harm_fluent")
 """Metrics by the judge that are about greedy answers."""
-
-SETTING_PARAMS = ("data.", "model.", "evaluation.split")
-"""Parameters that change what is attacked or asked, not how: they part groups, not rows of one."""
-
-SHUFFLED = "attack.shuffle_rewards"
-"""Parameter of the control that deals rewards out at random."""
-
-_REPEATED_PARAMS = frozenset({"data.rho", "data.num_samples"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -303,21 +296,6 @@ def _setting(record: Record) -> Setting:
         num_samples=record.num_samples if attacked else None,
         variant=variant_of(record),
     )
-
-
-def variant_of(record: Record) -> str:
-    """Return the parameters of its data and model that have no field of their own, as text."""
-    variant = {
-        key: value
-        for key, value in record.params.items()
-        if key.startswith(SETTING_PARAMS) and key not in _REPEATED_PARAMS
-    }
-    return params_text(variant)
-
-
-def start_of(record: Record) -> tuple[object, ...]:
-    """Return what tells the model before an attack, and what it was measured on, from others."""
-    return record.model, record.world, record.data, variant_of(record)
 
 
 def _failures_of(what: str, records: Sequence[Record]) -> str:

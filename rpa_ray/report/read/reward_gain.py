@@ -9,8 +9,8 @@ from rpa_ray.evaluation.answers import Decoding
 from rpa_ray.evaluation.comparisons import paired_difference
 from rpa_ray.report.read.before import model_of
 from rpa_ray.report.read.definitions import REWARD_GAIN
-from rpa_ray.report.read.groups import SHUFFLED, start_of
 from rpa_ray.report.read.records import Estimate, Record
+from rpa_ray.report.read.starts import SHUFFLED, start_of
 
 Rewards = Mapping[tuple[int, str], float]
 """Mean reward of the sampled answers to each prompt, by its place and what it asks about."""

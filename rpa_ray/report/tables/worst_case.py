@@ -5,13 +5,9 @@ from dataclasses import replace
 
 from rpa_ray.report.read.comparisons import ATTACKER_PARAMS
 from rpa_ray.report.read.definitions import METRIC_BY_NAME, MetricText
-from rpa_ray.report.read.groups import (
-    SETTING_PARAMS,
-    AttackGroup,
-    Cell,
-    leading,
-)
+from rpa_ray.report.read.groups import AttackGroup, Cell, leading
 from rpa_ray.report.read.labels import params_text
+from rpa_ray.report.read.starts import SETTING_PARAMS
 from rpa_ray.report.read.values import CellValue
 from rpa_ray.report.tables.best_of_n import best_of_most
 from rpa_ray.report.tables.side import Column, Entry, SideTable, metric_column, text_column
