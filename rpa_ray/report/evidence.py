@@ -209,11 +209,21 @@ def _of_campaign(folder: Path) -> list[Measured]:
     found = []
     for record, path in _sources(folder, read_records(folder)):
         cell = identity_of(record) | {key: getattr(record, key) for key in OUTCOME}
+        cell["model"] = _without_place(record.model)
         if path is None:
             found.append(Measured(cell, None, []))
         else:
             found.append(Measured(cell, _read_answers(path), _looks_of(path.parent, cell)))
     return found
+
+
+def _without_place(model: str) -> str:
+    """Return what a model is called where it does not matter on which machine it lay.
+
+    Of a folder these are its last two names: a model that a run made is told by the run.
+    """
+    path = Path(model)
+    return "/".join(path.parts[-2:]) if path.is_absolute() else model
 
 
 def _sources(folder: Path, records: Sequence[Record]) -> list[tuple[Record, Path | None]]:

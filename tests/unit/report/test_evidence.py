@@ -233,3 +233,17 @@ def test_runs_of_old_that_kept_no_answers_are_refused(tmp_path: Path) -> None:
     folder = campaign_folder(tmp_path / "old", [record(harm=0.5)])
     with pytest.raises(ValueError, match=r"must have answers\.parquet, got none"):
         write_evidence([folder], tmp_path / "proof")
+
+
+def test_a_model_in_a_folder_is_called_without_the_place_of_that(tmp_path: Path) -> None:
+    models = ["/data/runs/align/base_b18e/attacked_model", "owner/name", "chat"]
+    runs = [record(defence=name, harm=1.0) for name in ("none", "lisa", "vaccine")]
+    records = [run | {"model": model} for run, model in zip(runs, models, strict=True)]
+    folder = campaign_folder(tmp_path / "runs", records)
+    for one in records:
+        answers_file(folder / str(one["run"]), [1.0] * len(PROMPTS), items=PROMPTS)
+        (folder / str(one["run"]) / EVALUATION).write_text(json.dumps({"looks": looks(1.0)}))
+    write_evidence([folder], tmp_path / "proof")
+    found = [one.model for one in read_evidence(tmp_path / "proof")]
+    assert found == ["base_b18e/attacked_model", "owner/name", "chat"]
+    assert b"/data/runs" not in (tmp_path / "proof" / ANSWERS).read_bytes()
