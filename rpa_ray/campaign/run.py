@@ -20,6 +20,7 @@ from rpa_ray.campaign.manifest import manifest
 from rpa_ray.campaign.progress import Expected
 from rpa_ray.campaign.queue import JobQueue, ask
 from rpa_ray.campaign.ranks import Work, set_train_environment
+from rpa_ray.campaign.room import Room
 from rpa_ray.campaign.startup import Startup
 from rpa_ray.campaign.summary import record, worst_checks
 from rpa_ray.cluster.address import cluster_to_join
@@ -177,7 +178,9 @@ def _run(growing: Growing, view: View, releases: Releases | None) -> str:
         queue = _queue_of(plan, releases)
         try:
             works = [_work_of(plan, growing.jobs, i, queue) for i in range(plan.num_at_once)]
-            groups = [RankGroup(work, output, _diary(output / LOSSES)) for work in works]
+            room = Room(settings.cluster, len(works))
+            told = _diary(output / LOSSES)
+            groups = [RankGroup(work, room, output, told) for work in works]
             releasing = [releases.start(queue, growing)] if releases is not None else []
             startup = _startup(works, view.say)
 
@@ -186,8 +189,9 @@ def _run(growing: Growing, view: View, releases: Releases | None) -> str:
                 states = ask(queue, "jobs")
                 view.show(states)
                 growing.clock.look(states, view.say)
+                room.tell(view.say)
 
-            return work_through([*groups, *releasing], look)
+            return work_through(groups, look, partial(ask, queue, "num_waiting"), releasing)
         finally:
             for watched in [*groups, *releasing]:
                 watched.stop()

@@ -46,8 +46,11 @@ def ask_nodes(
 
     One that fails, or is not there after ``limit_s``, is a RayError in place of its answer.
     """
-    task = ray.remote(question).options(num_cpus=0, max_retries=0)
-    refs = [task.options(scheduling_strategy=only_on(node.id)).remote(*args) for node in nodes]
+    task = ray.remote(question)
+    refs = [
+        task.options(num_cpus=0, max_retries=0, scheduling_strategy=only_on(node.id)).remote(*args)
+        for node in nodes
+    ]
     ray.wait(refs, num_returns=len(refs), timeout=limit_s)
     return [_answer(ref) for ref in refs]
 
