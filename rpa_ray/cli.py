@@ -19,7 +19,7 @@ from rpa_ray.data.errors import DataError
 from rpa_ray.plan import LoadedConfig, evaluation_of, load_config
 from rpa_ray.plan.checks.problems import Refused
 from rpa_ray.plan.files import DEFAULT_SCALE
-from rpa_ray.run_folder.lock import FolderInUse
+from rpa_ray.run_folder.lock import FolderInUse, NoLocks
 from rpa_ray.terminal import say
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\.")
     try:
         app()
-    except (ConfigError, DataError, Refused, FolderInUse) as error:
+    except (ConfigError, DataError, Refused, FolderInUse, NoLocks) as error:
         _print_error(str(error))
         sys.exit(EXIT_REFUSED)
 
@@ -288,11 +288,12 @@ def evidence(
 def doctor() -> None:
     """Check versions, libraries, devices, CPUs, memory and disk, and say how to mend what is wrong.
 
-    Writes nothing. Exit status 1 where something fails.
+    Where RAY_ADDRESS names a cluster, each of its nodes is asked whether it shares the cache.
+    Leaves no file behind. Exit status 1 where something fails.
     """
     from rpa_ray.cluster.doctor import print_findings
 
-    if not print_findings(console):
+    if not print_findings(console, cache_folder()):
         raise typer.Exit(EXIT_FAILED)
 
 

@@ -194,7 +194,13 @@ class Comparison:
 
 
 def compare(one: Path, other: Path) -> Comparison:
-    """Compare what two runs of one cell have recorded, times left out."""
+    """Compare what two runs of one cell have recorded in their outputs, times left out."""
+    (here,), (there,) = (list(output.glob("*/evaluation.json")) for output in (one, other))
+    return compare_folders(here.parent, there.parent)
+
+
+def compare_folders(one: Path, other: Path) -> Comparison:
+    """Compare what two run folders have recorded, times left out."""
     found = Comparison()
     for here, there in zip(_recorded(one), _recorded(other), strict=True):
         for where, a, b in _pairs(here, there, ""):
@@ -202,8 +208,7 @@ def compare(one: Path, other: Path) -> Comparison:
     return found
 
 
-def _recorded(output: Path) -> Iterator[Any]:
-    (run,) = (path.parent for path in output.glob("*/evaluation.json"))
+def _recorded(run: Path) -> Iterator[Any]:
     evaluation = json.loads((run / "evaluation.json").read_text())
     yield {k: v for k, v in evaluation.items() if k not in ("seconds", "times", "throughput")}
     for name in ("metrics.jsonl", "samples.jsonl"):

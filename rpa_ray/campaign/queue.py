@@ -63,6 +63,7 @@ class JobQueue:
         self._unjudged: set[str] = set()
         self._taken: dict[int, str] = {}
         self._groups: set[int] = set()
+        self._first_ranks: dict[int, ActorHandle[Any]] = {}
         self._states: dict[str, JobState] = {}
         self._furthest: dict[str, int] = {}
         self._num_losses: dict[str, int] = {}
@@ -82,6 +83,14 @@ class JobQueue:
                 self._taken[group] = name
                 return name
         return ASK_AGAIN if self.num_waiting() else None
+
+    def join(self, group: int, first_rank: ActorHandle[Any]) -> None:
+        """Record the first rank of a group that has come up."""
+        self._first_ranks[group] = first_rank
+
+    def first_rank(self, group: int) -> ActorHandle[Any] | None:
+        """Return the first rank of a group, of the last that came up; None before."""
+        return self._first_ranks.get(group)
 
     def finish(self, group: int) -> None:
         """Record that a group is done with its job."""
@@ -150,10 +159,11 @@ class JobQueue:
         """Record that other ranks would fail at a job as these did: it is given up once lost."""
         self._hopeless.add(name)
 
-    def lose(self, group: int, why: str = "") -> LostJob | None:
+    def lose(self, group: int, why: str = "", *, counts: bool = True) -> LostJob | None:
         """Put the job of a group that died back in front; None where it had none.
 
         One that is given up has ended, by what killed its ranks, and so have those that need it.
+        What counts is no loss of a node.
         """
         name = self._taken.pop(group, None)
         if name is None:
@@ -165,7 +175,7 @@ class JobQueue:
             self._states[name].note = "lost its ranks; starting others"
         if num_done > self._furthest.get(name, -1):
             self._furthest[name], self._num_losses[name] = num_done, 0
-        self._num_losses[name] += 1
+        self._num_losses[name] += counts
         if name not in self._hopeless and self._num_losses[name] < MAX_LOSSES_IN_PLACE:
             self._waiting.insert(0, name)
             return LostJob(name=name, given_up=False, silent_s=silent_s)
@@ -267,6 +277,6 @@ class QueueProgress:
         self._tell("advance", job, step, note)
 
 
-def ask(queue: "ActorHandle[JobQueue]", method: str, *args: object) -> Any:
+def ask(queue: "ActorHandle[JobQueue]", method: str, *args: object, **options: object) -> Any:
     """Return the answer of a method of the queue."""
-    return ray.get(getattr(queue, method).remote(*args), timeout=_TIMEOUT_S)
+    return ray.get(getattr(queue, method).remote(*args, **options), timeout=_TIMEOUT_S)

@@ -13,18 +13,21 @@ import yaml
 
 from rpa_ray.actors.pools import create_rollout_pool, create_scorer_pool
 from rpa_ray.campaign.attacked_weights import delete_attacked_weights, held
-from rpa_ray.campaign.groups import STORAGE_PREFIX, Background, RankGroup, work_through
+from rpa_ray.campaign.groups import STORAGE_PREFIX, Background, RankGroup, make_room, work_through
 from rpa_ray.campaign.growing import Growing
 from rpa_ray.campaign.job_state import JobState
 from rpa_ray.campaign.manifest import manifest
 from rpa_ray.campaign.progress import Expected
 from rpa_ray.campaign.queue import JobQueue, ask
 from rpa_ray.campaign.ranks import Work, set_train_environment
+from rpa_ray.campaign.room import Room
 from rpa_ray.campaign.startup import Startup
 from rpa_ray.campaign.summary import record, worst_checks
 from rpa_ray.cluster.address import cluster_to_join
+from rpa_ray.cluster.nodes import driver_node, living_nodes, only_on
 from rpa_ray.cluster.resources import num_model_threads, require_cluster_resources
 from rpa_ray.cluster.session import ClusterNotStarted, ray_session
+from rpa_ray.cluster.storage import require_shared
 from rpa_ray.plan import LoadedConfig
 from rpa_ray.plan.cells import PlannedCell
 from rpa_ray.plan.plan import Plan, make_plan
@@ -168,13 +171,16 @@ def _run(growing: Growing, view: View, releases: Releases | None) -> str:
     with ray_session(settings.cluster.address, view.say):
         view.say(f"cluster up after {time.monotonic() - started:.0f} s")
         if cluster_to_join(settings.cluster.address) is not None:
-            nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-            found = [node["Resources"] for node in nodes]
-            require_cluster_resources(settings, found)
+            require_cluster_resources(settings, [node.resources for node in living_nodes()])
+            folders = {"--output": output, "RPA_RAY_CACHE": plan.cache}
+            num_nodes = require_shared(folders, settings.cluster.timeout_s)
+            view.say(f"results and models lie on storage that all {num_nodes} nodes share")
         queue = _queue_of(plan, releases)
         try:
             works = [_work_of(plan, growing.jobs, i, queue) for i in range(plan.num_at_once)]
-            groups = [RankGroup(work, output, _diary(output / LOSSES)) for work in works]
+            room = Room(settings.cluster, len(works))
+            told = _diary(output / LOSSES)
+            groups = [RankGroup(work, room, output, told) for work in works]
             releasing = [releases.start(queue, growing)] if releases is not None else []
             startup = _startup(works, view.say)
 
@@ -183,8 +189,10 @@ def _run(growing: Growing, view: View, releases: Releases | None) -> str:
                 states = ask(queue, "jobs")
                 view.show(states)
                 growing.clock.look(states, view.say)
+                room.tell(view.say)
+                make_room(groups, room)
 
-            return work_through([*groups, *releasing], look)
+            return work_through(groups, look, partial(ask, queue, "num_waiting"), releasing)
         finally:
             for watched in [*groups, *releasing]:
                 watched.stop()
@@ -193,7 +201,9 @@ def _run(growing: Growing, view: View, releases: Releases | None) -> str:
 def _queue_of(plan: Plan, releases: Releases | None) -> Any:
     """Return the queue of all jobs, an actor; cells are held where something releases them."""
     held = [cell.name for cell in plan.todo] if releases is not None else []
-    queue: Any = ray.remote(JobQueue).options(num_cpus=0)
+    # With the driver, so that no other node can take the campaign along when it is lost.
+    here = only_on(driver_node())
+    queue: Any = ray.remote(JobQueue).options(num_cpus=0, scheduling_strategy=here)
     return queue.remote(
         plan.needs,
         held,

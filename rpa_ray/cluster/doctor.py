@@ -23,6 +23,8 @@ EXPECTED = {
 }
 MIN_MEMORY_GIB = 6
 MIN_DISK_GIB = 2
+NODE_LIMIT_S = 120.0
+"""Longest wait for the nodes of a cluster: a first worker unpacks the package."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,10 +36,10 @@ class Finding:
     text: str
 
 
-def examine() -> list[Finding]:
+def examine(cache: Path) -> list[Finding]:
     """Return every finding, in the order in which a run would meet them."""
     machine = [_vllm(), _losses(), _device(), _dtype(), _cpus(), _memory(), _disk()]
-    return [*_versions(), *machine, _cluster()]
+    return [*_versions(), *machine, _cluster(), *_storage(cache)]
 
 
 def _versions() -> list[Finding]:
@@ -124,6 +126,27 @@ def _cluster() -> Finding:
     return Finding(subject=subject, ok=True, text=f"{joined.value}, which asks for a token")
 
 
+def _storage(cache: Path) -> list[Finding]:
+    """Return whether the nodes of a cluster that is joined share the cache; nothing without one."""
+    joined = cluster_to_join(None)
+    if joined is None:
+        return []
+    from rpa_ray.cluster.session import ray_session
+    from rpa_ray.cluster.storage import require_shared
+
+    subject = "shared storage"
+    try:
+        require_ray_cluster(joined.value, joined.key)
+        with ray_session(None):
+            num_nodes = require_shared({"RPA_RAY_CACHE": cache}, NODE_LIMIT_S)
+    except ConfigError as error:
+        if error.key == joined.key:  # told of the cluster itself
+            return []
+        return [Finding(subject=subject, ok=False, text=str(error))]
+    text = f"all {num_nodes} nodes read and write {cache} (RPA_RAY_CACHE)"
+    return [Finding(subject=subject, ok=True, text=text)]
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -131,9 +154,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def print_findings(console: Console) -> bool:
+def print_findings(console: Console, cache: Path) -> bool:
     """Print what there is to say about this machine; return whether all is well."""
-    findings = examine()
+    findings = examine(cache)
     for finding in findings:
         mark, style = ("ok  ", "green") if finding.ok else ("fail", "red")
         say(console, f"{finding.subject}: {finding.text}", mark=mark, style=style)

@@ -13,11 +13,16 @@ class FolderInUse(RuntimeError):
     """Another process works in the folder."""
 
 
+class NoLocks(RuntimeError):
+    """The storage of the folder knows no locks."""
+
+
 def exclusive(path: Path, *, wait_s: float = 0.0) -> AbstractContextManager[None]:
     """Hold the lock file ``path`` for the time of the block, waiting for it at most ``wait_s``.
 
     Raises:
         FolderInUse: Another process holds it, alone or shared.
+        NoLocks: The storage knows no locks, as NFS without its lock service.
     """
     return _locked(path, fcntl.LOCK_EX, wait_s)
 
@@ -47,4 +52,9 @@ def _locked(path: Path, kind: int, wait_s: float) -> Iterator[None]:
                         f"holds {path.name}. Wait until it ends, or name another folder."
                     ) from None
                 time.sleep(_POLL_S)
+            except OSError as error:
+                raise NoLocks(
+                    f"{path.parent} must lie on storage that locks files (flock), got "
+                    f"{error.strerror}. Have it mounted with locks, or name another folder."
+                ) from None
         yield

@@ -2,30 +2,24 @@
 
 import json
 import os
-import random
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
+from raylets import end, environment, free_ports
 
 from rpa_ray.cluster.address import require_job_server, require_ray_cluster
 from rpa_ray.config import ConfigError
 
 ROOT = Path(__file__).parents[2]
 BIG_FILE_BYTES = 200 * 2**20
-PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
-RAY_WORKER_PORTS = range(10002, 20000)
-"""Of another cluster on this machine that was started without a range of its own."""
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -79,27 +73,6 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def free_ports(num: int) -> list[int]:
-    """Return ports that stay free until Ray binds them: the system gives them to nobody unasked."""
-    first, last = map(int, PORT_RANGE.read_text().split())
-    ports = [p for p in range(2**10, 2**16) if not first <= p <= last and p not in RAY_WORKER_PORTS]
-    random.shuffle(ports)
-    found: list[int] = []
-    with ExitStack() as held:
-        while len(found) < num:
-            probe = held.enter_context(socket.socket())
-            with suppress(OSError):  # somebody has it
-                probe.bind(("", ports[-1]))
-                found.append(ports[-1])
-            ports.pop()
-    return found
-
-
-def environment(**variables: str) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RPA_RAY_"))}
-    return inherited | variables
-
-
 def wait_for(cluster: Cluster, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
@@ -108,19 +81,6 @@ def wait_for(cluster: Cluster, process: subprocess.Popen[bytes]) -> None:
         except ConfigError:
             time.sleep(0.5)
     raise AssertionError((cluster.folder / "head.log").read_text()[-2000:])
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    own: list[psutil.Process] = []
-    with suppress(psutil.NoSuchProcess):  # the node did not come up
-        own = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
-    try:
-        process.wait(120)
-    finally:
-        for child in own:
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
 
 
 def ray_job(

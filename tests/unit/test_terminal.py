@@ -147,8 +147,10 @@ def test_findings_about_a_machine_are_printed_as_they_are(
     text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = [doctor.Finding(subject="device", ok=True, text=text)]
-    monkeypatch.setattr(doctor, "examine", lambda: found)
-    assert_shown(f"ok device: {text}", written_by(doctor.print_findings))
+    monkeypatch.setattr(doctor, "examine", lambda cache: found)
+    assert_shown(
+        f"ok device: {text}", written_by(lambda console: doctor.print_findings(console, Path()))
+    )
 
 
 @pytest.mark.parametrize("name", ["x[/y]", "[bold]", "[/x]"])

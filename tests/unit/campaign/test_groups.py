@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import GetTimeoutError
 
 from rpa_ray.campaign import groups
-from rpa_ray.campaign.groups import GroupFailed, RankGroup, work_through
+from rpa_ray.campaign.groups import GroupFailed, RankGroup, make_room, work_through
 from rpa_ray.campaign.queue import ASK_AGAIN, JobQueue, LostJob
 from rpa_ray.campaign.ranks import Work, silence_limit_s
 from rpa_ray.config import ClusterSettings
@@ -19,6 +19,30 @@ from rpa_ray.recipes.to_make import Cell, ModelJob
 DIES = "the worker died: SIGKILL"
 
 
+class Nodes:
+    """The room of a campaign: nodes that are lost one by one, each noticed after a death."""
+
+    def __init__(self, losses: list[str], *, is_short: bool) -> None:
+        self.losses = losses
+        self.there = frozenset(["head", *losses])
+        self.short = is_short
+        self.num_left = 0
+
+    def nodes(self) -> frozenset[str]:
+        return self.there
+
+    def look(self) -> frozenset[str]:
+        if self.losses:
+            self.there -= {self.losses.pop(0)}
+        return self.there
+
+    def num_excess(self) -> int:
+        return int(self.short and self.num_left == 0)
+
+    def leave(self) -> None:
+        self.num_left += 1
+
+
 class Scene:
     """A queue, and ranks that follow a script: a list of deaths, each after a number of jobs."""
 
@@ -26,6 +50,8 @@ class Scene:
         self.deaths: list[int] = script.get("deaths", [])
         self.dies_in: str | None = script.get("dies_in")
         self.models: list[str] = script.get("models", [])
+        self.nodes = Nodes(script.get("lost_nodes", []), is_short=script.get("is_short", False))
+        self.shut_down: list[str] = []
         needs = {name: self.models[:i] for i, name in enumerate(self.models)}
         self.queue = JobQueue(needs | dict.fromkeys(script["cells"], self.models))
         self.is_over = threading.Event()
@@ -36,7 +62,7 @@ class Scene:
         monkeypatch.setattr(groups, "run_work", self.run_work)
         monkeypatch.setattr(groups, "_POLL_S", 0.01)
         monkeypatch.setattr(
-            groups, "ask", lambda queue, method, *args: getattr(queue, method)(*args)
+            groups, "ask", lambda queue, method, *args, **kw: getattr(queue, method)(*args, **kw)
         )
         jobs: dict[str, Any] = {
             name: Cell(name=name, settings=parse_tree({}), folder=tmp_path / name)
@@ -47,12 +73,19 @@ class Scene:
             group=0,
             jobs=jobs,
             queue=cast(Any, self.queue),
-            rollouts=cast(Any, None),
-            scorers=cast(Any, None),
+            rollouts=cast(Any, self._pool("rollouts")),
+            scorers=cast(Any, self._pool("scorers")),
             cache=tmp_path,
             cluster=ClusterSettings(),
             num_model_threads=1,
         )
+
+    def _pool(self, name: str) -> Any:
+        return SimpleNamespace(shut_down=lambda: self.shut_down.append(name))
+
+    def group(self, number: int = 0) -> RankGroup:
+        work = replace(self.work, group=number)
+        return RankGroup(work, cast(Any, self.nodes), self.tmp_path, self.told.append)
 
     def run_work(self, work: Work, *, storage: Path) -> str:
         self.storages.append(storage)
@@ -74,11 +107,8 @@ class Scene:
         return DIES
 
     def run(self, num_groups: int = 1) -> str:
-        running = [
-            RankGroup(replace(self.work, group=i), self.tmp_path, self.told.append)
-            for i in range(num_groups)
-        ]
-        failure = work_through(running, lambda: None)
+        running = [self.group(i) for i in range(num_groups)]
+        failure = work_through(running, lambda: None, self.queue.num_waiting)
         for group in running:
             group.stop()
         self.is_over.set()
@@ -115,7 +145,7 @@ def test_a_job_of_which_nothing_was_heard_is_told_as_such(
     scene = Scene(tmp_path, monkeypatch, cells=["a"], deaths=[0])
     limit_s = silence_limit_s(scene.work.cluster)
     lost = LostJob(name="a", given_up=False, silent_s=limit_s)
-    monkeypatch.setattr(scene.queue, "lose", lambda group, why: lost)
+    monkeypatch.setattr(scene.queue, "lose", lambda group, why, counts: lost)
     scene.run()
     (told,) = scene.told
     assert f"nothing was heard of it for {limit_s:g} s" in told
@@ -192,13 +222,14 @@ def test_one_that_was_stopped_starts_no_other_group(
         return DIES
 
     monkeypatch.setattr(groups, "run_work", work_until_the_cluster_is_gone)
-    group = RankGroup(scene.work, tmp_path, scene.told.append)
+    group = scene.group()
     assert begun.wait(30)
     group.stop()
     cluster_is_gone.set()
     group.join(30)
     assert not group.is_alive()
     assert (group.error, scene.told, scene.queue.num_waiting()) == (None, [], 2)
+    assert (scene.shut_down, scene.nodes.num_left) == ([], 0)  # the cluster has gone
 
 
 def test_a_cluster_that_answers_no_longer_is_told_with_what_went_wrong_before() -> None:
@@ -207,5 +238,91 @@ def test_a_cluster_that_answers_no_longer_is_told_with_what_went_wrong_before() 
     def look() -> None:
         raise GetTimeoutError("of 60 s")
 
-    told = work_through([ended], look)
+    told = work_through([ended], look, lambda: 0)
     assert told == "no room\nthe cluster answers no longer: of 60 s"
+
+
+def test_a_lost_node_is_not_counted_against_the_job_that_it_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Four deaths at the same job: one more than would give it up, two of them by a node.
+    scene = Scene(
+        tmp_path, monkeypatch, cells=["a"], deaths=[0, 0, 0, 0], lost_nodes=["second", "third"]
+    )
+    assert scene.run() == ""
+    assert scene.done == [(0, "a")]
+    first, second, *others = scene.told
+    assert first.startswith("a goes on") and "lost node second: the worker died" in first
+    assert "lost node third" in second
+    assert len(others) == 2 and "lost node" not in "".join(others)
+
+
+def test_a_group_for_which_the_other_nodes_have_no_room_leaves_its_job_to_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, monkeypatch, cells=["a", "b"], lost_nodes=["second"], is_short=True)
+    is_lost = threading.Event()
+
+    def run_work(work: Work, *, storage: Path) -> str:
+        if work.group == 0:
+            scene.queue.take(0)
+            is_lost.set()
+            return DIES
+        assert is_lost.wait(30)
+        while scene.nodes.num_left == 0:  # until the other has left
+            is_lost.wait(0.01)
+        return scene.run_work(work, storage=storage)
+
+    monkeypatch.setattr(groups, "run_work", run_work)
+    assert scene.run(num_groups=2) == ""
+    assert scene.done == [(1, "a"), (1, "b")]
+    assert scene.told[-1] == "group 0 ends: the nodes that are left have no room for it"
+    assert scene.shut_down == ["rollouts", "scorers"] * 2
+
+
+def test_jobs_that_no_group_is_left_for_are_told_and_what_releases_them_is_not_waited_for() -> None:
+    left = SimpleNamespace(error=GroupFailed("no room"), is_alive=lambda: False)
+    tune = SimpleNamespace(error=None, is_alive=lambda: True)
+    assert work_through([left], lambda: None, lambda: 1, [tune]) == "no room"
+
+
+def test_what_releases_the_jobs_is_waited_for_where_a_group_left_and_others_did_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(groups, "_POLL_S", 0.0)
+    left = SimpleNamespace(error=GroupFailed("no room"), is_alive=lambda: False)
+    asked: list[int] = []
+    tune = SimpleNamespace(error=None, is_alive=lambda: len(asked) < 3)
+    assert work_through([left], lambda: asked.append(0), lambda: 0, [tune]) == ""
+    assert len(asked) == 4  # and once more at the end
+
+
+def test_the_last_groups_make_way_once_for_which_there_is_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, monkeypatch, cells=["a"], is_short=True)
+    is_over, killed = threading.Event(), list[Any]()
+    monkeypatch.setattr(groups, "run_work", lambda work, storage: str(is_over.wait(30) and ""))
+    monkeypatch.setattr(groups.ray, "kill", killed.append)
+    at_work = [scene.group(i) for i in range(3)]
+    try:
+        make_room(at_work, cast(Any, scene.nodes))
+        assert killed == []  # its ranks are not up yet
+        scene.queue.join(1, cast(Any, "rank of 1"))
+        scene.queue.join(2, cast(Any, "rank of 2"))
+        make_room(at_work, cast(Any, scene.nodes))
+        make_room(at_work, cast(Any, scene.nodes))
+        assert killed == ["rank of 2"]
+        scene.queue.join(2, cast(Any, "next rank of 2"))
+        make_room(at_work, cast(Any, scene.nodes))
+        assert killed == ["rank of 2", "next rank of 2"]
+        scene.nodes.short = False
+        scene.queue.join(2, cast(Any, "another"))
+        make_room(at_work, cast(Any, scene.nodes))
+        assert len(killed) == 2
+    finally:
+        for group in at_work:
+            group.stop()
+        is_over.set()
+        for group in at_work:
+            group.join(30)

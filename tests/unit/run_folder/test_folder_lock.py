@@ -1,10 +1,13 @@
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from rpa_ray.run_folder.lock import FolderInUse, exclusive, shared
+from rpa_ray.run_folder import lock
+from rpa_ray.run_folder.lock import FolderInUse, NoLocks, exclusive, shared
 
 HOLD = """
 import sys, time
@@ -67,4 +70,18 @@ def test_a_shared_lock_lets_others_share_it_and_nobody_have_it_alone(tmp_path: P
     with exclusive(lock), pytest.raises(FolderInUse), shared(lock):
         pass
     with shared(lock):
+        pass
+
+
+def test_storage_without_locks_is_told_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(file: object, kind: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuses)
+    with (
+        pytest.raises(NoLocks, match=rf"^{tmp_path} must lie on storage .* No locks available\. "),
+        exclusive(tmp_path / ".lock"),
+    ):
         pass
