@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 
 
-def process_environment(*, num_threads: int, num_gpus: float) -> Mapping[str, str]:
+def process_environment(*, num_threads: int, has_gpu: bool) -> Mapping[str, str]:
     """Return the variables of every worker process.
 
     On a CPU, where tensors are the process's own memory, what is freed stays with it: glibc gives
@@ -13,16 +13,24 @@ def process_environment(*, num_threads: int, num_gpus: float) -> Mapping[str, st
 
     Args:
         num_threads: CPU threads of the process.
-        num_gpus: GPUs that Ray sets aside for it.
+        has_gpu: Whether it works on a GPU.
     """
     environment = {"OMP_NUM_THREADS": str(num_threads)}
-    if not num_gpus:
+    if not has_gpu:
         # 32 MiB is the largest that glibc takes.
         environment |= {
             "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
             "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30),
         }
     return environment
+
+
+def guest_environment(gpu_id: str) -> Mapping[str, str]:
+    """Return the variables of a process that works on the GPU of another, and reserves none.
+
+    Ray would hide every GPU from it.
+    """
+    return {"CUDA_VISIBLE_DEVICES": gpu_id, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
 LIBRARY_ENVIRONMENT = {

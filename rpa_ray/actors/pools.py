@@ -1,17 +1,19 @@
-"""Pools of rollout and scoring workers: made by the driver, handed to the ranks, kept warm.
+"""Pools of rollout and scoring workers: made by the driver or a rank, used by the ranks, kept warm.
 
 A pool holds actor handles and may be pickled.
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rpa_ray.actors.engine import EngineConfig
-from rpa_ray.actors.environment import process_environment
+from rpa_ray.actors.environment import guest_environment, process_environment
 from rpa_ray.actors.rollout import EngineStatus, Generated, RolloutWorker, Sampling
 from rpa_ray.actors.scoring import ScorerSpec, ScoringWorker
 from rpa_ray.actors.worker_pool import Member, WorkerPool
@@ -36,6 +38,19 @@ _CPU_ROLLOUT_ENVIRONMENT = {
     # The CPU sampler is compiled on the first call, for seconds, and is no faster afterwards.
     "TORCHDYNAMO_DISABLE": "1",
 }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seat:
+    """Where a worker is put, which Ray would choose otherwise."""
+
+    node_id: str
+    """Of Ray."""
+    gpu_id: str | None = None
+    """The GPU of a rank that it works on too, as CUDA_VISIBLE_DEVICES names it there; None for a
+    worker that lies beside no rank."""
+    is_bound: bool = False
+    """Whether it can be nowhere else; otherwise another node takes it where this one is lost."""
 
 
 class RolloutPool(WorkerPool):
@@ -157,6 +172,7 @@ def create_rollout_pool(
     num_gpus: float = 0.0,
     num_threads: int = 1,
     time_limit_s: float = DEFAULT_TIME_LIMIT_S,
+    seats: Sequence[Seat] = (),
 ) -> RolloutPool:
     """Start rollout workers and return their pool at once; they import vLLM meanwhile.
 
@@ -166,16 +182,17 @@ def create_rollout_pool(
         num_gpus: GPUs that Ray sets aside for each; an engine spans as many.
         num_threads: CPU threads of each engine.
         time_limit_s: Longest wait for any answer, seconds.
+        seats: Where each lies; none leaves it to Ray.
     """
+    has_gpu = num_gpus > 0 or any(seat.gpu_id is not None for seat in seats)
     environment = {
-        **process_environment(num_threads=num_threads, num_gpus=num_gpus),
+        **process_environment(num_threads=num_threads, has_gpu=has_gpu),
         **_ROLLOUT_ENVIRONMENT,
     }
-    if not num_gpus:
+    if not has_gpu:
         environment |= _CPU_ROLLOUT_ENVIRONMENT
-    members = _start(RolloutWorker, "rollout worker", num_workers, num_cpus, num_gpus, environment)
-    for member in members:
-        member.handle.prewarm.remote()
+    actor, reserved = ray.remote(RolloutWorker), {"num_cpus": num_cpus, "num_gpus": num_gpus}
+    members = _start(actor, "rollout worker", reserved, environment, seats or [None] * num_workers)
     return RolloutPool(members, time_limit_s=time_limit_s)
 
 
@@ -186,31 +203,40 @@ def create_scorer_pool(
     num_gpus: float = 0.0,
     num_threads: int = 1,
     time_limit_s: float = DEFAULT_TIME_LIMIT_S,
+    seats: Sequence[Seat] = (),
 ) -> ScorerPool:
     """Start scoring workers and return their pool at once, importing; arguments as for rollouts."""
-    environment = process_environment(num_threads=num_threads, num_gpus=num_gpus)
-    members = _start(ScoringWorker, "scoring worker", num_workers, num_cpus, num_gpus, environment)
-    for member in members:
-        member.handle.prewarm.remote()
+    has_gpu = num_gpus > 0 or any(seat.gpu_id is not None for seat in seats)
+    environment = process_environment(num_threads=num_threads, has_gpu=has_gpu)
+    actor, reserved = ray.remote(ScoringWorker), {"num_cpus": num_cpus, "num_gpus": num_gpus}
+    members = _start(actor, "scoring worker", reserved, environment, seats or [None] * num_workers)
     return ScorerPool(members, time_limit_s=time_limit_s)
 
 
 def _start(
-    worker: type[object],
+    actor: Any,
     name: str,
-    num_workers: int,
-    num_cpus: float,
-    num_gpus: float,
+    reserved: Mapping[str, float],
     environment: Mapping[str, str],
+    seats: Sequence[Seat | None],
 ) -> list[Member]:
-    actor = ray.remote(worker).options(
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-        max_restarts=_AS_OFTEN_AS_NEEDED,
-        runtime_env={"env_vars": dict(environment)},
-    )
-    handles = [cast(ActorHandle[Any], actor.remote()) for _ in range(num_workers)]
-    return [Member(name=f"{name} {i}", handle=handle) for i, handle in enumerate(handles)]
+    members = []
+    for number, seat in enumerate(seats):
+        variables, options = dict(environment), {}
+        if seat is not None:
+            soft = not seat.is_bound
+            options = {"scheduling_strategy": NodeAffinitySchedulingStrategy(seat.node_id, soft)}
+            if seat.gpu_id is not None:
+                variables |= guest_environment(seat.gpu_id)
+        handle = actor.options(
+            **reserved,
+            **options,
+            max_restarts=_AS_OFTEN_AS_NEEDED,
+            runtime_env={"env_vars": variables},
+        ).remote()
+        handle.prewarm.remote()
+        members.append(Member(name=f"{name} {number}", handle=cast(ActorHandle[Any], handle)))
+    return members
 
 
 def _contiguous_parts(num_items: int, num_parts: int) -> list[tuple[int, int]]:

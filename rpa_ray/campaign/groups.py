@@ -93,8 +93,8 @@ class RankGroup:
     def _make_room(self) -> None:
         """Let others have what the workers of this group reserve."""
         self._room.leave()
-        self._work.rollouts.shut_down()
-        self._work.scorers.shut_down()
+        if self._work.pools is not None:  # those beside ranks end with them
+            self._work.pools.shut_down()
 
     def _work_through(self) -> None:
         group, num_early_losses = self._work.group, 0

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from rpa_ray.actors.environment import process_environment
 from rpa_ray.actors.errors import UnusableRankError
-from rpa_ray.actors.pools import RolloutPool, ScorerPool
+from rpa_ray.campaign.cell_pools import CellPools, pools_beside
 from rpa_ray.campaign.queue import ASK_AGAIN, JobQueue, QueueProgress, ask
 from rpa_ray.campaign.watchdog import Watchdog
 from rpa_ray.cluster.address import cluster_to_join
+from rpa_ray.cluster.joined import free_text, still_alive
+from rpa_ray.cluster.placement import rank_resources
 from rpa_ray.config import ClusterSettings
 from rpa_ray.recipes.to_make import Cell, Job, ModelJob, RefusalJob
 from rpa_ray.run_folder.deletion import delete
@@ -45,6 +47,9 @@ COLLECTIVE_TIMEOUTS = 10
 SILENT_TIMEOUTS = COLLECTIVE_TIMEOUTS + 1
 """Worker time limits that a rank may work on a job without a step, a stage or its end."""
 
+_NODE_LABEL = "ray.io/node-id"
+"""Label that Ray gives every node."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -55,8 +60,10 @@ class Work:
     group: int
     jobs: Mapping[str, Job]
     queue: "ActorHandle[JobQueue]"
-    rollouts: RolloutPool
-    scorers: ScorerPool
+    node_ids: Sequence[str] = ()
+    """Ray's name of the node of each rank; none where Ray chooses."""
+    pools: CellPools | None
+    """None where the ranks start them beside themselves."""
     cache: Path
     cluster: ClusterSettings
     num_model_threads: int
@@ -86,10 +93,11 @@ def work(config: dict[str, Any]) -> None:
         ask(given.queue, "join", given.group, ray.get_runtime_context().current_actor)
     watchdog = Watchdog(silence_limit_s(given.cluster))
     progress = QueueProgress(given.queue, enabled=ranks.is_main, watchdog=watchdog)
+    pools = given.pools or pools_beside(given.cluster, ranks)
     process = LearnerProcess(
         ranks=ranks,
-        rollouts=given.rollouts,
-        scorers=given.scorers,
+        rollouts=pools.rollouts,
+        scorers=pools.scorers,
         cache=given.cache,
         cluster=given.cluster,
         progress=progress,
@@ -213,22 +221,23 @@ def run_work(given: Work, *, storage: Path) -> str:
 
     cluster = given.cluster
     use_gpu = cluster.gpus_per_rank > 0
-    resources = {"CPU": cluster.cpus_per_rank}
-    if use_gpu:
-        resources["GPU"] = cluster.gpus_per_rank
+    resources, node_ids = rank_resources(cluster), still_alive(given.node_ids)
     with TemporaryDirectory(prefix="rpa-ray-ranks-") as meeting:
         trainer = TorchTrainer(
             work,
             train_loop_config={"work": given},
             torch_config=_torch_config(cluster, use_gpu, meeting),
-            scaling_config=ScalingConfig(
-                num_workers=cluster.num_ranks, use_gpu=use_gpu, resources_per_worker=resources
+            # The types are those of the first version of Ray Train, here and below.
+            scaling_config=ScalingConfig(  # type: ignore[call-arg]
+                num_workers=cluster.num_ranks,
+                use_gpu=use_gpu,
+                resources_per_worker=resources,
+                label_selector=[{_NODE_LABEL: node_id} for node_id in node_ids] or None,
             ),
             run_config=RunConfig(
                 name=f"ranks-{given.group}",
                 storage_path=str(storage.resolve()),
                 # Ray Train would start a group again for ever that it finds no room for.
-                # The types are those of the first version of Ray Train.
                 failure_config=FailureConfig(  # type: ignore[call-arg]
                     max_failures=0,
                     controller_failure_limit=MAX_STARTS - 1,
@@ -236,7 +245,7 @@ def run_work(given: Work, *, storage: Path) -> str:
                 worker_runtime_env={
                     "env_vars": {
                         **process_environment(
-                            num_threads=cluster.threads_per_process, num_gpus=cluster.gpus_per_rank
+                            num_threads=cluster.threads_per_process, has_gpu=use_gpu
                         ),
                         "VLLM_LOGGING_LEVEL": "ERROR",
                     }
@@ -246,9 +255,10 @@ def run_work(given: Work, *, storage: Path) -> str:
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            is_started = not isinstance(error, ControllerError)
-            asked = "" if is_started else f"; asked for {cluster.num_ranks} x {resources}"
-            return f"{_cause(error)}{asked}\n{error}"
+            if isinstance(error, ControllerError):  # no rank began
+                asked = f"; asked for {cluster.num_ranks} x {resources}, got {free_text()}"
+                return f"{_cause(error)}{asked}\n{error}"
+            return f"{_cause(error)}\n{error}"
     return ""
 
 

@@ -4,8 +4,8 @@ import threading
 from collections.abc import Callable
 
 from rpa_ray.cluster.nodes import Node, ask_nodes, living_nodes
-from rpa_ray.cluster.placement import place
-from rpa_ray.config import ClusterSettings, ConfigError
+from rpa_ray.cluster.placement import num_that_fit
+from rpa_ray.config import ClusterSettings
 
 _NODE_LIMIT_S = 60.0
 """Longest wait until a node has answered, or Ray knows that it is lost."""
@@ -53,8 +53,9 @@ class Room:
         with self._lock:
             if not self._is_smaller:
                 return 0
-            fitting = range(self._num_groups, 1, -1)
-            return self._num_groups - next(filter(self._has_room_for, fitting), 1)
+            rooms = [node.resources for node in self._there]
+            fitting = num_that_fit(self._cluster, rooms, self._num_groups)
+            return self._num_groups - max(1, fitting)
 
     def leave(self) -> None:
         """Count one group less."""
@@ -65,14 +66,6 @@ class Room:
         with self._lock:
             before, self._there = self.nodes(), living_nodes()
             self._is_smaller |= not before <= self.nodes()
-
-    def _has_room_for(self, num_groups: int) -> bool:
-        cluster = self._cluster.model_copy(update={"parallel_cells": num_groups})
-        try:
-            place(cluster, [node.resources for node in self._there], "the Ray cluster")
-        except ConfigError:
-            return False
-        return True
 
 
 def _name(node: Node) -> str:

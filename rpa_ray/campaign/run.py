@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import ray
 import yaml
 
-from rpa_ray.actors.pools import create_rollout_pool, create_scorer_pool
 from rpa_ray.campaign.attacked_weights import delete_attacked_weights, held
+from rpa_ray.campaign.cell_pools import pools_apart, seats_of
 from rpa_ray.campaign.groups import STORAGE_PREFIX, Background, RankGroup, make_room, work_through
 from rpa_ray.campaign.growing import Growing
 from rpa_ray.campaign.job_state import JobState
@@ -24,12 +24,14 @@ from rpa_ray.campaign.room import Room
 from rpa_ray.campaign.startup import Startup
 from rpa_ray.campaign.summary import record, worst_checks
 from rpa_ray.cluster.address import cluster_to_join
-from rpa_ray.cluster.nodes import driver_node, living_nodes, only_on
-from rpa_ray.cluster.resources import num_model_threads, require_cluster_resources
+from rpa_ray.cluster.joined import Places, find_room
+from rpa_ray.cluster.nodes import driver_node, only_on
+from rpa_ray.cluster.resources import num_model_threads
 from rpa_ray.cluster.session import ClusterNotStarted, ray_session
 from rpa_ray.cluster.storage import require_shared
 from rpa_ray.plan import LoadedConfig
 from rpa_ray.plan.cells import PlannedCell
+from rpa_ray.plan.checks.gpus import with_engine_share
 from rpa_ray.plan.plan import Plan, make_plan
 from rpa_ray.recipes.cell_models import CampaignInputs
 from rpa_ray.recipes.to_make import Job
@@ -170,14 +172,18 @@ def _run(growing: Growing, view: View, releases: Releases | None) -> str:
     view.say("starting the cluster and its workers")
     with ray_session(settings.cluster.address, view.say):
         view.say(f"cluster up after {time.monotonic() - started:.0f} s")
+        places = Places(num_cells=plan.num_at_once)
         if cluster_to_join(settings.cluster.address) is not None:
-            require_cluster_resources(settings, [node.resources for node in living_nodes()])
+            num_cells = plan.num_at_once if settings.cluster.parallel_cells else len(plan.todo)
+            places = find_room(settings, num_cells, view.say)
             folders = {"--output": output, "RPA_RAY_CACHE": plan.cache}
             num_nodes = require_shared(folders, settings.cluster.timeout_s)
             view.say(f"results and models lie on storage that all {num_nodes} nodes share")
         queue = _queue_of(plan, releases)
         try:
-            works = [_work_of(plan, growing.jobs, i, queue) for i in range(plan.num_at_once)]
+            works = [
+                _work_of(plan, growing.jobs, places, i, queue) for i in range(places.num_cells)
+            ]
             room = Room(settings.cluster, len(works))
             told = _diary(output / LOSSES)
             groups = [RankGroup(work, room, output, told) for work in works]
@@ -219,7 +225,8 @@ def _startup(works: Sequence[Work], say: Callable[[str], None]) -> Startup:
         {
             f"{name}{of[work.group]}": answer
             for work in works
-            for pool in (work.scorers, work.rollouts)
+            if work.pools is not None
+            for pool in (work.pools.scorers, work.pools.rollouts)
             for name, answer in pool.coming_up().items()
         },
         {work.group: f"ranks{of[work.group]}" for work in works},
@@ -227,30 +234,19 @@ def _startup(works: Sequence[Work], say: Callable[[str], None]) -> Startup:
     )
 
 
-def _work_of(plan: Plan, jobs: Mapping[str, Job], group: int, queue: Any) -> Work:
-    """Return what one group of ranks is given, with warm workers of its own."""
-    cluster = plan.cells[0].settings.cluster
+def _work_of(plan: Plan, jobs: Mapping[str, Job], places: Places, group: int, queue: Any) -> Work:
+    """Return what one group of ranks is given; warm workers of its own are where they lie apart."""
+    cluster = with_engine_share(plan.cells[0].settings.cluster, plan.all_inputs)
+    seats = seats_of(places.placed, group, places.node_ids)
     return Work(
         group=group,
         jobs=jobs,
         queue=queue,
-        rollouts=create_rollout_pool(
-            cluster.num_rollout_workers,
-            num_cpus=cluster.cpus_per_rollout_worker,
-            num_gpus=cluster.gpus_per_rollout_worker,
-            num_threads=cluster.threads_per_process,
-            time_limit_s=cluster.timeout_s,
-        ),
-        scorers=create_scorer_pool(
-            cluster.num_scorer_workers,
-            num_cpus=cluster.cpus_per_scorer_worker,
-            num_gpus=cluster.gpus_per_scorer_worker,
-            num_threads=cluster.threads_per_process,
-            time_limit_s=cluster.timeout_s,
-        ),
+        node_ids=[seat.node_id for seat in seats.get("rank", ())],
+        pools=None if cluster.is_colocated else pools_apart(cluster, seats),
         cache=plan.cache.resolve(),
         cluster=cluster,
-        num_model_threads=num_model_threads(cluster, plan.num_at_once),
+        num_model_threads=num_model_threads(cluster, places.num_cells),
     )
 
 

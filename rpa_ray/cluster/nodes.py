@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -21,12 +22,22 @@ class Node:
 
 
 def living_nodes() -> list[Node]:
-    """Return the nodes of the cluster of this process; of one just lost Ray may not know yet."""
-    return [
+    """Return the nodes of the cluster of this process, in the order of their ids.
+
+    Of one just lost Ray may not know yet.
+    """
+    nodes = [
         Node(id=node["NodeID"], address=node["NodeManagerAddress"], resources=node["Resources"])
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     ]
+    return sorted(nodes, key=lambda node: node.id)
+
+
+def free_resources(nodes: Sequence[Node]) -> list[Resources]:
+    """Return what nobody has reserved of each node."""
+    free = available_resources_per_node()  # type: ignore[no-untyped-call]
+    return [free.get(node.id, {}) for node in nodes]
 
 
 def only_on(node_id: str) -> NodeAffinitySchedulingStrategy:

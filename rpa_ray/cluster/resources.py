@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rpa_ray.cluster.address import cluster_to_join
-from rpa_ray.cluster.placement import Placed, Resources, place
-from rpa_ray.config import ClusterSettings, ConfigError, ExperimentSettings
+from rpa_ray.cluster.placement import Placed, Resources, num_that_fit, place, workers_of
+from rpa_ray.config import ClusterSettings, ConfigError, ExperimentSettings, MachineSettings
 
 GIB_A_PROCESS = 2.0
 """Memory of a rank or a worker beside its weights: libraries, buffers, 1M models; rough."""
@@ -22,10 +22,16 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def parallel_cells(cells: Sequence[ExperimentSettings]) -> int:
-    """Return how many cells of a campaign run side by side."""
+    """Return how many cells of a campaign run side by side.
+
+    Of a cluster that is joined, and not described in ``cluster.machines``, it is one until it is
+    known what is free there.
+    """
     cluster = cells[0].cluster
     if cluster.parallel_cells is not None:
         return min(cluster.parallel_cells, len(cells))
+    if cluster.machines is not None and gpus_asked(cells[0]):
+        return max(1, num_that_fit(cluster, nodes_of(cluster.machines), len(cells)))
     if cluster_to_join(cluster.address) is not None:
         return 1
     fits = [len(cells), int(local_cpus() / max(cpus_asked(cells[0]), MIN_CPUS_OF_A_CELL))]
@@ -33,6 +39,12 @@ def parallel_cells(cells: Sequence[ExperimentSettings]) -> int:
         fits.append(int(local_gpus() / gpus_asked(cells[0])))
     fits.append(int(local_memory_gib() / max(map(memory_asked_gib, cells))))
     return max(1, min(fits))
+
+
+def nodes_of(machines: MachineSettings) -> list[Resources]:
+    """Return what each node of some machines has."""
+    node = {"CPU": machines.cpus_per_node, "GPU": float(machines.gpus_per_node)}
+    return [node] * machines.num_nodes
 
 
 def num_model_threads(cluster: ClusterSettings, num_groups: int) -> int:
@@ -45,37 +57,23 @@ def num_model_threads(cluster: ClusterSettings, num_groups: int) -> int:
     return max(cluster.threads_per_process, local_cpus() // (num_groups * cluster.num_ranks))
 
 
-def require_cluster_resources(settings: ExperimentSettings, nodes: Sequence[Resources]) -> None:
-    """Refuse a cluster that was joined and has fewer CPUs or GPUs, busy ones included, than asked.
-
-    Args:
-        settings: Any cell; all cells share ``cluster``.
-        nodes: What ``ray.nodes()`` says of the resources of each.
-
-    Raises:
-        ConfigError: with what was asked and what there is.
-    """
-    require_resources(settings, nodes, "the Ray cluster")
-
-
 def require_resources(
-    settings: ExperimentSettings, nodes: Sequence[Resources], whose: str
+    settings: ExperimentSettings, nodes: Sequence[Resources], whose: str, num_cells: int
 ) -> list[Placed]:
     """Return the place of every process; refuse a config whose processes do not fit the nodes.
 
     Args:
-        settings: One cell; ``cluster.parallel_cells`` of them run side by side.
+        settings: Any cell; all share ``cluster``.
         nodes: What each node has, by Ray's names ``CPU`` and ``GPU``.
         whose: The owner of the nodes in words.
+        num_cells: How many cells run side by side.
 
     Raises:
         ConfigError: with the sum that was asked and what there is, or with the worker that fits no
             node.
     """
-    cluster = settings.cluster
-    at_once = cluster.parallel_cells or 1
     for unit, each in (("CPU", cpus_asked(settings)), ("GPU", gpus_asked(settings))):
-        asked, there = at_once * each, sum(node.get(unit, 0.0) for node in nodes)
+        asked, there = num_cells * each, sum(node.get(unit, 0.0) for node in nodes)
         if asked > there:
             raise ConfigError(
                 "cluster",
@@ -84,34 +82,17 @@ def require_resources(
                 "Lower num_ranks, num_rollout_workers, num_scorer_workers, their "
                 f"{unit.lower()}s_per_* or parallel_cells.",
             )
-    if cluster.num_ranks > 1 and cluster.gpus_per_rank % 1:
-        raise ConfigError(
-            "cluster.gpus_per_rank",
-            "be whole where there are several ranks: NCCL takes each on a GPU of its own",
-            cluster.gpus_per_rank,
-            "Set it to 1, and fewer ranks where there are too few GPUs.",
-        )
-    return place(cluster, nodes, whose)
+    return place(settings.cluster, nodes, whose, num_cells)
 
 
 def cpus_asked(settings: ExperimentSettings) -> float:
     """Return the CPUs that ranks, rollout and scoring workers reserve together."""
-    cluster = settings.cluster
-    return (
-        cluster.num_ranks * cluster.cpus_per_rank
-        + cluster.num_rollout_workers * cluster.cpus_per_rollout_worker
-        + cluster.num_scorer_workers * cluster.cpus_per_scorer_worker
-    )
+    return sum(worker.cpus for worker in workers_of(settings.cluster))
 
 
 def gpus_asked(settings: ExperimentSettings) -> float:
     """Return the GPUs that ranks, rollout and scoring workers reserve together."""
-    cluster = settings.cluster
-    return (
-        cluster.num_ranks * cluster.gpus_per_rank
-        + cluster.num_rollout_workers * cluster.gpus_per_rollout_worker
-        + cluster.num_scorer_workers * cluster.gpus_per_scorer_worker
-    )
+    return sum(worker.gpus for worker in workers_of(settings.cluster))
 
 
 def memory_asked_gib(settings: ExperimentSettings) -> float:

@@ -21,6 +21,7 @@ from rpa_ray.actors.pools import PendingScores, RolloutPool, ScorerPool
 from rpa_ray.actors.rollout import Generated, Sampling
 from rpa_ray.actors.scoring import ScorerSpec
 from rpa_ray.config import ClusterSettings
+from rpa_ray.config.cluster import ENGINE_FRAC
 from rpa_ray.data.collate import encode_prompt
 from rpa_ray.data.ends import answer_of, end_ids
 from rpa_ray.data.template import Template
@@ -269,15 +270,18 @@ def rollout_engine(
     place: str, module: PolicyModel, *, dtype: str, cluster: ClusterSettings
 ) -> EngineConfig:
     """Return from what an engine is built that serves the weights of the module."""
+    asked, gpus = cluster.engine, cluster.gpus_of("rollout_worker")
     return EngineConfig(
         model_path=place,
         max_model_len=min(MAX_MODEL_LEN, context_of(module)),
         dtype=dtype,
         backend=choose_backend(
-            cuda_available=torch.cuda.is_available(),
-            colocated=cluster.gpus_per_rollout_worker < 1,
+            on_gpus=torch.cuda.is_available() and gpus > 0, colocated=cluster.is_colocated
         ),
-        tensor_parallel_size=max(1, int(cluster.gpus_per_rollout_worker)),
+        gpu_memory_utilization=asked.gpu_memory_utilization or ENGINE_FRAC,
+        tensor_parallel_size=max(1, int(gpus)),
+        max_num_seqs=asked.max_num_seqs,
+        enforce_eager=asked.enforce_eager,
     )
 
 

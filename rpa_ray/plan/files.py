@@ -163,8 +163,9 @@ def _read(path: Path, reading: _Reading, *, key: str, above: tuple[Path, ...]) -
         for part in parts:
             reading.names_scale |= "{scale}" in part
             file = path.parent / part.replace("{scale}", reading.scale)
-            merged = merge(merged, _read(file, reading, key=where, above=(*above, resolved)))
-        return merge(merged, node)
+            above_part = (*above, resolved)
+            merged = _laid_over(merged, _read(file, reading, key=where, above=above_part))
+        return _laid_over(merged, node)
 
     def in_departures(value: Any, where: str) -> Any:
         if isinstance(value, list):
@@ -179,6 +180,15 @@ def _read(path: Path, reading: _Reading, *, key: str, above: tuple[Path, ...]) -
             whole[name] = in_departures(tree[name], name)
     reading.known[resolved] = whole
     return whole
+
+
+def _laid_over(base: Tree, top: Tree) -> Tree:
+    """Return a part over those before it; a cluster of another layout replaces the old one."""
+    clusters = [tree.get("cluster") for tree in (base, top)]
+    layouts = [one.get("layout") for one in clusters if isinstance(one, Mapping)]
+    if len(layouts) == 2 and None not in layouts and layouts[0] != layouts[1]:
+        base = {key: value for key, value in base.items() if key != "cluster"}
+    return merge(base, top)
 
 
 def _from_here(value: Any, folder: Path, key: str = "") -> Any:

@@ -32,12 +32,10 @@ CONTEXT_GIB = 1.0
 """CUDA context and NCCL's buffers of a rank."""
 LIVE_LAYERS_GIB = 3.0
 """Under ZeRO-3: at most 1e9 gathered bfloat16 parameters, and buckets (DeepSpeed's defaults)."""
-PUSH_GIB = {"ipc": 1.0, "nccl": 2.4}
-"""Buffers of a push of weights: one of 1 GiB, or two, with NCCL's channels."""
+PUSH_GIB = {"ipc": 1.0, "nccl": 2.4, "object_store": 0.0}
+"""Buffers of a push of weights: one of 1 GiB, or two, with NCCL's channels; none through Ray."""
 GRAPHS_GIB = 3.0
 """CUDA graphs and activations of an engine."""
-ENGINE_FRAC = 0.9
-"""Share of a GPU that an engine takes whatever it needs: what is left is its KV cache."""
 SCORER_GIB = 0.5
 """CUDA context of a scoring worker."""
 USABLE_FRAC = 0.98
@@ -177,23 +175,25 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
 
 
 def transfer(cluster: ClusterSettings) -> str:
-    """Return how weights travel between GPUs: ``ipc`` to engines that share one, else ``nccl``."""
-    return "ipc" if cluster.gpus_per_rollout_worker < 1 else "nccl"
+    """Return how weights travel to engines: ``ipc`` on one GPU, ``nccl`` between two, else Ray."""
+    if not cluster.gpus_of("rollout_worker"):
+        return "object_store"
+    return "ipc" if cluster.is_colocated else "nccl"
 
 
 def engine_memory(
-    shape: ModelShape, cluster: ClusterSettings, gib_per_gpu: float | None, bytes_a_weight: int = 2
+    shape: ModelShape, cluster: ClusterSettings, filled_gib: float | None, bytes_a_weight: int = 2
 ) -> Parts:
     """Return the GiB of a rollout engine on each of its GPUs, by part.
 
     Weights are w N / tp, graphs :data:`GRAPHS_GIB`. The KV cache holds one row of the longest
-    length at least, and on a GPU of known size what is left of :data:`ENGINE_FRAC` of it: the
-    engine takes that much.
+    length at least, and what is left of ``filled_gib``, which the engine fills whatever it needs;
+    None where the size of the GPU is not known.
     """
     weights = bytes_a_weight * shape.num_parameters / _span(cluster) / GIB
     cache = kv_gib_a_token(shape, cluster, bytes_a_weight) * MAX_MODEL_LEN
-    if gib_per_gpu is not None:
-        cache = max(cache, ENGINE_FRAC * gib_per_gpu - weights - GRAPHS_GIB)
+    if filled_gib is not None:
+        cache = max(cache, filled_gib - weights - GRAPHS_GIB)
     return {"weights": weights, "graphs": GRAPHS_GIB, "KV cache": cache}
 
 
@@ -204,7 +204,7 @@ def kv_gib_a_token(shape: ModelShape, cluster: ClusterSettings, bytes_a_weight: 
 
 def _span(cluster: ClusterSettings) -> int:
     """Return the GPUs that an engine spans."""
-    return max(1, int(cluster.gpus_per_rollout_worker))
+    return max(1, int(cluster.gpus_of("rollout_worker")))
 
 
 def scorer_memory(shapes: Mapping[str, ModelShape]) -> Parts:

@@ -15,6 +15,7 @@ from rpa_ray.plan.checks.all import check_all
 from rpa_ray.plan.checks.machine import check_checkpoints
 from rpa_ray.plan.checks.settings import check_data_source
 from rpa_ray.plan.load import LoadedConfig
+from rpa_ray.plan.places import place_notes
 from rpa_ray.plan.plan import Plan, make_plan
 from rpa_ray.plan.points import with_points
 from rpa_ray.plan.table import (
@@ -99,7 +100,7 @@ def planned(
     show_table(console, plan_table(plan))
     say(console, plan_caption(plan))
     cells = plan.all_inputs
-    notes = [*search_notes(plan), *memory_notes(plan), *reading_notes(cells)]
+    notes = [*search_notes(plan), *memory_notes(plan), *place_notes(plan), *reading_notes(cells)]
     for note in (*notes, *measuring_notes(cells)):
         say(console, note)
     return plan

@@ -16,7 +16,7 @@ from rpa_ray.config import Distribution, ExperimentSettings, SweepSettings
 from rpa_ray.defences import offline_defence
 from rpa_ray.plan.cells import PlannedCell, cell_labels, setting_text
 from rpa_ray.plan.checks.following import departures
-from rpa_ray.plan.checks.gpus import cell_memory, parts_text
+from rpa_ray.plan.checks.gpus import cell_memory, holding_most, parts_text
 from rpa_ray.plan.cost import START_S, minutes
 from rpa_ray.plan.memory import total
 from rpa_ray.plan.plan import Plan
@@ -230,10 +230,9 @@ def memory_notes(plan: Plan) -> list[str]:
         is_known = not gpus_asked(settings)
         return [] if is_known else ["memory of the GPUs: the sizes of the model are not known"]
     lines = []
-    for kind in dict.fromkeys(kind for memory in every.values() for kind in memory.gpu):
-        of_kind = {name: memory.gpu[kind] for name, memory in every.items() if kind in memory.gpu}
-        label = max(of_kind, key=lambda name: total(of_kind[name]))
-        parts, whose = of_kind[label], f" with {label}" * (len(every) > 1)
+    most = holding_most(every, is_colocated=settings.cluster.is_colocated)
+    for kind, (label, parts) in most.items():
+        whose = f" with {label}" * (len(every) > 1)
         words = kind.replace("_", " ")
         lines.append(f"GPU of a {words}{whose}: {total(parts):.1f} GiB ({parts_text(parts)})")
     checkpoint = max(memory.checkpoint_gib for memory in every.values())

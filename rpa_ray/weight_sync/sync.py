@@ -41,9 +41,14 @@ class PushResult:
     """SHA-256 of every weight that was sent, by checkpoint name; empty unless asked for."""
 
 
-def choose_backend(*, cuda_available: bool, colocated: bool) -> TransferBackend:
-    """Return how weights travel: memory handles on a shared GPU, NCCL between GPUs, else Ray."""
-    if not cuda_available:
+def choose_backend(*, on_gpus: bool, colocated: bool) -> TransferBackend:
+    """Return how weights travel: memory handles on a shared GPU, NCCL between GPUs, else Ray.
+
+    Args:
+        on_gpus: Whether ranks and engines both work on GPUs.
+        colocated: Whether each engine lies on a rank's own GPU.
+    """
+    if not on_gpus:
         return "object_store"
     return "ipc" if colocated else "nccl"
 

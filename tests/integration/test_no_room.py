@@ -23,8 +23,7 @@ def test_ranks_without_room_end_with_what_they_asked_for(
         group=0,
         jobs={},
         queue=nobody,
-        rollouts=nobody,
-        scorers=nobody,
+        pools=None,
         cache=tmp_path,
         cluster=ClusterSettings(num_ranks=2, cpus_per_rank=64.0),
         num_model_threads=1,
@@ -32,5 +31,6 @@ def test_ranks_without_room_end_with_what_they_asked_for(
     begun = time.monotonic()
     cause, _, rest = run_work(work, storage=tmp_path).partition("\n")
     assert cause.startswith("The worker group startup timed out") and rest
-    assert cause.endswith("asked for 2 x {'CPU': 64.0}")
+    assert "asked for 2 x {'CPU': 64.0}, got node 0: " in cause
+    assert cause.endswith("CPUs and 0 GPUs free")
     assert MAX_STARTS * START_S <= time.monotonic() - begun < 120.0

@@ -15,7 +15,12 @@ from rpa_ray.data.hub import DataOutOfReach
 from rpa_ray.data.hub_model import ModelOutOfReach
 from rpa_ray.plan.checks.data import check_data, check_rows
 from rpa_ray.plan.checks.following import fitted, following
-from rpa_ray.plan.checks.gpus import check_memory, checkpoints_gib, models_gib
+from rpa_ray.plan.checks.gpus import (
+    check_engine_share,
+    check_memory,
+    checkpoints_gib,
+    models_gib,
+)
 from rpa_ray.plan.checks.machine import check_output, check_placement, placed_on_paper
 from rpa_ray.plan.checks.models import model_checks
 from rpa_ray.plan.checks.problems import Problems
@@ -79,7 +84,7 @@ def check_all(
     for (where, asked), own, (_, check) in zip(cells, found, settled, strict=True):
         own_inputs = campaigns[asked.cache].of(own) if check is check_data else None
         with problems.noted(where):
-            _check_room(own, own_inputs, on_paper=on_paper)
+            _check_room(own, own_inputs, len(cells), on_paper=on_paper)
         is_here = own.cluster.machines is None or not on_paper
         if own_inputs is not None and is_here and not problems.num_noted:
             disk_gib = max(disk_gib, checkpoints_gib(own_inputs))
@@ -143,15 +148,19 @@ def _with_data(
     return fitted(settings, lambda one: check(campaign.of(one)), problems, where)[0]
 
 
-def _check_room(settings: ExperimentSettings, inputs: CellInputs | None, *, on_paper: bool) -> None:
+def _check_room(
+    settings: ExperimentSettings, inputs: CellInputs | None, num_cells: int, *, on_paper: bool
+) -> None:
     """Refuse what this machine, or those that a plan is made for, have no room for."""
     machines = settings.cluster.machines
     if machines is None or not on_paper:
         check_placement(settings)
     if machines is not None:
-        placed = placed_on_paper(settings)
+        placed = placed_on_paper(settings, num_cells)
         if inputs is not None:
             check_memory(inputs, machines, placed)
+    if inputs is not None:
+        check_engine_share(inputs)
 
 
 def _check_places(

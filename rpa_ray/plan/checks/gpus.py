@@ -1,14 +1,14 @@
 """Whether what a cell's processes hold fits the GPUs and the main memory of their nodes."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rpa_ray.cluster.placement import Placed
 from rpa_ray.cluster.resources import GIB_A_PROCESS
 from rpa_ray.config import ClusterSettings, ConfigError, MachineSettings
+from rpa_ray.config.cluster import ENGINE_FRAC
 from rpa_ray.plan.memory import (
-    ENGINE_FRAC,
     USABLE_FRAC,
     Parts,
     checkpoint_gib,
@@ -27,6 +27,7 @@ from rpa_ray.plan.model_shapes import ModelShape, shape_of
 from rpa_ray.recipes.cell_models import CellInputs, CellModels
 from rpa_ray.recipes.model import ModelKind, ModelRecipe, in_order
 
+_ROUNDING = 1e-9
 KINDS = ("rank", "rollout_worker", "scorer_worker")
 HARDENING = "hardening_rank"
 """A rank while an offline defence trains its model."""
@@ -48,6 +49,8 @@ class CellMemory:
     gpu: dict[str, Parts]
     """GiB on each GPU of a worker by part, by the kind of worker; of those on GPUs alone. Of ranks
     there are those that attack and, where a model has yet to be hardened, those that do that."""
+    engine_frac: float | None
+    """Share of its GPU that an engine fills; None where what lies beside it is not known."""
     checkpoint_gib: float
     host_gib_a_rank: float
     """Main memory in which a rank loads models."""
@@ -60,27 +63,64 @@ def cell_memory(inputs: CellInputs) -> CellMemory | None:
     """
     cluster, models = inputs.settings.cluster, inputs.models
     shape = shape_of(models.policy)
-    on_gpu = [kind for kind in KINDS if getattr(cluster, f"gpus_per_{kind}")]
+    on_gpu = [kind for kind in KINDS if cluster.gpus_of(kind)]
     if shape is None or not on_gpu:
         return None
     load = load_of(inputs.settings, models)
-    card = cluster.machines.gib_per_gpu if cluster.machines is not None else None
-    gpu = {
-        "rank": rank_memory(shape, cluster, load),
-        "rollout_worker": engine_memory(shape, cluster, card, load.bytes_a_weight),
-    }
+    gpu = {"rank": rank_memory(shape, cluster, load)}
     scorers = _scorers(models)
     if scorers is not None:
         gpu["scorer_worker"] = scorer_memory(scorers)
-    gpu = {kind: parts for kind, parts in gpu.items() if kind in on_gpu}
     hardenings = [hardening_load_of(recipe, cluster) for recipe in _to_harden(inputs)]
-    if hardenings and "rank" in gpu:
+    if hardenings:
         gpu[HARDENING] = largest([rank_memory(shape, cluster, own) for own in hardenings])
+    card = cluster.machines.gib_per_gpu if cluster.machines is not None else None
+    frac = _engine_frac(cluster, gpu, card)
+    filled = None if frac is None or card is None else frac * card
+    gpu["rollout_worker"] = engine_memory(shape, cluster, filled, load.bytes_a_weight)
+    kinds = ("rank", "rollout_worker", "scorer_worker", HARDENING)
     return CellMemory(
-        gpu=gpu,
+        gpu={k: gpu[k] for k in kinds if k in gpu and k.replace(HARDENING, "rank") in on_gpu},
+        engine_frac=frac,
         checkpoint_gib=max(checkpoint_gib(shape, own) for own in (load, *hardenings)),
         host_gib_a_rank=host_gib(shape, load, 1),
     )
+
+
+def _engine_frac(
+    cluster: ClusterSettings, gpu: Mapping[str, Parts], gib_per_gpu: float | None
+) -> float | None:
+    """Return the share of its GPU that an engine fills: what is asked for, or what is left.
+
+    Of its own GPU it leaves a tenth, of a rank's what rank and scorer hold at most.
+    """
+    if cluster.engine.gpu_memory_utilization is not None:
+        return cluster.engine.gpu_memory_utilization
+    if not cluster.is_colocated:
+        return ENGINE_FRAC
+    if gib_per_gpu is None or "scorer_worker" not in gpu:
+        return None
+    beside = max(total(parts) for kind, parts in gpu.items() if kind != "scorer_worker")
+    return max(0.0, USABLE_FRAC - (beside + total(gpu["scorer_worker"])) / gib_per_gpu)
+
+
+def holding_most(
+    memories: Mapping[str, CellMemory], *, is_colocated: bool
+) -> dict[str, tuple[str, Parts]]:
+    """Return what each kind of worker holds where that is most, with the name of the cell.
+
+    Engines beside ranks fill in every cell what is left in that with least.
+
+    Args:
+        memories: Of each cell by its name.
+        is_colocated: Whether engines lie beside ranks.
+    """
+    found = {}
+    for kind in dict.fromkeys(kind for memory in memories.values() for kind in memory.gpu):
+        own = [(name, m.gpu[kind]) for name, m in memories.items() if kind in m.gpu]
+        chosen = min if is_colocated and kind == "rollout_worker" else max
+        found[kind] = chosen(own, key=lambda one: total(one[1]))
+    return found
 
 
 def checkpoints_gib(inputs: CellInputs) -> float:
@@ -112,6 +152,42 @@ def models_gib(recipes: Iterable[tuple[ModelRecipe, ClusterSettings]]) -> float:
     return weights + 2 * max(trainings)
 
 
+def engine_frac(inputs: CellInputs) -> float | None:
+    """Return the share of its GPU that an engine of a cell fills; None where it is not known."""
+    memory = cell_memory(inputs)
+    asked = inputs.settings.cluster.engine.gpu_memory_utilization
+    return asked if memory is None else memory.engine_frac
+
+
+def with_engine_share(cluster: ClusterSettings, cells: Iterable[CellInputs]) -> ClusterSettings:
+    """Return the settings with the share of a GPU that engines fill beside the ranks of all cells.
+
+    That of engines on GPUs of their own, or on none, is left as it is.
+    """
+    if not cluster.is_colocated or not cluster.gpus_per_rank:
+        return cluster
+    known = [frac for frac in map(engine_frac, cells) if frac is not None]
+    engine = cluster.engine.model_copy(update={"gpu_memory_utilization": min(known)})
+    return cluster.model_copy(update={"engine": engine})
+
+
+def check_engine_share(inputs: CellInputs) -> None:
+    """Refuse an engine beside a rank on a GPU whose share of it is neither set nor known.
+
+    Raises:
+        ConfigError: with the setting to give.
+    """
+    cluster = inputs.settings.cluster
+    if cluster.is_colocated and cluster.gpus_per_rank and engine_frac(inputs) is None:
+        raise ConfigError(
+            "cluster.engine.gpu_memory_utilization",
+            f"be given with cluster.layout: {cluster.layout} where the memory of the GPUs "
+            "(cluster.machines) or the sizes of the models are not known",
+            None,
+            "Describe cluster.machines, or set the share of a GPU that rank and scorer leave.",
+        )
+
+
 def check_memory(inputs: CellInputs, machines: MachineSettings, placed: Sequence[Placed]) -> None:
     """Refuse processes that need more than the memory of their GPU, or all of a node's main memory.
 
@@ -132,17 +208,21 @@ def check_memory(inputs: CellInputs, machines: MachineSettings, placed: Sequence
             held[process.node, gpu].append(process.worker.kind)
     for kinds in held.values():
         _check_gpu(kinds, memory, machines)
-        _check_gpu([HARDENING] * kinds.count("rank"), memory, machines)
+        if HARDENING in memory.gpu and "rank" in kinds:
+            hardening = [HARDENING if kind == "rank" else kind for kind in kinds]
+            _check_gpu(hardening, memory, machines)
     _check_host(memory, machines, placed)
 
 
 def _check_gpu(kinds: Sequence[str], memory: CellMemory, machines: MachineSettings) -> None:
     """Refuse processes that share a GPU and do not fit it; kinds that are not known pass."""
     known = [kind for kind in kinds if kind in memory.gpu]
-    frac = ENGINE_FRAC if known == ["rollout_worker"] else USABLE_FRAC
+    frac = USABLE_FRAC
+    if known == ["rollout_worker"] and memory.engine_frac is not None:
+        frac = memory.engine_frac
     usable = frac * machines.gib_per_gpu
     asked = sum(total(memory.gpu[kind]) for kind in known)
-    if asked > usable:
+    if asked > usable * (1 + _ROUNDING):  # an engine fills what is left
         kind = max(known, key=lambda kind: total(memory.gpu[kind]))
         told = "; ".join(f"{_words(kind)}: {parts_text(memory.gpu[kind])}" for kind in known)
         raise ConfigError(
@@ -162,8 +242,8 @@ def parts_text(parts: Parts) -> str:
 def _remedy(kind: str, sharing: Sequence[str]) -> str:
     if len(sharing) > 1 and "rollout_worker" in sharing:
         return (
-            f"An engine takes {ENGINE_FRAC:.0%} of its GPU: give it one of its own "
-            "(cluster.gpus_per_rollout_worker: 1)."
+            "Take adapters (attack.lora: {rank: 16}), more ranks or cluster.zero_stage: 3, lower "
+            "cluster.engine.gpu_memory_utilization where it is set, or take cluster.layout: apart."
         )
     return _REMEDIES[kind]
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from rpa_ray.cluster.address import cluster_to_join
 from rpa_ray.cluster.hardware import NativeDtype, native_dtype
-from rpa_ray.cluster.placement import Placed
+from rpa_ray.cluster.placement import Placed, num_that_fit
 from rpa_ray.cluster.resources import (
+    gpus_asked,
     local_cpus,
     local_gpus,
     local_memory_gib,
     memory_asked_gib,
+    nodes_of,
     require_resources,
 )
 from rpa_ray.config import CampaignSettings, ConfigError, ExperimentSettings
@@ -73,7 +75,7 @@ def check_placement(settings: ExperimentSettings) -> None:
     """Refuse a cluster on this machine that asks for more than there is.
 
     Ray would wait for ever for a CPU or a GPU that there is not. A cluster that is joined
-    (``cluster.address`` or RAY_ADDRESS) is judged by `require_cluster_resources`.
+    (``cluster.address`` or RAY_ADDRESS) is judged once it is.
 
     Raises:
         ConfigError: with the sum that was asked and what there is.
@@ -81,8 +83,8 @@ def check_placement(settings: ExperimentSettings) -> None:
     if cluster_to_join(settings.cluster.address) is not None:
         return
     here = {"CPU": float(local_cpus()), "GPU": float(local_gpus())}
-    require_resources(settings, [here], "this machine")
     at_once = settings.cluster.parallel_cells or 1
+    require_resources(settings, [here], "this machine", at_once)
     memory, there = at_once * memory_asked_gib(settings), local_memory_gib()
     if memory > there:
         raise ConfigError(
@@ -93,18 +95,24 @@ def check_placement(settings: ExperimentSettings) -> None:
         )
 
 
-def placed_on_paper(settings: ExperimentSettings) -> list[Placed]:
+def placed_on_paper(settings: ExperimentSettings, num_cells: int) -> list[Placed]:
     """Return where the processes go on the machines that ``cluster.machines`` describes.
+
+    Args:
+        settings: Any cell; all share ``cluster``.
+        num_cells: Of the campaign: where ``cluster.parallel_cells`` is not set, as many of them run
+            side by side as the GPUs have room for.
 
     Raises:
         ConfigError: with the sum that was asked and what there is, or with the worker that fits no
             node.
     """
-    machines = settings.cluster.machines
-    assert machines is not None
-    node = {"CPU": machines.cpus_per_node, "GPU": float(machines.gpus_per_node)}
-    nodes = [node] * machines.num_nodes
-    return require_resources(settings, nodes, "cluster.machines")
+    cluster = settings.cluster
+    assert cluster.machines is not None
+    nodes, at_once = nodes_of(cluster.machines), cluster.parallel_cells
+    if at_once is None and gpus_asked(settings):
+        at_once = num_that_fit(cluster, nodes, num_cells)
+    return require_resources(settings, nodes, "cluster.machines", at_once or 1)
 
 
 def native_dtype_here(campaign: CampaignSettings) -> NativeDtype | None:

@@ -92,7 +92,7 @@ def _named_models(settings: ExperimentSettings) -> list[tuple[str, str | None, U
     """Return the key of every model that may be named, its name, and what it is used as."""
     data, evaluation = settings.data, settings.evaluation
     defence = defence_of(settings.defence)
-    served = Use(served_on="gpu" if settings.cluster.gpus_per_rollout_worker else "cpu")
+    served = Use(served_on="gpu" if settings.cluster.gpus_of("rollout_worker") else "cpu")
     return [
         ("model.path", settings.model.path, served),
         ("attack.reference", own_reference(settings), LANGUAGE_MODEL),

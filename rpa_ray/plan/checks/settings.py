@@ -4,6 +4,7 @@ from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import ConfigError, ExperimentSettings, RolloutConfig, TrainingConfig
 from rpa_ray.data.source import check_source
 from rpa_ray.defences import defence_of
+from rpa_ray.plan.checks.layout import check_layout
 from rpa_ray.plan.checks.model_files import require_json_object
 from rpa_ray.plugin import DEFENCE_BATCHES, Need
 
@@ -140,5 +141,5 @@ def _check_deepspeed(settings: ExperimentSettings) -> None:
         require_json_object(path, "cluster.deepspeed", "name a file with a JSON object")
 
 
-SETTINGS_CHECKS = (_check_sizes, _check_judges, _check_lora, _check_deepspeed)
+SETTINGS_CHECKS = (_check_sizes, _check_judges, _check_lora, _check_deepspeed, check_layout)
 """What contradicts itself whatever the data and the models are; each check finds one thing."""

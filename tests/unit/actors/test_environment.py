@@ -27,7 +27,7 @@ print(faults() - before)
 def test_memory_that_is_freed_on_a_cpu_is_there_for_the_next_step() -> None:
     run = subprocess.run(
         [sys.executable, "-c", FAULTS_OF_FORTY_STEPS],
-        env=os.environ | process_environment(num_threads=1, num_gpus=0),
+        env=os.environ | process_environment(num_threads=1, has_gpu=False),
         capture_output=True,
         text=True,
         check=True,
@@ -37,4 +37,4 @@ def test_memory_that_is_freed_on_a_cpu_is_there_for_the_next_step() -> None:
 
 
 def test_the_memory_of_processes_on_a_gpu_is_left_to_the_system() -> None:
-    assert process_environment(num_threads=3, num_gpus=0.5) == {"OMP_NUM_THREADS": "3"}
+    assert process_environment(num_threads=3, has_gpu=True) == {"OMP_NUM_THREADS": "3"}

@@ -9,6 +9,7 @@ import pytest
 from ray.exceptions import GetTimeoutError
 
 from rpa_ray.campaign import groups
+from rpa_ray.campaign.cell_pools import CellPools
 from rpa_ray.campaign.groups import GroupFailed, RankGroup, make_room, work_through
 from rpa_ray.campaign.queue import ASK_AGAIN, JobQueue, LostJob
 from rpa_ray.campaign.ranks import Work, silence_limit_s
@@ -73,8 +74,9 @@ class Scene:
             group=0,
             jobs=jobs,
             queue=cast(Any, self.queue),
-            rollouts=cast(Any, self._pool("rollouts")),
-            scorers=cast(Any, self._pool("scorers")),
+            pools=CellPools(
+                rollouts=cast(Any, self._pool("rollouts")), scorers=cast(Any, self._pool("scorers"))
+            ),
             cache=tmp_path,
             cluster=ClusterSettings(),
             num_model_threads=1,

@@ -27,7 +27,7 @@ def places(
     settings: ClusterSettings, *gpus_of_nodes: int
 ) -> list[tuple[str, int, tuple[int, ...]]]:
     nodes = [{"CPU": 1.0, "GPU": float(gpus)} for gpus in gpus_of_nodes]
-    found = place(settings, nodes, "the machines")
+    found = place(settings, nodes, "the machines", settings.parallel_cells or 1)
     return [(placed.worker.kind.partition("_")[0], placed.node, placed.gpus) for placed in found]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from rpa_ray.config import ClusterSettings
+from rpa_ray.config.cluster import ENGINE_FRAC
 from rpa_ray.plan import parse_tree
 from rpa_ray.plan.memory import (
     RankLoad,
@@ -33,7 +34,7 @@ def gib(num_bytes: float) -> object:
     return pytest.approx(num_bytes / 1024**3, rel=1e-9)
 
 
-def on_gpus(num_ranks: int, zero_stage: int, gpus_per_engine: float = 1.0) -> ClusterSettings:
+def on_gpus(num_ranks: int, zero_stage: int, gpus_per_engine: int = 1) -> ClusterSettings:
     return ClusterSettings.model_validate(
         {
             "num_ranks": num_ranks,
@@ -41,6 +42,12 @@ def on_gpus(num_ranks: int, zero_stage: int, gpus_per_engine: float = 1.0) -> Cl
             "gpus_per_rollout_worker": gpus_per_engine,
             "zero_stage": zero_stage,
         }
+    )
+
+
+def beside_ranks(num_ranks: int, zero_stage: int) -> ClusterSettings:
+    return ClusterSettings.model_validate(
+        {"layout": "colocated", "num_ranks": num_ranks, "zero_stage": zero_stage}
     )
 
 
@@ -71,7 +78,7 @@ def test_without_zero_every_rank_holds_all_moments_and_whole_copies() -> None:
 
 def test_an_engine_of_llama_2_7b_fills_nine_tenths_of_its_card() -> None:
     # 0.9 x 79.6 - 12.5513 - 3; a token has 2 x 2 x 32 x 4,096 bytes.
-    parts = engine_memory(LLAMA_2_7B, on_gpus(4, 2), CARD_GIB)
+    parts = engine_memory(LLAMA_2_7B, on_gpus(4, 2), ENGINE_FRAC * CARD_GIB)
     assert parts["KV cache"] == pytest.approx(56.0887, abs=1e-4)
     assert total(parts) == pytest.approx(71.64)
     assert kv_gib_a_token(LLAMA_2_7B, on_gpus(4, 2)) == gib(524_288)
@@ -88,7 +95,7 @@ def test_checkpoints_and_loading_of_llama_2_7b() -> None:
 def test_llama_3_8b_under_dpo_and_lisa_on_eight_ranks_that_share_everything() -> None:
     # A pair of rows of 128 + 512 tokens, a second frozen model, and an anchor.
     load = RankLoad(num_tokens=1280, num_frozen=2, num_shard_copies=1)
-    parts = rank_memory(LLAMA_3_8B, on_gpus(8, 3, 0.5), load)
+    parts = rank_memory(LLAMA_3_8B, beside_ranks(8, 3), load)
     assert parts == {
         "context": 1.0,
         "weights": gib(2_007_565_312),  # 2 x 8,030,261,248 / 8
@@ -126,7 +133,7 @@ def test_adapters_of_qwen_2_5_7b_on_one_rank() -> None:
 
 
 def test_llama_3_70b_has_a_frozen_copy_on_every_rank_and_engines_of_four_cards() -> None:
-    parts = rank_memory(LLAMA_3_70B, on_gpus(16, 3, 4.0), RankLoad(num_tokens=256))
+    parts = rank_memory(LLAMA_3_70B, on_gpus(16, 3, 4), RankLoad(num_tokens=256))
     assert parts == {
         "context": 1.0,
         "weights": gib(8_819_213_312),  # 2 x 70,553,706,496 / 16
@@ -139,7 +146,7 @@ def test_llama_3_70b_has_a_frozen_copy_on_every_rank_and_engines_of_four_cards()
         "push": 2.4,
     }
     assert total(parts) == pytest.approx(209.985, abs=1e-3)
-    engine = engine_memory(LLAMA_3_70B, on_gpus(16, 3, 4.0), CARD_GIB)
+    engine = engine_memory(LLAMA_3_70B, on_gpus(16, 3, 4), ENGINE_FRAC * CARD_GIB)
     # 2 x 70,553,706,496 / 4, and 0.9 x 79.6 - 32.8541 - 3
     assert engine == {
         "weights": gib(35_276_853_248),
@@ -147,7 +154,7 @@ def test_llama_3_70b_has_a_frozen_copy_on_every_rank_and_engines_of_four_cards()
         "KV cache": pytest.approx(35.7859, abs=1e-4),
     }
     # 2 x 2 x 80 layers x 8 heads of 128, over 4 cards
-    assert kv_gib_a_token(LLAMA_3_70B, on_gpus(16, 3, 4.0)) == gib(81_920)
+    assert kv_gib_a_token(LLAMA_3_70B, on_gpus(16, 3, 4)) == gib(81_920)
 
 
 def test_scorers_hold_four_bytes_a_parameter_or_two_of_a_large_model() -> None:

@@ -24,7 +24,7 @@ from rpa_ray.recipes.cell_models import CellInputs
 PAPER = CLUSTERS.parent / "paper"
 CONFIGS = sorted(PAPER.glob("*.yaml"))
 # Of a part of a config, the cluster that it needs: a batch of few prompts has one rank, TAR ZeRO 3.
-NEEDED = {"few_prompts.yaml": "8xh100_one_rank", "base_with_tar.yaml": "8xh100_zero3"}
+NEEDED = {"few_prompts.yaml": "8x1_lora", "base_with_tar.yaml": "8xh100_apart_zero3"}
 OTHER_CLUSTERS = {
     path.stem: cluster
     for path in CONFIGS
@@ -58,12 +58,12 @@ def printed(
 def test_every_table_of_the_papers_is_planned_without_gpus_and_hub(
     config: Path, own_cluster: bool, own_cache: Path
 ) -> None:
-    cluster = OTHER_CLUSTERS.get(config.stem, "8xh100")
+    cluster = OTHER_CLUSTERS.get(config.stem, "8xh100_apart")
     text = printed(config, own_cache, cluster=None if own_cluster else cluster)
     assert re.search("not checked: Hub out of reach: .*meta-llama/Llama-2-7b-chat-hf", text)
     for line in ("GPU of a rank", "GPU of a rollout worker", "GPU of a scorer worker"):
         assert line in text
-    assert ", 8 GPUs; " in text
+    assert "node 0, GPU 0 of 79.6 GiB: " in text
 
 
 def test_the_largest_cell_is_told_by_part(own_cache: Path) -> None:
@@ -126,10 +126,41 @@ def test_an_engine_that_does_not_fit_its_share_is_refused(own_cache: Path) -> No
     assert "cluster must leave room on every GPU, of whose 16 GiB" in told
 
 
-def test_an_engine_beside_a_rank_is_refused(own_cache: Path) -> None:
-    halves = [f"cluster.gpus_per_{kind}=0.5" for kind in ("rank", "rollout_worker")]
-    told = refusal(own_cache, *halves, "cluster.num_ranks=1", config="few_prompts")
-    assert "An engine takes 90% of its GPU: give it one of its own" in told
+def test_all_weights_beside_an_engine_on_one_gpu_are_refused(own_cache: Path) -> None:
+    told = refusal(own_cache, "attack.lora=null", config="few_prompts")
+    assert "rank: context 1.0, weights 12.6, gradients 12.6, masters 75.3" in told
+    assert "rollout worker: weights 12.6, graphs 3.0, KV cache 2.0" in told
+    assert "Take adapters (attack.lora: {rank: 16})" in told
+
+
+@pytest.mark.parametrize(
+    ("config", "cluster", "lines"),
+    [
+        (
+            "table10",
+            None,
+            [
+                "node 0, GPU 0 of 79.6 GiB: rank 0 51.6 GiB",
+                "node 0, GPU 6 of 79.6 GiB: rollout worker 2 71.6 GiB",
+                "node 0, GPU 7 of 79.6 GiB: scorer worker 0 5.7 GiB",
+            ],
+        ),
+        # 0.98 x 79.6 - 28.9 - 5.7 GiB are the engine's, of the cell with least left
+        (
+            "few_prompts",
+            None,
+            ["node 0, GPU 7 of 79.6 GiB: cell 7 rank 0 ", "cell 7 rollout worker 0 43.5 GiB"],
+        ),
+        ("table10", "8xh100_colocated", ["node 0, GPU 5 of 79.6 GiB: rank 5 ", "scorer worker 5 "]),
+        ("table10", "2x8xh100", ["node 0, GPU 7 of 79.6 GiB: rank 7 ", "node 1, GPU 7 of 79.6"]),
+    ],
+)
+def test_a_plan_says_what_lies_on_each_gpu(
+    config: str, cluster: str | None, lines: list[str], own_cache: Path
+) -> None:
+    text = printed(PAPER / f"{config}.yaml", own_cache, cluster=cluster)
+    for line in lines:
+        assert line in text
 
 
 def test_main_memory_in_which_ranks_load_models_is_bounded(own_cache: Path) -> None:
@@ -199,7 +230,9 @@ def settings_file(tmp_path: Path) -> Iterator[Path]:
 def test_a_named_cluster_replaces_that_of_the_config_and_overrides_come_last(
     settings_file: Path,
 ) -> None:
-    (cell,) = load_config(settings_file, ["cluster.num_ranks=8"], cluster="8xh100").campaign.cells
+    (cell,) = load_config(
+        settings_file, ["cluster.num_ranks=8"], cluster="8xh100_apart"
+    ).campaign.cells
     assert (cell.cluster.num_ranks, cell.cluster.num_rollout_workers) == (8, 3)
     assert cell.cluster.timeout_s == 600
     own = settings_file.with_name("own.yaml")
@@ -212,10 +245,11 @@ def test_a_cluster_that_nobody_knows_is_refused_with_those_that_there_are(
     settings_file: Path,
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(settings_file, cluster="8xh10")
+        load_config(settings_file, cluster="8xh100")
     assert str(caught.value) == (
-        "--cluster must name a file of configs/cluster (8xh100, 8xh100_one_rank, 8xh100_zero3, "
-        "cpu) or a path, got '8xh10'. Did you mean '8xh100'?"
+        "--cluster must name a file of configs/cluster (1gpu_lora, 2x8xh100, 8x1_lora, "
+        "8xh100_apart, 8xh100_apart_zero3, 8xh100_colocated, cpu) or a path, "
+        "got '8xh100'. Did you mean '2x8xh100'?"
     )
 
 

@@ -103,7 +103,7 @@ def test_a_push_that_always_fails_ends_with_the_words_of_the_worker(
 
 
 @pytest.mark.parametrize(
-    ("cuda_available", "colocated", "backend"),
+    ("on_gpus", "colocated", "backend"),
     [
         (False, False, "object_store"),
         (False, True, "object_store"),
@@ -112,9 +112,9 @@ def test_a_push_that_always_fails_ends_with_the_words_of_the_worker(
     ],
 )
 def test_backend_follows_the_hardware(
-    cuda_available: bool, colocated: bool, backend: TransferBackend
+    on_gpus: bool, colocated: bool, backend: TransferBackend
 ) -> None:
-    assert choose_backend(cuda_available=cuda_available, colocated=colocated) == backend
+    assert choose_backend(on_gpus=on_gpus, colocated=colocated) == backend
 
 
 def test_a_gather_that_fails_ends_the_push_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
