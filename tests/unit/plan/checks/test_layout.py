@@ -42,8 +42,8 @@ def test_numbers_of_workers_and_gpus_follow_from_the_ranks() -> None:
 
 def test_a_number_that_the_layout_does_not_have_is_refused() -> None:
     assert refused(layout="colocated", num_ranks=8, num_rollout_workers=3) == (
-        "cluster.num_rollout_workers must be 8 with cluster.layout: colocated, where each of 8 ranks "
-        "has an engine and a scorer on its own whole GPU, got '3'. Leave it out, or set "
+        "cluster.num_rollout_workers must be 8 with cluster.layout: colocated, where each of 8 "
+        "ranks has an engine and a scorer on its own whole GPU, got 3. Leave it out, or set "
         "cluster.layout: apart."
     )
 
