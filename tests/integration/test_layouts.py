@@ -79,7 +79,9 @@ def put_stand_ins() -> None:
 def two_nodes() -> Iterator[None]:
     """Return a cluster of two nodes, each of which says that it has eight GPUs."""
     node = {"num_cpus": 96, "num_gpus": 8, "object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    # Or a node would start a worker for each of its CPUs.
+    quiet = {"include_dashboard": False, "_system_config": {"prestart_worker_first_driver": False}}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, **quiet})
     cluster.add_node(**node)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     yield
