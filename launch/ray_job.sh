@@ -12,9 +12,11 @@
 #                           a cluster on this machine, else `python`
 #   RPA_RAY_CACHE           folder of worlds and models on the cluster, default runs/cache here
 #
-# Results go to runs/NAME of this repository, or --output. A cluster of several machines must see
-# that folder and the cache under the same path on each (shared storage), with Ray, Python and the
-# packages in the versions that launch/install.sh installs.
+# Results go to runs/NAME of this repository, or --output. Several machines: on the first
+# `ray start --head`, on each other `ray start --address=FIRST:6379`, all with the same
+# RAY_AUTH_MODE, RAY_AUTH_TOKEN, Ray, Python and packages (those of launch/install.sh), and with that
+# folder and the cache under the same path on each (shared storage). Before anything is started every
+# node is asked to read and write both; the job is refused with the address of one that does not.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

@@ -71,6 +71,9 @@ if [[ "$dtype" == bfloat16 ]]; then
     check "processes again, float32" "${whole[@]}" "${in_pairs[@]}" \
         -m "${again}not fills_cores$also"
 fi
+if [[ -z "$marks" ]]; then
+    check "on a GPU" python -m pytest -m gpu tests/gpu
+fi
 if ((${#failed[@]})); then
     printf 'Failed: %s\n' "${failed[@]}" >&2
     exit 1

@@ -142,7 +142,7 @@ class Training:
             seed=7,
             ranks=ranks,
         )
-        original = tiny_policy(seed=5, value_head=False)
+        original = tiny_policy(seed=5, value_head=False).to(ranks.device)
         constrained.attach_compared(original)
         self.learner = Learner(
             engine=self.engine,

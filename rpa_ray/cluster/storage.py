@@ -9,11 +9,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from rpa_ray.cluster.nodes import ask_nodes, living_nodes
 from rpa_ray.config import ConfigError
-from rpa_ray.data.errors import last_line
+from rpa_ray.run_folder.outcome import cause_of
 
 _PREFIX = ".shared-"
 _SEEN_WITHIN_S = 10.0
@@ -66,8 +66,10 @@ def _problem(answer: object, folder: Path, word: str, limit_s: float) -> str:
     """Return what is wrong with a node's answer; nothing where it is the word."""
     if isinstance(answer, GetTimeoutError):
         return f"it did not answer within {limit_s:g} s (cluster.timeout_s)"
+    if isinstance(answer, RayTaskError):
+        return str(answer.cause)
     if isinstance(answer, Exception):
-        return last_line(answer)
+        return cause_of(str(answer)).rstrip(".")
     written = folder / str(answer)
     _wait_for(written)
     if not written.is_file() or written.read_text(encoding="ascii") != word:

@@ -23,7 +23,7 @@ NUM_STEPS = 6
 POLL_S = 0.05
 STEP_LIMIT_S = 600.0
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = pytest.mark.timeout(2700)
 
 
 def campaign(**cluster: Any) -> dict[str, Any]:
@@ -34,7 +34,8 @@ def campaign(**cluster: Any) -> dict[str, Any]:
         "data": {"num_samples": 8 * NUM_STEPS},
         "evaluation": {"num_prompts": 4, "num_resamples": 100},
         "cluster": {"num_ranks": 2, "checkpoint_interval_s": 0, "parallel_cells": 1, **cluster},
-        "cells": [{"defence": "none"}, {"defence": {"name": "refusal_loss", "alpha": 100}}],
+        # The longest begins first.
+        "cells": [{"defence": {"name": "refusal_loss", "alpha": 100}}, {"defence": "none"}],
     }
 
 
@@ -65,9 +66,9 @@ class Campaign:
             time.sleep(POLL_S)
 
     def _steps(self) -> list[int]:
-        found = {"none": 0, "refusal_loss": 0}
+        found = {"refusal_loss": 0, "none": 0}
         for path in self.output.glob("*/metrics.jsonl"):
-            name = "refusal_loss" if "refusal" in path.parent.name else "none"
+            name = "refusal_loss" if "refusal_loss" in path.parent.name else "none"
             found[name] = path.read_bytes().count(b"\n")
         return list(found.values())
 
@@ -102,7 +103,11 @@ def raylets() -> Iterator[Raylets]:
 @pytest.fixture(scope="module")
 def one_machine(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> list[Path]:
     """Return the runs of this machine alone."""
-    return Campaign(tmp_path_factory.mktemp("runs") / "one", cache, "").runs()
+    running = Campaign(tmp_path_factory.mktemp("runs") / "one", cache, "")
+    try:
+        return running.runs()
+    finally:
+        running.end()
 
 
 @pytest.fixture(scope="module")
