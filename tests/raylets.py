@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -38,11 +39,17 @@ class Raylets:
         self._start("head", 0.0, head, ())
         _wait_until_up(self.address, self._nodes["head"])
 
-    def add(self, name: str, cpus: float, *, own_disk_over: Path | None = None) -> None:
-        """Start a node, which may have a disk of its own in the place of a folder."""
-        before = () if own_disk_over is None else (*NEW_MOUNTS, "bash", "-c", OWN_DISK)
-        disk = () if own_disk_over is None else (str(own_disk_over),)
-        self._start(name, cpus, [f"--address={self.address}"], (*before, *disk))
+    def add(self, cpus: Mapping[str, float], *, own_disk_over: Path | None = None) -> None:
+        """Start nodes by name, which may have disks of their own in the place of a folder."""
+        before: tuple[str, ...] = ()
+        if own_disk_over is not None:
+            before = (*NEW_MOUNTS, "bash", "-c", OWN_DISK, str(own_disk_over))
+        for name, number in cpus.items():
+            self._start(name, number, [f"--address={self.address}"], before)
+        for name in cpus:
+            self._wait_until_started(name)
+
+    def _wait_until_started(self, name: str) -> None:
         log = self._folder / f"{name}.log"
         deadline = time.monotonic() + _START_LIMIT_S
         while "Ray runtime started" not in log.read_text(errors="replace"):

@@ -4,10 +4,11 @@ The head holds drivers and queues alone. Nodes have as many CPUs as force Ray to
 """
 
 import json
+import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 PARTS = ("model/chat.yaml", "data/beavertails_embedded.yaml", "cluster/cpu.yaml")
 NUM_STEPS = 6
 POLL_S = 0.05
-STEP_LIMIT_S = 600.0
+WAIT_LIMIT_S = 600.0
 
 pytestmark = pytest.mark.timeout(2700)
 
@@ -59,8 +60,14 @@ class Campaign:
 
     def wait_for_steps(self, *num_steps: int) -> None:
         """Wait until each cell has done as many steps, in the order of the config."""
-        deadline = time.monotonic() + STEP_LIMIT_S
-        while any(done < asked for done, asked in zip(self._steps(), num_steps, strict=True)):
+        self.wait_until(
+            lambda: all(done >= asked for done, asked in zip(self._steps(), num_steps, strict=True))
+        )
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until something is so; fail where the command ends before."""
+        deadline = time.monotonic() + WAIT_LIMIT_S
+        while not is_so():
             assert self._process.poll() is None, self.log.read_text()[-3000:]
             assert time.monotonic() < deadline, self.log.read_text()[-3000:]
             time.sleep(POLL_S)
@@ -114,28 +121,27 @@ def one_machine(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> list[P
 def spread(
     tmp_path_factory: pytest.TempPathFactory, cache: Path, one_machine: list[Path], raylets: Raylets
 ) -> Iterator[list[Path]]:
-    """Return the runs of a campaign that loses the node of a rank, then that of the engine.
+    """Return the runs of a campaign that loses the node of the engine, then that of a rank.
 
     Both in the second cell; there is room elsewhere.
     """
-    for name, cpus in (("first", 1), ("second", 1), ("third", 2)):
-        raylets.add(name, cpus)
+    raylets.add({"first": 1, "second": 1, "third": 2})
     # The third node is filled by the engine before ranks are started.
     sizes = {"cpus_per_rank": 1, "cpus_per_rollout_worker": 2, "cpus_per_scorer_worker": 0}
     folder = tmp_path_factory.mktemp("runs") / "spread"
     running = Campaign(folder, cache, raylets.address, **sizes)
     try:
-        running.wait_for_steps(1, 0)
+        running.wait_until(lambda: len(raylets.holding(RANK)) == 2)
         assert raylets.holding("JobQueue") == {"head"}
         assert raylets.holding(RANK) == {"first", "second"}
         assert raylets.holding(ENGINE) == {"third"}
-        raylets.add("fourth", 1)
+        raylets.add({"fourth": 1, "fifth": 2})
         running.wait_for_steps(NUM_STEPS, 2)
-        raylets.kill("first")
-        raylets.add("fifth", 2)
-        running.wait_for_steps(NUM_STEPS, 4)
-        assert "fourth" in raylets.holding(RANK)
         raylets.kill("third")
+        running.wait_for_steps(NUM_STEPS, 4)
+        assert raylets.holding(ENGINE) == {"fifth"}
+        raylets.kill("first")
+        running.wait_until(lambda: raylets.holding(RANK) == {"second", "fourth"})
         yield running.runs()
     finally:
         running.end()
@@ -156,7 +162,7 @@ def test_a_campaign_that_loses_nodes_of_a_rank_and_of_the_engine_ends_with_the_s
     assert found.num_values > 40 * NUM_STEPS
     assert found.differences == []
     told = (spread[0].parents[0] / "losses.log").read_text()
-    assert "goes on from its last checkpoint, its ranks died: lost node 127.0.0.1" in told
+    assert "goes on from its last checkpoint, its ranks died: lost node " in told
 
 
 def test_cells_side_by_side_become_one_at_a_time_where_a_lost_node_leaves_room_for_one(
@@ -184,7 +190,7 @@ def test_cells_side_by_side_become_one_at_a_time_where_a_lost_node_leaves_room_f
 def test_a_node_with_a_disk_of_its_own_is_refused_by_run_and_doctor(
     tmp_path: Path, cache: Path, raylets: Raylets
 ) -> None:
-    raylets.add("apart", 4, own_disk_over=tmp_path)
+    raylets.add({"apart": 4}, own_disk_over=tmp_path)
     running = Campaign(tmp_path / "refused", cache, raylets.address)
     try:
         assert running.status() == 2
@@ -192,7 +198,7 @@ def test_a_node_with_a_disk_of_its_own_is_refused_by_run_and_doctor(
         running.end()
     told = " ".join(running.log.read_text().split())
     assert "--output must lie on storage that every node of the Ray cluster shares" in told
-    assert "Node 127.0.0.1:" in told
+    assert re.search(r"Node \S+: \[Errno 2\] No such file or directory", told)
     doctor = subprocess.run(
         [RPA_RAY, "doctor"],
         env=environment(RAY_ADDRESS=raylets.address, RPA_RAY_CACHE=str(tmp_path / "cache")),

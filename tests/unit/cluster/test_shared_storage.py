@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from rpa_ray.cluster import storage
 from rpa_ray.cluster.nodes import Node
@@ -57,7 +57,7 @@ def test_a_node_that_does_not_see_the_folder_is_named(
         try:
             return echo(str(tmp_path / "elsewhere" / Path(path).name))
         except OSError as error:
-            return RuntimeError(str(error))
+            return RayTaskError("echo", "Traceback (most recent call last)", error)
 
     nodes(has_an_empty_one)
     told = refused(tmp_path / "output")
