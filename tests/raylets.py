@@ -66,9 +66,7 @@ class Raylets:
             *options,
         ]
         with (self._folder / f"{name}.log").open("wb") as log:
-            self._nodes[name] = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment(), start_new_session=True
-            )
+            self._nodes[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment())
 
     def holding(self, class_name: str) -> set[str]:
         """Return the nodes on which workers of a class live."""

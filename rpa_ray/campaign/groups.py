@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
+import ray
 from ray.exceptions import RayError
 
 from rpa_ray.campaign.queue import MAX_LOSSES_IN_PLACE, LostJob, ask
@@ -53,6 +54,7 @@ class RankGroup:
         self._room = room
         self._storage = storage
         self._told = told
+        self._ended_rank: Any = None
         self._stopped = threading.Event()
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"ranks-{work.group}", daemon=True)
@@ -65,6 +67,16 @@ class RankGroup:
     def stop(self) -> None:
         """Start no group after the one that is at work, which ends with the cluster."""
         self._stopped.set()
+
+    def make_way(self) -> None:
+        """Have the ranks at work end: they hold what other groups wait for.
+
+        The group then ends too, unless another has left by then.
+        """
+        first_rank = self._ask("first_rank", self._work.group)
+        if first_rank is not None and first_rank != self._ended_rank:
+            self._ended_rank = first_rank
+            ray.kill(first_rank)
 
     def join(self, timeout_s: float) -> None:
         """Wait for its end."""
@@ -105,7 +117,7 @@ class RankGroup:
                 self._told(f"ranks died before they took a job: {failure}")
             if num_early_losses >= MAX_LOSSES_IN_PLACE:
                 raise GroupFailed(failure)
-            if gone and self._room.is_short():
+            if gone and self._room.num_excess():
                 self._told(f"group {group} ends: the nodes that are left have no room for it")
                 raise GroupFailed(failure)
 
@@ -128,6 +140,16 @@ class RankGroup:
 
     def _ask(self, method: str, *args: object, **options: object) -> Any:
         return ask(self._work.queue, method, *args, **options)
+
+
+def make_room(groups: Sequence[RankGroup], room: Room) -> None:
+    """Have as many groups end as the nodes that are left have no room for, the last ones.
+
+    Else each might hold what others wait for: a group its ranks, but none of them an engine.
+    """
+    at_work = [group for group in groups if group.is_alive()]
+    for group in at_work[len(at_work) - min(room.num_excess(), len(at_work)) :]:
+        group.make_way()
 
 
 def work_through(

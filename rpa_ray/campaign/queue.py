@@ -63,6 +63,7 @@ class JobQueue:
         self._unjudged: set[str] = set()
         self._taken: dict[int, str] = {}
         self._groups: set[int] = set()
+        self._first_ranks: dict[int, ActorHandle[Any]] = {}
         self._states: dict[str, JobState] = {}
         self._furthest: dict[str, int] = {}
         self._num_losses: dict[str, int] = {}
@@ -82,6 +83,14 @@ class JobQueue:
                 self._taken[group] = name
                 return name
         return ASK_AGAIN if self.num_waiting() else None
+
+    def join(self, group: int, first_rank: ActorHandle[Any]) -> None:
+        """Record the first rank of a group that has come up."""
+        self._first_ranks[group] = first_rank
+
+    def first_rank(self, group: int) -> ActorHandle[Any] | None:
+        """Return the first rank of a group, of the last that came up; None before."""
+        return self._first_ranks.get(group)
 
     def finish(self, group: int) -> None:
         """Record that a group is done with its job."""

@@ -74,6 +74,7 @@ def work(config: dict[str, Any]) -> None:
 
     Under ZeRO 3 one job is all: DeepSpeed keeps the memory of a destroyed engine there.
     """
+    import ray
     import torch
 
     from rpa_ray.jobs.process import LearnerProcess
@@ -81,6 +82,8 @@ def work(config: dict[str, Any]) -> None:
 
     given: Work = config["work"]
     ranks = Ranks.current()
+    if ranks.is_main:
+        ask(given.queue, "join", given.group, ray.get_runtime_context().current_actor)
     watchdog = Watchdog(silence_limit_s(given.cluster))
     progress = QueueProgress(given.queue, enabled=ranks.is_main, watchdog=watchdog)
     process = LearnerProcess(

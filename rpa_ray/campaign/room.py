@@ -19,44 +19,55 @@ class Room:
         self._cluster = cluster
         self._num_groups = num_groups
         self._there = living_nodes()
-        self._told = frozenset(map(_name, self._there))
+        self._is_smaller = False
+        self._told = self.nodes()
         self._lock = threading.Lock()
 
     def nodes(self) -> frozenset[str]:
         """Return the addresses and ids of the nodes that were there when last looked."""
-        with self._lock:
-            return frozenset(map(_name, self._there))
+        return frozenset(map(_name, self._there))
 
     def look(self) -> frozenset[str]:
         """Return the nodes that are left; of one just lost it waits until Ray knows.
 
         A cluster of one node is not asked: it ends with it.
         """
-        with self._lock:
-            if len(self._there) > 1:
-                ask_nodes(living_nodes(), _answer, limit_s=_NODE_LIMIT_S)
-                self._there = living_nodes()
-            return frozenset(map(_name, self._there))
+        if len(self._there) > 1:
+            ask_nodes(living_nodes(), _answer, limit_s=_NODE_LIMIT_S)
+            self._see()
+        return self.nodes()
 
-    def is_short(self) -> bool:
-        """Return whether a group has to leave for the others to fit; the last one stays."""
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Say which nodes were lost since this was last asked."""
+        self._see()
+        there = self.nodes()
+        for name in sorted(self._told - there):
+            say(f"lost node {name}; what it held goes on elsewhere, if there is room")
+        self._told = there
+
+    def num_excess(self) -> int:
+        """Return for how many groups there is no room since nodes were lost.
+
+        The last group stays, and waits for a node.
+        """
         with self._lock:
-            return self._num_groups > 1 and not self._fit()
+            if not self._is_smaller:
+                return 0
+            fitting = range(self._num_groups, 1, -1)
+            return self._num_groups - next(filter(self._has_room_for, fitting), 1)
 
     def leave(self) -> None:
         """Count one group less."""
         with self._lock:
             self._num_groups -= 1
 
-    def tell(self, say: Callable[[str], None]) -> None:
-        """Say which nodes were lost since this was last asked."""
-        there = frozenset(map(_name, living_nodes()))
-        for name in sorted(self._told - there):
-            say(f"lost node {name}; what it held goes on elsewhere, if there is room")
-        self._told = there
+    def _see(self) -> None:
+        with self._lock:
+            before, self._there = self.nodes(), living_nodes()
+            self._is_smaller |= not before <= self.nodes()
 
-    def _fit(self) -> bool:
-        cluster = self._cluster.model_copy(update={"parallel_cells": self._num_groups})
+    def _has_room_for(self, num_groups: int) -> bool:
+        cluster = self._cluster.model_copy(update={"parallel_cells": num_groups})
         try:
             place(cluster, [node.resources for node in self._there], "the Ray cluster")
         except ConfigError:

@@ -13,7 +13,7 @@ import yaml
 
 from rpa_ray.actors.pools import create_rollout_pool, create_scorer_pool
 from rpa_ray.campaign.attacked_weights import delete_attacked_weights, held
-from rpa_ray.campaign.groups import STORAGE_PREFIX, Background, RankGroup, work_through
+from rpa_ray.campaign.groups import STORAGE_PREFIX, Background, RankGroup, make_room, work_through
 from rpa_ray.campaign.growing import Growing
 from rpa_ray.campaign.job_state import JobState
 from rpa_ray.campaign.manifest import manifest
@@ -190,6 +190,7 @@ def _run(growing: Growing, view: View, releases: Releases | None) -> str:
                 view.show(states)
                 growing.clock.look(states, view.say)
                 room.tell(view.say)
+                make_room(groups, room)
 
             return work_through(groups, look, partial(ask, queue, "num_waiting"), releasing)
         finally:

@@ -1,4 +1,4 @@
-"""Several Ray nodes on this machine: results are those of one machine, also where nodes are lost.
+"""Several Ray nodes on this machine: results are those of one node, also where some are lost.
 
 The head holds drivers and queues alone. Nodes have as many CPUs as force Ray to spread a cell.
 """
@@ -41,7 +41,7 @@ def campaign(**cluster: Any) -> dict[str, Any]:
 
 
 class Campaign:
-    """A campaign at work, joined to a cluster where it is given one."""
+    """A campaign at work on a cluster that is joined."""
 
     def __init__(self, folder: Path, cache: Path, address: str, **cluster: Any) -> None:
         folder.mkdir()
@@ -49,11 +49,10 @@ class Campaign:
         self.log = folder / "log"
         config = folder / "campaign.yaml"
         config.write_text(yaml.safe_dump(campaign(**cluster)))
-        joined = {"RAY_ADDRESS": address} if address else {}
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
                 [RPA_RAY, "campaign", str(config), "--output", str(self.output)],
-                env=environment(RPA_RAY_CACHE=str(cache), **joined),
+                env=environment(RPA_RAY_CACHE=str(cache), RAY_ADDRESS=address),
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -108,18 +107,20 @@ def raylets() -> Iterator[Raylets]:
 
 
 @pytest.fixture(scope="module")
-def one_machine(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> list[Path]:
-    """Return the runs of this machine alone."""
-    running = Campaign(tmp_path_factory.mktemp("runs") / "one", cache, "")
+def one_node(tmp_path_factory: pytest.TempPathFactory, cache: Path, raylets: Raylets) -> list[Path]:
+    """Return the runs of one node that has all that a cell asks for."""
+    raylets.add({"whole": 2})
+    running = Campaign(tmp_path_factory.mktemp("runs") / "one", cache, raylets.address)
     try:
         return running.runs()
     finally:
         running.end()
+        raylets.kill("whole")
 
 
 @pytest.fixture(scope="module")
 def spread(
-    tmp_path_factory: pytest.TempPathFactory, cache: Path, one_machine: list[Path], raylets: Raylets
+    tmp_path_factory: pytest.TempPathFactory, cache: Path, one_node: list[Path], raylets: Raylets
 ) -> Iterator[list[Path]]:
     """Return the runs of a campaign that loses the node of the engine, then that of a rank.
 
@@ -147,18 +148,18 @@ def spread(
         running.end()
 
 
-def test_ranks_and_engine_on_three_nodes_give_the_digits_of_one_machine(
-    one_machine: list[Path], spread: list[Path]
+def test_ranks_and_engine_on_three_nodes_give_the_digits_of_one_node(
+    one_node: list[Path], spread: list[Path]
 ) -> None:
-    found = compare_folders(one_machine[0], spread[0])
+    found = compare_folders(one_node[0], spread[0])
     assert found.num_values > 40 * NUM_STEPS
     assert (found.num_not_equal, found.differences) == (0, [])
 
 
 def test_a_campaign_that_loses_nodes_of_a_rank_and_of_the_engine_ends_with_the_same_numbers(
-    one_machine: list[Path], spread: list[Path]
+    one_node: list[Path], spread: list[Path]
 ) -> None:
-    found = compare_folders(one_machine[1], spread[1])
+    found = compare_folders(one_node[1], spread[1])
     assert found.num_values > 40 * NUM_STEPS
     assert found.differences == []
     told = (spread[0].parents[0] / "losses.log").read_text()
@@ -168,7 +169,7 @@ def test_a_campaign_that_loses_nodes_of_a_rank_and_of_the_engine_ends_with_the_s
 def test_cells_side_by_side_become_one_at_a_time_where_a_lost_node_leaves_room_for_one(
     tmp_path: Path,
     cache: Path,
-    one_machine: list[Path],
+    one_node: list[Path],
     spread: list[Path],
     raylets: Raylets,
 ) -> None:
@@ -181,7 +182,7 @@ def test_cells_side_by_side_become_one_at_a_time_where_a_lost_node_leaves_room_f
         runs = running.runs()
     finally:
         running.end()
-    for one, other in zip(one_machine, runs, strict=True):
+    for one, other in zip(one_node, runs, strict=True):
         assert compare_folders(one, other).differences == []
     told = (running.output / "losses.log").read_text()
     assert "ends: the nodes that are left have no room for it" in told

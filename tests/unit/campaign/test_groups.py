@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import GetTimeoutError
 
 from rpa_ray.campaign import groups
-from rpa_ray.campaign.groups import GroupFailed, RankGroup, work_through
+from rpa_ray.campaign.groups import GroupFailed, RankGroup, make_room, work_through
 from rpa_ray.campaign.queue import ASK_AGAIN, JobQueue, LostJob
 from rpa_ray.campaign.ranks import Work, silence_limit_s
 from rpa_ray.config import ClusterSettings
@@ -36,8 +36,8 @@ class Nodes:
             self.there -= {self.losses.pop(0)}
         return self.there
 
-    def is_short(self) -> bool:
-        return self.short
+    def num_excess(self) -> int:
+        return int(self.short and self.num_left == 0)
 
     def leave(self) -> None:
         self.num_left += 1
@@ -295,3 +295,34 @@ def test_what_releases_the_jobs_is_waited_for_where_a_group_left_and_others_did_
     tune = SimpleNamespace(error=None, is_alive=lambda: len(asked) < 3)
     assert work_through([left], lambda: asked.append(0), lambda: 0, [tune]) == ""
     assert len(asked) == 4  # and once more at the end
+
+
+def test_the_last_groups_make_way_once_for_which_there_is_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, monkeypatch, cells=["a"], is_short=True)
+    is_over, killed = threading.Event(), list[Any]()
+    monkeypatch.setattr(groups, "run_work", lambda work, storage: str(is_over.wait(30) and ""))
+    monkeypatch.setattr(groups.ray, "kill", killed.append)
+    at_work = [scene.group(i) for i in range(3)]
+    try:
+        make_room(at_work, cast(Any, scene.nodes))
+        assert killed == []  # its ranks are not up yet
+        scene.queue.join(1, cast(Any, "rank of 1"))
+        scene.queue.join(2, cast(Any, "rank of 2"))
+        make_room(at_work, cast(Any, scene.nodes))
+        make_room(at_work, cast(Any, scene.nodes))
+        assert killed == ["rank of 2"]
+        scene.queue.join(2, cast(Any, "next rank of 2"))
+        make_room(at_work, cast(Any, scene.nodes))
+        assert killed == ["rank of 2", "next rank of 2"]
+        scene.nodes.short = False
+        scene.queue.join(2, cast(Any, "another"))
+        make_room(at_work, cast(Any, scene.nodes))
+        assert len(killed) == 2
+    finally:
+        for group in at_work:
+            group.stop()
+        is_over.set()
+        for group in at_work:
+            group.join(30)

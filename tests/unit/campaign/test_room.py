@@ -54,17 +54,28 @@ def test_groups_leave_until_the_others_fit_and_the_last_stays(
 ) -> None:
     cluster = Cluster(monkeypatch, node(1), node(2), node(3))
     found = Room(CLUSTER, 3)
-    assert not found.is_short()
     cluster.dead = [node(2), node(3)]
     found.look()
-    assert found.is_short()
+    assert found.num_excess() == 2
     found.leave()
-    assert found.is_short()  # two groups on one node
+    assert found.num_excess() == 1
     found.leave()
-    assert not found.is_short()
+    assert found.num_excess() == 0
     cluster.there = [node(1, cpus=1.0), node(4, cpus=0.0)]
     found.look()
-    assert not found.is_short()  # nor has one group room: it waits for a node
+    assert found.num_excess() == 0  # nor has one group room: it waits for a node
+
+
+def test_no_group_has_to_leave_as_long_as_every_node_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = Cluster(monkeypatch, node(1), node(2))
+    found = Room(CLUSTER, 3)  # Ray may have found room where there is none on paper
+    cluster.there.append(node(3))
+    found.look()
+    cluster.there.append(node(4))
+    found.look()
+    assert found.num_excess() == 0
 
 
 def test_a_lost_node_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
