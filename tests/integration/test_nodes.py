@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from command_line import RPA_RAY
 from observed_run import ENGINE, RANK, compare_folders
 from raylets import Raylets, environment
+
+from rpa_ray.campaign.room import Room
+from rpa_ray.cluster.nodes import living_nodes
+from rpa_ray.config import ClusterSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PARTS = ("model/chat.yaml", "data/beavertails_embedded.yaml", "cluster/cpu.yaml")
@@ -195,17 +200,41 @@ def test_a_node_with_a_disk_of_its_own_is_refused_by_run_and_doctor(
     running = Campaign(tmp_path / "refused", cache, raylets.address)
     try:
         assert running.status() == 2
+        doctor = subprocess.run(
+            [RPA_RAY, "doctor"],
+            env=environment(RAY_ADDRESS=raylets.address, RPA_RAY_CACHE=str(tmp_path / "cache")),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     finally:
         running.end()
+        raylets.kill("apart")
     told = " ".join(running.log.read_text().split())
     assert "--output must lie on storage that every node of the Ray cluster shares" in told
     assert re.search(r"Node \S+: \[Errno 2\] No such file or directory", told)
-    doctor = subprocess.run(
-        [RPA_RAY, "doctor"],
-        env=environment(RAY_ADDRESS=raylets.address, RPA_RAY_CACHE=str(tmp_path / "cache")),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     assert doctor.returncode == 1
     assert "shared storage: RPA_RAY_CACHE must lie on storage" in " ".join(doctor.stdout.split())
+
+
+def test_a_lost_node_is_known_once_it_was_asked_and_leaves_no_room_for_its_group(
+    raylets: Raylets,
+) -> None:
+    raylets.add({"kept": 1, "lost": 1})
+    ray.init(address=raylets.address, log_to_driver=False)
+    try:
+        cluster = ClusterSettings(
+            cpus_per_rank=1, cpus_per_rollout_worker=0, cpus_per_scorer_worker=0
+        )
+        room, said = Room(cluster, len(living_nodes()) - 1), list[str]()
+        before = room.look()
+        assert len(before) == len(living_nodes())
+        assert room.num_excess() == 0
+        raylets.kill("lost")
+        (gone,) = before - room.look()
+        assert room.num_excess() == 1
+        room.tell(said.append)
+        assert [gone in line for line in said] == [True]
+    finally:
+        ray.shutdown()
+        raylets.kill("kept")
