@@ -14,9 +14,6 @@ from pathlib import Path
 import psutil
 from processes import descendants, title
 
-from rpa_ray.cluster.address import require_ray_cluster
-from rpa_ray.config import ConfigError
-
 PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 RAY_WORKER_PORTS = range(10002, 20000)
 """Of another cluster on this machine that was started without a range of its own."""
@@ -37,7 +34,7 @@ class Raylets:
         self.address = f"127.0.0.1:{port}"
         head = ["--head", f"--port={port}", f"--temp-dir={folder}", "--include-dashboard=false"]
         self._start("head", 0.0, head, ())
-        _wait_until_up(self.address, self._nodes["head"])
+        self._wait_until_started("head")
 
     def add(self, cpus: Mapping[str, float], *, own_disk_over: Path | None = None) -> None:
         """Start nodes by name, which may have disks of their own in the place of a folder."""
@@ -125,13 +122,3 @@ def end(process: subprocess.Popen[bytes]) -> None:
         for child in own:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
-
-
-def _wait_until_up(address: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _START_LIMIT_S
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            return require_ray_cluster(address, "cluster.address")
-        except ConfigError:
-            time.sleep(0.5)
-    raise AssertionError(f"no head at {address}")

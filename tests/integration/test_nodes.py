@@ -29,7 +29,7 @@ NUM_STEPS = 6
 POLL_S = 0.05
 WAIT_LIMIT_S = 600.0
 
-pytestmark = pytest.mark.timeout(2700)
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.slow]
 
 
 def campaign(**cluster: Any) -> dict[str, Any]:
