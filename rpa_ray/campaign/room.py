@@ -53,7 +53,7 @@ class Room:
         with self._lock:
             if not self._is_smaller:
                 return 0
-            rooms = [node.resources for node in self._there]
+            rooms = [node.has for node in self._there]
             fitting = num_that_fit(self._cluster, rooms, self._num_groups)
             return self._num_groups - max(1, fitting)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ray.autoscaler.sdk import request_resources
 
-from rpa_ray.cluster.nodes import Node, free_resources, living_nodes
+from rpa_ray.cluster.nodes import Node, living_nodes
 from rpa_ray.cluster.placement import Placed, num_that_fit, workers_of
 from rpa_ray.cluster.resources import require_resources
 from rpa_ray.config import ClusterSettings, ConfigError, ExperimentSettings
@@ -72,8 +72,8 @@ def _places(settings: ExperimentSettings, num_cells: int, nodes: Sequence[Node])
     cluster = settings.cluster
     asked = num_cells if cluster.parallel_cells is not None else 1
     for is_busy, whose, rooms in (
-        (False, "the Ray cluster", [node.resources for node in nodes]),
-        (True, "the Ray cluster that nobody uses", free_resources(nodes)),
+        (False, "the Ray cluster", [node.has for node in nodes]),
+        (True, "the Ray cluster that nobody uses", [node.free for node in nodes]),
     ):
         if is_busy and cluster.parallel_cells is None:
             asked = max(1, num_that_fit(cluster, rooms, num_cells))
@@ -100,6 +100,6 @@ def still_alive(node_ids: Sequence[str]) -> Sequence[str]:
 def free_text() -> str:
     """Return in words what each node has free."""
     return "; ".join(
-        f"node {i}: {free.get('CPU', 0.0):g} CPUs and {free.get('GPU', 0.0):g} GPUs free"
-        for i, free in enumerate(free_resources(living_nodes()))
+        f"node {i}: {node.free.get('CPU', 0.0):g} CPUs and {node.free.get('GPU', 0.0):g} GPUs free"
+        for i, node in enumerate(living_nodes())
     )

@@ -18,7 +18,9 @@ class Node:
 
     id: str
     address: str
-    resources: Resources
+    has: Resources
+    free: Resources
+    """What nobody has reserved of it."""
 
 
 def living_nodes() -> list[Node]:
@@ -26,18 +28,18 @@ def living_nodes() -> list[Node]:
 
     Of one just lost Ray may not know yet.
     """
+    free = available_resources_per_node()  # type: ignore[no-untyped-call]
     nodes = [
-        Node(id=node["NodeID"], address=node["NodeManagerAddress"], resources=node["Resources"])
+        Node(
+            id=node["NodeID"],
+            address=node["NodeManagerAddress"],
+            has=node["Resources"],
+            free=free.get(node["NodeID"], {}),
+        )
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     ]
     return sorted(nodes, key=lambda node: node.id)
-
-
-def free_resources(nodes: Sequence[Node]) -> list[Resources]:
-    """Return what nobody has reserved of each node."""
-    free = available_resources_per_node()  # type: ignore[no-untyped-call]
-    return [free.get(node.id, {}) for node in nodes]
 
 
 def only_on(node_id: str) -> NodeAffinitySchedulingStrategy:

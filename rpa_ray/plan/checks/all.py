@@ -154,7 +154,7 @@ def _check_room(
     """Refuse what this machine, or those that a plan is made for, have no room for."""
     machines = settings.cluster.machines
     if machines is None or not on_paper:
-        check_placement(settings)
+        check_placement(settings, num_cells)
     if machines is not None:
         placed = placed_on_paper(settings, num_cells)
         if inputs is not None:

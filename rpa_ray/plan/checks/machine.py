@@ -71,11 +71,12 @@ def check_checkpoints(run_folder: Path, settings: ExperimentSettings) -> None:
         check_fits(checkpoint, num_ranks=cluster.num_ranks, zero_stage=stage)
 
 
-def check_placement(settings: ExperimentSettings) -> None:
+def check_placement(settings: ExperimentSettings, num_cells: int = 1) -> None:
     """Refuse a cluster on this machine that asks for more than there is.
 
     Ray would wait for ever for a CPU or a GPU that there is not. A cluster that is joined
-    (``cluster.address`` or RAY_ADDRESS) is judged once it is.
+    (``cluster.address`` or RAY_ADDRESS) is judged once it is. ``num_cells`` are those of the
+    campaign.
 
     Raises:
         ConfigError: with the sum that was asked and what there is.
@@ -83,7 +84,7 @@ def check_placement(settings: ExperimentSettings) -> None:
     if cluster_to_join(settings.cluster.address) is not None:
         return
     here = {"CPU": float(local_cpus()), "GPU": float(local_gpus())}
-    at_once = settings.cluster.parallel_cells or 1
+    at_once = _at_once(settings, num_cells)
     require_resources(settings, [here], "this machine", at_once)
     memory, there = at_once * memory_asked_gib(settings), local_memory_gib()
     if memory > there:
@@ -109,10 +110,16 @@ def placed_on_paper(settings: ExperimentSettings, num_cells: int) -> list[Placed
     """
     cluster = settings.cluster
     assert cluster.machines is not None
-    nodes, at_once = nodes_of(cluster.machines), cluster.parallel_cells
-    if at_once is None and gpus_asked(settings):
-        at_once = num_that_fit(cluster, nodes, num_cells)
-    return require_resources(settings, nodes, "cluster.machines", at_once or 1)
+    nodes = nodes_of(cluster.machines)
+    return require_resources(settings, nodes, "cluster.machines", _at_once(settings, num_cells))
+
+
+def _at_once(settings: ExperimentSettings, num_cells: int) -> int:
+    """Return how many of a campaign's cells run side by side at least."""
+    cluster = settings.cluster
+    if cluster.parallel_cells is None and cluster.machines is not None and gpus_asked(settings):
+        return max(1, num_that_fit(cluster, nodes_of(cluster.machines), num_cells))
+    return cluster.parallel_cells or 1
 
 
 def native_dtype_here(campaign: CampaignSettings) -> NativeDtype | None:

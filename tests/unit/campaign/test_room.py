@@ -9,7 +9,7 @@ from rpa_ray.config import ClusterSettings
 
 
 def node(number: int, cpus: float = 2.0) -> Node:
-    return Node(id=f"{number}" * 56, address=f"192.0.2.{number}", resources={"CPU": cpus})
+    return Node(id=f"{number}" * 56, address=f"192.0.2.{number}", has={"CPU": cpus}, free={})
 
 
 class Cluster:

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 
 from rpa_ray.cluster import joined
-from rpa_ray.cluster.joined import Node, find_room, still_alive
+from rpa_ray.cluster.joined import find_room, still_alive
+from rpa_ray.cluster.nodes import Node
 from rpa_ray.config import ConfigError, ExperimentSettings
 from rpa_ray.plan import parse_tree
 
@@ -18,7 +19,7 @@ class Clock:
         self.told: list[str] = []
         monkeypatch.setattr(joined.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(joined.time, "sleep", self.sleep)
-        monkeypatch.setattr(joined, "alive_nodes", lambda: nodes(self.now))
+        monkeypatch.setattr(joined, "living_nodes", lambda: nodes(self.now))
         monkeypatch.setattr(joined, "request_resources", lambda bundles: self.asked.append(bundles))
 
     def sleep(self, seconds: float) -> None:
@@ -28,7 +29,7 @@ class Clock:
 def node(name: str, gpus: float, free_gpus: float | None = None) -> Node:
     has = {"CPU": 8.0, "GPU": gpus}
     free = has if free_gpus is None else {"CPU": 8.0, "GPU": free_gpus}
-    return Node(id=name, has=has, free=free)
+    return Node(id=name, address=name, has=has, free=free)
 
 
 def cell(**cluster: Any) -> ExperimentSettings:

@@ -11,7 +11,7 @@ from rpa_ray.cluster.nodes import Node
 from rpa_ray.cluster.storage import echo, require_shared
 from rpa_ray.config import ConfigError
 
-NODES = [Node(id=str(i), address=f"192.0.2.{i}", resources={}) for i in (1, 2)]
+NODES = [Node(id=str(i), address=f"192.0.2.{i}", has={}, free={}) for i in (1, 2)]
 Seen = Callable[[str], object]
 """What a node answers when it is asked about a path of the driver's."""
 
