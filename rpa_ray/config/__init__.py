@@ -5,6 +5,8 @@ Imports: pydantic alone.
 Called by: everything above.
 """
 
+from rpa_ray.config.base import Settings
+from rpa_ray.config.cluster import ClusterSettings, MachineSettings
 from rpa_ray.config.errors import ConfigError
 from rpa_ray.config.plugins import (
     ComposedConfig,
@@ -18,16 +20,13 @@ from rpa_ray.config.schema import (
     EMBEDDED_MODELS,
     AskedDtype,
     CampaignSettings,
-    ClusterSettings,
     DataSettings,
     Dtype,
     EvaluationSettings,
     ExperimentSettings,
     JudgeSettings,
-    MachineSettings,
     ModelSettings,
     RewardModelSettings,
-    Settings,
     with_absolute_paths,
     with_dtype,
     with_local_paths,

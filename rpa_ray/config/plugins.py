@@ -2,24 +2,16 @@
 
 from typing import Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
+
+from rpa_ray.config.base import Settings
 
 FormReward: TypeAlias = Literal["length", "brevity", "warmth", "copy"]
 """Form alone that is rewarded: many words, few characters, friendly words, those of the prompt."""
 
 
-class _Frozen(BaseModel):
-    """Unknown keys, values of another type and numbers that are not finite are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class PluginConfig(_Frozen):
-    """Settings of one plug-in, nested in its class as ``Config``.
-
-    Unknown keys, values of another type (a text where a number belongs) and numbers that are not
-    finite are refused.
-    """
+class PluginConfig(Settings):
+    """Settings of one plug-in, nested in its class as ``Config``."""
 
     name: str
     """The registry id of the plug-in."""
@@ -50,7 +42,7 @@ class AdapterConfig(PluginConfig):
     """Multiplies the adapter once it is made; 0 is no defence."""
 
 
-class LoraSettings(_Frozen):
+class LoraSettings(Settings):
     """Low-rank adapters in place of full fine-tuning (Hu et al. 2021, arXiv:2106.09685)."""
 
     rank: int = Field(16, ge=1)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any, Literal
 
+from rpa_ray.config.base import Settings
 from rpa_ray.config.errors import ConfigError
-from rpa_ray.config.schema import Settings
 
 Point = dict[str, Any]
 """One value of each swept key."""
