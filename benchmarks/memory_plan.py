@@ -31,7 +31,7 @@ from rpa_ray.attacks import ATTACKS
 from rpa_ray.config import ClusterSettings, LoraSettings
 from rpa_ray.defences import DEFENCES
 from rpa_ray.learner.engine import Engine, EngineSettings, OptimizerSettings
-from rpa_ray.learner.modules import PolicyModel, add_lora
+from rpa_ray.learner.modules import PolicyModel, add_lora, checkpoint_layers
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.plan.memory import Parts, RankLoad, rank_memory
@@ -50,6 +50,8 @@ class Case:
     zero_stage: int = 1
     num_ranks: int = 1
     lora_rank: int | None = None
+    checkpointed: bool = False
+    """Whether layers are computed once more in the backward pass."""
     defence: str = "none"
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -59,6 +61,7 @@ CASES = {
     "zero 1, 2 ranks": Case(1, 2),
     "zero 2, 2 ranks": Case(2, 2),
     "zero 3, 2 ranks": Case(3, 2),
+    "zero 1, checkpointed": Case(checkpointed=True),
     "lora": Case(lora_rank=16),
     "lora, zero 2, 2 ranks": Case(2, 2, lora_rank=16),
     "lisa": Case(defence="lisa", settings={"rho": 1.0}),
@@ -206,7 +209,11 @@ def planned(case: Case, config: LlamaConfig, num_tokens: int) -> Parts:
         vocabulary_size=config.vocab_size,
         own_head_width=config.head_dim,
     )
-    cluster = ClusterSettings(zero_stage=case.zero_stage, num_ranks=case.num_ranks)
+    cluster = ClusterSettings(
+        zero_stage=case.zero_stage,
+        num_ranks=case.num_ranks,
+        gradient_checkpointing=case.checkpointed,
+    )
     rows_of_defence = 1 if case.defence in ("refusal_loss", "safegrad") else 0
     load = RankLoad(
         num_tokens=(1 + rows_of_defence) * num_tokens,
@@ -232,6 +239,8 @@ def training(case: Case, config: LlamaConfig, num_rows: int, num_tokens: int) ->
     defence = kind(kind.Config(**case.settings))
     defence.attach(module, {})
     defence.attach_compared(frozen)
+    if case.checkpointed:
+        checkpoint_layers(module)
     engine = Engine(
         module,
         EngineSettings(

@@ -152,7 +152,8 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     live layers           w min(N, ``LIVE_PARAMETERS``) under ZeRO-3
     buckets               w min(T, ``BUCKET_ELEMENTS``) under ZeRO-1; twice under ZeRO-2 and 3,
                           which cut them for the ranks while layers are still computed
-    activations           L t (8 H + 4 w H + w (2 A + 2 K) + 4 w I), under LoRA 2 w H less
+    activations           L t (8 H + 4 w H + w (2 A + 2 K) + 4 w I), under LoRA 2 w H less; of
+                          checkpointed layers those of one, and w (L + 1) t H for their inputs
     head                  12 t V: logits and their gradients, in bfloat16 and in fp32
     optimizer step        the flat gradient of what the rank steps, w T / R, and in fp32, 4 T / R,
                           as far as they need more than the four parts above, which are gone then
@@ -169,7 +170,7 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     passing = {
         "live layers": weight * min(shape.num_parameters, LIVE_PARAMETERS) * (stage == 3),
         "buckets": weight * min(trained, BUCKET_ELEMENTS) * (0, 1, 2, 2)[stage],
-        "activations": shape.num_layers * load.num_tokens * _layer_bytes(shape, load),
+        "activations": load.num_tokens * _activation_bytes(shape, cluster, load),
         "head": 12 * load.num_tokens * shape.vocabulary_size,
     }
     step = (weight + (4 if weight < 4 else 0)) * trained / num_ranks if stage else 0
@@ -186,12 +187,15 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     return {name: gib for name, gib in parts.items() if gib}
 
 
-def _layer_bytes(shape: ModelShape, load: RankLoad) -> int:
-    """Return the bytes that a layer keeps of a token for its backward pass."""
+def _activation_bytes(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> int:
+    """Return the bytes that all layers keep of a token for the backward pass."""
     weight, hidden = load.bytes_a_weight, shape.hidden_width
     num_normed = 4 if load.lora_rank is None else 2
     attention = 2 * shape.num_heads * shape.head_width + 2 * shape.kv_width
-    return 8 * hidden + weight * (num_normed * hidden + attention + 4 * shape.mlp_width)
+    layer = 8 * hidden + weight * (num_normed * hidden + attention + 4 * shape.mlp_width)
+    if cluster.gradient_checkpointing:
+        return layer + weight * (shape.num_layers + 1) * hidden
+    return shape.num_layers * layer
 
 
 def transfer(cluster: ClusterSettings) -> str:

@@ -37,7 +37,7 @@ from rpa_ray.defences import DEFENCES
 from rpa_ray.learner import checkpoints
 from rpa_ray.learner.checkpoints import Checkpoints
 from rpa_ray.learner.engine import OptimizerSettings
-from rpa_ray.learner.modules import PolicyModel, add_lora
+from rpa_ray.learner.modules import PolicyModel, add_lora, checkpoint_layers
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.loop import Source
@@ -106,6 +106,8 @@ class Case:
     variant: int = 0
     adapters: bool = False
     """Whether adapters are trained, and on two ranks."""
+    checkpointed: bool = False
+    """Whether layers are computed once more in the backward pass."""
 
     def make_attack(self, defence: OnlineDefence) -> Attack:
         settings: dict[str, Any] = {"batch_size": BATCH_SIZE}
@@ -166,6 +168,8 @@ class Scene:
         self.defence.attach_reference(self.reference)
         compared = original if self.defence.compared_model is None else self.frozen(seed=5)
         self.defence.attach_compared(compared)
+        if case.checkpointed:
+            checkpoint_layers(module.eval())
         # Nearly proportional to the gradient, so that rounding stays rounding.
         rate = self.defence.learning_rate(0.1)
         self.engine = tiny_engine(
@@ -424,6 +428,15 @@ def assert_same(here: Outcome, there: Outcome) -> None:
 def test_a_pair_trains_on_the_device_as_on_the_cpu(attack: str, defence: str, models: Path) -> None:
     for case in cases_of(attack, defence):
         assert_same(outcome_of(case, True, models), outcome_of(case, False, models))
+
+
+@pytest.mark.parametrize(("attack", "defence"), PAIRS)
+def test_a_pair_learns_the_same_with_layers_that_are_computed_again(
+    attack: str, defence: str, models: Path
+) -> None:
+    for case in cases_of(attack, defence):
+        again = outcome_of(replace(case, checkpointed=True), False, models)
+        assert_same(again, outcome_of(case, False, models))
 
 
 def test_every_attack_that_trains_and_every_defence_is_in_a_pair() -> None:

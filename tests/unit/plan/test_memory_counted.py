@@ -31,6 +31,7 @@ def small_llama() -> LlamaConfig:
     [
         ("zero 1", STATES),
         ("zero 1", ACTIVATIONS),
+        ("zero 1, checkpointed", ACTIVATIONS),
         ("lora", ACTIVATIONS),
         ("lisa", STATES),
         ("refusal_loss", ACTIVATIONS),
