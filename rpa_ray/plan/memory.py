@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from rpa_ray.attacks import ATTACKS
 from rpa_ray.config import ClusterSettings, ExperimentSettings, RolloutConfig
 from rpa_ray.defences import defence_of, offline_defence, online_defences
-from rpa_ray.learner.size import BUCKET_ELEMENTS, LIVE_PARAMETERS
+from rpa_ray.learner.size import BUCKET_ELEMENTS, LIVE_PARAMETERS, STEPPED_MASTERS
 from rpa_ray.plan.model_shapes import ModelShape
 from rpa_ray.plugin import DEFENCE_BATCHES, Need, SampledOfflineDefence
 from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellModels
@@ -155,8 +155,9 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     activations           L t (8 H + 4 w H + w (2 A + 2 K) + 4 w I), under LoRA 2 w H less; of
                           checkpointed layers those of one, and w (L + 1) t H for their inputs
     head                  12 t V: logits and their gradients, in bfloat16 and in fp32
-    optimizer step        the flat gradient of what the rank steps, w T / R, and in fp32, 4 T / R,
-                          as far as they need more than the four parts above, which are gone then
+    optimizer step        the flat gradient of what is stepped at once, w T / R, and in fp32,
+                          4 T / R (of at most ``STEPPED_MASTERS`` under ZeRO-3), as far as they
+                          need more than the four parts above, which are gone then
     defence               4 T / R for each of ``num_shard_copies``; without ZeRO 4 T
     push                  :data:`PUSH_GIB`, where engines get the weights
     ====================  ==================================================================
@@ -173,12 +174,15 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
         "activations": load.num_tokens * _activation_bytes(shape, cluster, load),
         "head": 12 * load.num_tokens * shape.vocabulary_size,
     }
-    step = (weight + (4 if weight < 4 else 0)) * trained / num_ranks if stage else 0
-    num_bytes = passing | {
+    stepped = trained / num_ranks if stage in (1, 2) else min(trained / num_ranks, STEPPED_MASTERS)
+    step = (weight + (4 if weight < 4 else 0)) * stepped if stage else 0
+    num_bytes = {
         "weights": weight * (shape.num_parameters + num_adapter) / shared_by[3],
         "gradients": weight * trained / shared_by[2],
         "masters": (12 if stage else 8) * trained / shared_by[1],
         "frozen copies": load.num_frozen * weight * shape.num_parameters,
+    } | passing
+    num_bytes |= {
         "optimizer step": max(0, step - sum(passing.values())),
         "defence": load.num_shard_copies * 4 * trained / shared_by[1],
     }
