@@ -26,7 +26,7 @@ from rpa_ray.data.collate import TokenRow, collate_pairs, collate_tokens
 from rpa_ray.defences import DEFENCES
 from rpa_ray.learner.checkpoints import Checkpoints
 from rpa_ray.learner.engine import OptimizerSettings
-from rpa_ray.learner.modules import PolicyModel, add_lora
+from rpa_ray.learner.modules import PolicyModel, add_lora, checkpoint_layers
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.learner.step import Learner, as_outputs
 from rpa_ray.loop import Source
@@ -93,6 +93,8 @@ class Case:
     variant: int = 0
     adapters: bool = False
     """Whether adapters are trained, and on two ranks."""
+    checkpointed: bool = False
+    """Whether layers are computed once more in the backward pass."""
 
     def make_attack(self, defence: OnlineDefence) -> Attack:
         settings: dict[str, Any] = {"batch_size": BATCH_SIZE}
@@ -155,6 +157,8 @@ class Scene:
         self.defence.attach_reference(self.reference)
         compared = original if self.defence.compared_model is None else self.frozen(seed=5)
         self.defence.attach_compared(compared)
+        if case.checkpointed:
+            checkpoint_layers(module.eval())
         # Nearly proportional to the gradient, so that rounding stays rounding.
         rate = self.defence.learning_rate(0.1)
         self.engine = tiny_engine(

@@ -68,6 +68,9 @@ class ClusterSettings(Settings):
     zero_stage: Literal[0, 1, 2, 3] = 1
     micro_batch_size: int | None = Field(None, ge=1)
     """Rows of one rank in one backward pass; None takes its whole part of the batch."""
+    gradient_checkpointing: bool = False
+    """Keep of each layer its input alone for the backward pass, which computes the layer once more:
+    a step takes about a third longer, and the memory of one layer in place of all."""
     deepspeed: Path | None = Field(None, strict=False)
     """A DeepSpeed JSON whose keys win over ours."""
     timeout_s: float = Field(600.0, gt=0)

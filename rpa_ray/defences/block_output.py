@@ -11,8 +11,7 @@ from rpa_ray.plugin import Forward
 class BlockOutput:
     """The hidden states [batch, seq, width] that one block of a decoder hands to the next.
 
-    Its hook is registered once and does nothing outside :meth:`of`. Gradient checkpointing is not
-    for it.
+    Its hook is registered once and does nothing outside :meth:`of`.
     """
 
     def __init__(self, layer: int | None) -> None:

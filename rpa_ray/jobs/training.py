@@ -11,7 +11,7 @@ from typing import Any
 from rpa_ray.jobs.process import LearnerProcess
 from rpa_ray.learner.checkpoints import Checkpoints, Stateful
 from rpa_ray.learner.engine import Engine, OptimizerSettings
-from rpa_ray.learner.modules import PolicyModel, ScoreModel
+from rpa_ray.learner.modules import PolicyModel, ScoreModel, checkpoint_layers
 from rpa_ray.learner.step import Learner
 from rpa_ray.loop import Source, train
 from rpa_ray.plugin import Forward, Need, Objective, OnlineDefence
@@ -127,6 +127,8 @@ def set_up(
         batches: What the defence draws from, by need.
         frozen: The model that the defence compares with.
     """
+    if process.cluster.gradient_checkpointing:
+        checkpoint_layers(module)
     engine = Engine(
         module, process.engine_settings(optimizer, batch_size=rows_per_step, dtype=dtype)
     )

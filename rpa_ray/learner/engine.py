@@ -35,8 +35,9 @@ class Engine:
         self.num_scheduled_updates = 0
         """Those of the updates that the schedule of the learning rate counts."""
         trained = [p for p in module.parameters() if p.requires_grad]
+        config = deepspeed_config(settings, num_trained=sum(p.numel() for p in trained))
         self._engine, *_ = deepspeed.initialize(
-            model=module, model_parameters=trained, config=deepspeed_config(settings)
+            model=module, model_parameters=trained, config=config
         )
         from rpa_ray.learner.engine_files import EngineFiles
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from rpa_ray.learner.size import BUCKET_ELEMENTS
+
 CHECKPOINT_KEYS = ("checkpoint", "nebula", "datastates_ckpt")
 """Sections of a DeepSpeed JSON that have state kept in other ways, which may run what they read."""
 
@@ -41,11 +43,12 @@ class EngineSettings:
     deepspeed_file: Path | None = None
 
 
-def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
+def deepspeed_config(settings: EngineSettings, num_trained: int) -> dict[str, Any]:
     """Return the DeepSpeed JSON of a job; the user's own file wins key by key.
 
-    DeepSpeed accumulates nothing by itself: it would divide losses that are already divided by the
-    counts of the whole step.
+    The bucket in which ZeRO sums gradients is no larger than the ``num_trained`` parameters that
+    have one: DeepSpeed takes its memory whether it is filled or not. DeepSpeed accumulates nothing
+    by itself: it would divide losses that are already divided by the counts of the whole step.
 
     Raises:
         ValueError: the user's file sets one of the batch sizes, or how checkpoints are written.
@@ -62,7 +65,10 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
         "gradient_clipping": optimizer.max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": settings.bf16},
-        "zero_optimization": {"stage": settings.zero_stage},
+        "zero_optimization": {
+            "stage": settings.zero_stage,
+            "reduce_bucket_size": min(BUCKET_ELEMENTS, num_trained),
+        },
         "optimizer": {
             "type": "AdamW",
             "params": {

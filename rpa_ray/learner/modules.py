@@ -225,6 +225,33 @@ def init_policy(config: PretrainedConfig, *, seed: int, dtype: torch.dtype) -> P
     return PolicyModel(without_dropout(model.to(dtype)), value_head_seed=None)
 
 
+def checkpoint_layers(model: PolicyModel | ScoreModel) -> None:
+    """Keep of each layer its input for the backward pass, and compute the rest once more there.
+
+    Hooks in a layer run again with it. Losses may be of what is inside a layer.
+
+    Raises:
+        ConfigError: the model's layers cannot do it.
+
+    Source: Chen et al. 2016 (arXiv:1604.06174), by torch's non-reentrant form.
+    """
+    policy = model.policy
+    if not policy.supports_gradient_checkpointing:
+        raise ConfigError(
+            "cluster.gradient_checkpointing",
+            "be false for a model whose layers cannot be computed again",
+            True,
+            f"{type(policy).__name__} is one: set it to false.",
+        )
+    policy.gradient_checkpointing_enable({"use_reentrant": False})
+    # It has the embeddings need a gradient, which reentrant passes alone ask for.
+    policy.disable_input_require_grads()
+    for module in policy.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            # Layers look at this flag of theirs; of the rest of a loaded model it stays False.
+            module.training = True
+
+
 def load_score_model(
     path: Path | str, *, num_labels: int, pad_token_id: int, seed: int, dtype: torch.dtype
 ) -> ScoreModel:

@@ -4,11 +4,14 @@ Everything is a function of sizes and settings alone, in GiB of 2**30 bytes. Wha
 tensors that the code holds at the same time, at most; that GPUs fill like this was not measured.
 
 Letters of the formulas: N parameters; T trained ones, N or those of the adapters; R ranks; w bytes
-of a weight (2 in bfloat16); L layers; H, I channels of the states and of the MLP; V tokens of the
-vocabulary; t tokens of one backward pass; tp GPUs of an engine. "ZeRO" is Rajbhandari et al. 2020
-(arXiv:1910.02054), section 3; the activations of a layer follow Korthikanti et al. 2022
-(arXiv:2205.05198), section 4, without dropout, with attention that keeps no square of scores, and
-with a gated MLP.
+of a weight (2 in bfloat16); L layers; H, I channels of the states and of the MLP; A, K those of all
+queries and of all keys; V tokens of the vocabulary; t tokens of one backward pass; tp GPUs of an
+engine. "ZeRO" is Rajbhandari et al. 2020 (arXiv:1910.02054), section 3, with DeepSpeed's buffers.
+The activations of a layer are what transformers' Llama keeps for the backward pass. A norm keeps
+its input in fp32, what it made of it and, unless it is frozen, that times its weight: 4 H + 2 w H.
+Attention, which keeps no square of scores, has queries, keys, values and outputs: w (2 A + 2 K). A
+gated MLP has four states: 4 w I. What tensors hold in trainings on a processor is within 15 % of it
+(``benchmarks/memory_plan_cpu2_202611.md``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +20,7 @@ from dataclasses import dataclass
 from rpa_ray.attacks import ATTACKS
 from rpa_ray.config import ClusterSettings, ExperimentSettings, RolloutConfig
 from rpa_ray.defences import defence_of, offline_defence, online_defences
+from rpa_ray.learner.size import BUCKET_ELEMENTS, LIVE_PARAMETERS, STEPPED_MASTERS
 from rpa_ray.plan.model_shapes import ModelShape
 from rpa_ray.plugin import DEFENCE_BATCHES, Need, SampledOfflineDefence
 from rpa_ray.recipes.cell_models import MAX_MODEL_LEN, CellModels
@@ -30,8 +34,6 @@ LONGEST_ANSWER_TOKENS = 512
 """Longest answer of a data set that is planned for."""
 CONTEXT_GIB = 1.0
 """CUDA context and NCCL's buffers of a rank."""
-LIVE_LAYERS_GIB = 3.0
-"""Under ZeRO-3: at most 1e9 gathered bfloat16 parameters, and buckets (DeepSpeed's defaults)."""
 PUSH_GIB = {"ipc": 1.0, "nccl": 2.4, "object_store": 0.0}
 """Buffers of a push of weights: one of 1 GiB, or two, with NCCL's channels; none through Ray."""
 GRAPHS_GIB = 3.0
@@ -145,9 +147,15 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     masters               12 T / R: fp32 weights and Adam's two moments (ZeRO); without ZeRO the
                           moments of all weights, 8 T
     frozen copies         w N each: whole on every rank, under LoRA too
-    live layers           :data:`LIVE_LAYERS_GIB` under ZeRO-3
-    activations           L t (18 H + 6 I), none checkpointed, at w = 2
+    live layers           w min(N, ``LIVE_PARAMETERS``) under ZeRO-3
+    buckets               w min(T, ``BUCKET_ELEMENTS``) under ZeRO-1; twice under ZeRO-2 and 3,
+                          which cut them for the ranks while layers are still computed
+    activations           L t (8 H + 4 w H + w (2 A + 2 K) + 4 w I), under LoRA 2 w H less; of
+                          checkpointed layers those of one, and w (L + 1) t H for their inputs
     head                  12 t V: logits and their gradients, in bfloat16 and in fp32
+    optimizer step        the flat gradient of what is stepped at once, w T / R, and in fp32,
+                          4 T / R (of at most ``STEPPED_MASTERS`` under ZeRO-3), as far as they
+                          need more than the four parts above, which are gone then
     defence               4 T / R for each of ``num_shard_copies``; without ZeRO 4 T
     push                  :data:`PUSH_GIB`, where engines get the weights
     ====================  ==================================================================
@@ -158,20 +166,38 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
         num_adapter = trained = shape.num_adapter_parameters(load.lora_rank)
     shared_by = {at: num_ranks if stage >= at else 1 for at in (1, 2, 3)}
     weight = load.bytes_a_weight
-    states = 18 * shape.hidden_width + 6 * shape.mlp_width
+    passing = {
+        "live layers": weight * min(shape.num_parameters, LIVE_PARAMETERS) * (stage == 3),
+        "buckets": weight * min(trained, BUCKET_ELEMENTS) * (0, 1, 2, 2)[stage],
+        "activations": load.num_tokens * _activation_bytes(shape, cluster, load),
+        "head": 12 * load.num_tokens * shape.vocabulary_size,
+    }
+    stepped = trained / num_ranks if stage in (1, 2) else min(trained / num_ranks, STEPPED_MASTERS)
+    step = (weight + (4 if weight < 4 else 0)) * stepped if stage else 0
     num_bytes = {
         "weights": weight * (shape.num_parameters + num_adapter) / shared_by[3],
         "gradients": weight * trained / shared_by[2],
         "masters": (12 if stage else 8) * trained / shared_by[1],
         "frozen copies": load.num_frozen * weight * shape.num_parameters,
-        "activations": weight / 2 * shape.num_layers * load.num_tokens * states,
-        "head": 12 * load.num_tokens * shape.vocabulary_size,
+    } | passing
+    num_bytes |= {
+        "optimizer step": max(0, step - sum(passing.values())),
         "defence": load.num_shard_copies * 4 * trained / shared_by[1],
     }
     parts = {"context": CONTEXT_GIB} | {name: of / GIB for name, of in num_bytes.items()}
-    parts["live layers"] = LIVE_LAYERS_GIB if stage == 3 else 0.0
     parts["push"] = PUSH_GIB[transfer(cluster)] if load.is_served else 0.0
     return {name: gib for name, gib in parts.items() if gib}
+
+
+def _activation_bytes(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> int:
+    """Return the bytes that all layers keep of a token for the backward pass."""
+    weight, hidden = load.bytes_a_weight, shape.hidden_width
+    num_normed = 4 if load.lora_rank is None else 2
+    attention = 2 * shape.num_heads * shape.head_width + 2 * shape.kv_width
+    layer = 8 * hidden + weight * (num_normed * hidden + attention + 4 * shape.mlp_width)
+    if cluster.gradient_checkpointing:
+        return layer + weight * (shape.num_layers + 1) * hidden
+    return shape.num_layers * layer
 
 
 def transfer(cluster: ClusterSettings) -> str:

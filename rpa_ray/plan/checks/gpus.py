@@ -32,10 +32,10 @@ KINDS = ("rank", "rollout_worker", "scorer_worker")
 HARDENING = "hardening_rank"
 """A rank while an offline defence trains its model."""
 _REMEDIES = {
-    HARDENING: "Take more ranks, cluster.zero_stage: 3, a smaller defence.batch_size, or larger "
-    "GPUs.",
-    "rank": "Take adapters (attack.lora: {rank: 16}), more ranks, another cluster.zero_stage, a "
-    "smaller cluster.micro_batch_size, or larger GPUs.",
+    HARDENING: "Take more ranks, cluster.zero_stage: 3, cluster.gradient_checkpointing: true, a "
+    "smaller defence.batch_size, or larger GPUs.",
+    "rank": "Take adapters (attack.lora: {rank: 16}), more ranks, another cluster.zero_stage, "
+    "cluster.gradient_checkpointing: true, a smaller cluster.micro_batch_size, or larger GPUs.",
     "rollout_worker": "Take larger GPUs, or more of them for an engine "
     "(cluster.gpus_per_rollout_worker).",
     "scorer_worker": "Take larger GPUs, or smaller scoring models.",

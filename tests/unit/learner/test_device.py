@@ -80,6 +80,15 @@ def test_a_pair_trains_on_the_device_as_on_the_cpu(attack: str, defence: str, mo
         assert_same(outcome_of(case, True, models), outcome_of(case, False, models))
 
 
+@pytest.mark.parametrize(("attack", "defence"), PAIRS)
+def test_a_pair_learns_the_same_with_layers_that_are_computed_again(
+    attack: str, defence: str, models: Path
+) -> None:
+    for case in cases_of(attack, defence):
+        again = outcome_of(replace(case, checkpointed=True), False, models)
+        assert_same(again, outcome_of(case, False, models))
+
+
 def test_every_attack_that_trains_and_every_defence_is_in_a_pair() -> None:
     assert {attack for attack, _ in PAIRS} == set(TRAINING)
     assert {defence for _, defence in PAIRS} == set(DEFENCES)

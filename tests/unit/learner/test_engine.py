@@ -385,10 +385,11 @@ def test_the_config_holds_the_global_batch_and_the_optimizer() -> None:
     optimizer = OptimizerSettings(
         learning_rate=3e-4, num_steps=1, max_grad_norm=0.7, weight_decay=0.1, betas=(0.8, 0.9)
     )
-    config = deepspeed_config(settings_of(optimizer))
+    config = deepspeed_config(settings_of(optimizer), num_trained=100)
     assert config["train_batch_size"] == 6
     assert config["gradient_clipping"] == 0.7
     assert config["bf16"] == {"enabled": True}
+    assert config["zero_optimization"]["reduce_bucket_size"] == 100
     assert config["optimizer"]["params"]["lr"] == 3e-4
     assert config["optimizer"]["params"]["weight_decay"] == 0.1
     assert config["optimizer"]["params"]["betas"] == [0.8, 0.9]
@@ -399,7 +400,8 @@ def test_adam_is_torchs_own_which_is_not_compiled_at_its_first_use(
     has_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
-    config = deepspeed_config(settings_of(OptimizerSettings(learning_rate=3e-4, num_steps=1)))
+    settings = settings_of(OptimizerSettings(learning_rate=3e-4, num_steps=1))
+    config = deepspeed_config(settings, num_trained=100)
     params = config["optimizer"]["params"]
     assert params["torch_adam"] and params["fused"]
 
@@ -408,7 +410,7 @@ def test_keys_of_the_users_own_deepspeed_file_win(tmp_path: Path) -> None:
     file = tmp_path / "deepspeed.json"
     file.write_text(json.dumps({"gradient_clipping": 0.5, "zero_optimization": {"stage": 2}}))
     optimizer = OptimizerSettings(learning_rate=1e-3, num_steps=1, max_grad_norm=0.7)
-    config = deepspeed_config(settings_of(optimizer, deepspeed_file=file))
+    config = deepspeed_config(settings_of(optimizer, deepspeed_file=file), num_trained=100)
     assert config["gradient_clipping"] == 0.5
     assert config["zero_optimization"] == {"stage": 2}
     assert config["train_batch_size"] == 6
@@ -422,7 +424,7 @@ def test_what_the_users_own_file_must_leave_to_us_is_refused(tmp_path: Path, nam
     file.write_text(json.dumps({name: 4}))
     settings = settings_of(OptimizerSettings(learning_rate=1e-3, num_steps=1), deepspeed_file=file)
     with pytest.raises(ValueError, match=f"cluster.deepspeed must leave {name} out, got 4."):
-        deepspeed_config(settings)
+        deepspeed_config(settings, num_trained=100)
 
 
 def test_a_stage_from_the_users_own_file_is_gathered_as_that_stage(tmp_path: Path) -> None:

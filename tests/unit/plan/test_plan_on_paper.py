@@ -69,8 +69,9 @@ def test_every_table_of_the_papers_is_planned_without_gpus_and_hub(
 def test_the_largest_cell_is_told_by_part(own_cache: Path) -> None:
     text = printed(PAPER / "table10.yaml", own_cache, "data.num_samples=2000")
     assert (
-        "GPU of a rank with ppo kl_coefficient kl_coef=0.001: 51.6 GiB (context 1.0, weights 12.6, "
-        "gradients 3.1, masters 18.8, frozen copies 12.6, activations 1.1, head 0.1, push 2.4)"
+        "GPU of a rank with ppo kl_coefficient kl_coef=0.001: 59.9 GiB (context 1.0, weights 12.6, "
+        "gradients 3.1, masters 18.8, frozen copies 12.6, buckets 1.9, activations 1.4, head 0.1, "
+        "optimizer step 6.0, push 2.4)"
     ) in text
     assert (
         "a checkpoint: 87.9 GiB on disk, two at a time; main memory while models are loaded: "
@@ -101,9 +102,10 @@ def refusal(own_cache: Path, *overrides: str, config: str = "table10", **options
 def test_all_weights_on_one_rank_do_not_fit(own_cache: Path) -> None:
     told = refusal(own_cache, "cluster.num_ranks=1")
     assert told.startswith(
-        "cluster must leave room on every GPU, of whose 79.6 GiB 78.0 can be used, got '117.5 GiB "
+        "cluster must leave room on every GPU, of whose 79.6 GiB 78.0 can be used, got '154.0 GiB "
         "on one (rank: context 1.0, weights 12.6, gradients 12.6, masters 75.3, frozen copies "
-        "12.6, activations 1.1, head 0.1, push 2.4)'. Take adapters (attack.lora: {rank: 16}),"
+        "12.6, buckets 1.9, activations 1.4, head 0.1, optimizer step 34.3, push 2.4)'. "
+        "Take adapters (attack.lora: {rank: 16}),"
     )
 
 
@@ -111,14 +113,14 @@ def test_copies_that_an_offline_defence_keeps_count_while_it_hardens(own_cache: 
     # Five of 4 x 6,738,415,616 / 4 bytes: all ranks share masters and gradients under ZeRO-2 too.
     told = refusal(own_cache, "cluster.zero_stage=2", config="table4")
     assert (
-        "cluster must leave room on every GPU, of whose 79.6 GiB 78.0 can be used, got '82.3 GiB "
+        "cluster must leave room on every GPU, of whose 79.6 GiB 78.0 can be used, got '88.9 GiB "
         "on one (hardening rank: context 1.0, weights 12.6, gradients 3.1, masters 18.8, frozen "
-        "copies 12.6, activations 2.7, head 0.2, defence 31.4)'. Take more ranks, "
-        "cluster.zero_stage: 3"
+        "copies 12.6, buckets 1.9, activations 3.6, head 0.2, optimizer step 3.8, defence 31.4)'. "
+        "Take more ranks, cluster.zero_stage: 3"
     ) in told
     text = printed(PAPER / "table4.yaml", own_cache)
     assert "GPU of a hardening rank with " in text
-    assert "defence 31.4, live layers 3.0)" in text
+    assert "live layers 1.9, buckets 1.9, activations 3.6, head 0.2, defence 31.4)" in text
 
 
 def test_an_engine_that_does_not_fit_its_share_is_refused(own_cache: Path) -> None:
