@@ -289,7 +289,7 @@ def doctor() -> None:
     """Check versions, libraries, devices, CPUs, memory and disk, and say how to mend what is wrong.
 
     Where RAY_ADDRESS names a cluster, each of its nodes is asked whether it shares the cache.
-    Leaves no file behind. Exit status 1 where something fails.
+    Writes no file that stays. Exit status 1 where something fails.
     """
     from rpa_ray.cluster.doctor import print_findings
 
