@@ -1,9 +1,10 @@
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from ray.exceptions import RayTaskError
 
-from rpa_ray.actors.pools import _contiguous_parts
+from rpa_ray.actors.pools import Seat, _contiguous_parts, _start
 from rpa_ray.actors.worker_pool import Member, WorkerPool, _last_lines
 
 
@@ -32,3 +33,41 @@ def test_a_workers_error_is_told_before_where_it_came_from() -> None:
         "worker 0 must answer load, got RuntimeError: no such kernel"
     )
     assert "line 19" in str(told) and "line 2\n" not in str(told)
+
+
+class Started:
+    """An actor class that notes with what options its actors are started."""
+
+    def __init__(self) -> None:
+        self.options_of: list[dict[str, Any]] = []
+
+    def options(self, **options: Any) -> Any:
+        self.options_of.append(options)
+        handle = SimpleNamespace(prewarm=SimpleNamespace(remote=lambda: None))
+        return SimpleNamespace(remote=lambda: handle)
+
+
+def test_a_worker_beside_a_rank_is_bound_to_its_node_and_sees_its_gpu() -> None:
+    started = Started()
+    seat = Seat(node_id="a" * 56, gpu_id="3", is_bound=True)
+    _start(started, "engine", {"num_cpus": 0, "num_gpus": 0.0}, {"OMP_NUM_THREADS": "1"}, [seat])
+    (options,) = started.options_of
+    assert options["num_gpus"] == 0
+    assert options["runtime_env"]["env_vars"] == {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "3",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    strategy = options["scheduling_strategy"]
+    assert (strategy.node_id, strategy.soft) == ("a" * 56, False)
+
+
+def test_a_worker_that_lies_apart_goes_elsewhere_where_its_node_is_lost() -> None:
+    started = Started()
+    seats = [Seat(node_id="a" * 56), None]
+    members = _start(started, "engine", {"num_cpus": 1, "num_gpus": 1.0}, {}, seats)
+    assert [member.name for member in members] == ["engine 0", "engine 1"]
+    placed, free = started.options_of
+    assert placed["scheduling_strategy"].soft
+    assert "scheduling_strategy" not in free
+    assert "CUDA_VISIBLE_DEVICES" not in placed["runtime_env"]["env_vars"]
