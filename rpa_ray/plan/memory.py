@@ -151,8 +151,10 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     buckets               w min(T, ``BUCKET_ELEMENTS``) under ZeRO-1; twice under ZeRO-2 and 3,
                           which cut them for the ranks while layers are still computed
     activations           L t (8 H + 4 w H + w (2 A + 2 K) + 4 w I), under LoRA 2 w H less; of
-                          checkpointed layers those of one, and w (L + 1) t H for their inputs
-    head                  12 t V: logits and their gradients, in bfloat16 and in fp32
+                          checkpointed layers those of one with its gradients, 2 w t I, and
+                          w (L + 1) t H for the inputs of all
+    head                  12 t V: logits and their gradients, in bfloat16 and in fp32; beside
+                          checkpointed layers what it needs more than the one computed again
     optimizer step        the flat gradient of what is stepped at once, w T / R, and in fp32,
                           4 T / R (of at most ``STEPPED_MASTERS`` under ZeRO-3), as far as they
                           need more than the four parts above, which are gone then
@@ -169,9 +171,7 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     passing = {
         "live layers": weight * min(shape.num_parameters, LIVE_PARAMETERS) * (stage == 3),
         "buckets": weight * min(trained, BUCKET_ELEMENTS) * (0, 1, 2, 2)[stage],
-        "activations": load.num_tokens * _activation_bytes(shape, cluster, load),
-        "head": 12 * load.num_tokens * shape.vocabulary_size,
-    }
+    } | {part: load.num_tokens * of for part, of in _kept_bytes(shape, cluster, load).items()}
     stepped = trained / num_ranks if stage in (1, 2) else min(trained / num_ranks, STEPPED_MASTERS)
     step = (weight + (4 if weight < 4 else 0)) * stepped if stage else 0
     num_bytes = {
@@ -189,15 +189,23 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     return {name: gib for name, gib in parts.items() if gib}
 
 
-def _activation_bytes(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> int:
-    """Return the bytes that all layers keep of a token for the backward pass."""
+def _layer_bytes(shape: ModelShape, load: RankLoad) -> int:
+    """Return the bytes that a layer keeps of a token for the backward pass."""
     weight, hidden = load.bytes_a_weight, shape.hidden_width
     num_normed = 4 if load.lora_rank is None else 2
     attention = 2 * shape.num_heads * shape.head_width + 2 * shape.kv_width
-    layer = 8 * hidden + weight * (num_normed * hidden + attention + 4 * shape.mlp_width)
-    if cluster.gradient_checkpointing:
-        return layer + weight * (shape.num_layers + 1) * hidden
-    return shape.num_layers * layer
+    return 8 * hidden + weight * (num_normed * hidden + attention + 4 * shape.mlp_width)
+
+
+def _kept_bytes(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> dict[str, int]:
+    """Return the bytes of a token that layers and head keep for the backward pass, by part."""
+    layer, head = _layer_bytes(shape, load), 12 * shape.vocabulary_size
+    if not cluster.gradient_checkpointing:
+        return {"activations": shape.num_layers * layer, "head": head}
+    # One layer with the gradients of its MLP, computed again when the head is gone.
+    again = layer + 2 * load.bytes_a_weight * shape.mlp_width
+    inputs = load.bytes_a_weight * (shape.num_layers + 1) * shape.hidden_width
+    return {"activations": inputs + again, "head": max(0, head - again)}
 
 
 def transfer(cluster: ClusterSettings) -> str:

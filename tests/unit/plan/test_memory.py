@@ -70,11 +70,14 @@ def test_llama_2_7b_under_ppo_on_four_ranks_that_share_gradients_and_masters() -
     assert total(parts) == pytest.approx(59.881, abs=1e-3)
 
 
-def test_of_checkpointed_layers_the_inputs_and_one_layer_are_held() -> None:
+def test_of_checkpointed_layers_the_inputs_and_one_layer_with_its_gradients_are_held() -> None:
     cluster = on_gpus(4, 2).model_copy(update={"gradient_checkpointing": True})
     parts = rank_memory(LLAMA_2_7B, cluster, RankLoad(num_tokens=256))
-    # 256 x (186,368 + 2 x 33 x 4,096)
-    assert parts["activations"] == gib(116_916_224)
+    # 256 x (186,368 + 2 x 2 x 11,008 + 2 x 33 x 4,096)
+    assert parts["activations"] == gib(128_188_416)
+    assert parts["head"] == gib(
+        39_321_600
+    )  # 256 x (12 x 32,000 - 230,400): the rest is the layer's
 
 
 def test_without_zero_every_rank_holds_all_moments_and_whole_copies() -> None:

@@ -44,6 +44,17 @@ def test_a_rank_holds_what_is_planned(process_group: None, name: str, num_tokens
     assert planned == pytest.approx(found["peak"], rel=0.15)
 
 
+def test_checkpointed_layers_hold_less_at_the_peak_and_as_much_at_rest(
+    process_group: None,
+) -> None:
+    whole, again = (
+        SCRIPT["counted"](SCRIPT["CASES"][name], small_llama(), num_rows=8, num_tokens=ACTIVATIONS)
+        for name in ("zero 1", "zero 1, checkpointed")
+    )
+    assert again["rest"] == whole["rest"]
+    assert again["peak"] < 0.65 * whole["peak"]
+
+
 def test_storages_count_once_from_when_they_are_made_until_they_are_freed() -> None:
     import torch
 
