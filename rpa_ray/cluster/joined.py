@@ -1,5 +1,6 @@
 """Where the cells of a campaign go on a cluster that was joined, once it has room for them."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,12 +85,10 @@ def _places(settings: ExperimentSettings, num_cells: int, nodes: Sequence[Node])
     return Places(num_cells=asked, placed=placed, node_ids=[node.id for node in nodes])
 
 
-def _bundles(cluster: ClusterSettings) -> list[dict[str, float]]:
-    """Return what the processes of one cell ask for, for an autoscaler."""
-    return [
-        {"CPU": worker.cpus} | ({"GPU": worker.gpus} if worker.gpus else {})
-        for worker in workers_of(cluster)
-    ]
+def _bundles(cluster: ClusterSettings) -> list[dict[str, int]]:
+    """Return what the processes of a cell ask of an autoscaler, which takes whole numbers."""
+    asked = ({"CPU": worker.cpus, "GPU": worker.gpus} for worker in workers_of(cluster))
+    return [{unit: math.ceil(num) for unit, num in of.items() if num} for of in asked]
 
 
 def still_alive(node_ids: Sequence[str]) -> Sequence[str]:

@@ -64,7 +64,7 @@ def test_nodes_that_an_autoscaler_brings_are_waited_for(monkeypatch: pytest.Monk
     assert (places.num_cells, clock.now) == (1, 45)
     (told,) = clock.told
     assert told.startswith("waiting for room, at most 60 s: cluster must ask for at most the 0 GPU")
-    assert clock.asked == [[{"CPU": 1.75, "GPU": 1.0}], []]
+    assert clock.asked == [[{"CPU": 2, "GPU": 1}], []]
     with pytest.raises(ConfigError, match="0 GPUs of the Ray cluster"):
         clock.now = -100.0
         find_room(cell(wait_for_nodes_s=60.0), 1, clock.told.append)
