@@ -1,15 +1,20 @@
 """The nodes of a Ray cluster: which live, what each answers, how an actor is tied to one."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node
-from ray.exceptions import RayError
+from ray.exceptions import RayError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rpa_ray.cluster.placement import Resources
+
+_KNOWN_WITHIN_S = 30.0
+"""Longest time from when Ray's head knows a node until all others do."""
+_POLL_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,23 +58,42 @@ def driver_node() -> str:
 
 
 def ask_nodes(
-    nodes: Sequence[Node], question: Callable[..., Any], *args: Any, limit_s: float
+    nodes: Sequence[Node],
+    question: Callable[..., Any],
+    *args: Any,
+    limit_s: float,
+    num_gpus: float = 0.0,
 ) -> list[Any]:
     """Call a function on each node, beside whatever runs there; return the answers in order.
 
     One that fails, or is not there after ``limit_s``, is a RayError in place of its answer.
+
+    Args:
+        nodes: Which are asked.
+        question: What is called there.
+        args: What with.
+        limit_s: Longest wait.
+        num_gpus: Share of a GPU that it takes meanwhile.
     """
-    task = ray.remote(question)
-    refs = [
-        task.options(num_cpus=0, max_retries=0, scheduling_strategy=only_on(node.id)).remote(*args)
-        for node in nodes
-    ]
-    ray.wait(refs, num_returns=len(refs), timeout=limit_s)
-    return [_answer(ref) for ref in refs]
+    ask = ray.remote(question).options(num_cpus=0, num_gpus=num_gpus, max_retries=0)
+    deadline = time.monotonic() + limit_s
+
+    def answer_of(node: Node, ref: Any) -> Any:
+        known_by = min(deadline, time.monotonic() + _KNOWN_WITHIN_S)
+        while isinstance(answer := _answer(ref, deadline), TaskUnschedulableError):
+            # Nodes hear of each other some time after Ray's head does.
+            if time.monotonic() > known_by or node.id not in {n.id for n in living_nodes()}:
+                break
+            time.sleep(_POLL_S)
+            ref = ask.options(scheduling_strategy=only_on(node.id)).remote(*args)
+        return answer
+
+    refs = [ask.options(scheduling_strategy=only_on(node.id)).remote(*args) for node in nodes]
+    return [answer_of(node, ref) for node, ref in zip(nodes, refs, strict=True)]
 
 
-def _answer(ref: Any) -> Any:
+def _answer(ref: Any, deadline: float) -> Any:
     try:
-        return ray.get(ref, timeout=0)
+        return ray.get(ref, timeout=max(0.0, deadline - time.monotonic()))
     except RayError as error:
         return error

@@ -12,11 +12,10 @@ from typing import Any
 
 import ray
 from ray._private.node import Node
-from ray.exceptions import GetTimeoutError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rpa_ray.cluster.address import ClusterAddress, cluster_to_join, refused_cluster
 from rpa_ray.cluster.hardware import NativeDtype, native_dtype
+from rpa_ray.cluster.nodes import ask_nodes, living_nodes
 from rpa_ray.cluster.private import private_cluster
 from rpa_ray.config import ClusterSettings, ConfigError
 from rpa_ray.run_folder.outcome import cause_of
@@ -36,11 +35,10 @@ def native_dtype_of_cluster(cluster: ClusterSettings) -> NativeDtype:
     asked = {"CPU": cluster.cpus_per_rank, "GPU": cluster.gpus_per_rank}
     on_gpu = cluster.gpus_per_rank > 0
     with ray_session(cluster.address):
-        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         able = [
-            node["NodeID"]
-            for node in nodes
-            if all(node["Resources"].get(unit, 0) >= num for unit, num in asked.items())
+            node
+            for node in living_nodes()
+            if all(node.has.get(unit, 0) >= num for unit, num in asked.items())
         ]
         if not able:
             raise ConfigError(
@@ -49,27 +47,21 @@ def native_dtype_of_cluster(cluster: ClusterSettings) -> NativeDtype:
                 f"{asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs",
                 "Lower them or join another cluster.",
             )
-        questions = [
-            ray.remote(native_dtype)
-            # Beside whatever runs there: a part of a GPU is enough to see it.
-            .options(
-                num_cpus=0,
-                num_gpus=min(cluster.gpus_per_rank, 0.01),
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-            )
-            .remote(on_gpu)
-            for node in able
-        ]
-        try:
-            answers: list[NativeDtype] = ray.get(questions, timeout=cluster.timeout_s)
-        except GetTimeoutError:
+        # A part of a GPU is enough to see it.
+        share = min(cluster.gpus_per_rank, 0.01)
+        answers = ask_nodes(able, native_dtype, on_gpu, limit_s=cluster.timeout_s, num_gpus=share)
+    natives = []
+    for node, answer in zip(able, answers, strict=True):
+        if not isinstance(answer, NativeDtype):
             raise ConfigError(
                 "cluster.timeout_s",
                 "be long enough for every node to say which type of weights it computes",
                 cluster.timeout_s,
-                "Raise it, look after the nodes, or set model.dtype.",
-            ) from None
-    return min(answers, key=lambda answer: answer.dtype == "bfloat16")
+                f"Node {node.address}: {cause_of(str(answer)) or 'no answer'}. Raise it, look "
+                "after the nodes, or set model.dtype.",
+            )
+        natives.append(answer)
+    return min(natives, key=lambda answer: answer.dtype == "bfloat16")
 
 
 class ClusterNotStarted(RuntimeError):
