@@ -75,8 +75,16 @@ def ask_nodes(
         limit_s: Longest wait.
         num_gpus: Share of a GPU that it takes meanwhile.
     """
-    ask = ray.remote(question).options(num_cpus=0, num_gpus=num_gpus, max_retries=0)
+    task = ray.remote(question)
     deadline = time.monotonic() + limit_s
+
+    def ask(node: Node) -> Any:
+        return task.options(
+            num_cpus=0,
+            num_gpus=num_gpus,
+            max_retries=0,
+            scheduling_strategy=only_on(node.id),
+        ).remote(*args)
 
     def answer_of(node: Node, ref: Any) -> Any:
         known_by = min(deadline, time.monotonic() + _KNOWN_WITHIN_S)
@@ -85,10 +93,10 @@ def ask_nodes(
             if time.monotonic() > known_by or node.id not in {n.id for n in living_nodes()}:
                 break
             time.sleep(_POLL_S)
-            ref = ask.options(scheduling_strategy=only_on(node.id)).remote(*args)
+            ref = ask(node)
         return answer
 
-    refs = [ask.options(scheduling_strategy=only_on(node.id)).remote(*args) for node in nodes]
+    refs = [ask(node) for node in nodes]
     return [answer_of(node, ref) for node, ref in zip(nodes, refs, strict=True)]
 
 
