@@ -174,11 +174,12 @@ def _run(growing: Growing, view: View, releases: Releases | None) -> str:
         view.say(f"cluster up after {time.monotonic() - started:.0f} s")
         places = Places(num_cells=plan.num_at_once)
         if cluster_to_join(settings.cluster.address) is not None:
-            num_cells = plan.num_at_once if settings.cluster.parallel_cells else len(plan.todo)
-            places = find_room(settings, num_cells, view.say)
+            # First, since a node that was lost is known once it was asked.
             folders = {"--output": output, "RPA_RAY_CACHE": plan.cache}
             num_nodes = require_shared(folders, settings.cluster.timeout_s)
             view.say(f"results and models lie on storage that all {num_nodes} nodes share")
+            num_cells = plan.num_at_once if settings.cluster.parallel_cells else len(plan.todo)
+            places = find_room(settings, num_cells, view.say)
         queue = _queue_of(plan, releases)
         try:
             works = [

@@ -12,8 +12,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rpa_ray.cluster.placement import Resources
 
-_KNOWN_WITHIN_S = 30.0
-"""Longest time from when Ray's head knows a node until all others do."""
+_KNOWN_WITHIN_S = 60.0
+"""Longest time until all nodes know one that is new, or that it is lost."""
 _POLL_S = 0.5
 
 
@@ -63,10 +63,11 @@ def ask_nodes(
     *args: Any,
     limit_s: float,
     num_gpus: float = 0.0,
-) -> list[Any]:
-    """Call a function on each node, beside whatever runs there; return the answers in order.
+) -> list[tuple[Node, Any]]:
+    """Call a function on each node, beside whatever runs there; return nodes and answers in order.
 
-    One that fails, or is not there after ``limit_s``, is a RayError in place of its answer.
+    One that fails, or is not there after ``limit_s``, is a RayError in place of its answer. A node
+    that turns out to be lost is left out.
 
     Args:
         nodes: Which are asked.
@@ -89,15 +90,20 @@ def ask_nodes(
     def answer_of(node: Node, ref: Any) -> Any:
         known_by = min(deadline, time.monotonic() + _KNOWN_WITHIN_S)
         while isinstance(answer := _answer(ref, deadline), TaskUnschedulableError):
-            # Nodes hear of each other some time after Ray's head does.
-            if time.monotonic() > known_by or node.id not in {n.id for n in living_nodes()}:
+            # Nodes hear of each other, and of the loss of one, some time after it was.
+            if time.monotonic() > known_by or not _lives(node):
                 break
             time.sleep(_POLL_S)
             ref = ask(node)
         return answer
 
     refs = [ask(node) for node in nodes]
-    return [answer_of(node, ref) for node, ref in zip(nodes, refs, strict=True)]
+    answers = [(node, answer_of(node, ref)) for node, ref in zip(nodes, refs, strict=True)]
+    return [(node, a) for node, a in answers if not isinstance(a, RayError) or _lives(node)]
+
+
+def _lives(node: Node) -> bool:
+    return node.id in {other.id for other in living_nodes()}
 
 
 def _answer(ref: Any, deadline: float) -> Any:

@@ -40,18 +40,18 @@ def native_dtype_of_cluster(cluster: ClusterSettings) -> NativeDtype:
             for node in living_nodes()
             if all(node.has.get(unit, 0) >= num for unit, num in asked.items())
         ]
-        if not able:
-            raise ConfigError(
-                "cluster.cpus_per_rank",
-                "be what one node of the Ray cluster has, with cluster.gpus_per_rank",
-                f"{asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs",
-                "Lower them or join another cluster.",
-            )
         # A part of a GPU is enough to see it.
         share = min(cluster.gpus_per_rank, 0.01)
         answers = ask_nodes(able, native_dtype, on_gpu, limit_s=cluster.timeout_s, num_gpus=share)
+    if not answers:
+        raise ConfigError(
+            "cluster.cpus_per_rank",
+            "be what one node of the Ray cluster has, with cluster.gpus_per_rank",
+            f"{asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs",
+            "Lower them or join another cluster.",
+        )
     natives = []
-    for node, answer in zip(able, answers, strict=True):
+    for node, answer in answers:
         if not isinstance(answer, NativeDtype):
             raise ConfigError(
                 "cluster.timeout_s",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ray.exceptions import GetTimeoutError, RayTaskError
 
-from rpa_ray.cluster.nodes import ask_nodes, living_nodes
+from rpa_ray.cluster.nodes import Node, ask_nodes, living_nodes
 from rpa_ray.config import ConfigError
 from rpa_ray.run_folder.outcome import cause_of
 
@@ -22,7 +22,7 @@ _POLL_S = 0.2
 
 
 def require_shared(folders: Mapping[str, Path], limit_s: float) -> int:
-    """Return how many nodes there are; refuse a folder that one of them does not share.
+    """Return how many nodes share the folders; refuse a folder that one of them does not share.
 
     In each folder, which is made, the driver writes a random word; a task on every node reads it
     and writes it back under a name of its own. The files are gone at the end.
@@ -35,6 +35,7 @@ def require_shared(folders: Mapping[str, Path], limit_s: float) -> int:
         ConfigError: with the address of the node and what it met.
     """
     nodes = living_nodes()
+    answers: list[tuple[Node, object]] = []
     for key, folder in folders.items():
         there = folder.absolute()
         there.mkdir(parents=True, exist_ok=True)
@@ -43,14 +44,14 @@ def require_shared(folders: Mapping[str, Path], limit_s: float) -> int:
         try:
             asked.write_text(word, encoding="ascii")
             answers = ask_nodes(nodes, echo, str(asked), limit_s=limit_s)
-            for node, answer in zip(nodes, answers, strict=True):
+            for node, answer in answers:
                 problem = _problem(answer, there, word, limit_s)
                 if problem:
                     raise _not_shared(key, there, node.address, problem)
         finally:
             for file in there.glob(f"{name}*"):
                 file.unlink(missing_ok=True)
-    return len(nodes)
+    return len(answers)
 
 
 def echo(path: str) -> str:

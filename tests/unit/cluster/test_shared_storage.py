@@ -23,9 +23,11 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[[Seen], None]:
     monkeypatch.setattr(storage, "_SEEN_WITHIN_S", 0.01)
 
     def second(answers: Seen) -> None:
-        def ask(nodes: list[Node], question: Any, path: str, *, limit_s: float) -> list[object]:
+        def ask(
+            nodes: list[Node], question: Any, path: str, *, limit_s: float
+        ) -> list[tuple[Node, object]]:
             assert (nodes, question, limit_s) == (NODES, echo, 5.0)
-            return [echo(path), answers(path)]
+            return list(zip(NODES, (echo(path), answers(path)), strict=True))
 
         monkeypatch.setattr(storage, "ask_nodes", ask)
 
