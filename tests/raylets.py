@@ -43,7 +43,7 @@ class Raylets:
             before = (*NEW_MOUNTS, "bash", "-c", OWN_DISK, str(own_disk_over))
         for name, number in cpus.items():
             self._start(name, number, [f"--address={self.address}"], before)
-        for name in cpus:
+            # One after the other: Ray gives each half a minute, whatever else starts.
             self._wait_until_started(name)
 
     def _wait_until_started(self, name: str) -> None:
