@@ -70,7 +70,7 @@ class ClusterSettings(Settings):
     """Rows of one rank in one backward pass; None takes its whole part of the batch."""
     gradient_checkpointing: bool = False
     """Keep of each layer its input alone for the backward pass, which computes the layer once more:
-    a step takes about a third longer, and the memory of one layer in place of all."""
+    a step takes one forward pass more, and the memory of one layer in place of all."""
     deepspeed: Path | None = Field(None, strict=False)
     """A DeepSpeed JSON whose keys win over ours."""
     timeout_s: float = Field(600.0, gt=0)
