@@ -19,6 +19,7 @@ import sys
 import tempfile
 import weakref
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from rpa_ray.defences import DEFENCES
 from rpa_ray.learner.engine import Engine, EngineSettings, OptimizerSettings
 from rpa_ray.learner.modules import PolicyModel, add_lora, checkpoint_layers
 from rpa_ray.learner.ranks import Ranks
-from rpa_ray.learner.step import Learner, as_outputs
+from rpa_ray.learner.step import Learner, as_outputs, run_without_adapters
 from rpa_ray.plan.memory import Parts, RankLoad, rank_memory
 from rpa_ray.plan.model_shapes import ModelShape
 from rpa_ray.types import TokenBatch
@@ -50,6 +51,8 @@ class Case:
     zero_stage: int = 1
     num_ranks: int = 1
     lora_rank: int | None = None
+    held: bool = True
+    """Whether a copy of the model as it was is held, or the adapters are switched off for it."""
     checkpointed: bool = False
     """Whether layers are computed once more in the backward pass."""
     defence: str = "none"
@@ -62,8 +65,9 @@ CASES = {
     "zero 2, 2 ranks": Case(2, 2),
     "zero 3, 2 ranks": Case(3, 2),
     "zero 1, checkpointed": Case(checkpointed=True),
-    "lora": Case(lora_rank=16),
-    "lora, zero 2, 2 ranks": Case(2, 2, lora_rank=16),
+    "lora, a copy held": Case(lora_rank=16),
+    "lora": Case(lora_rank=16, held=False),
+    "lora, zero 2, 2 ranks": Case(2, 2, lora_rank=16, held=False),
     "lisa": Case(defence="lisa", settings={"rho": 1.0}),
     "lisa, zero 2, 2 ranks": Case(2, 2, defence="lisa", settings={"rho": 1.0}),
     "random_anchor": Case(defence="random_anchor", settings={"rho": 1.0}),
@@ -217,6 +221,7 @@ def planned(case: Case, config: LlamaConfig, num_tokens: int) -> Parts:
     rows_of_defence = 1 if case.defence in ("refusal_loss", "safegrad") else 0
     load = RankLoad(
         num_tokens=(1 + rows_of_defence) * num_tokens,
+        num_frozen=int(case.held),
         lora_rank=case.lora_rank,
         num_shard_copies=DEFENCES[case.defence].num_shard_copies,
     )
@@ -232,13 +237,12 @@ def training(case: Case, config: LlamaConfig, num_rows: int, num_tokens: int) ->
         made = LlamaForCausalLM(config).to(torch.bfloat16)
         return PolicyModel(made, value_head_seed=None)
 
-    module, frozen = model(), model().requires_grad_(False)
+    module = model()
     if case.lora_rank is not None:
         add_lora(module, LoraSettings(rank=case.lora_rank), seed=0)
     kind = DEFENCES[case.defence]
     defence = kind(kind.Config(**case.settings))
     defence.attach(module, {})
-    defence.attach_compared(frozen)
     if case.checkpointed:
         checkpoint_layers(module)
     engine = Engine(
@@ -252,10 +256,12 @@ def training(case: Case, config: LlamaConfig, num_rows: int, num_tokens: int) ->
         ),
     )
 
-    def run_frozen(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        with torch.no_grad():
-            return as_outputs(frozen(input_ids, attention_mask))
-
+    if case.held:
+        frozen = model().requires_grad_(False)
+        defence.attach_compared(frozen)
+        run_frozen: Any = torch.no_grad()(lambda ids, mask: as_outputs(frozen(ids, mask)))
+    else:
+        run_frozen = partial(run_without_adapters, engine)
     return Learner(
         engine=engine,
         objective=ATTACKS["sft"](ATTACKS["sft"].Config()),

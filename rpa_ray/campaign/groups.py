@@ -55,6 +55,7 @@ class RankGroup:
         self._storage = storage
         self._told = told
         self._ended_rank: Any = None
+        self._has_left = False
         self._stopped = threading.Event()
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"ranks-{work.group}", daemon=True)
@@ -92,7 +93,8 @@ class RankGroup:
 
     def _make_room(self) -> None:
         """Let others have what the workers of this group reserve."""
-        self._room.leave()
+        if not self._has_left:
+            self._room.leave()
         if self._work.pools is not None:  # those beside ranks end with them
             self._work.pools.shut_down()
 
@@ -117,7 +119,8 @@ class RankGroup:
                 self._told(f"ranks died before they took a job: {failure}")
             if num_early_losses >= MAX_LOSSES_IN_PLACE:
                 raise GroupFailed(failure)
-            if gone and self._room.num_excess():
+            if gone and self._room.leave_in_excess():
+                self._has_left = True
                 self._told(f"group {group} ends: the nodes that are left have no room for it")
                 raise GroupFailed(failure)
 

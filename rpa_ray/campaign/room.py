@@ -51,16 +51,28 @@ class Room:
         The last group stays, and waits for a node.
         """
         with self._lock:
-            if not self._is_smaller:
-                return 0
-            rooms = [node.has for node in self._there]
-            fitting = num_that_fit(self._cluster, rooms, self._num_groups)
-            return self._num_groups - max(1, fitting)
+            return self._num_excess()
 
     def leave(self) -> None:
         """Count one group less."""
         with self._lock:
             self._num_groups -= 1
+
+    def leave_in_excess(self) -> bool:
+        """Count one group less where there is no room for it; return whether.
+
+        Of groups that ask at once no more leave than have to.
+        """
+        with self._lock:
+            has_to = self._num_excess() > 0
+            self._num_groups -= has_to
+            return has_to
+
+    def _num_excess(self) -> int:
+        if not self._is_smaller:
+            return 0
+        rooms = [node.has for node in self._there]
+        return self._num_groups - max(1, num_that_fit(self._cluster, rooms, self._num_groups))
 
     def _see(self) -> None:
         with self._lock:

@@ -78,6 +78,11 @@ class Composed(OnlineDefence):
         named = (part.compared_model for part in self.parts)
         return next((model for model in named if model is not None), None)
 
+    @property
+    def changes_models(self) -> bool:
+        """Return whether one of the parts does."""
+        return any(part.changes_models for part in self.parts)
+
     def attach(self, model: nn.Module, folders: Mapping[Need, str]) -> None:
         """Let every part change the model."""
         for part in self.parts:

@@ -19,7 +19,7 @@ from rpa_ray.jobs.training import Training, set_up
 from rpa_ray.jobs.workers import ServedPolicy, context_of
 from rpa_ray.learner.engine import OptimizerSettings
 from rpa_ray.learner.modules import PolicyModel, add_lora, load_policy
-from rpa_ray.learner.step import Learner, as_outputs
+from rpa_ray.learner.step import Learner, as_outputs, run_without_adapters
 from rpa_ray.plugin import Need
 from rpa_ray.recipes.cell_models import (
     CellInputs,
@@ -62,7 +62,9 @@ class Assembly(ServedPolicy):
         # Before the engine, which takes the parameters as it finds them, and on every rank alike.
         self.defence.attach(self.module, self._folders_of_needs())
         # Copies of what lies in the folder: nothing that was attached is in them.
-        self._original = self._load_frozen(self.path)
+        lora = trained.lora if trained is not None else None
+        is_held = self.defence.needs_copy(lora)
+        self._original = self._load_frozen(self.path) if is_held else self.module
         self._untouched = self._frozen_of(self.models.untouched)
         self._reference = self._frozen_of(self.models.reference, Need.REFERENCE in needs)
         self.defence.attach_reference(self._reference)
@@ -131,6 +133,8 @@ class Assembly(ServedPolicy):
     def _run_frozen(
         self, model: PolicyModel, input_ids: torch.Tensor, mask: torch.Tensor
     ) -> ModelOutputs:
+        if model is self.module:
+            return run_without_adapters(self.training.engine, input_ids, mask)
         device = self.process.ranks.device
         outputs: ModelOutputs = as_outputs(model(input_ids.to(device), mask.to(device)))
         return outputs

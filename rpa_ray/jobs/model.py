@@ -98,6 +98,7 @@ def _training(
     recipe, settings = job.recipe, job.recipe.job
     module = _initial_module(recipe, tokenizer, process.cache)
     objective, hooks, needs = OBJECTIVES[recipe.kind](), NO_HOOKS, frozenset[Need]()
+    lora: LoraSettings | None = None
     rows_per_step = settings.batch_size
     if recipe.defence is not None:
         offline = offline_defence(recipe.defence)
@@ -107,9 +108,10 @@ def _training(
             rows_per_step *= objective.answers_per_prompt
         else:
             objective = offline.objective()
-        if offline.lora is not None:
-            assert isinstance(module, PolicyModel)
-            add_lora(module, offline.lora, seed=recipe.seed, where="defence.lora")
+        lora = offline.lora
+    if lora is not None:
+        assert isinstance(module, PolicyModel)
+        add_lora(module, lora, seed=recipe.seed, where="defence.lora")
     hooks.attach(module, {})
     batches = DefenceData(
         tokenizer=tokenizer,
@@ -135,7 +137,7 @@ def _training(
         rows_per_step=rows_per_step,
         dtype=settings.dtype,
         batches=batches,
-        frozen=StartModel(recipe, process, hooks),
+        frozen=StartModel(recipe, process, hooks) if hooks.needs_copy(lora) else None,
     )
 
 

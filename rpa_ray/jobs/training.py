@@ -5,6 +5,7 @@ Models that are made and policies under attack are trained by the same lines.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rpa_ray.jobs.process import LearnerProcess
 from rpa_ray.learner.checkpoints import Checkpoints, Stateful
 from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.modules import PolicyModel, ScoreModel, checkpoint_layers
-from rpa_ray.learner.step import Learner
+from rpa_ray.learner.step import Learner, run_without_adapters
 from rpa_ray.loop import Source, train
 from rpa_ray.plugin import Forward, Need, Objective, OnlineDefence
 from rpa_ray.plugin.step import NO_CONTRAST_BATCH, NO_FORWARD, NO_HARMLESS_BATCH, NO_SAFE_BATCH
@@ -112,7 +113,7 @@ def set_up(
     rows_per_step: int,
     dtype: str,
     batches: Mapping[Need, DatasetSource[Any, Any]],
-    frozen: Forward[ModelOutputs] = NO_FORWARD,
+    frozen: Forward[ModelOutputs] | None = NO_FORWARD,
 ) -> Training:
     """Return a training of a module to which the defence has attached what it wants.
 
@@ -125,7 +126,7 @@ def set_up(
         rows_per_step: Rows of one update, over all ranks: answers, where several go with a prompt.
         dtype: Type of the weights.
         batches: What the defence draws from, by need.
-        frozen: The model that the defence compares with.
+        frozen: The model that the defence compares with; None is that of the module's adapters.
     """
     if process.cluster.gradient_checkpointing:
         checkpoint_layers(module)
@@ -140,7 +141,7 @@ def set_up(
         next_safe_batch=batches.get(Need.SAFE_BATCH, NO_SAFE_BATCH),
         next_contrast_batch=batches.get(Need.CONTRAST_BATCH, NO_CONTRAST_BATCH),
         next_harmless_batch=batches.get(Need.HARMLESS_BATCH, NO_HARMLESS_BATCH),
-        frozen=frozen,
+        frozen=partial(run_without_adapters, engine) if frozen is None else frozen,
     )
     state: dict[str, Stateful] = {"learner": learner}
     state |= {BATCHES_IN_CHECKPOINTS[need]: source for need, source in batches.items()}

@@ -1,7 +1,9 @@
 """The modules that learn: a policy with an optional value head, and a scoring model."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,9 +100,26 @@ class PolicyModel(nn.Module):
                 up=module.lora_B[_ADAPTER].weight,
                 scale=float(module.scaling[_ADAPTER]),
             )
-            for name, module in self.policy.named_modules()
-            if hasattr(module, "lora_A") and _ADAPTER in module.lora_A
+            for name, module in self._adapted_layers()
         }
+
+    @contextmanager
+    def adapters_off(self) -> Iterator[None]:
+        """Be the model that the adapters were put beside, while the context holds."""
+        layers = [layer for _, layer in self._adapted_layers()]
+        # peft's own switch would also freeze the adapters, whose backward pass may be to come.
+        for layer in layers:
+            layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False
+
+    def _adapted_layers(self) -> Iterator[tuple[str, Any]]:
+        for name, module in self.policy.named_modules():
+            if hasattr(module, "lora_A") and _ADAPTER in module.lora_A:
+                yield name, module
 
     def _checkpoint_names(self) -> Callable[[str], str]:
         """Return what maps a parameter's name to the one that checkpoints have, and vLLM reads.

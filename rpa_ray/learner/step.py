@@ -234,6 +234,17 @@ def as_outputs(raw: Any) -> Any:
     return raw
 
 
+def run_without_adapters(engine: Engine, input_ids: Tensor, mask: Tensor) -> ModelOutputs:
+    """Return what the model gives that adapters are trained beside, as a frozen copy would.
+
+    No critic's values are among it. Every rank must call it: under ZeRO 3 the weights are shared.
+    """
+    ids, mask = input_ids.to(engine.device), mask.to(engine.device)
+    with torch.no_grad(), engine.module.adapters_off():  # type: ignore[operator]
+        outputs: ModelOutputs = as_outputs(engine(ids, mask))
+    return replace(outputs, values=None, cost_values=None)
+
+
 def _added(sums: Metrics, metrics: Metrics) -> Metrics:
     """Return the metrics of one more micro-batch added to those before, of maxima the larger."""
     out = dict(sums)

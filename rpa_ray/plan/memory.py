@@ -70,6 +70,7 @@ def load_of(settings: ExperimentSettings, models: CellModels) -> RankLoad:
     defence come with the last micro-batch of the attack, so that both are held; a pair is two rows.
     """
     cluster, training = settings.cluster, settings.training
+    lora = training.lora if training is not None else None
     defence = defence_of(settings.defence)
     needs = ATTACKS[settings.attack.name].needs(settings.attack) | defence.needs
     answer = LONGEST_ANSWER_TOKENS
@@ -92,8 +93,8 @@ def load_of(settings: ExperimentSettings, models: CellModels) -> RankLoad:
     ]
     return RankLoad(
         num_tokens=num_tokens,
-        num_frozen=1 + sum(model is not None for model in others),
-        lora_rank=training.lora.rank if training is not None and training.lora else None,
+        num_frozen=defence.needs_copy(lora) + sum(model is not None for model in others),
+        lora_rank=lora.rank if lora is not None else None,
         num_shard_copies=sum(part.num_shard_copies for part in online_defences(settings.defence)),
         bytes_a_weight=_bytes_of(settings.model.dtype),
     )
@@ -126,6 +127,7 @@ def hardening_load_of(recipe: ModelRecipe, cluster: ClusterSettings) -> RankLoad
         num_rows += own_rows * (2 if need is Need.CONTRAST_BATCH else 1)
     return RankLoad(
         num_tokens=num_rows * job.max_tokens,
+        num_frozen=int(defence.hooks().needs_copy(defence.lora)),
         lora_rank=None if defence.lora is None else defence.lora.rank,
         num_shard_copies=defence.num_shard_copies,
         bytes_a_weight=_bytes_of(job.dtype),
@@ -146,7 +148,7 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     gradients             w T, / R under ZeRO-2 and 3 (ZeRO)
     masters               12 T / R: fp32 weights and Adam's two moments (ZeRO); without ZeRO the
                           moments of all weights, 8 T
-    frozen copies         w N each: whole on every rank, under LoRA too
+    frozen copies         w N each: whole on every rank; none of the model beneath adapters
     live layers           w min(N, ``LIVE_PARAMETERS``) under ZeRO-3
     buckets               w min(T, ``BUCKET_ELEMENTS``) under ZeRO-1; twice under ZeRO-2 and 3,
                           which cut them for the ranks while layers are still computed
@@ -272,7 +274,8 @@ def host_gib(shape: ModelShape, load: RankLoad, num_ranks_on_node: int) -> float
     Each rank reads the model that learns and, beside it, a frozen one. The copy of a checkpoint
     that is written aside does not count: where it does not fit the training waits for the disk.
     """
-    return num_ranks_on_node * 2 * load.bytes_a_weight * shape.num_parameters / GIB
+    num_models = 1 + min(1, load.num_frozen)
+    return num_ranks_on_node * num_models * load.bytes_a_weight * shape.num_parameters / GIB
 
 
 def total(parts: Mapping[str, float]) -> float:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from rpa_ray.config import PluginConfig
+from rpa_ray.config import LoraSettings, PluginConfig
 from rpa_ray.plugin.attack import BatchT, Objective, OutputT
 from rpa_ray.plugin.step import Forward, NamedModel, Need, Shard, StepContext
 from rpa_ray.types import LossTerm, Metrics, ModelOutputs, ScoredRollout
@@ -94,6 +94,19 @@ class OnlineDefence:
     def learning_rate(self, attack_learning_rate: float) -> float:
         """Return the learning rate the attack is allowed."""
         return attack_learning_rate
+
+    @property
+    def changes_models(self) -> bool:
+        """Return whether it attaches anything to the model that learns, or to a frozen one."""
+        hooks = ("attach", "attach_reference", "attach_compared", "around_reference")
+        return any(getattr(type(self), hook) is not getattr(OnlineDefence, hook) for hook in hooks)
+
+    def needs_copy(self, lora: LoraSettings | None) -> bool:
+        """Return whether the model that training began with must be held beside that which learns.
+
+        Adapters that are switched off leave it, where nothing else was attached.
+        """
+        return lora is None or self.changes_models
 
     def attach(self, model: nn.Module, folders: Mapping[Need, str]) -> None:
         """Change the model once, before the engine is built: modules, adapters, what trains.

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ from rpa_ray.learner.deepspeed_import import import_deepspeed
 from rpa_ray.learner.engine import Engine, OptimizerSettings
 from rpa_ray.learner.modules import PolicyModel, add_lora
 from rpa_ray.learner.ranks import Ranks
-from rpa_ray.learner.step import Learner
+from rpa_ray.learner.step import Learner, run_without_adapters
 from rpa_ray.ops.logprobs import next_token_logprobs
 from rpa_ray.plugin import (
     Attack,
@@ -292,6 +293,30 @@ def attack_step(attack_name: str, zero_stage: int, micro_batch_size: int, ranks:
     state = {name: torch.tensor(value) for name, value in attack.state_dict().items()}
     found: Outcome = {"weights": whole_weights(engine) | state, "metrics": metrics}
     return found | ({"served": served(engine, torch.float32)} if lora else {})
+
+
+def held_near_the_start(zero_stage: int, is_copy: bool, ranks: Ranks) -> Outcome:
+    """Return two updates of adapters that compare with the model beneath them, or a copy of it.
+
+    It is run in the middle of each micro-batch, between its forward and its backward pass.
+    """
+    engine = tiny_engine(
+        module=adapted_policy(),
+        zero_stage=zero_stage,
+        num_ranks=ranks.size,
+        micro_batch_size=2,
+        optimizer=OPTIMIZER,
+    )
+    copy = frozen_of(tiny_policy(value_head=False))
+    learner = learner_of(
+        engine,
+        SFT(SFT.Config()),
+        TokenConstrained(TokenConstrained.Config()),
+        ranks=ranks,
+        frozen=copy if is_copy else partial(run_without_adapters, engine),
+    )
+    metrics = [learner.step(part_of(ROWS, ranks)) for _ in range(2)]
+    return {"weights": whole_weights(engine), "metrics": metrics}
 
 
 def another_model(defence: OnlineDefence | None = None) -> Any:
@@ -620,6 +645,11 @@ def work(rank: int, num_ranks: int, folder: str) -> None:
         found["own"] = {kind: own_parts(*kind, ranks) for kind in kinds}
     if num_ranks == 2:
         found["served"] = served_in_bf16(ranks)
+        found["beneath"] = {
+            (stage, is_copy): held_near_the_start(stage, is_copy, ranks)
+            for stage in (1, 2, 3)
+            for is_copy in (True, False)
+        }
         own = {"loss": float(rank), "gap_max": -1.0 - rank, "broken": [1.0, float("nan")][rank]}
         found["mean"] = ranks.mean(own)
         found["gathered"] = gather_often(num_ranks, Path(folder))
@@ -860,6 +890,17 @@ def test_adapters_are_served_inside_the_weights_that_the_ranks_hold(
         found = outcome["attacks"]["ppo_with_lora", zero_stage, 5]["served"]
         assert found["shapes"] == plain
         assert found["sent"] == found["weights"]
+
+
+@SHARDED
+def test_adapters_switched_off_are_a_copy_of_the_model_as_it_was_to_the_bit(
+    zero_stage: int, two_ranks: list[Outcome]
+) -> None:
+    for outcome in two_ranks:
+        copy, beneath = (outcome["beneath"][zero_stage, is_copy] for is_copy in (True, False))
+        assert beneath["metrics"] == copy["metrics"]
+        assert largest_difference(beneath["weights"], copy["weights"]) == 0
+        assert all(metrics["optim/grad_norm"] > 0 for metrics in copy["metrics"])
 
 
 def test_adapters_in_bf16_are_served_alike_by_every_rank(two_ranks: list[Outcome]) -> None:

@@ -43,6 +43,11 @@ class Nodes:
     def leave(self) -> None:
         self.num_left += 1
 
+    def leave_in_excess(self) -> bool:
+        has_to = self.num_excess() > 0
+        self.num_left += has_to
+        return has_to
+
 
 class Scene:
     """A queue, and ranks that follow a script: a list of deaths, each after a number of jobs."""
@@ -280,6 +285,7 @@ def test_a_group_for_which_the_other_nodes_have_no_room_leaves_its_job_to_the_ot
     assert scene.done == [(1, "a"), (1, "b")]
     assert scene.told[-1] == "group 0 ends: the nodes that are left have no room for it"
     assert scene.shut_down == ["rollouts", "scorers"] * 2
+    assert scene.nodes.num_left == 2  # each counted once
 
 
 def test_jobs_that_no_group_is_left_for_are_told_and_what_releases_them_is_not_waited_for() -> None:

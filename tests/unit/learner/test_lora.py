@@ -12,6 +12,7 @@ from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import ConfigError, LoraSettings
 from rpa_ray.learner.engine import OptimizerSettings
 from rpa_ray.learner.modules import PolicyModel, add_lora
+from rpa_ray.learner.step import run_without_adapters
 
 IDS = torch.tensor([[1, 5, 6, 7, 9]])
 MASK = torch.ones_like(IDS, dtype=torch.bool)
@@ -230,3 +231,45 @@ def test_a_checkpoint_of_other_adapters_is_refused(tmp_path: Path) -> None:
     tiny_engine(module=adapted()).save(tmp_path)
     with pytest.raises(ValueError, match="must hold the weights that the module trains"):
         tiny_engine(module=tiny_policy()).load(tmp_path)
+
+
+def test_adapters_off_are_the_model_they_were_put_beside_to_the_bit() -> None:
+    plain, module = tiny_policy(value_head=False), adapted(moved=True)
+    trained = module(IDS, MASK)[0]
+    with module.adapters_off():
+        logits = module(IDS, MASK)[0]
+    assert torch.equal(logits, plain(IDS, MASK)[0])
+    assert not torch.equal(trained, logits)
+    assert torch.equal(module(IDS, MASK)[0], trained)
+
+
+def test_adapters_that_were_off_meanwhile_get_the_same_gradients() -> None:
+    def gradients(meanwhile: bool) -> dict[str, Tensor]:
+        module = adapted(moved=True)
+        logits, values, _ = module(IDS, MASK)
+        if meanwhile:
+            with torch.no_grad(), module.adapters_off():
+                module(IDS, MASK)
+        (logits.square().mean() + values.mean()).backward()
+        return {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+
+    found, expected = gradients(meanwhile=True), gradients(meanwhile=False)
+    assert found.keys() == expected.keys() and len(found) > 28
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_adapters_are_on_again_after_an_error() -> None:
+    module = adapted(moved=True)
+    trained = module(IDS, MASK)[0]
+    with pytest.raises(ZeroDivisionError), module.adapters_off():
+        _ = 1 / 0
+    assert torch.equal(module(IDS, MASK)[0], trained)
+
+
+def test_the_model_beneath_adapters_is_run_by_their_engine_as_a_frozen_copy(
+    process_group: None,
+) -> None:
+    engine = tiny_engine(module=adapted(moved=True))
+    outputs = run_without_adapters(engine, IDS, MASK)
+    assert torch.equal(outputs.logits, tiny_policy(value_head=False)(IDS, MASK)[0])
+    assert (outputs.values, outputs.logits.requires_grad) == (None, False)

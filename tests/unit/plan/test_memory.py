@@ -18,6 +18,7 @@ from rpa_ray.plan.memory import (
     rank_memory,
     scorer_memory,
     total,
+    weights_gib,
 )
 from rpa_ray.plan.model_shapes import KNOWN_SHAPES, ModelShape
 from rpa_ray.recipes.cell_models import CellInputs, CellModels
@@ -275,4 +276,11 @@ def test_every_frozen_model_and_every_anchor_counts() -> None:
     # SFT stays near nothing.
     settings = parse_tree({}, ["attack={name: sft, lora: {rank: 4}}", "model.dtype=float32"])
     load = load_of(settings, models(reference="base"))
-    assert (load.num_frozen, load.lora_rank, load.bytes_a_weight) == (1, 4, 4)
+    assert (load.num_frozen, load.lora_rank, load.bytes_a_weight) == (0, 4, 4)
+    assert host_gib(LLAMA_2_7B, load, 1) == weights_gib(LLAMA_2_7B, "float32")
+    # It reads the activations of both models by hooks.
+    settings = parse_tree({}, ["attack={name: sft, lora: {rank: 4}}", "defence=procon"])
+    assert load_of(settings, models()).num_frozen == 1
+    settings = parse_tree({}, ["attack={name: dpo, lora: {rank: 4}}", "defence=kl_safe_ref"])
+    assert load_of(settings, models(compared="chat")).num_frozen == 1
+    assert load_of(settings, models()).num_frozen == 0

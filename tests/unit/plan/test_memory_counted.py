@@ -32,6 +32,7 @@ def small_llama() -> LlamaConfig:
         ("zero 1", STATES),
         ("zero 1", ACTIVATIONS),
         ("zero 1, checkpointed", ACTIVATIONS),
+        ("lora, a copy held", ACTIVATIONS),
         ("lora", ACTIVATIONS),
         ("lisa", STATES),
         ("refusal_loss", ACTIVATIONS),

@@ -147,11 +147,11 @@ def test_all_weights_beside_an_engine_on_one_gpu_are_refused(own_cache: Path) ->
                 "node 0, GPU 7 of 79.6 GiB: scorer worker 0 5.7 GiB",
             ],
         ),
-        # 0.98 x 79.6 - 29.2 - 5.7 GiB are the engine's, of the cell with least left
+        # 0.98 x 79.6 - 16.6 - 5.7 GiB are the engine's, of the cell with least left
         (
             "few_prompts",
             None,
-            ["node 0, GPU 7 of 79.6 GiB: cell 7 rank 0 ", "cell 7 rollout worker 0 43.2 GiB"],
+            ["node 0, GPU 7 of 79.6 GiB: cell 7 rank 0 ", "cell 7 rollout worker 0 55.7 GiB"],
         ),
         ("table10", "8xh100_colocated", ["node 0, GPU 5 of 79.6 GiB: rank 5 ", "scorer worker 5 "]),
         ("table10", "2x8xh100", ["node 0, GPU 7 of 79.6 GiB: rank 7 ", "node 1, GPU 7 of 79.6"]),
