@@ -12,8 +12,8 @@ from typing import Any
 from rpa_ray.attacks import ATTACKS
 from rpa_ray.attacks.best_of_n import BestOfN
 from rpa_ray.cluster.address import cluster_to_join
-from rpa_ray.cluster.resources import local_cpus
-from rpa_ray.config import ExperimentSettings, RolloutConfig
+from rpa_ray.cluster.resources import local_cpus, num_model_threads
+from rpa_ray.config import ClusterSettings, ExperimentSettings, RolloutConfig
 from rpa_ray.defences import offline_defence, online_defences
 from rpa_ray.plan.cells import PlannedCell
 from rpa_ray.plan.model_speed import Speeds, machine_key, speeds
@@ -33,6 +33,8 @@ MAX_SEQUENCES = 256
 UPDATE_S, PUSH_S, CALL_S = 0.008, 0.03, 0.008
 """Optimizer step under DeepSpeed, push of the weights and call of a worker, for 1M parameters
 (2026-11-26, as are the others without a date)."""
+CHECKPOINTED = 4 / 3
+"""Time of passes whose layers are computed once more, by others': a backward pass takes two."""
 ENGINE = 0.5
 """Time of a decoding step in an engine by that of the timed model."""
 EVALUATION_S, SET_UP_S, START_S = 0.5, 0.7, 20.0
@@ -62,8 +64,13 @@ class CellEstimate:
         return num_evaluations * self.evaluation_s + self.num_steps * self.step_s + self.rest_s
 
 
-def estimate_model(recipe: ModelRecipe, cache: Path, num_threads: int) -> float | None:
-    """Return about how long a model takes to make on an idle machine; None where not estimated."""
+def estimate_model(
+    recipe: ModelRecipe, cache: Path, num_threads: int, *, checkpointed: bool = False
+) -> float | None:
+    """Return about how long a model takes to make on an idle machine; None where not estimated.
+
+    ``checkpointed``: whether layers are computed once more in the backward pass.
+    """
     found = _speeds_of(recipe, recipe.job.dtype, num_threads, cache)
     if found is None:
         return None
@@ -78,6 +85,7 @@ def estimate_model(recipe: ModelRecipe, cache: Path, num_threads: int) -> float 
             rows *= defence.config.group_size
             sampling = _sampling_s(rows, defence.config.max_new_tokens, found, found)
     train = passes * rows * _row(USUAL_ANSWER_LIMIT) * found.train_s
+    train *= CHECKPOINTED if checkpointed else 1
     return SET_UP_S + job.num_steps * (sampling + train + num_moves * UPDATE_S)
 
 
@@ -140,6 +148,7 @@ def _step_s(settings: ExperimentSettings, attack: Attack, policy: Speeds, scorer
         rows *= 2  # a pair is two answers
     passes = math.prod(part.passes for part in online_defences(settings.defence))
     train = rows * _row(max_new) * policy.train_s * passes
+    train *= CHECKPOINTED if settings.cluster.gradient_checkpointing else 1
     return seconds + updates * (train + UPDATE_S)
 
 
@@ -253,10 +262,12 @@ def minutes(seconds: float) -> str:
 
 
 def model_seconds(
-    recipe: ModelRecipe, cache: Path, num_threads: int, num_at_once: int
+    recipe: ModelRecipe, cache: Path, cluster: ClusterSettings, num_at_once: int
 ) -> float | None:
     """Return about how long a model takes to make beside other work; None where not estimated."""
-    seconds = estimate_model(recipe, cache, num_threads)
+    threads = num_model_threads(cluster, num_at_once)
+    again = cluster.gradient_checkpointing
+    seconds = estimate_model(recipe, cache, threads, checkpointed=again)
     return None if seconds is None else seconds * side_by_side(num_at_once)
 
 

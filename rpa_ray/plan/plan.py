@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from rpa_ray.cluster.resources import num_model_threads, parallel_cells
+from rpa_ray.cluster.resources import parallel_cells
 from rpa_ray.config import with_absolute_paths, with_local_paths
 from rpa_ray.data.hub import DataOutOfReach
 from rpa_ray.data.hub_model import with_pinned_models
@@ -97,8 +97,8 @@ class Plan:
         """Return about how long a job takes beside the others; None where it is not estimated."""
         match job := self.jobs[name]:
             case ModelJob():
-                threads = num_model_threads(self.cells[0].settings.cluster, self.num_at_once)
-                return model_seconds(job.recipe, self.cache, threads, self.num_at_once)
+                cluster = self.cells[0].settings.cluster
+                return model_seconds(job.recipe, self.cache, cluster, self.num_at_once)
             case RefusalJob():
                 num_answers = self.num_answers(job)
                 return None if num_answers is None else num_answers * SECONDS_AN_ANSWER

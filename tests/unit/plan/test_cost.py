@@ -126,6 +126,20 @@ def test_making_the_base_model_is_its_steps(world_cache: Path) -> None:
     assert made == pytest.approx(cost.SET_UP_S + 500 * (48 * 48 * 1e-3 + cost.UPDATE_S))
 
 
+def test_layers_that_are_computed_once_more_take_a_forward_pass_more(world_cache: Path) -> None:
+    step_s = {}
+    for again in ("false", "true"):
+        settings = cell("sft", f"cluster.gradient_checkpointing={again}")
+        found = estimate_cell(CellInputs(settings, world_cache))
+        assert found is not None
+        step_s[again] = found.step_s - cost.UPDATE_S
+    assert step_s["true"] == pytest.approx(4 / 3 * step_s["false"])
+    base = world_models(0, world_cache).base
+    made = estimate_model(base, world_cache, 1, checkpointed=True)
+    rows_s = 4 / 3 * 48 * 48 * 1e-3
+    assert made == pytest.approx(cost.SET_UP_S + 500 * (rows_s + cost.UPDATE_S))
+
+
 def test_estimates_are_corrected_by_the_median_of_like_cells(tmp_path: Path) -> None:
     history = History(tmp_path)
     assert history.correction(cell("ppo")) == 1.0
