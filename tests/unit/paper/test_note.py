@@ -32,7 +32,7 @@ def test_a_number_that_somebody_changed_is_written_anew() -> None:
     written = with_tables(f"a\n{begin}\n| 0.99 |\n{end}\nb\n", BENCHMARKS)
     assert written.startswith(f"a\n{begin}\n")
     assert written.endswith(f"\n{end}\nb\n")
-    assert "| Complies (n 100) |" in written
+    assert "| Harm | Harm, greedy | Complies |" in written
     assert "| 0.99 |\n" not in written.split(end)[0].splitlines()[1]
     assert with_tables(written, BENCHMARKS) == written
 
