@@ -741,7 +741,8 @@ def assert_same_step(found: Outcome, expected: Outcome) -> None:
     for name, value in expected["metrics"].items():
         assert found["metrics"][name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
     for name, weight in expected["weights"].items():
-        torch.testing.assert_close(found["weights"][name], weight, rtol=0, atol=1e-6)
+        # Rounding: processors differ in the order of their sums, and Vaccine's norms show it most.
+        torch.testing.assert_close(found["weights"][name], weight, rtol=0, atol=2e-6)
 
 
 def largest_difference(found: Outcome, expected: Outcome) -> float:
