@@ -736,13 +736,12 @@ def resumed(two_ranks: list[Outcome], two_ranks_folder: Path) -> list[Outcome]:
     return outcomes(2, two_ranks_folder, work_on)
 
 
-def assert_same_step(found: Outcome, expected: Outcome) -> None:
+def assert_same_step(found: Outcome, expected: Outcome, *, atol: float = 1e-6) -> None:
     assert found["metrics"].keys() == expected["metrics"].keys()
     for name, value in expected["metrics"].items():
         assert found["metrics"][name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
     for name, weight in expected["weights"].items():
-        # Rounding: processors differ in the order of their sums, and Vaccine's norms show it most.
-        torch.testing.assert_close(found["weights"][name], weight, rtol=0, atol=2e-6)
+        torch.testing.assert_close(found["weights"][name], weight, rtol=0, atol=atol)
 
 
 def largest_difference(found: Outcome, expected: Outcome) -> float:
@@ -786,7 +785,9 @@ def test_micro_batches_on_one_rank_make_the_step_of_one_batch(
     zero_stage: int, defence: str, size: int, one_rank: Outcome
 ) -> None:
     steps = one_rank["steps"]
-    assert_same_step(steps[zero_stage, defence, size], steps[zero_stage, defence, WHOLE])
+    # Vaccine divides by norms of gradients: one weight of 768 was 1.2e-6 off on an AMD EPYC.
+    atol = 2e-6 if defence == "vaccine" else 1e-6
+    assert_same_step(steps[zero_stage, defence, size], steps[zero_stage, defence, WHOLE], atol=atol)
 
 
 @pytest.mark.parametrize("defence", DEFENCES)
