@@ -63,7 +63,7 @@ class Assembly(ServedPolicy):
         self.defence.attach(self.module, self._folders_of_needs())
         # Copies of what lies in the folder: nothing that was attached is in them.
         lora = trained.lora if trained is not None else None
-        is_held = self.defence.needs_copy(lora)
+        is_held = self.defence.needs_copy(lora, process.cluster.zero_stage)
         self._original = self._load_frozen(self.path) if is_held else self.module
         self._untouched = self._frozen_of(self.models.untouched)
         self._reference = self._frozen_of(self.models.reference, Need.REFERENCE in needs)

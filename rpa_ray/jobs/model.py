@@ -112,6 +112,7 @@ def _training(
     if lora is not None:
         assert isinstance(module, PolicyModel)
         add_lora(module, lora, seed=recipe.seed, where="defence.lora")
+    is_held = hooks.needs_copy(lora, process.cluster.zero_stage)
     hooks.attach(module, {})
     batches = DefenceData(
         tokenizer=tokenizer,
@@ -137,7 +138,7 @@ def _training(
         rows_per_step=rows_per_step,
         dtype=settings.dtype,
         batches=batches,
-        frozen=StartModel(recipe, process, hooks) if hooks.needs_copy(lora) else None,
+        frozen=StartModel(recipe, process, hooks) if is_held else None,
     )
 
 

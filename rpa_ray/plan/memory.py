@@ -91,9 +91,10 @@ def load_of(settings: ExperimentSettings, models: CellModels) -> RankLoad:
         models.reference if Need.REFERENCE in needs else None,
         models.compared if Need.COMPARED_WEIGHTS not in needs else None,
     ]
+    is_held = defence.needs_copy(lora, cluster.zero_stage)
     return RankLoad(
         num_tokens=num_tokens,
-        num_frozen=defence.needs_copy(lora) + sum(model is not None for model in others),
+        num_frozen=is_held + sum(model is not None for model in others),
         lora_rank=lora.rank if lora is not None else None,
         num_shard_copies=sum(part.num_shard_copies for part in online_defences(settings.defence)),
         bytes_a_weight=_bytes_of(settings.model.dtype),
@@ -127,7 +128,7 @@ def hardening_load_of(recipe: ModelRecipe, cluster: ClusterSettings) -> RankLoad
         num_rows += own_rows * (2 if need is Need.CONTRAST_BATCH else 1)
     return RankLoad(
         num_tokens=num_rows * job.max_tokens,
-        num_frozen=int(defence.hooks().needs_copy(defence.lora)),
+        num_frozen=int(defence.hooks().needs_copy(defence.lora, cluster.zero_stage)),
         lora_rank=None if defence.lora is None else defence.lora.rank,
         num_shard_copies=defence.num_shard_copies,
         bytes_a_weight=_bytes_of(job.dtype),

@@ -101,12 +101,13 @@ class OnlineDefence:
         hooks = ("attach", "attach_reference", "attach_compared", "around_reference")
         return any(getattr(type(self), hook) is not getattr(OnlineDefence, hook) for hook in hooks)
 
-    def needs_copy(self, lora: LoraSettings | None) -> bool:
+    def needs_copy(self, lora: LoraSettings | None, zero_stage: int) -> bool:
         """Return whether the model that training began with must be held beside that which learns.
 
-        Adapters that are switched off leave it, where nothing else was attached.
+        Adapters that are switched off leave it, where nothing else was attached. Under ZeRO 3 each
+        pass of theirs is a collective, and ranks ask a frozen model unequally often.
         """
-        return lora is None or self.changes_models
+        return lora is None or zero_stage == 3 or self.changes_models
 
     def attach(self, model: nn.Module, folders: Mapping[Need, str]) -> None:
         """Change the model once, before the engine is built: modules, adapters, what trains.

@@ -278,6 +278,8 @@ def test_every_frozen_model_and_every_anchor_counts() -> None:
     load = load_of(settings, models(reference="base"))
     assert (load.num_frozen, load.lora_rank, load.bytes_a_weight) == (0, 4, 4)
     assert host_gib(LLAMA_2_7B, load, 1) == weights_gib(LLAMA_2_7B, "float32")
+    settings = parse_tree(settings.to_yaml_dict(), ["cluster.zero_stage=3"])
+    assert load_of(settings, models()).num_frozen == 1  # ranks ask it unequally often
     # It reads the activations of both models by hooks.
     settings = parse_tree({}, ["attack={name: sft, lora: {rank: 4}}", "defence=procon"])
     assert load_of(settings, models()).num_frozen == 1
