@@ -234,7 +234,7 @@ def micro_batches(batch: BatchT, size: int) -> list[BatchT]:
     total = num_rows(batch)
     if total <= size:
         return [batch]
-    return [_rows(batch, start, start + size) for start in range(0, total, size)]
+    return [rows_of(batch, slice(start, start + size)) for start in range(0, total, size)]
 
 
 def joined(parts: Sequence[RowsT]) -> RowsT:
@@ -252,16 +252,17 @@ def joined(parts: Sequence[RowsT]) -> RowsT:
     return replace(first, **changed)
 
 
-def widened(rows: TokenBatch, num_tokens: int) -> TokenBatch:
+def widened(rows: RowsT, num_tokens: int) -> RowsT:
     """Return the rows padded on the right to ``num_tokens``: id 0, no further position marked."""
-    return _with_tensors(rows, lambda tensor: pad(tensor, (0, num_tokens - tensor.shape[1])))
+    return _with_tensors(rows, lambda t: pad(t, (0, num_tokens - t.shape[1])) if t.dim() > 1 else t)
 
 
-def _rows(batch: BatchT, start: int, end: int) -> BatchT:
-    return _with_tensors(batch, lambda tensor: tensor[start:end])
+def rows_of(batch: RowsT, rows: slice | Tensor, *, width: int | None = None) -> RowsT:
+    """Return some rows in the order that they are named in, of their first ``width`` positions."""
+    return _with_tensors(batch, lambda t: t[rows, :width] if t.dim() > 1 else t[rows])
 
 
-def _with_tensors(batch: BatchT, change: Callable[[Tensor], Tensor]) -> BatchT:
+def _with_tensors(batch: RowsT, change: Callable[[Tensor], Tensor]) -> RowsT:
     changed: dict[str, Any] = {
         f.name: change(value) if isinstance(value, Tensor) else _with_tensors(value, change)
         for f in fields(batch)

@@ -147,6 +147,7 @@ def determinism(settings: ExperimentSettings) -> dict[str, Any]:
             "num_ranks": cluster.num_ranks,
             "zero_stage": cluster.zero_stage,
             "micro_batch_size": cluster.micro_batch_size,
+            "micro_batch_tokens": cluster.micro_batch_tokens,
             "num_rollout_workers": cluster.num_rollout_workers,
             "num_scorer_workers": cluster.num_scorer_workers,
             "threads_per_process": cluster.threads_per_process,

@@ -68,6 +68,10 @@ class ClusterSettings(Settings):
     zero_stage: Literal[0, 1, 2, 3] = 1
     micro_batch_size: int | None = Field(None, ge=1)
     """Rows of one rank in one backward pass; None takes its whole part of the batch."""
+    micro_batch_tokens: int | None = Field(None, ge=1)
+    """Tokens of one rank in one pass, padding included: rows of like length come together, each
+    part as wide as its longest, and a row that is longer comes alone. The sum of the parts is the
+    step of the whole up to rounding. None leaves rows in their order, at the width of the whole."""
     gradient_checkpointing: bool = False
     """Keep of each layer its input alone for the backward pass, which computes the layer once more:
     a step takes one forward pass more, and the memory of one layer in place of all."""

@@ -54,6 +54,7 @@ class LearnerProcess:
         return EngineSettings(
             optimizer=optimizer,
             micro_batch_size=min(share, self.cluster.micro_batch_size or share),
+            micro_batch_tokens=self.cluster.micro_batch_tokens,
             num_ranks=self.ranks.size,
             zero_stage=self.cluster.zero_stage,
             bf16=dtype == "bfloat16",

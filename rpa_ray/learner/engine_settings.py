@@ -40,6 +40,8 @@ class EngineSettings:
     num_ranks: int
     zero_stage: int
     bf16: bool
+    micro_batch_tokens: int | None = None
+    """Most tokens of one rank in one backward, padding included; None bounds the rows alone."""
     deepspeed_file: Path | None = None
 
 

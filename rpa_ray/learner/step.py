@@ -10,19 +10,21 @@ from torch import Tensor
 
 from rpa_ray.learner.engine import Engine
 from rpa_ray.learner.invariants import require_gradient
+from rpa_ray.learner.micro_batches import MicroBatches
 from rpa_ray.learner.ranks import Ranks
 from rpa_ray.plugin import Forward, Objective, OnlineDefence, StepContext
 from rpa_ray.plugin.step import NO_CONTRAST_BATCH, NO_FORWARD, NO_HARMLESS_BATCH, NO_SAFE_BATCH
 from rpa_ray.types import (
     Batch,
+    BatchT,
     Experience,
     Metrics,
     ModelOutputs,
     PairBatch,
     TokenBatch,
     is_maximum,
-    micro_batches,
     num_tokens,
+    rows_of,
 )
 
 MAX_SKIPPED_UPDATES = 3
@@ -71,6 +73,11 @@ class Learner:
         self._next_harmless_batch = next_harmless_batch
         self._frozen = frozen
         self._num_skipped_in_a_row = {ATTACK: 0, DEFENCE: 0}
+        self.micro_batches = MicroBatches(
+            ranks=ranks,
+            max_rows=engine.settings.micro_batch_size,
+            max_tokens=engine.settings.micro_batch_tokens,
+        )
 
     def step(self, batch: Batch) -> Metrics:
         """Train on this rank's part of a batch for the objective's number of epochs.
@@ -83,6 +90,7 @@ class Learner:
                 in an objective that skips no update.
             BrokenInvariant: the first update has nothing to learn from its batch.
         """
+        batch = self._ordered(batch)
         num_epochs = self.objective.num_epochs(batch)
         updates = [self._defended_update(batch) for _ in range(num_epochs)]
         keys = dict.fromkeys(key for metrics in updates for key in metrics)
@@ -127,7 +135,7 @@ class Learner:
         """Make the defence's own updates and one of the attack; return the metrics of all ranks."""
         metrics: Metrics = {}
         for objective, own_batch in self.defence.own_updates(self.context()):
-            own = self.ranks.mean(self._update(objective, own_batch, is_own=True))
+            own = self.ranks.mean(self._update(objective, self._ordered(own_batch), is_own=True))
             metrics |= {key: value for key, value in own.items() if key.startswith("defence/")}
         objective, planned = self.defence.plan_step(self.objective, batch, self.context())
         return metrics | self.ranks.mean(self._update(objective, planned))
@@ -137,7 +145,7 @@ class Learner:
     ) -> Metrics:
         """Make one update; the schedule of the attack does not count the defence's own."""
         whose = DEFENCE if is_own else ATTACK
-        parts = micro_batches(batch, self.engine.settings.micro_batch_size)
+        parts = self.micro_batches.cut(batch)
         num_broken = torch.zeros((), dtype=torch.float64, device=self.engine.device)
 
         def backward(loss: Tensor) -> None:
@@ -195,6 +203,11 @@ class Learner:
         """Run the trained model; a policy's outputs come as a record."""
         device = self.engine.device
         return as_outputs(self.engine(input_ids.to(device), attention_mask.to(device)))
+
+    def _ordered(self, batch: BatchT) -> BatchT:
+        if self.micro_batches.max_tokens is None:
+            return batch
+        return rows_of(batch, self.micro_batches.order(batch))
 
     def _require_gradient(self, objective: Objective[Any, Any], batch: Batch) -> None:
         """Refuse a gradient of nothing where the batch has something to learn."""

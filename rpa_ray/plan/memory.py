@@ -80,8 +80,8 @@ def load_of(settings: ExperimentSettings, models: CellModels) -> RankLoad:
     if training is not None:
         attack = ATTACKS[settings.attack.name](defence.attack_config(settings.attack))
         rows = -(-training.batch_size * attack.answers_per_prompt // cluster.num_ranks)
-        rows = min(rows, cluster.micro_batch_size or rows) * (2 if Need.PAIRS in needs else 1)
-        num_tokens = rows * (LONGEST_PROMPT_TOKENS + answer)
+        answers = 2 if Need.PAIRS in needs else 1
+        num_tokens = _tokens_at_once(rows, answers * (LONGEST_PROMPT_TOKENS + answer), cluster)
     safe_rows = -(-defence.safe_batch_size // cluster.num_ranks)
     for need in needs & DEFENCE_BATCHES:
         pairs = 2 if need is Need.CONTRAST_BATCH else 1
@@ -123,17 +123,26 @@ def hardening_load_of(recipe: ModelRecipe, cluster: ClusterSettings) -> RankLoad
     is_sampled = isinstance(defence, SampledOfflineDefence)
     group = defence.config.group_size if isinstance(defence, SampledOfflineDefence) else 1
     own_rows = -(-job.batch_size * group // cluster.num_ranks)
-    num_rows = min(own_rows, cluster.micro_batch_size or own_rows)
+    num_tokens = _tokens_at_once(own_rows, job.max_tokens, cluster)
     for need in defence.needs & DEFENCE_BATCHES:
-        num_rows += own_rows * (2 if need is Need.CONTRAST_BATCH else 1)
+        pairs = 2 if need is Need.CONTRAST_BATCH else 1
+        num_tokens += pairs * own_rows * job.max_tokens
     return RankLoad(
-        num_tokens=num_rows * job.max_tokens,
+        num_tokens=num_tokens,
         num_frozen=int(defence.hooks().needs_copy(defence.lora, cluster.zero_stage)),
         lora_rank=None if defence.lora is None else defence.lora.rank,
         num_shard_copies=defence.num_shard_copies,
         bytes_a_weight=_bytes_of(job.dtype),
         is_served=is_sampled,
     )
+
+
+def _tokens_at_once(num_rows: int, tokens_a_row: int, cluster: ClusterSettings) -> int:
+    """Return the tokens of a micro-batch of rows that are as long as they can be."""
+    num_tokens = min(num_rows, cluster.micro_batch_size or num_rows) * tokens_a_row
+    if cluster.micro_batch_tokens is None:
+        return num_tokens
+    return min(num_tokens, max(tokens_a_row, cluster.micro_batch_tokens))
 
 
 def _bytes_of(dtype: str) -> int:

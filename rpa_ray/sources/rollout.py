@@ -28,8 +28,9 @@ from rpa_ray.types import (
     ScoredRollout,
     TokenBatch,
     joined,
-    micro_batches,
     on_device,
+    rows_of,
+    widened,
 )
 
 
@@ -214,17 +215,21 @@ class RolloutSource:
 
     def _unscored(self, tokens: TokenBatch, rollout_logprobs: Tensor) -> ScoredRollout:
         """Return the completions with what the learner and the reference make of them."""
-        # As many parts on every rank: a sharded model reads each of them on all together.
-        widths = self._learner.ranks.gather([tokens.input_ids.shape[1]])
+        own_width = tokens.input_ids.shape[1]
+        widths = self._learner.ranks.gather([own_width])
         size = rows_at_once(max(width for (width,) in widths), self._vocab_size)
-        parts = zip(micro_batches(tokens, size), torch.split(rollout_logprobs, size), strict=True)
+        cutter = replace(self._learner.micro_batches, max_rows=size)
+        order = cutter.order(tokens)
         with torch.no_grad(), self._learner.defence.around_rollout():
-            rollout = joined([self._read(*part) for part in parts])
+            parts = [self._read(part) for part in cutter.cut(rows_of(tokens, order))]
+        read = rows_of(joined([widened(part, own_width) for part in parts]), order.argsort())
+        rollout = replace(read, tokens=tokens, rollout_logprobs=rollout_logprobs)
         self._check_finite(rollout_logprobs, "rollout engine")
         self._check_finite(rollout.old_logprobs, "learner")
         return rollout
 
-    def _read(self, tokens: TokenBatch, rollout_logprobs: Tensor) -> ScoredRollout:
+    def _read(self, tokens: TokenBatch) -> ScoredRollout:
+        """Return what the models make of some rows, without what the engine says of them."""
         outputs: ModelOutputs = self._learner.forward(tokens.input_ids, tokens.attention_mask)
         reference = self._parts.reference(tokens.input_ids, tokens.attention_mask)
         old = next_token_logprobs(outputs.logits, tokens.input_ids)
@@ -234,7 +239,7 @@ class RolloutSource:
         return ScoredRollout(
             tokens=tokens,
             old_logprobs=old,
-            rollout_logprobs=rollout_logprobs,
+            rollout_logprobs=torch.zeros_like(old),
             reference_logprobs=next_token_logprobs(reference.logits, tokens.input_ids),
             values=outputs.values if outputs.values is not None else torch.zeros_like(old),
             rewards=torch.zeros(len(old), device=old.device),

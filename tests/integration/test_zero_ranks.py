@@ -89,6 +89,9 @@ GROUP = 7
 """Parameters that are gathered at once."""
 WHOLE = 64
 """More rows than any rank has: one backward."""
+MAX_TOKENS = 30
+"""Of a part that is cut by length: each rank has three such parts or more."""
+ON_RANKS_BY_LENGTH = ["none", "refusal_loss", "lisa"]
 
 pytestmark = pytest.mark.timeout(1500)
 # Adam's first update with a large eps is nearly proportional to the gradient: an error in its
@@ -246,7 +249,13 @@ def experience_part(attack: Attack, learner: Learner) -> Experience:
     return attack.experience(rollout, defence.shape_advantages, context)
 
 
-def one_step(zero_stage: int, defence: str, micro_batch_size: int, ranks: Ranks) -> Outcome:
+def one_step(
+    zero_stage: int,
+    defence: str,
+    micro_batch_size: int,
+    ranks: Ranks,
+    max_tokens: int | None = None,
+) -> Outcome:
     """Return weights, controller and metrics after one update."""
     constrained = (DEFENCES | NAIVE | PER_MICRO_BATCH)[defence]()
     module = tiny_policy()
@@ -258,6 +267,7 @@ def one_step(zero_stage: int, defence: str, micro_batch_size: int, ranks: Ranks)
         zero_stage=zero_stage,
         num_ranks=ranks.size,
         micro_batch_size=micro_batch_size,
+        micro_batch_tokens=max_tokens,
         optimizer=OPTIMIZER,
     )
     attack = PPO(PPO.Config(num_epochs=NUM_UPDATES))
@@ -373,6 +383,13 @@ def attack_cases(num_ranks: int) -> Iterator[tuple[str, int, int]]:
     if num_ranks == 2:
         yield from ((attack, stage, 5) for stage in (3, 2, 1) for attack in ATTACKS)
         yield "local_mean", 1, WHOLE
+
+
+def by_length_cases(num_ranks: int) -> list[tuple[int, str]]:
+    if num_ranks == 1:
+        return [(1, defence) for defence in DEFENCES]
+    stages = (1, 2, 3) if num_ranks == 2 else ()
+    return [(stage, defence) for stage in stages for defence in ON_RANKS_BY_LENGTH]
 
 
 def step_cases(num_ranks: int) -> Iterator[tuple[int, str, int]]:
@@ -639,6 +656,9 @@ def work(rank: int, num_ranks: int, folder: str) -> None:
     ranks = start_rank(rank, num_ranks, folder)
     found: Outcome = {"steps": {case: one_step(*case, ranks) for case in step_cases(num_ranks)}}
     found["attacks"] = {case: attack_step(*case, ranks) for case in attack_cases(num_ranks)}
+    found["by length"] = {
+        case: one_step(*case, WHOLE, ranks, MAX_TOKENS) for case in by_length_cases(num_ranks)
+    }
     if num_ranks <= 2:
         kinds = [*KINDS, (0, False)]
         found["asked"] = {kind: asked_gradients(*kind, ranks) for kind in kinds}
@@ -800,6 +820,26 @@ def test_micro_batches_on_two_ranks_make_the_step_of_one_batch_on_one(
             outcome["steps"][zero_stage, defence, 5],
             one_rank["steps"][zero_stage, defence, WHOLE],
         )
+
+
+@pytest.mark.parametrize("defence", DEFENCES)
+def test_micro_batches_by_length_make_the_step_of_one_batch(
+    defence: str, one_rank: Outcome
+) -> None:
+    expected = one_rank["steps"][1, defence, WHOLE]
+    # Vaccine's perturbation is the same sum in another order, as above.
+    atol = 2e-6 if defence == "vaccine" else 1e-6
+    assert_same_step(one_rank["by length"][1, defence], expected, atol=atol)
+
+
+@SHARDED
+@pytest.mark.parametrize("defence", ON_RANKS_BY_LENGTH)
+def test_micro_batches_by_length_on_two_ranks_make_the_step_of_one_batch_on_one(
+    defence: str, zero_stage: int, one_rank: Outcome, two_ranks: list[Outcome]
+) -> None:
+    expected = one_rank["steps"][0, defence, WHOLE]
+    for outcome in two_ranks:
+        assert_same_step(outcome["by length"][zero_stage, defence], expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("defence", DEFENCES)

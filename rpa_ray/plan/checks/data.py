@@ -111,7 +111,8 @@ def check_rows(inputs: CellInputs) -> None:
 def _check_sampled(offline: SampledOfflineDefence, inputs: CellInputs) -> None:
     """Refuse a hardening on answers without prompts or scorer, or with groups that are cut."""
     restricted_prompts(offline.config, inputs.data, seed=MODEL_SEED)
-    group, rows = offline.config.group_size, inputs.settings.cluster.micro_batch_size
+    group, cluster = offline.config.group_size, inputs.settings.cluster
+    rows = cluster.micro_batch_size
     if offline.reads_whole_groups and rows is not None and rows % group:
         raise ConfigError(
             "cluster.micro_batch_size",
@@ -119,6 +120,14 @@ def _check_sampled(offline: SampledOfflineDefence, inputs: CellInputs) -> None:
             "the answers to a prompt in one backward pass",
             rows,
             f"Take {-(-rows // group) * group}.",
+        )
+    if offline.reads_whole_groups and cluster.micro_batch_tokens is not None:
+        raise ConfigError(
+            "cluster.micro_batch_tokens",
+            f"be left out where {offline.config.name} compares the answers to a prompt in one "
+            "backward pass",
+            cluster.micro_batch_tokens,
+            "Set it to null, and take cluster.micro_batch_size where a batch is too large.",
         )
     if offline.reads_harmless and inputs.models.helpfulness is None:
         raise ConfigError(

@@ -29,6 +29,13 @@ def test_a_micro_batch_is_at_most_the_ranks_part(asked: int | None, expected: in
     process = place_of(2, micro_batch_size=asked)
     settings = process.engine_settings(OPTIMIZER, batch_size=12, dtype="float32")
     assert settings.micro_batch_size == expected
+    assert settings.micro_batch_tokens is None
+
+
+def test_a_micro_batch_has_no_more_tokens_than_asked_for() -> None:
+    process = place_of(2, micro_batch_tokens=4096)
+    settings = process.engine_settings(OPTIMIZER, batch_size=12, dtype="float32")
+    assert (settings.micro_batch_size, settings.micro_batch_tokens) == (6, 4096)
 
 
 def test_a_batch_that_does_not_divide_over_the_ranks_has_no_engine() -> None:

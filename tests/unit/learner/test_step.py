@@ -404,11 +404,18 @@ KINDS: dict[str, tuple[Objective[Any, Any], Any, int | None]] = {
 }
 
 
-def one_step(kind: str, micro_batch_size: int, *, exact: bool = True) -> tuple[Any, Metrics]:
+def one_step(
+    kind: str, micro_batch_size: int, *, exact: bool = True, max_tokens: int | None = None
+) -> tuple[Any, Metrics]:
     """Return weights and metrics after one update on the five rows of a kind of batch."""
     objective, batch, num_labels = KINDS[kind]
     module = None if num_labels is None else tiny_classifier(num_labels=num_labels)
-    engine = tiny_engine(module=module, micro_batch_size=micro_batch_size, optimizer=PROPORTIONAL)
+    engine = tiny_engine(
+        module=module,
+        micro_batch_size=micro_batch_size,
+        micro_batch_tokens=max_tokens,
+        optimizer=PROPORTIONAL,
+    )
     if not exact:
         objective = MeanOfMicroBatchMeans(objective, -(-5 // micro_batch_size))
     metrics = learner_of(engine, objective).step(batch)
@@ -424,6 +431,15 @@ def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> floa
 def test_micro_batches_make_the_step_of_one_batch(kind: str, size: int) -> None:
     whole, expected = one_step(kind, 5)
     parts, metrics = one_step(kind, size)
+    assert largest_difference(whole, parts) < 1e-6
+    assert metrics == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 12, 1000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_micro_batches_by_length_make_the_step_of_one_batch(kind: str, max_tokens: int) -> None:
+    whole, expected = one_step(kind, 5)
+    parts, metrics = one_step(kind, 5, max_tokens=max_tokens)
     assert largest_difference(whole, parts) < 1e-6
     assert metrics == pytest.approx(expected, rel=1e-5, abs=1e-7)
 

@@ -216,6 +216,22 @@ def test_a_rank_holds_the_rows_of_attack_and_defence_at_once(
     assert load_of(parse_tree({}, overrides), models()).num_tokens == num_tokens
 
 
+@pytest.mark.parametrize(
+    ("attack", "max_tokens", "num_tokens"),
+    [("sft", 1000, 1000), ("sft", 100, 640), ("dpo", 100, 1280), ("sft", 10**6, 4 * 640)],
+)
+def test_a_rank_holds_a_row_or_as_many_tokens_as_a_pass_takes(
+    attack: str, max_tokens: int, num_tokens: int
+) -> None:
+    overrides = [
+        f"attack={attack}",
+        "attack.batch_size=8",
+        "cluster.num_ranks=2",
+        f"cluster.micro_batch_tokens={max_tokens}",
+    ]
+    assert load_of(parse_tree({}, overrides), models()).num_tokens == num_tokens
+
+
 def test_a_whole_part_of_a_batch_is_held_where_nothing_cuts_it() -> None:
     # 2 prompts x 4 answers, over 2 ranks
     grpo = "{name: grpo, batch_size: 2, group_size: 4, max_new_tokens: 100}"

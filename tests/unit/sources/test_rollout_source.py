@@ -148,6 +148,46 @@ def test_answers_are_read_singly_where_their_logits_are_large(
     torch.testing.assert_close(parts.advantages, whole.advantages)
 
 
+def with_answers_of(lengths: Sequence[int], max_tokens: int | None) -> Scene:
+    """Return a scene whose answers have so many tokens each."""
+    scene = Scene(group_size=2)
+    scripted = scene.generate
+
+    def generate(prompts: Sequence[Prompt], *, seed: int) -> list[Completion]:
+        return [
+            replace(completion, token_ids=[7] * length, logprobs=[-1.0] * length)
+            for completion, length in zip(scripted(prompts, seed=seed), lengths, strict=True)
+        ]
+
+    scene.source._parts = replace(scene.source._parts, generate=generate)
+    learner = scene.source._learner
+    learner.micro_batches = replace(learner.micro_batches, max_tokens=max_tokens)
+    return scene
+
+
+def test_answers_are_read_by_their_length_and_come_back_in_their_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, _ = with_answers_of([2, 9, 3, 8], None).source.next_batch(0)
+    scene = with_answers_of([2, 9, 3, 8], 24)
+    shapes: list[tuple[int, ...]] = []
+    forward = scene.source._learner.forward
+
+    def seen(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        shapes.append(tuple(input_ids.shape))
+        return forward(input_ids, attention_mask)
+
+    monkeypatch.setattr(scene.source._learner, "forward", seen)
+    parts, _ = scene.source.next_batch(0)
+    assert [rows for rows, _ in shapes] == [2, 2]
+    assert shapes[0][1] > shapes[1][1]
+    assert torch.equal(parts.tokens.input_ids, whole.tokens.input_ids)
+    mask = whole.tokens.loss_mask
+    for name in ("old_logprobs", "reference_logprobs", "advantages", "returns"):
+        found, expected = getattr(parts, name) * mask, getattr(whole, name) * mask
+        torch.testing.assert_close(found, expected)
+
+
 def test_an_attacker_observes_its_own_rewards_and_learns_from_those_that_are_left() -> None:
     scene = Scene(defence=TakesRewardsAway)
     scene.source.next_batch(0)

@@ -147,6 +147,15 @@ def test_groups_that_micro_batches_would_cut_are_refused(world_cache: Path) -> N
     )
 
 
+def test_groups_that_their_lengths_would_cut_are_refused(world_cache: Path) -> None:
+    tree = {"attack": "sft", "defence": "frpo", "cluster": {"micro_batch_tokens": 4096}}
+    assert refusal(parse_tree(tree), world_cache) == (
+        "cluster.micro_batch_tokens must be left out where frpo compares the answers to a prompt "
+        "in one backward pass, got 4096. Set it to null, and take cluster.micro_batch_size where a "
+        "batch is too large."
+    )
+
+
 def test_it_asks_for_harmless_prompts_and_no_more_than_grpo() -> None:
     assert frpo().reads_harmless
     assert frpo().needs == {Need.ROLLOUTS, Need.REFERENCE}
