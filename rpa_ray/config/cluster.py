@@ -66,6 +66,9 @@ class ClusterSettings(Settings):
     cores one thread each took 0.7 times the time of two, and other work on the machine makes
     threads of one process wait for each other."""
     zero_stage: Literal[0, 1, 2, 3] = 1
+    offload_optimizer: bool = False
+    """Keep masters, moments and gradients in main memory, where the CPUs step them: a GPU then
+    holds weights and activations alone. Under ZeRO-3."""
     micro_batch_size: int | None = Field(None, ge=1)
     """Rows of one rank in one backward pass; None takes its whole part of the batch."""
     micro_batch_tokens: int | None = Field(None, ge=1)

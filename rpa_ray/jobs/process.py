@@ -57,6 +57,7 @@ class LearnerProcess:
             micro_batch_tokens=self.cluster.micro_batch_tokens,
             num_ranks=self.ranks.size,
             zero_stage=self.cluster.zero_stage,
+            offload_optimizer=self.cluster.offload_optimizer,
             bf16=dtype == "bfloat16",
             deepspeed_file=self.cluster.deepspeed,
         )

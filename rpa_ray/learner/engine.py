@@ -89,8 +89,7 @@ class Engine:
             optimizer.micro_step_id = -1
             optimizer.all_grad_tensors.clear()
             optimizer.averaged_gradients.clear()
-        if self._zero_stage == 3:
-            optimizer.grad_partitions_flat_buffer.zero_()
+        self._zero_partitions()
         self._expect_backward()
 
     def step(
@@ -116,25 +115,13 @@ class Engine:
             hook.remove()
         self.num_updates += 1
         self.num_scheduled_updates += is_scheduled
-        if self._zero_stage == 3:
-            # ZeRO-3 would step again on the last gradient of what the next loss does not reach.
-            self._engine.optimizer.grad_partitions_flat_buffer.zero_()
+        self._zero_partitions()
         self._expect_backward()
         return norm if norm is not None else float(self._engine.get_global_grad_norm())
 
     def learning_rate(self) -> float:
         """Return the rate of the next update."""
-        settings, num_done = self.settings.optimizer, self.num_scheduled_updates
-        num_warmup = round(settings.warmup_frac * settings.num_steps)
-        if num_done < num_warmup:
-            return settings.learning_rate * (num_done + 1) / num_warmup
-        if settings.schedule == "constant":
-            return settings.learning_rate
-        share = min(1.0, (num_done - num_warmup) / max(1, settings.num_steps - num_warmup))
-        if settings.schedule == "linear":
-            return settings.learning_rate * (1 - share)
-        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * share)).item())
-        return settings.learning_rate * cosine
+        return self.settings.optimizer.learning_rate_after(self.num_scheduled_updates)
 
     def shards(self) -> Iterator[Shard]:
         """Return master weights and gradients of the parts this rank owns (edit in place).
@@ -210,6 +197,16 @@ class Engine:
         else:
             self._engine.allreduce_gradients()
 
+    def _zero_partitions(self) -> None:
+        """Forget what ZeRO-3 would step on again where the next loss does not reach."""
+        if self._zero_stage != 3:
+            return
+        optimizer = self._engine.optimizer
+        optimizer.grad_partitions_flat_buffer.zero_()
+        if optimizer.offload_optimizer:
+            for masters in optimizer.fp32_partitioned_groups_flat:
+                masters.grad.zero_()
+
     def _unsharded_grad_norm(self) -> float:
         """Return what DeepSpeed reports only where it shards."""
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
@@ -222,7 +219,8 @@ class Engine:
         if self._zero_stage == 3:
             from deepspeed.utils import safe_get_local_grad
 
-            gradient = safe_get_local_grad(parameter)
+            # It comes to the module's device, also where it lies beside offloaded masters.
+            gradient = safe_get_local_grad(parameter).to(master.device)
             self._lent_gradients.append((parameter, gradient))
             return Shard(name=name, master=master, gradient=gradient)
         if self._zero_stage == 0:

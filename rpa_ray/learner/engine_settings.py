@@ -29,6 +29,19 @@ class OptimizerSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
+    def learning_rate_after(self, num_done: int) -> float:
+        """Return the rate of the update that comes after so many scheduled ones."""
+        num_warmup = round(self.warmup_frac * self.num_steps)
+        if num_done < num_warmup:
+            return self.learning_rate * (num_done + 1) / num_warmup
+        if self.schedule == "constant":
+            return self.learning_rate
+        share = min(1.0, (num_done - num_warmup) / max(1, self.num_steps - num_warmup))
+        if self.schedule == "linear":
+            return self.learning_rate * (1 - share)
+        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * share)).item())
+        return self.learning_rate * cosine
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineSettings:
@@ -42,6 +55,8 @@ class EngineSettings:
     bf16: bool
     micro_batch_tokens: int | None = None
     """Most tokens of one rank in one backward, padding included; None bounds the rows alone."""
+    offload_optimizer: bool = False
+    """Whether masters and the optimizer's state lie in main memory; under ZeRO-3 alone."""
     deepspeed_file: Path | None = None
 
 
@@ -85,6 +100,10 @@ def deepspeed_config(settings: EngineSettings, num_trained: int) -> dict[str, An
             },
         },
     }
+    if settings.offload_optimizer:
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": not cpu}
+        # torch's Adam, as on the GPU: DeepSpeed's own would be compiled and round otherwise.
+        config["zero_force_ds_cpu_optimizer"] = False
     if settings.zero_stage == 3 and cpu:
         config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     if settings.deepspeed_file is not None:

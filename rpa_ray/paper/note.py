@@ -32,6 +32,7 @@ from statistics import fmean
 
 from rpa_ray.evaluation.answers import Answer, Decoding
 from rpa_ray.paper.compare import agreement_text, cells_of, key_of, rows_table
+from rpa_ray.paper.gaps import gap_curves_table
 from rpa_ray.paper.hacking import detectors_table, rewards_table
 from rpa_ray.paper.oscillation import oscillation_table
 from rpa_ray.report.evidence import read_cells
@@ -260,6 +261,7 @@ TABLES: Mapping[str, Callable[[Sequence[Path]], str]] = {
     "pairs": _side(pairs_table),
     "best_of_n": _side(best_of_n_table, of_groups=True),
     "judge_gaps": judge_gaps,
+    "gap_curves": gap_curves_table,
     "labels": labels,
     "detectors": detectors_table,
     "rewards": rewards_table,

@@ -173,11 +173,13 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     defence               4 T / R for each of ``num_shard_copies``; without ZeRO 4 T
     push                  :data:`PUSH_GIB`, where engines get the weights
     ====================  ==================================================================
+
+    Of an offloaded optimizer gradients, masters, what it steps and what a defence keeps of them
+    lie in main memory (:func:`offloaded_gib`).
     """
     num_ranks, stage = cluster.num_ranks, cluster.zero_stage
-    num_adapter, trained = 0, shape.num_parameters
-    if load.lora_rank is not None:
-        num_adapter = trained = shape.num_adapter_parameters(load.lora_rank)
+    trained = _num_trained(shape, load)
+    num_adapter = 0 if load.lora_rank is None else trained
     shared_by = {at: num_ranks if stage >= at else 1 for at in (1, 2, 3)}
     weight = load.bytes_a_weight
     passing = {
@@ -186,19 +188,27 @@ def rank_memory(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> 
     } | {part: load.num_tokens * of for part, of in _kept_bytes(shape, cluster, load).items()}
     stepped = trained / num_ranks if stage in (1, 2) else min(trained / num_ranks, STEPPED_MASTERS)
     step = (weight + (4 if weight < 4 else 0)) * stepped if stage else 0
+    on_gpu = not cluster.offload_optimizer
     num_bytes = {
         "weights": weight * (shape.num_parameters + num_adapter) / shared_by[3],
-        "gradients": weight * trained / shared_by[2],
-        "masters": (12 if stage else 8) * trained / shared_by[1],
+        "gradients": on_gpu * weight * trained / shared_by[2],
+        "masters": on_gpu * (12 if stage else 8) * trained / shared_by[1],
         "frozen copies": load.num_frozen * weight * shape.num_parameters,
     } | passing
     num_bytes |= {
-        "optimizer step": max(0, step - sum(passing.values())),
-        "defence": load.num_shard_copies * 4 * trained / shared_by[1],
+        "optimizer step": on_gpu * max(0, step - sum(passing.values())),
+        "defence": on_gpu * load.num_shard_copies * 4 * trained / shared_by[1],
     }
     parts = {"context": CONTEXT_GIB} | {name: of / GIB for name, of in num_bytes.items()}
     parts["push"] = PUSH_GIB[transfer(cluster)] if load.is_served else 0.0
     return {name: gib for name, gib in parts.items() if gib}
+
+
+def _num_trained(shape: ModelShape, load: RankLoad) -> int:
+    """Return how many parameters learn: all, or those of the adapters."""
+    if load.lora_rank is None:
+        return shape.num_parameters
+    return shape.num_adapter_parameters(load.lora_rank)
 
 
 def _layer_bytes(shape: ModelShape, load: RankLoad) -> int:
@@ -267,15 +277,24 @@ def checkpoint_gib(shape: ModelShape, load: RankLoad) -> float:
 
     Frozen weights are not in it. Two lie side by side while the newer is written.
     """
-    trained = shape.num_parameters
-    if load.lora_rank is not None:
-        trained = shape.num_adapter_parameters(load.lora_rank)
-    return (load.bytes_a_weight + 12) * trained / GIB
+    return (load.bytes_a_weight + 12) * _num_trained(shape, load) / GIB
 
 
 def weights_gib(shape: ModelShape, dtype: str) -> float:
     """Return the GiB of a model's files with weights of a type: w N."""
     return _bytes_of(dtype) * shape.num_parameters / GIB
+
+
+def offloaded_gib(shape: ModelShape, cluster: ClusterSettings, load: RankLoad) -> float:
+    """Return the GiB of main memory that the optimizer of a rank takes, 0 where it is on the GPU.
+
+    (16 + w + 4 copies of a defence) T / R: masters and moments, gradients as they were reduced and
+    in fp32. ZeRO-Offload is Ren et al. 2021 (arXiv:2101.06840).
+    """
+    if not cluster.offload_optimizer:
+        return 0.0
+    bytes_each = 16 + load.bytes_a_weight + 4 * load.num_shard_copies
+    return bytes_each * _num_trained(shape, load) / cluster.num_ranks / GIB
 
 
 def host_gib(shape: ModelShape, load: RankLoad, num_ranks_on_node: int) -> float:

@@ -237,9 +237,10 @@ def memory_notes(plan: Plan) -> list[str]:
         lines.append(f"GPU of a {words}{whose}: {total(parts):.1f} GiB ({parts_text(parts)})")
     checkpoint = max(memory.checkpoint_gib for memory in every.values())
     loading = max(memory.host_gib_a_rank for memory in every.values())
+    offloads = " and beside an offloaded optimizer" * settings.cluster.offload_optimizer
     lines.append(
         f"a checkpoint: {checkpoint:.1f} GiB on disk, two at a time; main memory while models are "
-        f"loaded: {loading:.1f} GiB a rank"
+        f"loaded{offloads}: {loading:.1f} GiB a rank"
     )
     return lines
 

@@ -254,7 +254,7 @@ def one_step(
     defence: str,
     micro_batch_size: int,
     ranks: Ranks,
-    max_tokens: int | None = None,
+    **settings: Any,
 ) -> Outcome:
     """Return weights, controller and metrics after one update."""
     constrained = (DEFENCES | NAIVE | PER_MICRO_BATCH)[defence]()
@@ -267,8 +267,8 @@ def one_step(
         zero_stage=zero_stage,
         num_ranks=ranks.size,
         micro_batch_size=micro_batch_size,
-        micro_batch_tokens=max_tokens,
         optimizer=OPTIMIZER,
+        **settings,
     )
     attack = PPO(PPO.Config(num_epochs=NUM_UPDATES))
     learner = learner_of(
@@ -657,9 +657,13 @@ def work(rank: int, num_ranks: int, folder: str) -> None:
     found: Outcome = {"steps": {case: one_step(*case, ranks) for case in step_cases(num_ranks)}}
     found["attacks"] = {case: attack_step(*case, ranks) for case in attack_cases(num_ranks)}
     found["by length"] = {
-        case: one_step(*case, WHOLE, ranks, MAX_TOKENS) for case in by_length_cases(num_ranks)
+        case: one_step(*case, WHOLE, ranks, micro_batch_tokens=MAX_TOKENS)
+        for case in by_length_cases(num_ranks)
     }
     if num_ranks <= 2:
+        found["offloaded"] = {
+            defence: one_step(3, defence, 5, ranks, offload_optimizer=True) for defence in DEFENCES
+        }
         kinds = [*KINDS, (0, False)]
         found["asked"] = {kind: asked_gradients(*kind, ranks) for kind in kinds}
         found["own"] = {kind: own_parts(*kind, ranks) for kind in kinds}
@@ -840,6 +844,14 @@ def test_micro_batches_by_length_on_two_ranks_make_the_step_of_one_batch_on_one(
     expected = one_rank["steps"][0, defence, WHOLE]
     for outcome in two_ranks:
         assert_same_step(outcome["by length"][zero_stage, defence], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("defence", DEFENCES)
+def test_an_offloaded_optimizer_makes_the_step_of_one_that_is_not(
+    defence: str, one_rank: Outcome, two_ranks: list[Outcome]
+) -> None:
+    for outcome in (one_rank, *two_ranks):
+        assert_same_step(outcome["offloaded"][defence], outcome["steps"][3, defence, 5])
 
 
 @pytest.mark.parametrize("defence", DEFENCES)

@@ -18,6 +18,7 @@ from rpa_ray.plan.memory import (
     largest,
     load_of,
     model_load_of,
+    offloaded_gib,
     rank_memory,
     scorer_memory,
     total,
@@ -35,7 +36,8 @@ _REMEDIES = {
     HARDENING: "Take more ranks, cluster.zero_stage: 3, cluster.gradient_checkpointing: true, a "
     "smaller defence.batch_size, or larger GPUs.",
     "rank": "Take adapters (attack.lora: {rank: 16}), more ranks, another cluster.zero_stage, "
-    "cluster.gradient_checkpointing: true, a smaller cluster.micro_batch_size, or larger GPUs.",
+    "cluster.gradient_checkpointing: true, cluster.offload_optimizer: true (with zero_stage: 3), a "
+    "smaller cluster.micro_batch_size, or larger GPUs.",
     "rollout_worker": "Take larger GPUs, or more of them for an engine "
     "(cluster.gpus_per_rollout_worker).",
     "scorer_worker": "Take larger GPUs, or smaller scoring models.",
@@ -53,7 +55,7 @@ class CellMemory:
     """Share of its GPU that an engine fills; None where what lies beside it is not known."""
     checkpoint_gib: float
     host_gib_a_rank: float
-    """Main memory in which a rank loads models."""
+    """Main memory in which a rank loads models, and keeps an offloaded optimizer."""
 
 
 def cell_memory(inputs: CellInputs) -> CellMemory | None:
@@ -83,7 +85,8 @@ def cell_memory(inputs: CellInputs) -> CellMemory | None:
         gpu={k: gpu[k] for k in kinds if k in gpu and k.replace(HARDENING, "rank") in on_gpu},
         engine_frac=frac,
         checkpoint_gib=max(checkpoint_gib(shape, own) for own in (load, *hardenings)),
-        host_gib_a_rank=host_gib(shape, load, 1),
+        host_gib_a_rank=host_gib(shape, load, 1)
+        + max(offloaded_gib(shape, cluster, own) for own in (load, *hardenings)),
     )
 
 
@@ -256,8 +259,8 @@ def _check_host(memory: CellMemory, machines: MachineSettings, placed: Sequence[
             raise ConfigError(
                 "cluster",
                 f"ask for at most the {machines.gib_per_node:g} GiB main memory of a node",
-                f"{asked:.0f} GiB, {memory.host_gib_a_rank:.0f} of them for each rank to load "
-                "models",
+                f"{asked:.0f} GiB, {memory.host_gib_a_rank:.0f} of them for each rank: its models, "
+                "and what it offloads",
                 "Take fewer ranks on a node, a smaller model, or larger nodes.",
             )
 

@@ -66,9 +66,7 @@ def check_checkpoints(run_folder: Path, settings: ExperimentSettings) -> None:
     checkpoint = latest_checkpoint(run_folder / CHECKPOINTS)
     if checkpoint is not None:
         cluster = settings.cluster
-        # The user's own DeepSpeed file may name another stage: the ranks compare it then.
-        stage = cluster.zero_stage if cluster.deepspeed is None else None
-        check_fits(checkpoint, num_ranks=cluster.num_ranks, zero_stage=stage)
+        check_fits(checkpoint, num_ranks=cluster.num_ranks, zero_stage=cluster.zero_stage)
 
 
 def check_placement(settings: ExperimentSettings, num_cells: int = 1) -> None:

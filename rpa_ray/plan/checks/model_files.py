@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rpa_ray.config import ConfigError
 from rpa_ray.data.errors import last_line
@@ -43,13 +43,13 @@ def check_files(folder: Path, key: str) -> None:
     """
     _refuse_adapter(folder, key)
     _refuse_endless(folder, key)
-    require_json_object(
+    read_json_object(
         folder / "config.json", key, "be a model folder with a config.json that can be read"
     )
     _refuse_pointers(folder, key)
     for name in JSON_FILES:
         if (folder / name).is_file():
-            require_json_object(folder / name, key, f"be a model folder with a {name} to read")
+            read_json_object(folder / name, key, f"be a model folder with a {name} to read")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("quantization_config"):
         refuse_quantised(f"quantization_config in {folder / 'config.json'}", key)
@@ -100,21 +100,23 @@ def refuse_quantised(what: str, key: str) -> None:
     )
 
 
-def require_json_object(path: Path, key: str, rule: str) -> None:
-    """Refuse a file that does not hold a JSON object.
+def read_json_object(path: Path, key: str, rule: str) -> dict[str, Any]:
+    """Return the JSON object that a file holds.
 
     Raises:
         ConfigError: with the rule that is broken.
     """
     try:
-        ok = isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-        problem = "it holds something else"
+        found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        ok, problem = False, f"{error.strerror}"
+        problem = f"{error.strerror}"
     except (ValueError, RecursionError) as error:  # broken JSON, too deep, or not UTF-8
-        ok, problem = False, f"{error}"
-    if not ok:
-        raise ConfigError(key, rule, str(path), f"{problem}: check the file.")
+        problem = f"{error}"
+    else:
+        if isinstance(found, dict):
+            return found
+        problem = "it holds something else"
+    raise ConfigError(key, rule, str(path), f"{problem}: check the file.")
 
 
 def _weight_files(folder: Path, key: str) -> list[Path]:

@@ -1,11 +1,13 @@
 """Whether the settings of a cell contradict each other, whatever the data and the models are."""
 
+from collections.abc import Mapping
+
 from rpa_ray.attacks.sft import SFT
 from rpa_ray.config import ConfigError, ExperimentSettings, RolloutConfig, TrainingConfig
 from rpa_ray.data.source import check_source
 from rpa_ray.defences import defence_of
 from rpa_ray.plan.checks.layout import check_layout
-from rpa_ray.plan.checks.model_files import require_json_object
+from rpa_ray.plan.checks.model_files import read_json_object
 from rpa_ray.plugin import DEFENCE_BATCHES, Need
 
 
@@ -135,11 +137,29 @@ def _require_multiple(key: str, number: int, divisor: int, name: str) -> None:
         )
 
 
-def _check_deepspeed(settings: ExperimentSettings) -> None:
-    path = settings.cluster.deepspeed
-    if path is not None:
-        require_json_object(path, "cluster.deepspeed", "name a file with a JSON object")
+def _check_sharding(settings: ExperimentSettings) -> None:
+    """Refuse a stage that the plan would not know of, or that offloads nothing."""
+    cluster, path = settings.cluster, settings.cluster.deepspeed
+    if cluster.offload_optimizer and cluster.zero_stage != 3:
+        raise ConfigError(
+            "cluster.offload_optimizer",
+            f"be false under cluster.zero_stage: {cluster.zero_stage}",
+            True,
+            "Set cluster.zero_stage: 3, on one rank too, or leave it out.",
+        )
+    if path is None:
+        return
+    own = read_json_object(path, "cluster.deepspeed", "name a file with a JSON object")
+    sharding = own.get("zero_optimization")
+    stage = sharding.get("stage", 0) if isinstance(sharding, Mapping) else cluster.zero_stage
+    if stage != cluster.zero_stage:
+        raise ConfigError(
+            "cluster.zero_stage",
+            f"be the stage of {path} ({stage}): copies and memory are planned by it",
+            cluster.zero_stage,
+            f"Set it to {stage}, or take the stage out of the file.",
+        )
 
 
-SETTINGS_CHECKS = (_check_sizes, _check_judges, _check_lora, _check_deepspeed, check_layout)
+SETTINGS_CHECKS = (_check_sizes, _check_judges, _check_lora, _check_sharding, check_layout)
 """What contradicts itself whatever the data and the models are; each check finds one thing."""

@@ -15,6 +15,7 @@ from rpa_ray.plan.memory import (
     host_gib,
     kv_gib_a_token,
     load_of,
+    offloaded_gib,
     rank_memory,
     scorer_memory,
     total,
@@ -79,6 +80,19 @@ def test_of_checkpointed_layers_the_inputs_and_one_layer_with_its_gradients_are_
     assert parts["head"] == gib(
         39_321_600
     )  # 256 x (12 x 32,000 - 230,400): the rest is the layer's
+
+
+def test_an_offloaded_optimizer_leaves_weights_and_what_a_pass_holds_on_the_gpu() -> None:
+    load = RankLoad(num_tokens=64, num_shard_copies=1)
+    cluster = ClusterSettings(zero_stage=3, gpus_per_rank=1)
+    offloaded = cluster.model_copy(update={"offload_optimizer": True})
+    whole, rest = (rank_memory(LLAMA_2_7B, of, load) for of in (cluster, offloaded))
+    gone = {"gradients", "masters", "optimizer step", "defence"}
+    assert rest == {name: gib for name, gib in whole.items() if name not in gone}
+    assert gone <= whole.keys()
+    assert offloaded_gib(LLAMA_2_7B, cluster, load) == 0
+    # 6,738,415,616 x (12 masters and moments + 4 + 2 gradients + 4 of an anchor)
+    assert offloaded_gib(LLAMA_2_7B, offloaded, load) == gib(148_245_143_552)
 
 
 def test_without_zero_every_rank_holds_all_moments_and_whole_copies() -> None:

@@ -2,6 +2,7 @@ import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import checked
 import pytest
@@ -91,6 +92,10 @@ def test_settings_that_fit_together_pass(own_cache: Path) -> None:
             ["defence=random_anchor", "attack.lora={rank: 4}"],
             "attack.lora must be null where a defence compares the trained weights",
         ),
+        (
+            ["cluster.offload_optimizer=true", "cluster.zero_stage=2"],
+            "cluster.offload_optimizer must be false under cluster.zero_stage: 2, got True. Set",
+        ),
         (["cluster.deepspeed=/no.json"], "cluster.deepspeed must name a file with a JSON object"),
         (
             ["model.path=/no/model"],
@@ -104,6 +109,31 @@ def test_what_cannot_run_is_refused_with_its_key(
     world_cache: Path, overrides: list[str], message: str
 ) -> None:
     assert refusal(world_cache, *overrides).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [({"zero_optimization": {"stage": 3}}, 3), ({"zero_optimization": {"overlap_comm": True}}, 0)],
+)
+def test_a_stage_that_the_plan_does_not_know_of_is_refused(
+    world_cache: Path, tmp_path: Path, own: dict[str, Any], found: int
+) -> None:
+    file = tmp_path / "deepspeed.json"
+    file.write_text(json.dumps(own))
+    overrides = [f"cluster.deepspeed={file}", "cluster.zero_stage=2"]
+    assert refusal(world_cache, *overrides) == (
+        f"cluster.zero_stage must be the stage of {file} ({found}): copies and memory are planned "
+        f"by it, got 2. Set it to {found}, or take the stage out of the file."
+    )
+
+
+@pytest.mark.parametrize("own", [{"zero_optimization": {"stage": 2}}, {"gradient_clipping": 0.5}])
+def test_a_deepspeed_file_of_the_planned_stage_passes(
+    own_cache: Path, tmp_path: Path, own: dict[str, Any]
+) -> None:
+    file = tmp_path / "deepspeed.json"
+    file.write_text(json.dumps(own))
+    check(parse_tree(PPO, [f"cluster.deepspeed={file}", "cluster.zero_stage=2"]), own_cache)
 
 
 def test_stage_0_is_right_with_float32_weights(own_cache: Path) -> None:
