@@ -36,12 +36,13 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum over ranks; every rank must call it equally often."""
+        """Return the sum over ranks, on the tensor's device; all ranks call it equally often."""
         if self.size == 1:
             return tensor
         total = tensor.to(self.device, copy=True)
         dist.all_reduce(total)
-        return total
+        # Of offloaded masters it may be in main memory, which a number on a GPU could not scale.
+        return total.to(tensor.device)
 
     def mean(self, metrics: Metrics) -> Metrics:
         """Return the mean of each metric over ranks, of maxima the largest.

@@ -25,7 +25,7 @@ def gap_curves_table(folders: Sequence[Path]) -> str:
     lines: list[str] = []
     for folder in folders:
         seen = read_looks(folder)
-        runs: dict[tuple[str, ...], list[Looks]] = defaultdict(list)
+        runs: dict[tuple[str, str, str], list[Looks]] = defaultdict(list)
         for cell in read_cells(folder)[0]:
             looks = [look for look in seen.get(cell["run"], ()) if HARM in look]
             if looks and cell["attack"] != "none":
@@ -40,9 +40,7 @@ def gap_curves_table(folders: Sequence[Path]) -> str:
                 if all(key in looks[at] for looks in held for at in shown):
                     entries = [_entry([_gap(looks[at], key) for looks in held]) for at in shown]
                     row = [*name, judge, str(len(held))]
-                    row += [
-                        f"{at:,.0f}: {entry}" for at, entry in zip(shown, entries, strict=True)
-                    ]
+                    row += [f"{at:,.0f}: {entry}" for at, entry in zip(shown, entries, strict=True)]
                     lines.append(f"| {' | '.join(row)} |")
     columns = max((line.count(" | ") + 1 for line in lines), default=5) - 5
     header = ["Data", "Attack", "Defence", "Harm less that by", "Seeds", *["Samples"] * columns]
