@@ -125,17 +125,23 @@ def with_tables(text: str, place: Path) -> str:
 
 def _cell(cells: Sequence[Cell], row: str, seed: str | None) -> Cell:
     """Return the one cell that a row names, of one seed where that is named."""
-    rows: dict[str, list[Cell]] = {}
+    # A label tells rows of one defence apart, of which one may have no more to it than its name.
+    by_defence: dict[str, list[Cell]] = {}
+    by_label: dict[str, list[Cell]] = {}
     for cell in cells:
         data, attack, _ = key_of(cell)
         setting = cell.setting
         rho = MISSING if setting.rho is None else f"{setting.rho:g}"
         attacks = (attack, f"{attack} {setting.num_samples}", f"{attack} rho {rho}")
-        called = dict.fromkeys((cell.defence, cell.label))
-        defences = (*called, *(f"{setting.model} {name}" for name in called))
-        for name, defence in product(attacks, defences):
-            rows.setdefault("/".join((data, name, defence)), []).append(cell)
-    alone = {name: held[0] for name, held in rows.items() if len(held) == 1}
+        for rows, called in ((by_defence, cell.defence), (by_label, cell.label)):
+            for name, defence in product(attacks, (called, f"{setting.model} {called}")):
+                rows.setdefault("/".join((data, name, defence)), []).append(cell)
+    alone = {
+        name: held[0]
+        for rows in (by_defence, by_label)
+        for name, held in rows.items()
+        if len(held) == 1
+    }
     if row not in alone:
         raise ValueError(f"a row must be one of {', '.join(alone)}, got {row}. Mend the note.")
     records = alone[row].records
