@@ -1,14 +1,16 @@
-"""What the parts of the scale ``paper`` have to be for its cells to be those of the literature."""
+"""What the parts of a scale have to be; those of ``paper`` for cells to be the literature's."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rpa_ray.config import ExperimentSettings, TrainingConfig
 from rpa_ray.plan import load_config
 
-TABLE_3 = Path(__file__).parents[3] / "configs" / "paper" / "table3.yaml"
+PAPER = Path(__file__).parents[3] / "configs" / "paper"
+TABLE_3, SCALES = PAPER / "table3.yaml", PAPER / "scales"
 
 
 def cells(**wanted: str) -> list[ExperimentSettings]:
@@ -50,3 +52,15 @@ def test_a_second_judge_learns_at_the_rate_of_its_trunk_whatever_its_rows() -> N
         for cell in load_config(path, scale="paper").campaign.cells:
             judge = cell.evaluation.judges["second_judge"]
             assert (judge.path, judge.learning_rate) == ("microsoft/deberta-v3-xsmall", 6e-6)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(SCALES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_a_part_keeps_the_settings_of_what_it_includes(path: Path) -> None:
+    """A bare name after an include takes every setting back to its default."""
+    own = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for include in own.get("include", ()):
+        included = yaml.safe_load((path.parent / include).read_text(encoding="utf-8"))
+        for key in own.keys() & included.keys() - {"include"}:
+            assert isinstance(own[key], dict) or not isinstance(included[key], dict), key
